@@ -1,0 +1,35 @@
+# `make demo` and `make test` make .venv by themselves from any Python >= 3.11;
+# PYTHON=python3.12 chooses another, VENV=dir another place.
+PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do \
+  if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
+VENV ?= .venv
+WORKDIR ?= runs/demo
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.run
+	$(VENV)/bin/python -m lus_jax.main --config configs/seg.py:demo --workdir $(WORKDIR) \
+	  --config.data.prepared_dir=$(WORKDIR)/data
+
+test: $(VENV)/.test lint
+	$(VENV)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 was found; name one: make PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@ $(VENV)/.run
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

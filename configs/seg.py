@@ -1,0 +1,89 @@
+"""Segmentation: one FPN per confidence threshold, all trained at once.
+
+  python -m lus_jax.main --config configs/seg.py --workdir runs/seg          the paper's recipe
+  python -m lus_jax.main --config configs/seg.py:demo --workdir runs/demo    what `make demo` runs
+  python -m lus_jax.main --config configs/seg.py:tiny --workdir runs/tiny    a smoke run
+
+On your own frames (format: README.md, "Your own data"):
+
+  python -m lus_jax.main --config configs/seg.py --config.data.name=lus_folder \
+      --config.data.dir=DIR --workdir runs/mine
+
+It prepares the data set, trains, evaluates the best epoch of every member on held-out patients,
+prints Table 1 and writes `results/*.json`. Any field: `--config.optimizer.learning_rate=3e-4`.
+How long each takes: README.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(size="paper"):
+  config = ConfigDict()
+  config.task = "segmentation"
+  config.seed = 0
+
+  config.data = ConfigDict()
+  config.data.name = "lus_phantom"  # or lus_folder
+  config.data.dir = ""  # lus_folder: your folder
+  config.data.prepared_dir = ""  # where prepared data sets live; empty: TFDS's default
+  config.data.image_size = 512  # pixels; frames are letterboxed to a square
+  config.data.split_unit = "patient"  # 'frame' is for smoke runs on too few patients only
+  config.data.split_seed = 0  # of the split, where the data do not give one
+  config.data.cache = "auto"  # frames on the device, streamed, or whichever fits
+  config.data.phantom = ConfigDict()
+  config.data.phantom.n_patients = 42
+  config.data.phantom.setting = "default"  # how true faint strokes are: see the README
+  config.data.phantom.seed = 0
+
+  config.model = ConfigDict()
+  config.model.encoder = "resnet34"
+  config.model.width = 1.0  # factor on every channel count
+  config.model.dropout = 0.2
+  config.model.dtype = "float32"  # of the computation; parameters are float32
+
+  config.sweep = ConfigDict()
+  config.sweep.thresholds = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
+  config.sweep.seeds = 1  # repetitions of the whole sweep from other initial weights
+  config.sweep.strategy = "auto"  # or loop, vmap
+
+  config.loss = ConfigDict()
+  config.loss.name = "weighted_cross_entropy"
+  config.loss.weights = "paper"  # or ones
+  config.loss.subthreshold_weight = "threshold"  # or confidence
+  config.loss.reduction = "mean"  # or weight_sum
+
+  config.optimizer = ConfigDict()
+  config.optimizer.learning_rate = 1e-4  # Adam, cosine decay to 0
+
+  config.augment = ConfigDict()
+  config.augment.probability = 0.5  # of each: flip, rotation, intensity
+  config.augment.rotation_degrees = 15.0
+  config.augment.brightness = 0.2
+  config.augment.contrast = 0.2
+  config.augment.gamma = (0.8, 1.25)
+
+  config.train = ConfigDict()
+  config.train.epochs = 100
+  config.train.batch_size = 16
+  config.train.log_every = 20  # steps
+  config.train.checkpoint_every = 1  # epochs
+
+  if size == "paper":
+    pass
+  elif size == "demo":
+    config.data.image_size = 96
+    config.model.encoder = "resnet18"
+    config.optimizer.learning_rate = 1e-3
+    config.train.epochs = 3
+    config.train.batch_size = 8
+  elif size == "tiny":
+    config.data.image_size = 64
+    config.data.phantom.n_patients = 12
+    config.model.encoder = "resnet18"
+    config.model.width = 0.25
+    config.optimizer.learning_rate = 3e-3
+    config.train.epochs = 4
+    config.train.batch_size = 8
+  else:
+    raise ValueError(f"configs/seg.py:{size} does not exist; use seg.py, seg.py:demo or :tiny")
+  return config

@@ -1,0 +1,135 @@
+"""From stored frames to the network's input, augmented on the device.
+
+Geometry is applied to the image and the confidence together and before any threshold, so that a
+label is always the threshold of a confidence that could have been painted.
+"""
+
+import functools
+
+import jax
+from jax import numpy as jnp
+
+from lus_jax.errors import UserError
+
+
+def prepare(batch):
+  """Turns stored frames into arrays of the network.
+
+  Args:
+    batch: `image` [B, H, W, C] and `confidence` [B, H, W, K] uint8, `valid_box` [B, 4] and
+      `labelled` [B, K].
+
+  Returns:
+    `image` [B, H, W, C] and `confidence` [B, H, W, K], float32 in [0, 1], and `where`
+    [B, H, W, K], True where a pixel was in the original frame and its class was annotated.
+  """
+  height, width = batch["image"].shape[1:3]
+  top, left, bottom, right = (box[:, None] for box in batch["valid_box"].T)
+  rows, columns = jnp.arange(height)[None], jnp.arange(width)[None]
+  inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[
+    :, None, :
+  ]
+  return {
+    "image": batch["image"].astype(jnp.float32) / 255,
+    "confidence": batch["confidence"].astype(jnp.float32) / 255,
+    "where": inside[..., None] & batch["labelled"][:, None, None, :],
+  }
+
+
+def rotate(image, angle):
+  """Rotates about the centre, with bilinear interpolation and zeros outside.
+
+  Args:
+    image: [H, W, C].
+    angle: in radians, counter-clockwise as displayed.
+
+  Returns:
+    [H, W, C].
+  """
+  height, width = image.shape[:2]
+  y, x = jnp.meshgrid(
+    jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij"
+  )
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  at = (y * cos + x * sin + (height - 1) / 2, x * cos - y * sin + (width - 1) / 2)
+  sample = functools.partial(
+    jax.scipy.ndimage.map_coordinates, coordinates=at, order=1, mode="constant", cval=0.0
+  )
+  return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+
+
+def adjust_intensity(image, *, brightness, contrast, gamma):
+  """Gamma, then contrast about the mean, then brightness; clipped to [0, 1].
+
+  Args:
+    image: [H, W, C] in [0, 1].
+    brightness: added.
+    contrast: factor minus one.
+    gamma: exponent.
+
+  Returns:
+    [H, W, C].
+  """
+  # The gradient of x^gamma never matters here, but 0^gamma must stay 0.
+  image = jnp.where(image > 0, image, 1e-6) ** gamma * (image > 0)
+  mean = jnp.mean(image)
+  return jnp.clip((image - mean) * (1 + contrast) + mean + brightness, 0, 1)
+
+
+def check(config):
+  """Refuses an augmentation config that is out of range (`UserError`)."""
+  if not 0 <= config.probability <= 1:
+    raise UserError(f"config.augment.probability: {config.probability} must be in [0, 1].")
+  if not 0 <= config.rotation_degrees <= 180:
+    raise UserError(
+      f"config.augment.rotation_degrees: {config.rotation_degrees} must be in [0, 180]."
+    )
+  low, high = config.gamma
+  if not 0 < low <= high:
+    raise UserError(f"config.augment.gamma: {config.gamma} must be two rising positive numbers.")
+
+
+def augment(inputs, key, config):
+  """Flips, rotates and changes the intensity of each example, each with its own probability.
+
+  Args:
+    inputs: what `prepare` returns.
+    key: a jax random key.
+    config: the `augment` part of a run's config (`probability`, `rotation_degrees`, `brightness`,
+      `contrast`, `gamma`).
+
+  Returns:
+    The same dict; pixels that a rotation brought in from outside are False in `where`.
+  """
+  keys = jax.random.split(key, inputs["image"].shape[0])
+  return jax.vmap(functools.partial(_augment_one, config=config))(inputs, keys)
+
+
+def _augment_one(inputs, key, *, config):
+  choose, turn, light, dark, bend = jax.random.split(key, 5)
+  flip, rotation, intensity = jax.random.uniform(choose, (3,)) < config.probability
+  n, k = inputs["image"].shape[-1], inputs["confidence"].shape[-1]
+  # One interpolation serves the image, the confidences and the mask.
+  stack = jnp.concatenate(
+    [inputs["image"], inputs["confidence"], inputs["where"].astype(jnp.float32)], axis=-1
+  )
+  stack = jnp.where(flip, stack[:, ::-1], stack)
+  limit = jnp.deg2rad(config.rotation_degrees)
+  angle = jax.random.uniform(turn, minval=-limit, maxval=limit)
+  stack = jax.lax.cond(rotation, lambda x: rotate(x, angle), lambda x: x, stack)
+  low, high = config.gamma
+  image = adjust_intensity(
+    stack[..., :n],
+    brightness=jax.random.uniform(light, minval=-config.brightness, maxval=config.brightness),
+    contrast=jax.random.uniform(dark, minval=-config.contrast, maxval=config.contrast),
+    gamma=jax.random.uniform(bend, minval=low, maxval=high),
+  )
+  image = jnp.where(intensity, image, stack[..., :n])
+  # A pixel counts only where all four neighbours it was made of are valid.
+  where = stack[..., n + k :] > 0.999
+  inside = jnp.any(where, axis=-1, keepdims=True)
+  return {
+    "image": image * inside,
+    "confidence": stack[..., n : n + k],
+    "where": where,
+  }

@@ -1,0 +1,133 @@
+"""Opens the data set that `config.data` names, building its TFDS files first where needed."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from lus_jax.errors import UserError
+
+NAMES = ("lus_phantom", "lus_folder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A prepared data set.
+
+  Attributes:
+    name: the builder's name, or the one the user's dataset.json gives.
+    version: the version of its stored form.
+    classes: K class names.
+    thin: the classes that are lines.
+    split_unit: 'patient', or 'frame' where frames of one patient stand on several sides.
+    splits: random-access sources of decoded examples by split (`tfds_builders.records`).
+    metadata: everything else that the builder recorded.
+  """
+
+  name: str
+  version: str
+  classes: tuple[str, ...]
+  thin: tuple[str, ...]
+  split_unit: str
+  splits: Mapping[str, Sequence]
+  metadata: Mapping
+
+  @property
+  def simulated(self):
+    """Whether frames come with the `truth` and the `evidence` of a simulator."""
+    return bool(self.metadata.get("simulated"))
+
+  @property
+  def notes(self):
+    """What a reader of any result on this data set has to know."""
+    notes = []
+    if self.simulated:
+      notes.append("simulated frames: they show that the method runs, nothing about patients.")
+    if self.split_unit == "frame":
+      notes.append("split by frame, so patients stand on both sides: not an independent test.")
+    if self.metadata.get("binary"):
+      notes.append(
+        "binary masks: members above threshold 0 share their labels (but for interpolated edges) "
+        "and differ in the background weight only."
+      )
+    return notes
+
+  def summary(self):
+    """What results files say of the data set."""
+    return {
+      "name": self.name,
+      "version": self.version,
+      "classes": list(self.classes),
+      "split_unit": self.split_unit,
+      "splits": {name: len(source) for name, source in self.splits.items()},
+    }
+
+
+def prepared_directory(config):
+  """Where prepared data sets live: `config.prepared_dir`, else TFDS's own default."""
+  default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  return pathlib.Path(config.prepared_dir or default).expanduser()
+
+
+def open_dataset(config, kind):
+  """Opens a data set, preparing it on first use.
+
+  Args:
+    config: the `data` part of a run's config.
+    kind: 'frames' (labelled frames) or 'videos'.
+
+  Returns:
+    A `Dataset`.
+
+  Raises:
+    UserError: the name is unknown or the user's files are not in order.
+  """
+  size = config.image_size
+  if size < 32:
+    raise UserError(f"config.data.image_size: {size} is too small; use at least 32 pixels.")
+  if config.split_unit not in ("patient", "frame"):
+    raise UserError(
+      f"config.data.split_unit: '{config.split_unit}' is not known; choose patient or frame."
+    )
+  # Builders import tensorflow_datasets, which a bare machine that trains on arrays may lack.
+  if config.name == "lus_phantom":
+    from tfds_builders.lus_phantom import LusPhantom as Builder
+    from tfds_builders.lus_phantom import phantom_config
+
+    if config.split_unit != "patient":
+      raise UserError("config.data.split_unit: lus_phantom is always split by patient.")
+    builder_config = phantom_config(kind, size, size, **config.phantom)
+  elif config.name == "lus_folder":
+    from tfds_builders.lus_folder import LusFolder as Builder
+    from tfds_builders.lus_folder import folder_config
+
+    if not config.dir:
+      raise UserError("config.data.dir is empty: name your folder with --config.data.dir=DIR.")
+    builder_config = folder_config(
+      kind,
+      size,
+      size,
+      directory=config.dir,
+      split_unit=config.split_unit,
+      seed=config.split_seed,
+    )
+  else:
+    raise UserError(
+      f"config.data.name: '{config.name}' is not known; choose one of {', '.join(NAMES)}."
+    )
+  builder = Builder(
+    config=builder_config,
+    data_dir=os.fspath(prepared_directory(config)),
+    file_format="array_record",
+  )
+  builder.download_and_prepare()
+  metadata = dict(builder.info.metadata)
+  return Dataset(
+    name=metadata.get("name", builder.name),
+    version=f"{builder.version} ({builder_config.name})",
+    classes=tuple(metadata.pop("classes")),
+    thin=tuple(metadata.pop("thin")),
+    split_unit=metadata.pop("split_unit"),
+    splits={name: builder.as_data_source(name) for name in builder.info.splits},
+    metadata=metadata,
+  )

@@ -1,0 +1,156 @@
+"""Batches in a fixed order, from frames on the device or streamed from disk.
+
+Both ways give the same batches: the order depends on the seed and the number of frames alone.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from lus_jax.errors import UserError
+
+# What a training or evaluation step needs of a stored frame.
+FIELDS = ("image", "confidence", "labelled", "valid_box")
+# The share of a device's memory that frames may take under cache='auto'.
+CACHE_SHARE = 0.25
+
+
+def load(source, fields=FIELDS):
+  """Reads a whole split into host memory: a dict of arrays with a leading example axis."""
+  examples = [{name: example[name] for name in fields} for example in source]
+  return {name: np.stack([example[name] for example in examples]) for name in fields}
+
+
+def choose_cache(cache, sources):
+  """Resolves cache='auto': 'device' where the frames take at most a quarter of its memory.
+
+  Args:
+    cache: 'auto', 'device' or 'stream'.
+    sources: the splits that would be held.
+
+  Returns:
+    'device' or 'stream'.
+
+  Raises:
+    UserError: an unknown choice.
+  """
+  if cache not in ("auto", "device", "stream"):
+    raise UserError(f"config.data.cache: '{cache}' is not known; choose auto, device or stream.")
+  if cache != "auto":
+    return cache
+  first = next(source[0] for source in sources if len(source))
+  per_frame = sum(np.asarray(first[name]).nbytes for name in FIELDS)
+  n = sum(len(source) for source in sources)
+  memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 8 * 2**30)
+  return "device" if n * per_frame <= CACHE_SHARE * memory else "stream"
+
+
+@functools.partial(jax.jit, static_argnames=())
+def _take(frames, indices):
+  return jax.tree.map(lambda x: x[indices], frames)
+
+
+class Frames:
+  """One split, ready to be drawn from.
+
+  Args:
+    source: a sequence of examples, or a dict of arrays with a leading example axis.
+    cache: 'device' keeps all frames on the device, 'stream' reads them as they are needed.
+    fields: the names of the features that batches hold.
+  """
+
+  def __init__(self, source, *, cache, fields=FIELDS):
+    arrays = isinstance(source, dict)
+    self.fields = fields
+    self.size = len(next(iter(source.values()))) if arrays else len(source)
+    self._source, self._on_device = source, None
+    if cache == "device":
+      self._on_device = jax.device_put(source if arrays else load(source, fields))
+    elif arrays:
+      self._source = [{k: v[i] for k, v in source.items()} for i in range(self.size)]
+
+  def training_batches(self, batch_size, *, seed, threads=4):
+    """An endless iterator of training batches.
+
+    Every epoch is a new permutation; what does not fill its last batch is left out that time.
+
+    Args:
+      batch_size: B.
+      seed: of the order.
+      threads: reading threads of the streaming mode.
+
+    Returns:
+      A `Batches`.
+
+    Raises:
+      UserError: fewer frames than one batch needs.
+    """
+    import grain
+
+    if batch_size > self.size:
+      raise UserError(
+        f"config.train.batch_size: {batch_size} is more than the {self.size} training frames; "
+        f"use --config.train.batch_size={max(1, self.size // 2)} or less."
+      )
+    if self._on_device is not None:
+      order = grain.MapDataset.range(self.size)
+      options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+      finish = functools.partial(_take, self._on_device)
+    else:
+      order = grain.MapDataset.source(self._source).map(self._select)
+      options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
+      finish = jax.device_put
+    order = order.shuffle(seed=seed).batch(batch_size, drop_remainder=True).repeat()
+    return Batches(iter(order.to_iter_dataset(options)), finish)
+
+  def evaluation_batches(self, batch_size):
+    """All examples once, in order.
+
+    Yields:
+      Batches with the fields and `mask` [B], False for the examples that fill up the last batch.
+    """
+    for start in range(0, self.size, batch_size):
+      indices = np.arange(start, start + batch_size)
+      mask = indices < self.size
+      indices = np.where(mask, indices, 0)
+      if self._on_device is not None:
+        batch = _take(self._on_device, indices)
+      else:
+        examples = [self._select(self._source[i]) for i in indices.tolist()]
+        batch = jax.device_put(
+          {name: np.stack([example[name] for example in examples]) for name in self.fields}
+        )
+      yield batch | {"mask": mask}
+
+  def _select(self, example):
+    return {name: example[name] for name in self.fields}
+
+
+class Batches:
+  """Training batches on the device, one of them fetched ahead; its place can be saved."""
+
+  def __init__(self, iterator, finish):
+    self._iterator, self._finish = iterator, finish
+    self._ahead = None
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    batch = self._fetch() if self._ahead is None else self._ahead[1]
+    # The next batch travels to the device while the caller computes on this one.
+    self._ahead = (self._iterator.get_state(), self._fetch())
+    return batch
+
+  def _fetch(self):
+    return self._finish(next(self._iterator))
+
+  def get_state(self):
+    """The place of the next batch, as a JSON-serialisable dict."""
+    return self._iterator.get_state() if self._ahead is None else self._ahead[0]
+
+  def set_state(self, state):
+    """Goes on where `get_state` was called."""
+    self._ahead = None
+    self._iterator.set_state(state)

@@ -1,0 +1,474 @@
+"""Segmentation metrics as sums per image, finished in float64 on the host.
+
+On the device, `image_sums` turns a batch into sums and counts with a leading image axis. The host
+drops padded images, concatenates batches, and finishes with `summarize`: no mean of batch means,
+and any subset of images (a patient, a bootstrap resample) can be summarized again.
+"""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lus_jax.labels import ZERO, certain, label, pixel_weight
+from lus_jax.losses import elementwise_cross_entropy
+
+# Equal-width calibration bins of p, right-closed; p = 0 belongs to the first.
+N_BINS = 15
+# Calibration is also measured where something is predicted or painted: background dominates.
+NEAR_PROBABILITY = 0.05
+NEAR_RADIUS = 5
+# Cut-offs of p among which `best_cuts` chooses.
+CUTS = tuple(i / 20 for i in range(1, 20))
+# Axes of `bins` in `image_sums`: all valid pixels, and those near something.
+REGIONS = ("all", "near")
+QUANTITIES = ("count", "probability", "label", "confidence", "squared_error", "visibility")
+
+
+def near_confidence(confidence, radius=NEAR_RADIUS):
+  """Pixels within `radius` of a confidence above 0, on the host.
+
+  Args:
+    confidence: [..., H, W, K], uint8 or float in [0, 1].
+    radius: Euclidean distance in pixels, inclusive.
+
+  Returns:
+    bool, the same shape.
+  """
+  from scipy import ndimage
+
+  confidence = np.asarray(confidence)
+  present = confidence > (0 if np.issubdtype(confidence.dtype, np.integer) else ZERO)
+  near = np.zeros(confidence.shape, bool)
+  for index in np.ndindex(*confidence.shape[:-3], confidence.shape[-1]):
+    plane = (*index[:-1], slice(None), slice(None), index[-1])
+    if present[plane].any():
+      near[plane] = ndimage.distance_transform_edt(~present[plane]) <= radius
+  return near
+
+
+def _float32(array):
+  return jnp.asarray(array, jnp.float32)
+
+
+def _count(mask):
+  return jnp.sum(mask, dtype=jnp.int32).astype(jnp.float32)
+
+
+def _per_class(option, n_classes, *, ndim):
+  """An option of `ndim` axes, the last over classes; a missing one means all classes share it."""
+  option = _float32(option)
+  option = option[..., None] if option.ndim < ndim else option
+  return jnp.broadcast_to(option, (*option.shape[:-1], n_classes))
+
+
+def _by_class(function, *, pixels, options):
+  """Maps `function` over images and classes, one after another.
+
+  That keeps memory at a few [bins, H * W] arrays, also under vmap: matrix products of these shapes
+  are an order of magnitude slower when batched on the CPU.
+
+  Args:
+    function: gets one image and class of each of `pixels`, [H * W], one class of each of `options`,
+      and returns a dict of arrays.
+    pixels: arrays [B, H, W, K].
+    options: arrays [..., K].
+
+  Returns:
+    The dict of `function`, each array [B, ..., K].
+  """
+  n_images, *_, n_classes = pixels[0].shape
+  rows = [jnp.moveaxis(a, -1, 1).reshape(n_images * n_classes, -1) for a in pixels]
+  rows += [jnp.concatenate([jnp.moveaxis(a, -1, 0)] * n_images) for a in options]
+  sequential = jax.custom_batching.sequential_vmap(function)
+  results = jax.lax.map(lambda row: sequential(*row), rows)
+  return {
+    name: jnp.moveaxis(value.reshape(n_images, n_classes, *value.shape[1:]), 1, -1)
+    for name, value in results.items()
+  }
+
+
+def in_bins(probability):
+  """Calibration bin of each probability [N], one-hot: float32 [N_BINS, N]."""
+  edges = _float32([-1, *np.arange(1, N_BINS + 1) / N_BINS])
+  above = probability[None, :] > edges[:, None]
+  return (above[:-1] & ~above[1:]).astype(jnp.float32)
+
+
+def _cut_sums(probability, present, valid, cuts):
+  """Sums over pixels [N] at the cut-offs [C], for one image and class."""
+  above = (probability[None, :] >= cuts[:, None]).astype(jnp.float32)
+  masks = jnp.stack([valid, valid & present], axis=1).astype(jnp.float32)
+  sums = jnp.matmul(above, masks, precision="highest")
+  return {
+    "cut_label_area": _count(valid & present),
+    "cut_prediction_area": sums[:, 0],
+    "cut_intersection": sums[:, 1],
+  }
+
+
+def cut_sums(*, logits, confidence, where, threshold, cuts=CUTS) -> dict[str, jax.Array]:
+  """The part of `image_sums` that `best_cuts` needs.
+
+  Args:
+    logits: [B, H, W, K].
+    confidence: [B, H, W, K], in [0, 1].
+    where: valid pixels, bool, [B, H, W, K] or [B, H, W, 1].
+    threshold: the member's own; a scalar.
+    cuts: cut-offs of p, [C] or [C, K].
+
+  Returns:
+    float32 areas in pixels: `cut_label_area` [B, K], `cut_prediction_area` and `cut_intersection`
+    [B, C, K].
+  """
+  shape = logits.shape
+
+  def class_sums(logits, confidence, valid, cuts, threshold):
+    present = label(confidence, threshold) > 0
+    return _cut_sums(jax.nn.sigmoid(logits), present, valid, cuts)
+
+  return _by_class(
+    class_sums,
+    pixels=[_float32(logits), _float32(confidence), jnp.broadcast_to(where, shape)],
+    options=[_per_class(cuts, shape[-1], ndim=2), _per_class(threshold, shape[-1], ndim=1)],
+  )
+
+
+def image_sums(
+  *,
+  logits,
+  confidence,
+  where,
+  near,
+  threshold,
+  evaluation_thresholds,
+  cuts=CUTS,
+  cut=0.5,
+  subthreshold_weight="threshold",
+  visibility=None,
+) -> dict[str, jax.Array]:
+  """Everything `summarize` needs of a batch, for one member.
+
+  Pure; jit, and vmap over members (`logits`, `threshold`, `cut`, `cuts`). Rows of padded images are
+  for the caller to drop.
+
+  Args:
+    logits: [B, H, W, K].
+    confidence: [B, H, W, K], in [0, 1].
+    where: valid pixels, bool, [B, H, W, K] or [B, H, W, 1].
+    near: `near_confidence(confidence)`, bool, [B, H, W, K].
+    threshold: the member's own; a scalar.
+    evaluation_thresholds: [E].
+    cuts: cut-offs of p that `best_cuts` may choose from, [C] or [C, K].
+    cut: the prediction is p >= cut; a scalar or [K].
+    subthreshold_weight: see `lus_jax.labels.pixel_weight`.
+    visibility: what is truly visible (simulated data), [B, H, W, K], in [0, 1].
+
+  Returns:
+    float32 arrays; areas and counts in pixels. Axis 1 + E is the member's own threshold followed by
+    the evaluation thresholds, R is `REGIONS` and Q `QUANTITIES` (without visibility where there is
+    none): `valid`, `prediction_area`, `cross_entropy`, `trimap`, `trimap_count` [B, K];
+    `label_area`, `intersection`, `weighted_cross_entropy` [B, 1 + E, K]; `cut_label_area` [B, K],
+    `cut_prediction_area`, `cut_intersection` [B, C, K]; `bins` [B, R, Q, N_BINS, K].
+  """
+  shape = logits.shape
+  thresholds = jnp.concatenate(
+    [jnp.reshape(_float32(threshold), (1,)), _float32(evaluation_thresholds)]
+  )
+
+  def class_sums(logits, confidence, valid, near, *args):
+    *visibility, thresholds, cuts, cut = args
+    probability = jax.nn.sigmoid(logits)
+    predicted = valid & (probability >= cut)
+
+    def masked_sum(values, mask):
+      return jnp.sum(jnp.where(mask, values, 0))
+
+    def at_threshold(threshold):
+      labels = label(confidence, threshold)
+      weights = pixel_weight(confidence, threshold, subthreshold_weight=subthreshold_weight)
+      values = weights * elementwise_cross_entropy(logits=logits, labels=labels)
+      return {
+        "label_area": _count(valid & (labels > 0)),
+        "intersection": _count(predicted & (labels > 0)),
+        "weighted_cross_entropy": masked_sum(values, valid),
+      }
+
+    own = label(confidence, thresholds[0])
+    regions = [valid, valid & (near | (probability > NEAR_PROBABILITY))]
+    error = (probability - confidence) ** 2
+    values = [jnp.ones_like(own), probability, own, confidence, error, *visibility]
+    masked = jnp.stack([jnp.where(region, value, 0) for region in regions for value in values])
+    bins = jnp.matmul(in_bins(probability), masked.T, precision="highest")
+    is_certain = valid & certain(confidence)
+    trimap = elementwise_cross_entropy(logits=logits, labels=jnp.round(confidence))
+    return {
+      "valid": _count(valid),
+      "prediction_area": _count(predicted),
+      "cross_entropy": masked_sum(
+        elementwise_cross_entropy(logits=logits, labels=confidence), valid
+      ),
+      "trimap": masked_sum(trimap, is_certain),
+      "trimap_count": _count(is_certain),
+      "bins": bins.T.reshape(len(regions), len(values), N_BINS),
+      **jax.lax.map(at_threshold, thresholds),
+      **_cut_sums(probability, own > 0, valid, cuts),
+    }
+
+  pixels = [_float32(logits), _float32(confidence), jnp.broadcast_to(where, shape), near]
+  if visibility is not None:
+    pixels.append(_float32(visibility))
+  return _by_class(
+    class_sums,
+    pixels=pixels,
+    options=[
+      _per_class(thresholds, shape[-1], ndim=2),
+      _per_class(cuts, shape[-1], ndim=2),
+      _per_class(cut, shape[-1], ndim=1),
+    ],
+  )
+
+
+def iou_sums(*, logits, confidence, where, threshold, cut=0.5) -> dict[str, jax.Array]:
+  """Intersection and union of p >= cut and the label, for validation every epoch.
+
+  Args:
+    logits: [B, H, W, K].
+    confidence: [B, H, W, K], in [0, 1].
+    where: valid pixels, bool, [B, H, W, K] or [B, H, W, 1].
+    threshold: the member's own; a scalar.
+    cut: a scalar.
+
+  Returns:
+    `intersection` and `union`, int32 [B, K], in pixels; `mean_iou` finishes them.
+  """
+  predicted = jax.nn.sigmoid(_float32(logits)) >= cut
+  present = label(confidence, threshold) > 0
+  valid = jnp.broadcast_to(where, logits.shape)
+  return {
+    "intersection": jnp.sum(valid & predicted & present, axis=(1, 2), dtype=jnp.int32),
+    "union": jnp.sum(valid & (predicted | present), axis=(1, 2), dtype=jnp.int32),
+  }
+
+
+def _ratio(numerator, denominator):
+  """numerator / denominator in float64, NaN where the denominator is 0."""
+  numerator, denominator = np.broadcast_arrays(
+    np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+  )
+  nan = np.full(numerator.shape, np.nan)
+  return np.divide(numerator, denominator, out=nan, where=denominator > 0)
+
+
+def _defined_mean(values, axis=None):
+  """Mean of what is not NaN; NaN where all is."""
+  defined = ~np.isnan(values)
+  return _ratio(np.where(defined, values, 0).sum(axis), defined.sum(axis))
+
+
+def mean_iou(*, intersection, union):
+  """Mean intersection over union: over images per class, then over classes.
+
+  An image whose prediction and label are both empty for a class is skipped for that class; a class
+  without any image left is skipped in the mean over classes.
+
+  Args:
+    intersection: [N, K], in pixels.
+    union: [N, K], in pixels.
+
+  Returns:
+    The mean (NaN where undefined), the mean per class [K] (likewise), and how many images were
+    skipped per class [K].
+  """
+  per_class = _defined_mean(_ratio(intersection, union), axis=0)
+  return float(_defined_mean(per_class)), per_class, np.sum(np.asarray(union) == 0, axis=0)
+
+
+def _overlaps(intersection, prediction_area, label_area):
+  """`mean_iou`, and the same for Dice, 2 intersection / (prediction + label)."""
+  areas = prediction_area + label_area
+  return (
+    mean_iou(intersection=intersection, union=areas - intersection),
+    mean_iou(intersection=2 * intersection, union=areas),
+  )
+
+
+def take_cuts(cuts, indices):
+  """The cut-offs [K] at `indices` [K] of `cuts`, [C] or [C, K]."""
+  cuts = np.asarray(cuts, np.float64)
+  return cuts[indices] if cuts.ndim == 1 else cuts[indices, np.arange(cuts.shape[-1])]
+
+
+def _iou_at_cuts(sums, indices):
+  """`mean_iou` with the cut-off of index `indices[k]` for class k."""
+  k = np.arange(len(indices))
+  intersection, prediction_area = (
+    np.asarray(sums[name], np.float64)[:, indices, k]
+    for name in ("cut_intersection", "cut_prediction_area")
+  )
+  label_area = np.asarray(sums["cut_label_area"], np.float64)
+  return _overlaps(intersection, prediction_area, label_area)[0]
+
+
+def best_cuts(sums, cuts=CUTS):
+  """The cut-off with the highest IoU against the member's own label, chosen for each class.
+
+  Ties go to the cut-off nearest .5; where IoU is undefined it counts as 0.
+
+  Args:
+    sums: of `image_sums` or `cut_sums`, of the split to choose on, padded images removed.
+    cuts: those the sums were made with, [C] or [C, K].
+
+  Returns:
+    Indices into `cuts`, [K].
+  """
+  n_classes = sums["cut_label_area"].shape[-1]
+  indices = np.arange(len(cuts))[:, None].repeat(n_classes, axis=1)
+  iou = np.stack([_iou_at_cuts(sums, row)[1] for row in indices])
+  distance = np.stack([np.abs(take_cuts(cuts, row) - 0.5) for row in indices])
+  # The last key of lexsort counts most.
+  return np.lexsort((distance, -np.nan_to_num(iou)), axis=0)[0]
+
+
+def surface_dice(*, prediction, labels, where, tolerance=3.0):
+  """Share of the two outlines that lies within a tolerance of the other, on the host.
+
+  Computed by `surface_distance` (Nikolov et al., arXiv 1809.04430). Invalid pixels are taken out of
+  both masks, which is the same as cropping to a valid box.
+
+  Args:
+    prediction: bool, [B, H, W, K].
+    labels: bool or 0 / 1, [B, H, W, K].
+    where: valid pixels, bool, [B, H, W, K] or [B, H, W, 1].
+    tolerance: in pixels, inclusive.
+
+  Returns:
+    [B, K] in float64; NaN where both masks are empty, 0 where one is.
+  """
+  import surface_distance
+
+  valid = np.broadcast_to(where, np.shape(prediction))
+  prediction = np.asarray(prediction, bool) & valid
+  labels = np.asarray(labels, bool) & valid
+  scores = np.full((prediction.shape[0], prediction.shape[-1]), np.nan)
+  for image, k in np.ndindex(*scores.shape):
+    one, other = labels[image, :, :, k], prediction[image, :, :, k]
+    # The package itself fails on a single empty mask under NumPy 2.
+    if one.any() != other.any():
+      scores[image, k] = 0
+    elif one.any():
+      with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        distances = surface_distance.compute_surface_distances(one, other, (1, 1))
+      scores[image, k] = surface_distance.compute_surface_dice_at_tolerance(distances, tolerance)
+  return scores
+
+
+def _number(value):
+  """A float for JSON: None where undefined."""
+  return None if np.isnan(value) else float(value)
+
+
+def _by_name(classes, values):
+  return {name: _number(value) for name, value in zip(classes, values, strict=True)}
+
+
+def _calibration_errors(name, classes, count, probability, target):
+  """Results `<name>`, `<name>_pooled` and `<name>_per_class` from bins [K, N_BINS]."""
+  gap = probability - target
+  per_class = _ratio(np.abs(gap).sum(1), count.sum(1))
+  pooled = _ratio(np.abs(gap.sum(0)).sum(), count.sum())
+  return {
+    name: _number(_defined_mean(per_class)),
+    f"{name}_pooled": _number(pooled),
+    f"{name}_per_class": _by_name(classes, per_class),
+  }
+
+
+def summarize(
+  sums, *, classes, evaluation_thresholds, thin=(), target="label", cuts=CUTS, best_cut=None
+):
+  """The results of one member over a split, ready for JSON (undefined is None).
+
+  Overlaps follow `mean_iou`. Losses and Brier scores are means over all valid pixels and classes.
+  Expected calibration errors: the mean over classes, pooled over classes, and per class, over all
+  valid pixels (`ece`) and over those with p > .05 or near a confidence above 0 (`ece_near`).
+  Painted confidence is no frequency: a calibration error against it is a distance, no more.
+
+  Args:
+    sums: of `image_sums`, each concatenated over the split to [N, ...], padded images removed; with
+      `surface_dice` [N, K] if it was computed.
+    classes: K names.
+    evaluation_thresholds: [E], as given to `image_sums`.
+    thin: names of the classes whose surface Dice is reported.
+    target: what p is compared with in `ece`: the member's own 'label', or the 'confidence'.
+    cuts: as given to `image_sums`.
+    best_cut: indices into `cuts`, [K], by `best_cuts` on the validation split.
+
+  Returns:
+    A dict: `iou`, `iou_per_class`, `dice`, `dice_per_class`, `empty_skipped`, `matrix` (a list of
+    `evaluation_threshold`, `iou`, `dice`), `weighted_ce`, `weighted_ce_ref`, `ce`, `trimap`; `ece`,
+    `ece_pooled`, `ece_per_class`, these three again as `ece_near`, and, where visibility is known,
+    as `ece_visibility` and `ece_visibility_near`; `brier`, `brier_near`; `reliability` (for each
+    class `count`, mean `probability` and mean `target` by bin). With surface Dice in the sums
+    `surface_dice`, `surface_dice_per_class`; with `best_cut` `iou_at_best_cut`,
+    `iou_at_best_cut_per_class`, `best_cut`.
+  """
+  sums = {name: np.asarray(value, np.float64) for name, value in sums.items()}
+
+  overlaps = [
+    _overlaps(sums["intersection"][:, i], sums["prediction_area"], sums["label_area"][:, i])
+    for i in range(1 + len(evaluation_thresholds))
+  ]
+  (iou, iou_per_class, skipped), (dice, dice_per_class, _) = overlaps[0]
+  weighted = _ratio(sums["weighted_cross_entropy"].sum((0, 2)), sums["valid"].sum())
+  row = {
+    "iou": _number(iou),
+    "iou_per_class": _by_name(classes, iou_per_class),
+    "dice": _number(dice),
+    "dice_per_class": _by_name(classes, dice_per_class),
+    "empty_skipped": {name: int(n) for name, n in zip(classes, skipped, strict=True)},
+    "matrix": [
+      {"evaluation_threshold": float(t), "iou": _number(i), "dice": _number(d)}
+      for t, ((i, *_), (d, *_)) in zip(evaluation_thresholds, overlaps[1:], strict=True)
+    ],
+    "weighted_ce": _number(weighted[0]),
+    "weighted_ce_ref": _number(_defined_mean(weighted[1:])),
+    "ce": _number(_ratio(sums["cross_entropy"].sum(), sums["valid"].sum())),
+    "trimap": _number(_ratio(sums["trimap"].sum(), sums["trimap_count"].sum())),
+  }
+
+  # [N, R, Q, N_BINS, K] -> [K, N_BINS] by region and quantity.
+  bins = np.moveaxis(sums["bins"].sum(0), -1, -2)
+  for suffix, region in zip(("", "_near"), bins, strict=True):
+    region = dict(zip(QUANTITIES, region, strict=False))
+    count, probability = region["count"], region["probability"]
+    row[f"brier{suffix}"] = _number(_ratio(region["squared_error"].sum(), count.sum()))
+    row |= _calibration_errors(f"ece{suffix}", classes, count, probability, region[target])
+    if "visibility" in region:
+      name = f"ece_visibility{suffix}"
+      row |= _calibration_errors(name, classes, count, probability, region["visibility"])
+  count, probability, aimed_at = (
+    bins[0][QUANTITIES.index(q)] for q in ("count", "probability", target)
+  )
+  row["reliability"] = {
+    name: {
+      "count": count[k].tolist(),
+      "probability": [_number(mean) for mean in _ratio(probability[k], count[k])],
+      "target": [_number(mean) for mean in _ratio(aimed_at[k], count[k])],
+    }
+    for k, name in enumerate(classes)
+  }
+
+  if "surface_dice" in sums:
+    per_class = _defined_mean(sums["surface_dice"], axis=0)
+    per_class = np.array([per_class[list(classes).index(name)] for name in thin])
+    row["surface_dice"] = _number(_defined_mean(per_class))
+    row["surface_dice_per_class"] = _by_name(thin, per_class)
+  if best_cut is not None:
+    iou, per_class, _ = _iou_at_cuts(sums, best_cut)
+    row["iou_at_best_cut"] = _number(iou)
+    row["iou_at_best_cut_per_class"] = _by_name(classes, per_class)
+    row["best_cut"] = _by_name(classes, take_cuts(cuts, best_cut))
+  return row

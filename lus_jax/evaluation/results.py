@@ -1,0 +1,69 @@
+"""Results files: JSON under `<workdir>/results/`, the only thing reports read."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+
+import lus_jax
+from lus_jax.errors import UserError
+from lus_jax.files import write_text
+
+SCHEMA = 1
+DIRECTORY = "results"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def versions():
+  """Versions of what the numbers depend on."""
+  found = {"lus_jax": lus_jax.__version__, "python": platform.python_version()}
+  return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def write(workdir, name, *, config, dataset, **content):
+  """Writes `<workdir>/results/<name>.json`.
+
+  The same run gives the same bytes: no time and no speed stands in a results file.
+
+  Args:
+    workdir: the run's directory.
+    name: of the file, without its ending.
+    config: the run's config as a dict.
+    dataset: `lus_jax.data.datasets.Dataset.summary()`.
+    **content: `rows` and whatever else the file holds; undefined values are None, not NaN.
+  """
+  text = json.dumps(
+    {
+      "schema": SCHEMA,
+      "config": config,
+      "versions": versions(),
+      "dataset": dataset,
+      **content,
+    },
+    indent=1,
+    allow_nan=False,
+  )
+  write_text(pathlib.Path(workdir) / DIRECTORY / f"{name}.json", text + "\n")
+
+
+def read(workdir, name):
+  """Reads a results file.
+
+  Raises:
+    UserError: it is missing, damaged or of another schema.
+  """
+  file = pathlib.Path(workdir) / DIRECTORY / f"{name}.json"
+  try:
+    content = json.loads(file.read_text())
+  except FileNotFoundError as error:
+    raise UserError(f"{file} does not exist; run lus_jax.main with this workdir first.") from error
+  except ValueError as error:
+    raise UserError(f"{file} is damaged ({error}); remove it and repeat the run.") from error
+  if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+    raise UserError(f"{file} is not of schema {SCHEMA}; it was written by another version.")
+  return content
+
+
+def exists(workdir, *names):
+  """Whether all these results files are there."""
+  return all((pathlib.Path(workdir) / DIRECTORY / f"{name}.json").exists() for name in names)

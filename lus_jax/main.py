@@ -1,0 +1,81 @@
+"""The command line: `python -m lus_jax.main --config configs/seg.py --workdir runs/seg`."""
+
+import os
+import sys
+
+# The writers' TensorFlow greets on stderr; its errors still show.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from lus_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, as configs/seg.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's results and checkpoints go.")
+CACHE = flags.DEFINE_string(
+  "compilation_cache", "~/.cache/lus_jax", "Where compiled programs are kept; empty: nowhere."
+)
+
+
+def run(config, workdir):
+  """Runs the task that a config names in a directory of its own."""
+  if config.task == "segmentation":
+    from lus_jax.training import segmentation as task
+  else:
+    raise UserError(f"config.task: '{config.task}' is not known; choose segmentation.")
+  task.train_and_evaluate(config, workdir)
+
+
+def main(argv):
+  """Parses the command line and runs; returns the exit code (2 after a user's mistake)."""
+  try:
+    run(_parse(argv), WORKDIR.value)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(
+      f"\nInterrupted. The same command goes on from the last checkpoint in {WORKDIR.value}.",
+      file=sys.stderr,
+    )
+    return 130
+  return 0
+
+
+def _parse(argv):
+  # absl and ml_collections report each kind of mistake by another exception, some with a traceback
+  # in its text, of which the last line says what happened.
+  app.define_help_flags()
+  try:
+    rest = flags.FLAGS(argv)
+    config = CONFIG.value
+    if config is not None:
+      config.lock()  # raises where the file could not be loaded
+  except (AttributeError, KeyError) as error:
+    name = str(error.args[0]).strip("'\"")
+    option = next((a.split("=")[0] for a in argv if f".{name}" in a), name)
+    raise UserError(
+      f"{option}: there is no such field; the config file lists the fields it knows."
+    ) from error
+  except (flags.Error, TypeError, ValueError, OSError) as error:
+    lines = [line.strip(" :") for line in str(error).splitlines() if line.strip()]
+    first = "" if "Traceback" in lines[0] or len(lines) == 1 else f"{lines[0].split(': ')[0]}: "
+    raise UserError(f"{first}{lines[-1]} (in the command line or config file)") from error
+  if len(rest) > 1:
+    raise UserError(f"'{rest[1]}' is not an option; options start with --.")
+  if config is None or not WORKDIR.value:
+    raise UserError(
+      "both --config and --workdir are needed, as in: "
+      "python -m lus_jax.main --config configs/seg.py --workdir runs/seg"
+    )
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)
+  if CACHE.value:
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE.value))
+  return config
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))

@@ -1,0 +1,48 @@
+"""Networks: FPN over ResNet encoders, as `flax.nnx` modules."""
+
+from flax import nnx
+from jax import numpy as jnp
+
+from lus_jax.errors import UserError
+from lus_jax.models.fpn import FPN
+from lus_jax.models.resnet import DEPTHS
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def build_model(config, *, in_channels, classes, seed):
+  """Builds the segmentation network that `config.model` describes.
+
+  Args:
+    config: the `model` part of a run's config (encoder, width, dropout, dtype).
+    in_channels: channels of the input image.
+    classes: K, the number of logits per pixel.
+    seed: an integer; the same seed gives the same weights.
+
+  Returns:
+    An `nnx.Module` that maps images [B, H, W, in_channels] to logits [B, H, W, K].
+
+  Raises:
+    UserError: an unknown encoder or dtype, or a width or dropout out of range.
+  """
+  if config.encoder not in DEPTHS:
+    raise UserError(
+      f"config.model.encoder: '{config.encoder}' is not known; choose one of {', '.join(DEPTHS)}."
+    )
+  if config.dtype not in DTYPES:
+    raise UserError(
+      f"config.model.dtype: '{config.dtype}' is not known; choose one of {', '.join(DTYPES)}."
+    )
+  if not 0 < config.width <= 4:
+    raise UserError(f"config.model.width: {config.width} must be above 0 and at most 4.")
+  if not 0 <= config.dropout < 1:
+    raise UserError(f"config.model.dropout: {config.dropout} must be at least 0 and below 1.")
+  return FPN(
+    config.encoder,
+    in_channels=in_channels,
+    classes=classes,
+    width=config.width,
+    dropout=config.dropout,
+    dtype=DTYPES[config.dtype],
+    rngs=nnx.Rngs(seed),
+  )

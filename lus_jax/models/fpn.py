@@ -1,0 +1,133 @@
+"""The segmentation network: a feature pyramid over a ResNet.
+
+The decoder is the one of Kirillov et al., "A Unified Architecture for Instance and Semantic
+Segmentation", in the form that segmentation_models_pytorch made common.
+"""
+
+import jax
+from flax import nnx
+from jax import numpy as jnp
+
+from lus_jax.models.layers import conv, scale_channels, upsample_bilinear, upsample_nearest
+from lus_jax.models.resnet import ResNet
+
+# Every stride of the encoder divides it, so features of neighbouring levels fit each other.
+STRIDE = 32
+CHANNELS_PER_GROUP = 4  # GroupNorm(32) at 128 channels
+
+_he_uniform = nnx.initializers.he_uniform()
+
+
+class SegmentationBranch(nnx.Module):
+  """Convolutions that bring one pyramid level to stride 4, doubling the size after each.
+
+  The level that is at stride 4 already still has one convolution.
+  """
+
+  def __init__(self, c_in, channels, upsamplings, *, dtype, rngs):
+    self.upsamplings = upsamplings
+    convs, norms = [], []
+    for _ in range(max(1, upsamplings)):
+      convs.append(conv(c_in, channels, 3, dtype=dtype, rngs=rngs, kernel_init=_he_uniform))
+      norms.append(
+        nnx.GroupNorm(
+          channels,
+          num_groups=channels // CHANNELS_PER_GROUP,
+          epsilon=1e-5,
+          dtype=dtype,
+          rngs=rngs,
+        )
+      )
+      c_in = channels
+    self.convs, self.norms = nnx.List(convs), nnx.List(norms)
+
+  def __call__(self, x):
+    """Maps [B, h, w, C] to [B, H / 4, W / 4, channels]."""
+    for convolution, norm in zip(self.convs, self.norms, strict=True):
+      x = jax.nn.relu(norm(convolution(x)))
+      if self.upsamplings:
+        x = upsample_bilinear(x, 2)
+    return x
+
+
+class FPN(nnx.Module):
+  """Feature pyramid network with one logit per pixel and class.
+
+  Args:
+    encoder: 'resnet18', 'resnet34' or 'resnet50'.
+    in_channels: channels of the input image.
+    classes: K.
+    pyramid_channels: channels of the lateral connections (times width).
+    segmentation_channels: channels of the segmentation branches (times width).
+    width: factor on every channel count, for small runs.
+    dropout: share of the merged channels dropped in training.
+    dtype: compute type; parameters and logits are float32.
+    rngs: source of the initial weights.
+  """
+
+  def __init__(
+    self,
+    encoder="resnet34",
+    *,
+    in_channels=1,
+    classes,
+    pyramid_channels=256,
+    segmentation_channels=128,
+    width=1.0,
+    dropout=0.2,
+    dtype=jnp.float32,
+    rngs,
+  ):
+    pyramid_channels = scale_channels(pyramid_channels, width)
+    segmentation_channels = scale_channels(segmentation_channels, width)
+    self.dtype = dtype
+    self.encoder = ResNet(encoder, in_channels=in_channels, width=width, dtype=dtype, rngs=rngs)
+    self.laterals = nnx.List(
+      conv(c, pyramid_channels, 1, bias=True, dtype=dtype, rngs=rngs, kernel_init=_he_uniform)
+      for c in self.encoder.out_channels
+    )
+    self.branches = nnx.List(
+      SegmentationBranch(pyramid_channels, segmentation_channels, n, dtype=dtype, rngs=rngs)
+      for n in range(4)
+    )
+    # Whole channels are dropped, as torch's Dropout2d.
+    self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
+    self.segmentation_head = conv(
+      segmentation_channels,
+      classes,
+      1,
+      bias=True,
+      dtype=dtype,
+      rngs=rngs,
+      kernel_init=nnx.initializers.xavier_uniform(),
+    )
+
+  def __call__(self, image, *, train, key=None):
+    """Predicts logits.
+
+    Args:
+      image: [B, H, W, in_channels] in [0, 1]; sizes that 32 does not divide are padded with zeros
+        at the bottom and right, and the logits cropped back.
+      train: whether to use batch statistics and dropout.
+      key: the dropout key; needed in training unless dropout is 0.
+
+    Returns:
+      float32 logits [B, H, W, K].
+    """
+    height, width = image.shape[1:3]
+    image = jnp.pad(
+      image.astype(self.dtype), ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0))
+    )
+    features = self.encoder(image, train=train)
+    level = None
+    merged = None
+    # From the coarsest level to the finest.
+    for feature, lateral, branch in zip(
+      reversed(features), reversed(self.laterals), reversed(self.branches), strict=True
+    ):
+      level = lateral(feature) + (0 if level is None else upsample_nearest(level, 2))
+      merged = branch(level) + (0 if merged is None else merged)
+    rngs = None if key is None else nnx.Rngs(dropout=key)
+    merged = self.dropout(merged, deterministic=not train, rngs=rngs)
+    logits = self.segmentation_head(merged).astype(jnp.float32)
+    return upsample_bilinear(logits, 4)[:, :height, :width]

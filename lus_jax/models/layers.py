@@ -1,0 +1,106 @@
+"""The few layers that flax lacks or defines otherwise than the PyTorch networks we follow."""
+
+import functools
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import numpy as jnp
+
+# He initialisation over the fan out, as torchvision's ResNets.
+he_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class BatchNorm(nnx.Module):
+  """Batch normalisation over all axes but the last, with PyTorch's running statistics.
+
+  flax keeps the biased variance as the running one; PyTorch keeps the unbiased one, which matters
+  on the small, deep feature maps of small batches. Momentum .9 here is PyTorch's .1.
+
+  Source: Ioffe & Szegedy 2015; `torch.nn.BatchNorm2d`.
+  """
+
+  def __init__(self, channels, *, momentum=0.9, epsilon=1e-5, dtype=jnp.float32):
+    self.momentum, self.epsilon, self.dtype = momentum, epsilon, dtype
+    self.scale = nnx.Param(jnp.ones(channels))
+    self.bias = nnx.Param(jnp.zeros(channels))
+    self.mean = nnx.BatchStat(jnp.zeros(channels))
+    self.var = nnx.BatchStat(jnp.ones(channels))
+
+  def __call__(self, x, *, train):
+    """Normalises x [..., C]; in training with the batch's statistics, which it also records."""
+    if train:
+      axes = tuple(range(x.ndim - 1))
+      n = x.size // x.shape[-1]
+      mean = jnp.mean(x, axes, dtype=jnp.float32)
+      # The second pass costs little and keeps the digits that E[x^2] - E[x]^2 would cancel.
+      var = jnp.mean(jnp.square(x.astype(jnp.float32) - _last_axis(mean, x)), axes)
+      m = self.momentum
+      self.mean[...] = m * self.mean[...] + (1 - m) * mean
+      self.var[...] = m * self.var[...] + (1 - m) * var * (n / max(n - 1, 1))
+    else:
+      mean, var = self.mean[...], self.var[...]
+    scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+    shift = self.bias[...] - mean * scale
+    return x * _last_axis(scale.astype(self.dtype), x) + _last_axis(shift.astype(self.dtype), x)
+
+
+def _last_axis(vector, x):
+  return jax.lax.broadcast_in_dim(vector, (1,) * (x.ndim - 1) + vector.shape, (x.ndim - 1,))
+
+
+def conv(c_in, c_out, size, *, stride=1, bias=False, dtype, rngs, kernel_init=he_fan_out):
+  """A square convolution padded as PyTorch's `padding=size // 2`."""
+  return nnx.Conv(
+    c_in,
+    c_out,
+    (size, size),
+    strides=stride,
+    padding=size // 2,
+    use_bias=bias,
+    dtype=dtype,
+    kernel_init=kernel_init,
+    rngs=rngs,
+  )
+
+
+def scale_channels(channels, width):
+  """Channels times width, rounded to a multiple of 8 and at least 8."""
+  return max(8, round(channels * width / 8) * 8)
+
+
+@functools.cache
+def _aligned_weights(size, factor):
+  """Interpolation matrix [size * factor, size] of linear upsampling with aligned corners."""
+  at = np.linspace(0, size - 1, size * factor)
+  low = np.minimum(at.astype(int), max(size - 2, 0))
+  high = np.minimum(low + 1, size - 1)
+  weights = np.zeros((size * factor, size), np.float32)
+  rows = np.arange(size * factor)
+  np.add.at(weights, (rows, low), 1 - (at - low))
+  np.add.at(weights, (rows, high), at - low)
+  return weights
+
+
+def upsample_bilinear(x, factor):
+  """Bilinear upsampling with aligned corners, as two matrix products.
+
+  `jax.image.resize` knows half-pixel centres only.
+
+  Args:
+    x: [B, H, W, C].
+    factor: an integer.
+
+  Returns:
+    [B, H * factor, W * factor, C].
+  """
+  rows = jnp.asarray(_aligned_weights(x.shape[1], factor), x.dtype)
+  columns = jnp.asarray(_aligned_weights(x.shape[2], factor), x.dtype)
+  return jnp.einsum("bhwc,Hh,Ww->bHWc", x, rows, columns)
+
+
+def upsample_nearest(x, factor):
+  """Nearest-neighbour upsampling: [B, H, W, C] -> [B, H * factor, W * factor, C]."""
+  b, h, w, c = x.shape
+  x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, factor, w, factor, c))
+  return x.reshape(b, h * factor, w * factor, c)

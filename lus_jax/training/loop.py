@@ -1,0 +1,191 @@
+"""The training loop that every task shares: epochs, selection, checkpoints, curves, progress."""
+
+import copy
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from lus_jax.errors import UserError
+from lus_jax.training import state as state_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What a task gives to `fit`.
+
+  Attributes:
+    names: one name a member, for messages and curves.
+    prepare: `(batch, key) -> inputs`, shared by all members (augmentation lives here).
+    loss_fn: `(params, batch_stats, member, inputs, key) -> (loss, new batch_stats)`.
+    tx: an optax transformation.
+    schedule: `step -> learning rate`, for the curves.
+    validate: `sweep state -> list of T dicts` of finite numbers or None; 'score' selects the best
+      epoch (higher is better, None never wins).
+  """
+
+  names: list[str]
+  prepare: Callable
+  loss_fn: Callable
+  tx: Any
+  schedule: Callable
+  validate: Callable
+
+
+def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoints, writer):
+  """Trains a sweep, going on from the newest checkpoint if there is one.
+
+  Args:
+    task: a `Task`.
+    sweep: a `lus_jax.training.sweep.Sweep`.
+    state: its initial state.
+    batches: `lus_jax.data.pipeline.Batches`.
+    config: the `train` part of a run's config (`epochs`, `log_every`, `checkpoint_every`,
+      `batch_size`).
+    steps_per_epoch: training batches per epoch.
+    key: a jax random key; step s uses `fold_in(key, s)`, so a resumed run repeats its numbers.
+    checkpoints: `lus_jax.training.checkpoints.Checkpoints`.
+    writer: of `lus_jax.training.writers`.
+
+  Returns:
+    The final sweep state (best weights included) and `meta`: `best` (per member the `epoch`, from
+    1, and `score` of its best epoch) and `history` (a row per epoch and member).
+
+  Raises:
+    UserError: a loss is not finite; the message names member and step.
+  """
+  prepare = jax.jit(task.prepare)
+  train_step = sweep.compile(state_lib.make_train_step(task.loss_fn, task.tx), updates_state=True)
+  keep_best = sweep.compile(state_lib.keep_best, updates_state=True)
+
+  meta = {
+    "epoch": 0,
+    "batches": batches.get_state(),
+    "best": [{"epoch": None, "score": None} for _ in task.names],
+    "history": [],
+  }
+  if checkpoints.latest() is not None:
+    state, meta = _restore(checkpoints, sweep, state)
+    batches.set_state(meta["batches"])
+
+  total = config.epochs * steps_per_epoch
+  step = meta["epoch"] * steps_per_epoch
+  bar = tqdm(
+    total=total,
+    initial=step,
+    unit="step",
+    desc=f"training {len(task.names)} models",
+    mininterval=0.2 if sys.stderr.isatty() else 10,
+    disable=step == total,
+  )
+  with bar:
+    for epoch in range(meta["epoch"] + 1, config.epochs + 1):
+      losses, pending, since = [], [], time.perf_counter()
+      for i in range(steps_per_epoch):
+        augment_key, model_key = jax.random.split(jax.random.fold_in(key, step))
+        inputs = prepare(next(batches), augment_key)
+        state, loss = train_step(state, sweep.members, inputs, model_key)
+        pending.append(loss)
+        step += 1
+        if step % config.log_every == 0 or i + 1 == steps_per_epoch:
+          # One synchronisation for many steps: the device is never kept waiting for the host.
+          values = [sweep.to_host(loss) for loss in pending]
+          _check_finite(values, task.names, step - len(values) + 1, epoch)
+          rate = len(values) * config.batch_size / (time.perf_counter() - since)
+          _write_training(writer, step, values[-1], task, rate)
+          losses += values
+          bar.update(len(values))
+          pending, since = [], time.perf_counter()
+      rows = task.validate(state)
+      improved = [
+        _is_better(row["score"], best) for row, best in zip(rows, meta["best"], strict=True)
+      ]
+      # While no epoch has a defined score, the latest one stands in for the best.
+      take = [
+        np.bool_(new or best["score"] is None)
+        for new, best in zip(improved, meta["best"], strict=True)
+      ]
+      state = keep_best(state, take)
+      mean_losses = np.mean(np.asarray(losses, np.float64), axis=0)
+      for i, row in enumerate(rows):
+        if improved[i]:
+          meta["best"][i] = {"epoch": epoch, "score": row["score"]}
+        meta["history"].append(
+          {"epoch": epoch, "member": task.names[i], "train_loss": float(mean_losses[i]), **row}
+        )
+      _write_validation(writer, step, rows, task)
+      scores = [row["score"] for row in rows if row["score"] is not None]
+      if scores:
+        bar.set_postfix(epoch=epoch, score=f"{np.mean(scores):.3f}", refresh=False)
+      meta |= {"epoch": epoch, "batches": batches.get_state()}
+      if epoch % config.checkpoint_every == 0 or epoch == config.epochs:
+        _save(checkpoints, sweep, state, meta)
+  writer.flush()
+  return state, meta
+
+
+def _is_better(score, best):
+  # Ties keep the earlier epoch; an undefined score never wins.
+  return score is not None and (best["score"] is None or score > best["score"])
+
+
+def _check_finite(values, names, first_step, epoch):
+  bad = np.argwhere(~np.isfinite(np.asarray(values, np.float64)))
+  if len(bad):
+    i, member = bad[0]
+    raise UserError(
+      f"the loss of member '{names[member]}' is {values[i][member]} at step {first_step + i} "
+      f"(epoch {epoch}); lower --config.optimizer.learning_rate, or look for broken frames. "
+      "Checkpoints hold the epochs before."
+    )
+
+
+def _write_training(writer, step, losses, task, rate):
+  scalars = {f"train_loss/{name}": loss for name, loss in zip(task.names, losses, strict=True)}
+  scalars |= {
+    "learning_rate": task.schedule(step),
+    "speed/images_per_second": rate,
+    "speed/model_images_per_second": rate * len(task.names),
+  }
+  writer.write_scalars(step, scalars)
+
+
+def _write_validation(writer, step, rows, task):
+  writer.write_scalars(
+    step,
+    {
+      f"validation_{metric}/{name}": value
+      for name, row in zip(task.names, rows, strict=True)
+      for metric, value in row.items()
+      if value is not None
+    },
+  )
+
+
+def _split(stacked):
+  resumable = {
+    "step": stacked.step,
+    "params": stacked.params,
+    "batch_stats": stacked.batch_stats,
+    "opt_state": stacked.opt_state,
+  }
+  return resumable, {"params": stacked.best_params, "batch_stats": stacked.best_batch_stats}
+
+
+def _save(checkpoints, sweep, state, meta):
+  resumable, best = _split(sweep.stack(state))
+  # The copy: orbax writes in the background while the history grows.
+  checkpoints.save(meta["epoch"], resumable, best, copy.deepcopy(meta))
+
+
+def _restore(checkpoints, sweep, state):
+  resumable, best, meta = checkpoints.restore(*_split(sweep.stack(state)))
+  stacked = state_lib.State(
+    **resumable, best_params=best["params"], best_batch_stats=best["batch_stats"]
+  )
+  return sweep.unstack(stacked), meta

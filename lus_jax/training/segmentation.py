@@ -1,0 +1,297 @@
+"""The segmentation task: one network per confidence threshold, all trained on the same batches."""
+
+import contextlib
+import json
+import math
+
+import jax
+import numpy as np
+import optax
+from jax import numpy as jnp
+
+from lus_jax import losses
+from lus_jax.data import augment as augment_lib
+from lus_jax.data import datasets, pipeline
+from lus_jax.errors import UserError
+from lus_jax.evaluation import metrics, results
+from lus_jax.evaluation.segmentation import collect, evaluate
+from lus_jax.models import build_model
+from lus_jax.report import tables
+from lus_jax.training import checkpoints as checkpoints_lib
+from lus_jax.training import loop, writers
+from lus_jax.training import state as state_lib
+from lus_jax.training.sweep import Sweep, choose_strategy
+
+# Results files; the run is finished when all are there.
+RESULTS = ("history", "segmentation_matrix", "segmentation")
+
+
+def check(config):
+  """Refuses values of a config that no run could use (`UserError`); nothing is written before."""
+  thresholds = config.sweep.thresholds
+  if not isinstance(thresholds, tuple | list) or not thresholds:
+    raise UserError("config.sweep.thresholds is empty; name at least one, as in '(.6, .5)'.")
+  for threshold in thresholds:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+      raise UserError(f"config.sweep.thresholds: '{threshold}' is not a number.")
+    if not 0 <= threshold <= 1:
+      raise UserError(f"config.sweep.thresholds: {threshold} is not in [0, 1]; write 60 % as .6.")
+  repeated = {t for t in thresholds if list(thresholds).count(t) > 1}
+  if repeated:
+    raise UserError(f"config.sweep.thresholds: {repeated.pop()} stands there twice; name it once.")
+  for name, low in {
+    "train.epochs": 1,
+    "train.batch_size": 1,
+    "train.log_every": 1,
+    "train.checkpoint_every": 1,
+    "sweep.seeds": 1,
+  }.items():
+    section, field = name.split(".")
+    if config[section][field] < low:
+      raise UserError(f"config.{name}: {config[section][field]} must be at least {low}.")
+  rate = config.optimizer.learning_rate
+  if not (rate > 0 and math.isfinite(rate)):
+    raise UserError(f"config.optimizer.learning_rate: {rate} must be a positive number.")
+  if config.loss.name not in losses.LOSSES:
+    raise UserError(
+      f"config.loss.name: '{config.loss.name}' is not known; choose one of "
+      f"{', '.join(losses.LOSSES)}."
+    )
+  augment_lib.check(config.augment)
+  choose_strategy(config.sweep.strategy)
+
+
+def make_members(config):
+  """The members of the sweep: every threshold, for every seed.
+
+  Returns:
+    Their names and a list of `{"threshold", "seed"}` of NumPy scalars.
+  """
+  names, members = [], []
+  for seed in range(config.sweep.seeds):
+    for threshold in config.sweep.thresholds:
+      suffix = f"_seed_{seed}" if config.sweep.seeds > 1 else ""
+      names.append(f"threshold_{threshold:g}{suffix}")
+      members.append({"threshold": np.float32(threshold), "seed": np.int32(seed)})
+  return names, members
+
+
+def make_loss(network, config):
+  """The loss of one member: `(params, batch_stats, member, inputs, key) -> (loss, batch_stats)`.
+
+  Members of one seed share the dropout key, so that they differ in their threshold alone.
+  """
+
+  def loss_fn(params, batch_stats, member, inputs, key):
+    key = jax.random.fold_in(key, member["seed"])
+    logits, batch_stats = network(params, batch_stats, inputs["image"], train=True, key=key)
+    return _loss(config, logits, inputs, member["threshold"]), batch_stats
+
+  return loss_fn
+
+
+def _loss(config, logits, inputs, threshold):
+  return losses.training_loss(
+    config.name,
+    logits=logits,
+    confidence=inputs["confidence"],
+    threshold=threshold,
+    where=inputs["where"],
+    weights=config.weights,
+    subthreshold_weight=config.subthreshold_weight,
+    reduction=config.reduction,
+  )
+
+
+def make_optimizer(config, steps):
+  """Adam with a cosine decay to 0 over the whole run; returns it and its schedule."""
+  schedule = optax.cosine_decay_schedule(config.learning_rate, steps)
+  return optax.adam(schedule), schedule
+
+
+def create_sweep(config, *, in_channels, classes, tx):
+  """Builds the network and the initial state of all members.
+
+  Args:
+    config: a run's config.
+    in_channels: channels of the image.
+    classes: K.
+    tx: the optimizer.
+
+  Returns:
+    The `Network`, the `Sweep`, its initial state and the members' names. Members of one seed start
+    from the same weights.
+  """
+  networks = [
+    state_lib.Network(
+      build_model(config.model, in_channels=in_channels, classes=classes, seed=config.seed + seed)
+    )
+    for seed in range(config.sweep.seeds)
+  ]
+  names, members = make_members(config)
+  sweep = Sweep(members, choose_strategy(config.sweep.strategy))
+  states = [
+    state_lib.create_state(
+      networks[member["seed"]].params, networks[member["seed"]].batch_stats, tx
+    )
+    for member in members
+  ]
+  if sweep.strategy == "vmap":
+    states = jax.tree.map(lambda *x: jnp.stack(x), *states)
+  return networks[0], sweep, states, names
+
+
+def make_validation(network, sweep, frames, config):
+  """The validation after an epoch: IoU at the member's own threshold, and its loss.
+
+  Args:
+    network: a `Network`.
+    sweep: the `Sweep`.
+    frames: `lus_jax.data.pipeline.Frames` of the validation split.
+    config: a run's config.
+
+  Returns:
+    `sweep state -> list of T dicts` with `score` (the mean IoU), `loss` (mean over images).
+  """
+
+  def evaluate(state, member, inputs):
+    logits, _ = network(state.params, state.batch_stats, inputs["image"])
+    each = jax.vmap(
+      lambda logits, one: _loss(
+        config.loss, logits[None], jax.tree.map(lambda x: x[None], one), member["threshold"]
+      )
+    )
+    sums = metrics.iou_sums(
+      logits=losses.output_logits(config.loss.name, logits=logits, where=inputs["where"]),
+      confidence=inputs["confidence"],
+      where=inputs["where"],
+      threshold=member["threshold"],
+    )
+    return {"loss": each(logits, inputs), **sums}
+
+  evaluate = sweep.compile(evaluate)
+
+  def validate(state):
+    rows = []
+    for images in collect(
+      lambda inputs, batch: sweep.to_host(evaluate(state, sweep.members, inputs)),
+      frames,
+      config.train.batch_size,
+    ):
+      loss = float(np.mean(images.pop("loss"), dtype=np.float64))
+      iou, *_ = metrics.mean_iou(**images)
+      rows.append({"score": None if math.isnan(iou) else iou, "loss": loss})
+    return rows
+
+  return validate
+
+
+def make_task(network, sweep, names, validation, config, *, tx, schedule):
+  """What `lus_jax.training.loop.fit` needs to know of segmentation."""
+  return loop.Task(
+    names=names,
+    prepare=lambda batch, key: augment_lib.augment(augment_lib.prepare(batch), key, config.augment),
+    loss_fn=make_loss(network, config.loss),
+    tx=tx,
+    schedule=schedule,
+    validate=make_validation(network, sweep, validation, config),
+  )
+
+
+def train_and_evaluate(config, workdir):
+  """Trains the sweep, evaluates the best epoch of every member on the test split, writes results.
+
+  Args:
+    config: a run's config (`configs/seg.py`).
+    workdir: the run's directory; a broken run goes on where its last checkpoint was.
+
+  Raises:
+    UserError: the config or the data are not in order, or the directory is another run's.
+  """
+  check(config)
+  dataset = datasets.open_dataset(config.data, "frames")
+  cache = pipeline.choose_cache(config.data.cache, dataset.splits.values())
+  train, validation = (
+    pipeline.Frames(dataset.splits[name], cache=cache) for name in ("train", "validation")
+  )
+  batches = train.training_batches(config.train.batch_size, seed=config.seed)
+  steps_per_epoch = train.size // config.train.batch_size
+  tx, schedule = make_optimizer(config.optimizer, config.train.epochs * steps_per_epoch)
+  network, sweep, state, names = create_sweep(
+    config, in_channels=1, classes=len(dataset.classes), tx=tx
+  )
+  settings = json.loads(config.to_json())
+  checkpoints_lib.claim(workdir, settings)
+  for note in dataset.notes:
+    print(f"note: {note}")
+
+  if not results.exists(workdir, *RESULTS):
+    with contextlib.ExitStack() as stack:
+      checkpoints = stack.enter_context(contextlib.closing(checkpoints_lib.Checkpoints(workdir)))
+      writer = stack.enter_context(contextlib.closing(writers.create_writer(workdir)))
+      writers.write_overview(writer, settings, network.params)
+      task = make_task(network, sweep, names, validation, config, tx=tx, schedule=schedule)
+      state, meta = loop.fit(
+        task,
+        sweep,
+        state,
+        batches,
+        config=config.train,
+        steps_per_epoch=steps_per_epoch,
+        key=jax.random.key(config.seed),
+        checkpoints=checkpoints,
+        writer=writer,
+      )
+      fields = (*pipeline.FIELDS, *(["evidence"] if dataset.simulated else []))
+      evaluation = evaluate(
+        network,
+        sweep,
+        state,
+        train=train,
+        validation=validation,
+        test=pipeline.Frames(dataset.splits["test"], cache=cache, fields=fields),
+        classes=dataset.classes,
+        thin=dataset.thin,
+        config=config,
+      )
+      write_results(workdir, evaluation, meta, config, dataset, settings)
+      writers.write_final(
+        writer,
+        config.train.epochs * steps_per_epoch,
+        dict(zip(names, evaluation.members, strict=True)),
+      )
+  print(tables.segmentation(results.read(workdir, "segmentation")))
+
+
+def write_results(workdir, evaluation, meta, config, dataset, settings):
+  """Writes the results files of the task (definitions: `lus_jax.evaluation.metrics`)."""
+  _, members = make_members(config)
+  rows, matrix = [], []
+  for member, best, summary in zip(members, meta["best"], evaluation.members, strict=True):
+    # The config's own number: the member's float32 prints as .6000000238.
+    threshold = config.sweep.thresholds[len(rows) % len(config.sweep.thresholds)]
+    seed = int(member["seed"])
+    summary = dict(summary)
+    matrix += [
+      {"model_threshold": threshold, "seed": seed, **row, "evaluation_threshold": t}
+      for row, t in zip(summary.pop("matrix"), config.sweep.thresholds, strict=True)
+    ]
+    rows.append({"threshold": threshold, "seed": seed, "best_epoch": best["epoch"], **summary})
+  predictors = [
+    {"predictor": name, "threshold": threshold}
+    | {key: value for key, value in summary.items() if key != "matrix"}
+    for name, summaries in evaluation.baselines.items()
+    for threshold, summary in zip(config.sweep.thresholds, summaries, strict=True)
+  ]
+  contents = {
+    "history": {"rows": meta["history"]},
+    "segmentation_matrix": {"rows": matrix},
+    "segmentation": {
+      "split": "test",
+      "rows": rows,
+      "predictors": predictors,
+      "notes": list(dataset.notes),
+    },
+  }
+  for name in RESULTS:
+    results.write(workdir, name, config=settings, dataset=dataset.summary(), **contents[name])

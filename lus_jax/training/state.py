@@ -1,0 +1,120 @@
+"""The state of one model, its compiled step, and the frozen network behind it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax import numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+  """What training changes, as pure dicts; a sweep's state has a leading member axis T.
+
+  Attributes:
+    step: steps done, int32.
+    params: trainable weights.
+    batch_stats: running statistics of the norms.
+    opt_state: the optimizer's.
+    best_params: the weights of the best epoch so far.
+    best_batch_stats: its running statistics.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  best_params: Any
+  best_batch_stats: Any
+
+
+class Network:
+  """A network as a pure function of its parameters.
+
+  `nnx.State` objects in a transformed function are slow and lose norm updates under
+  `value_and_grad`; pure dicts are neither.
+
+  Attributes:
+    params: initial weights, a pure dict.
+    batch_stats: initial running statistics, a pure dict.
+  """
+
+  def __init__(self, model):
+    self._graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    self.params, self.batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+  def __call__(self, params, batch_stats, image, *, train=False, key=None):
+    """Runs the network.
+
+    Args:
+      params: weights.
+      batch_stats: running statistics.
+      image: [B, H, W, C].
+      train: whether to use batch statistics and dropout.
+      key: the dropout key.
+
+    Returns:
+      Logits [B, H, W, K] and the new running statistics.
+    """
+    model = nnx.merge(self._graphdef, params, batch_stats)
+    logits = model(image, train=train, key=key)
+    return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def create_state(params, batch_stats, tx):
+  """A fresh `State`, whose arrays are its own: steps reuse their memory."""
+
+  def copied(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+  return State(
+    step=jnp.zeros((), jnp.int32),
+    params=copied(params),
+    batch_stats=copied(batch_stats),
+    opt_state=tx.init(params),
+    best_params=copied(params),
+    best_batch_stats=copied(batch_stats),
+  )
+
+
+def make_train_step(loss_fn, tx):
+  """Makes the pure training step of one sweep member.
+
+  Args:
+    loss_fn: `(params, batch_stats, member, inputs, key) -> (loss, new batch_stats)`.
+    tx: an optax transformation.
+
+  Returns:
+    `step(state, member, inputs, key) -> (state, loss)`.
+  """
+
+  def step(state, member, inputs, key):
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, batch_stats), grads = gradient(state.params, state.batch_stats, member, inputs, key)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    state = dataclasses.replace(
+      state,
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+    )
+    return state, loss
+
+  return step
+
+
+def keep_best(state, improved):
+  """Takes the present weights as the best ones where `improved` (a bool scalar)."""
+
+  def choose(new, old):
+    return jax.tree.map(lambda a, b: jnp.where(improved, a, b), new, old)
+
+  return dataclasses.replace(
+    state,
+    best_params=choose(state.params, state.best_params),
+    best_batch_stats=choose(state.batch_stats, state.best_batch_stats),
+  )

@@ -1,0 +1,91 @@
+"""Metric writers; the only file that imports clu's (and so TensorFlow)."""
+
+import json
+import pathlib
+
+import numpy as np
+from absl import logging
+
+DIRECTORY = "tensorboard"
+
+
+class JsonLinesWriter:
+  """Stands in for clu's writers where TensorFlow is not installed: one JSON object a line."""
+
+  def __init__(self, directory):
+    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+    self._file = (pathlib.Path(directory) / "metrics.jsonl").open("a")
+
+  def write_scalars(self, step, scalars):
+    """Writes numbers by name."""
+    values = {name: float(np.asarray(value)) for name, value in scalars.items()}
+    self._file.write(json.dumps({"step": int(step), **values}) + "\n")
+
+  def write_texts(self, step, texts):
+    """Writes texts by name."""
+    self._file.write(json.dumps({"step": int(step), **texts}) + "\n")
+
+  def write_hparams(self, hparams):
+    """Writes the run's settings."""
+    self._file.write(json.dumps({"hparams": hparams}) + "\n")
+
+  def flush(self):
+    """Puts what was written on disk."""
+    self._file.flush()
+
+  def close(self):
+    """Closes the file."""
+    self._file.close()
+
+
+def create_writer(workdir):
+  """The run's metric writer: TensorBoard by clu, or JSON lines where TensorFlow is missing."""
+  directory = pathlib.Path(workdir) / DIRECTORY
+  try:
+    from clu import metric_writers
+  except ImportError as error:
+    logging.warning("No TensorBoard (%s): metrics go to %s/metrics.jsonl.", error, directory)
+    return JsonLinesWriter(directory)
+  # Without clu's own logging writer: the progress bar and the tables say it better.
+  return metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(directory))])
+
+
+def write_overview(writer, settings, params):
+  """Writes the run's settings as hyperparameters and a table of the network's parameters.
+
+  Args:
+    writer: of `create_writer`.
+    settings: the config as nested dicts.
+    params: one member's weights.
+  """
+  writer.write_hparams(_flatten(settings))
+  try:
+    from clu import parameter_overview
+  except ImportError:
+    return
+  overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+  writer.write_texts(0, {"parameters": f"```\n{overview}\n```"})
+
+
+def write_final(writer, step, summaries):
+  """Writes the test results of every member: what TensorBoard compares runs by."""
+  for metric in ("iou", "iou_at_best_cut", "dice", "weighted_ce", "ce", "trimap", "ece", "brier"):
+    writer.write_scalars(
+      step,
+      {
+        f"test_{metric}/{name}": summary[metric]
+        for name, summary in summaries.items()
+        if summary.get(metric) is not None
+      },
+    )
+  writer.flush()
+
+
+def _flatten(settings, prefix=""):
+  flat = {}
+  for name, value in settings.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f"{prefix}{name}.")
+    else:
+      flat[f"{prefix}{name}"] = value if isinstance(value, int | float | str) else str(value)
+  return flat

@@ -1,0 +1,30 @@
+"""Strict settings for every test: two CPU devices, no silent broadcasting between ranks."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+)
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REAL_DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def key():
+  return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+  """The folder of real data sets beside the project; the test is skipped where there is none."""
+  if not REAL_DATA.is_dir():
+    pytest.skip(f"needs the real data sets in {REAL_DATA.name}/ beside the project")
+  return REAL_DATA

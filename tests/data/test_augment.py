@@ -1,0 +1,134 @@
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+from ml_collections import ConfigDict
+from scipy import ndimage
+
+from lus_jax.data import augment
+from lus_jax.errors import UserError
+
+CONFIG = ConfigDict(
+  {
+    "probability": 0.5,
+    "rotation_degrees": 15.0,
+    "brightness": 0.2,
+    "contrast": 0.2,
+    "gamma": (0.8, 1.25),
+  }
+)
+
+
+def config(**changes):
+  changed = CONFIG.copy_and_resolve_references()
+  changed.update(changes)
+  return changed
+
+
+def batch(key, n=8, size=24, classes=2, box=None):
+  image_key, confidence_key = jax.random.split(key)
+  return {
+    "image": jax.random.randint(image_key, (n, size, size, 1), 0, 256).astype(jnp.uint8),
+    "confidence": jax.random.randint(confidence_key, (n, size, size, classes), 0, 256).astype(
+      jnp.uint8
+    ),
+    "valid_box": jnp.tile(jnp.asarray(box or [0, 0, size, size], jnp.int32)[None], (n, 1)),
+    "labelled": jnp.ones((n, classes), bool),
+  }
+
+
+def test_prepare_scales_and_marks_what_is_valid(key):
+  stored = batch(key, n=2, size=6, box=[1, 2, 5, 6])
+  stored["labelled"] = jnp.asarray([[True, True], [True, False]])
+  inputs = augment.prepare(stored)
+  np.testing.assert_allclose(inputs["image"], np.asarray(stored["image"]) / 255, rtol=1e-6)
+  expected = np.zeros((6, 6), bool)
+  expected[1:5, 2:6] = True
+  np.testing.assert_array_equal(inputs["where"][0], np.stack([expected, expected], -1))
+  np.testing.assert_array_equal(inputs["where"][1, ..., 0], expected)
+  assert not inputs["where"][1, ..., 1].any()
+
+
+def test_rotation_agrees_with_scipy(key):
+  image = jax.random.uniform(key, (17, 24, 2))
+  rotated = augment.rotate(image, np.deg2rad(13.0))
+  expected = ndimage.rotate(
+    np.asarray(image, np.float64), 13.0, reshape=False, order=1, mode="constant"
+  )
+  # scipy also fades the last pixel of the border.
+  np.testing.assert_allclose(rotated[3:-3, 3:-3], expected[3:-3, 3:-3], atol=1e-4)
+
+
+def test_image_confidence_and_mask_move_together(key):
+  stored = batch(key)
+  stored["confidence"] = jnp.repeat(stored["image"], 2, axis=-1)
+  inputs = augment.augment(
+    augment.prepare(stored), key, config(brightness=0.0, contrast=0.0, gamma=(1.0, 1.0))
+  )
+  for k in range(2):
+    where = inputs["where"][..., k]
+    np.testing.assert_allclose(
+      jnp.where(where, inputs["image"][..., 0], 0),
+      jnp.where(where, inputs["confidence"][..., k], 0),
+      atol=1e-5,
+    )
+  original = augment.prepare(stored)["image"]
+  moved = jnp.any(jnp.abs(inputs["image"] - original) > 1e-3, axis=(1, 2, 3))
+  assert 0 < int(moved.sum()) < 8  # some examples are left alone, some not
+
+
+def test_pixels_rotated_in_from_outside_are_invalid(key):
+  stored = batch(key, n=64)
+  inputs = augment.augment(augment.prepare(stored), key, config(probability=1.0))
+  share = jnp.mean(inputs["where"], axis=(1, 2, 3))
+  assert float(share.min()) < 0.95
+  outside = ~inputs["where"].any(-1, keepdims=True)
+  assert float(jnp.max(jnp.where(outside, inputs["image"], 0))) == 0
+  # The middle is always inside.
+  assert bool(inputs["where"][:, 8:16, 8:16].all())
+
+
+def test_the_letterbox_stays_black_and_invalid(key):
+  stored = batch(key, box=[4, 0, 20, 24])
+  stored["image"] = stored["image"].at[:, :4].set(0).at[:, 20:].set(0)
+  inputs = augment.augment(
+    augment.prepare(stored), key, config(probability=1.0, rotation_degrees=0.0, brightness=0.2)
+  )
+  assert not inputs["where"][:, :4].any() and not inputs["where"][:, 20:].any()
+  assert float(inputs["image"][:, :4].max()) == 0
+  assert float(inputs["image"][:, 4:20].mean()) > 0.1
+
+
+def test_probability_zero_changes_nothing(key):
+  inputs = augment.prepare(batch(key))
+  same = augment.augment(inputs, key, config(probability=0.0))
+  jax.tree.map(np.testing.assert_array_equal, same, inputs)
+
+
+def test_each_change_has_its_probability(key):
+  n = 400
+  stored = batch(key, n=n, size=8)
+  inputs = augment.prepare(stored)
+  flips = augment.augment(
+    inputs, key, config(rotation_degrees=0.0, brightness=0.0, contrast=0.0, gamma=(1.0, 1.0))
+  )
+  flipped = jnp.all(jnp.abs(flips["image"] - inputs["image"][:, :, ::-1]) < 1e-5, axis=(1, 2, 3))
+  assert 0.4 < float(flipped.mean()) < 0.6
+
+
+def test_intensity_follows_its_formula(key):
+  image = jax.random.uniform(key, (5, 5, 1))
+  y = augment.adjust_intensity(image, brightness=0.05, contrast=0.2, gamma=1.25)
+  x = np.asarray(image, np.float64) ** 1.25
+  np.testing.assert_allclose(y, np.clip((x - x.mean()) * 1.2 + x.mean() + 0.05, 0, 1), atol=1e-6)
+  black = augment.adjust_intensity(jnp.zeros((2, 2, 1)), brightness=0.0, contrast=0.0, gamma=0.8)
+  assert float(black.max()) == 0
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [("probability", 1.5), ("rotation_degrees", -1.0), ("gamma", (1.2, 0.8)), ("gamma", (0.0, 1.0))],
+)
+def test_a_bad_config_is_refused_by_name(field, value):
+  with pytest.raises(UserError, match=f"config.augment.{field}"):
+    augment.check(config(**{field: value}))

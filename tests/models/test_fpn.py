@@ -1,0 +1,120 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax import numpy as jnp
+from ml_collections import ConfigDict
+
+from lus_jax.errors import UserError
+from lus_jax.models import build_model
+from lus_jax.models.fpn import FPN
+from lus_jax.training.state import Network
+
+
+def tiny(**kwargs):
+  return FPN(
+    "resnet18", **({"classes": 2, "width": 0.125, "rngs": nnx.Rngs(0), "dropout": 0.0} | kwargs)
+  )
+
+
+def count(model):
+  return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+@pytest.mark.parametrize(
+  ("encoder", "millions"), [("resnet18", 13.04), ("resnet34", 23.15), ("resnet50", 26.11)]
+)
+def test_parameter_count(encoder, millions):
+  # 23.15 M: the widely used PyTorch FPN with a ResNet-34, 1 channel in, 6 out.
+  model = nnx.eval_shape(lambda: FPN(encoder, classes=6, rngs=nnx.Rngs(0)))
+  assert round(count(model) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("size", [(32, 64), (33, 50)])
+def test_logits_have_the_size_of_the_image(key, size):
+  image = jax.random.uniform(key, (2, *size, 1))
+  logits = tiny()(image, train=False)
+  assert logits.shape == (2, *size, 2)
+  assert logits.dtype == jnp.float32
+
+
+def test_a_padded_image_gives_the_logits_of_the_zero_padded_one(key):
+  image = jax.random.uniform(key, (1, 40, 33, 1))
+  padded = jnp.pad(image, ((0, 0), (0, 24), (0, 31), (0, 0)))
+  model = tiny()
+  np.testing.assert_allclose(
+    model(image, train=False), model(padded, train=False)[:, :40, :33], atol=1e-6
+  )
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50"])
+def test_the_gradient_reaches_every_parameter(key, encoder):
+  network = Network(FPN(encoder, classes=2, width=0.125, dropout=0.0, rngs=nnx.Rngs(1)))
+  image = jax.random.uniform(key, (2, 64, 64, 1))
+
+  def loss(params):
+    logits, _ = network(params, network.batch_stats, image, train=True)
+    return jnp.mean(jnp.sin(logits * 3 + jnp.arange(2.0).reshape(1, 1, 1, 2)))
+
+  gradients = jax.jit(jax.grad(loss))(network.params)
+  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+    assert float(jnp.max(jnp.abs(gradient))) > 0, jax.tree_util.keystr(path)
+
+
+def test_training_records_statistics_and_evaluation_does_not(key):
+  network = Network(tiny())
+  image = jax.random.uniform(key, (2, 32, 32, 1))
+  _, trained = network(network.params, network.batch_stats, image, train=True)
+  _, evaluated = network(network.params, network.batch_stats, image)
+  changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), network.batch_stats, trained)
+  assert all(jax.tree.leaves(changed))
+  assert jax.tree.all(
+    jax.tree.map(lambda a, b: bool(jnp.all(a == b)), network.batch_stats, evaluated)
+  )
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters(key):
+  image = jax.random.uniform(key, (2, 64, 64, 1))
+  exact, coarse = tiny(), tiny(dtype=jnp.bfloat16)
+  assert {x.dtype for x in jax.tree.leaves(nnx.state(coarse))} == {jnp.dtype("float32")}
+  assert {f.dtype for f in coarse.encoder(image.astype(jnp.bfloat16), train=True)} == {
+    jnp.dtype("bfloat16")
+  }
+  a, b = exact(image, train=True), coarse(image, train=True)
+  assert b.dtype == jnp.float32
+  error = float(jnp.max(jnp.abs(a - b)) / jnp.std(a))
+  assert 0 < error < 0.5
+
+
+def test_dropout_drops_whole_channels_in_training_only(key):
+  model = tiny(dropout=0.5)
+  image = jax.random.uniform(key, (1, 32, 32, 1))
+  one, two = (model(image, train=True, key=jax.random.key(i)) for i in range(2))
+  assert bool(jnp.any(one != two))
+  dropped = model.dropout(
+    jnp.ones((2, 3, 3, 16)), deterministic=False, rngs=nnx.Rngs(dropout=jax.random.key(0))
+  )
+  assert bool(jnp.all(dropped == dropped[:, :1, :1]))
+  assert bool(jnp.all(model(image, train=False) == model(image, train=False)))
+
+
+CONFIG = ConfigDict({"encoder": "resnet18", "width": 0.125, "dropout": 0.2, "dtype": "float32"})
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [("encoder", "vgg"), ("dtype", "int8"), ("width", 0.0), ("dropout", 1.0)],
+)
+def test_a_bad_config_is_refused_by_name(field, value):
+  config = CONFIG.copy_and_resolve_references()
+  config[field] = value
+  with pytest.raises(UserError, match=f"config.model.{field}"):
+    build_model(config, in_channels=1, classes=2, seed=0)
+
+
+def test_the_seed_decides_the_weights():
+  a, b, c = (
+    Network(build_model(CONFIG, in_channels=1, classes=2, seed=seed)).params for seed in (0, 0, 1)
+  )
+  assert jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), a, b))
+  assert not jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), a, c))

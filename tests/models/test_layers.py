@@ -1,0 +1,65 @@
+import jax
+import numpy as np
+from flax import nnx
+from jax import numpy as jnp
+
+from lus_jax.models import layers
+
+
+def test_batch_norm_follows_a_float64_reference_and_keeps_the_unbiased_variance(key):
+  x = 3 + 2 * jax.random.normal(key, (2, 3, 2, 5))
+  norm = layers.BatchNorm(5)
+  norm.scale[...] = jnp.arange(1.0, 6.0)
+  norm.bias[...] = -jnp.arange(5.0)
+  y = norm(x, train=True)
+
+  x64 = np.asarray(x, np.float64)
+  mean, var = x64.mean((0, 1, 2)), x64.var((0, 1, 2))
+  expected = (x64 - mean) / np.sqrt(var + 1e-5) * np.arange(1, 6) - np.arange(5)
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+  np.testing.assert_allclose(norm.mean[...], 0.1 * mean, atol=1e-6)
+  np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * x64.var((0, 1, 2), ddof=1), atol=1e-6)
+
+  running_mean, running_var = np.asarray(norm.mean[...]), np.asarray(norm.var[...])
+  y = norm(x, train=False)
+  expected = (x64 - running_mean) / np.sqrt(running_var + 1e-5) * np.arange(1, 6) - np.arange(5)
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+  np.testing.assert_array_equal(norm.mean[...], running_mean)
+
+
+def test_bilinear_upsampling_keeps_corners_and_ramps(key):
+  x = jax.random.normal(key, (2, 3, 5, 4))
+  y = layers.upsample_bilinear(x, 4)
+  assert y.shape == (2, 12, 20, 4)
+  for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+    np.testing.assert_allclose(y[:, *corner], x[:, *corner], rtol=1e-6)
+  rows = np.stack(
+    [
+      [np.interp(np.linspace(0, 2, 12), np.arange(3), x[b, :, 0, c]) for c in range(4)]
+      for b in range(2)
+    ]
+  )
+  np.testing.assert_allclose(y[:, :, 0], rows.transpose(0, 2, 1), atol=1e-6)
+  ramp = jnp.arange(5.0).reshape(1, 1, 5, 1)
+  np.testing.assert_allclose(
+    layers.upsample_bilinear(ramp, 2)[0, 0, :, 0], np.linspace(0, 4, 10), atol=1e-6
+  )
+
+
+def test_nearest_upsampling_repeats():
+  x = jnp.arange(6.0).reshape(1, 2, 3, 1)
+  expected = np.repeat(np.repeat(np.asarray(x), 2, 1), 2, 2)
+  np.testing.assert_array_equal(layers.upsample_nearest(x, 2), expected)
+
+
+def test_a_strided_convolution_pads_as_pytorch():
+  # PyTorch's padding=1 puts the first window at -1; 'SAME' would put it at 0 on even sizes.
+  x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1)
+  convolution = layers.conv(1, 1, 3, stride=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  np.testing.assert_allclose(
+    convolution(x)[0, 0, 0, 0], convolution.kernel[...][1, 1, 0, 0], rtol=1e-6
+  )
+
+
+def test_scaled_channels_are_multiples_of_eight():
+  assert [layers.scale_channels(64, width) for width in (1, 0.5, 0.25, 0.01)] == [64, 32, 16, 8]

@@ -1,0 +1,604 @@
+import csv
+import json
+import math
+import os
+
+import av
+import numpy as np
+import pytest
+from absl import logging
+from PIL import Image
+
+from lus_jax.errors import UserError
+from tfds_builders.lus_folder import media
+from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
+
+HEIGHT, WIDTH = 24, 32
+CLASSES = ("pleura", "b_line")
+MANIFEST = ("video", "patient", "day", "view", "sf_ratio", "readmitted_30d", "split")
+
+
+def write_video(path, frames, *, codec="ffv1", pixels="gray", options=None):
+  with av.open(path, "w", options=options or {}) as container:
+    stream = container.add_stream(codec, rate=25)
+    stream.height, stream.width = frames.shape[1:]
+    stream.pix_fmt = pixels
+    for frame in frames:
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="gray")))
+    container.mux(stream.encode())
+
+
+def write_h264(path, frames):
+  # The index first, as cameras and web exports do: a cut file still opens.
+  write_video(path, frames, codec="libx264", pixels="yuv420p", options={"movflags": "faststart"})
+
+
+class Folder:
+  """A folder data set of 6 patients, and what was written into it."""
+
+  def __init__(self, path):
+    self.path = path
+    random = np.random.default_rng(0)
+    clip = random.integers(0, 256, (6, 5, HEIGHT, WIDTH)).astype(np.uint8)
+    clip[5] //= 16  # 16 grey levels make an exact GIF
+    self.videos = dict(zip(("a.npy", "b.avi", "c", "d.png", "e.npy", "f.gif"), clip, strict=True))
+    self.videos["d.png"] = clip[3, :1]
+    (path / "videos" / "c").mkdir(parents=True)
+    for name in ("a.npy", "e.npy"):
+      np.save(path / "videos" / name, self.videos[name])
+    write_video(path / "videos" / "b.avi", self.videos["b.avi"])
+    for i, frame in enumerate(self.videos["c"], start=8):  # 10.png comes after 9.png
+      Image.fromarray(frame).save(path / "videos" / "c" / f"{i}.png")
+    Image.fromarray(self.videos["d.png"][0]).save(path / "videos" / "d.png")
+    first, *rest = (Image.fromarray(frame) for frame in self.videos["f.gif"])
+    first.save(path / "videos" / "f.gif", save_all=True, append_images=rest, duration=40)
+    splits = ("train", "train", "train", "validation", "test", "test")
+    self.manifest = [
+      [name, f"p{i}", "1", "L1", "300", "0", split]
+      for i, (name, split) in enumerate(zip(self.videos, splits, strict=True))
+    ]
+    self.labels, self.masks = [["video", "frame", "annotator", "masks"]], {}
+    for name, frames in self.videos.items():
+      frame = len(frames) - 1
+      self.labels.append([name, str(frame), "ann", name])
+      for c in CLASSES:
+        mask = random.integers(0, 256, (HEIGHT, WIDTH)).astype(np.uint8)
+        self.masks[name, c] = mask
+        self.save_mask(f"{name}/{c}.png", mask)
+    self.dataset = {"name": "tiny", "licence": "none", "classes": list(CLASSES)}
+    self.dataset["thin"] = ["b_line"]
+    self.header = list(MANIFEST)
+
+  def save_mask(self, name, mask):
+    path = self.path / "masks" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(path)
+
+  def set(self, video_index, **cells):
+    for column, value in cells.items():
+      self.manifest[video_index][MANIFEST.index(column)] = value
+
+  def write(self):
+    (self.path / "dataset.json").write_text(json.dumps(self.dataset))
+    for name, rows in (("manifest", [self.header, *self.manifest]), ("labels", self.labels)):
+      with (self.path / f"{name}.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows(rows)
+
+  def config(self, kind="frames", height=HEIGHT, width=WIDTH, **options):
+    self.write()
+    return folder_config(kind, height, width, directory=self.path, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return Folder(tmp_path / "mine")
+
+
+@pytest.fixture
+def warnings_seen(monkeypatch):
+  seen = []
+  monkeypatch.setattr(logging, "warning", lambda text, *values: seen.append(text % values))
+  return seen
+
+
+def build(config, data_dir):
+  builder = LusFolder(config=config, data_dir=data_dir)
+  builder.download_and_prepare()
+  return builder
+
+
+def read(builder):
+  source = builder.as_data_source()
+  return {
+    example["video"].decode(): (split, example) for split in source for example in source[split]
+  }
+
+
+def check_refused(folder, *parts, kind="frames", **options):
+  data_dir = folder.path.parent / "data"
+  with pytest.raises(UserError) as error:
+    build(folder.config(kind, **options), data_dir)
+  message = str(error.value)
+  assert "\n" not in message
+  for part in parts:
+    assert part in message
+  assert not data_dir.exists()
+
+
+# Round trips.
+
+
+def test_frames_round_trip_is_exact_at_native_size(folder, tmp_path):
+  builder = build(folder.config(), tmp_path / "data")
+  examples = read(builder)
+  assert examples.keys() == folder.videos.keys()
+  for i, (name, frames) in enumerate(folder.videos.items()):
+    split, example = examples[name]
+    assert split == folder.manifest[i][-1]
+    assert example["frame"] == len(frames) - 1
+    np.testing.assert_array_equal(example["image"][..., 0], frames[-1])
+    for k, c in enumerate(CLASSES):
+      np.testing.assert_array_equal(example["confidence"][..., k], folder.masks[name, c])
+    assert example["patient"].decode() == f"p{i}"
+    assert example["annotator"] == b"ann"
+    assert example["view"] == b"L1"
+    assert example["day"] == 1
+    assert example["labelled"].tolist() == [True, True]
+    assert example["valid_box"].tolist() == [0, 0, HEIGHT, WIDTH]
+  metadata = builder.info.metadata
+  assert metadata["classes"] == list(CLASSES)
+  assert metadata["thin"] == ["b_line"]
+  assert metadata["split_unit"] == "patient"
+  assert metadata["counts"]["train"] == {"patients": 3, "frames": 3}
+
+
+def test_videos_round_trip_without_labels(folder, tmp_path):
+  folder.set(0, sf_ratio="", readmitted_30d="", day="", view="")
+  config = folder.config("videos")
+  (folder.path / "labels.csv").unlink()
+  assert folder_config("videos", HEIGHT, WIDTH, directory=folder.path).name == config.name
+  examples = read(build(config, tmp_path / "data"))
+  assert examples.keys() == folder.videos.keys()
+  for name, frames in folder.videos.items():
+    np.testing.assert_array_equal(examples[name][1]["frames"][..., 0], frames)
+  unknown, known = examples["a.npy"][1], examples["f.gif"][1]
+  assert math.isnan(unknown["sf_ratio"]) and math.isnan(unknown["frames_per_second"])
+  assert (unknown["readmitted_30d"], unknown["day"], unknown["view"]) == (-1, -1, b"")
+  assert (known["sf_ratio"], known["readmitted_30d"], known["frames_per_second"]) == (300, 0, 25)
+  assert examples["b.avi"][1]["frames_per_second"] == 25
+
+
+def test_frames_are_letterboxed_with_their_masks(folder, tmp_path):
+  mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+  mask[:, : WIDTH // 2] = 255
+  folder.save_mask("a.npy/pleura.png", mask)
+  np.save(folder.path / "videos" / "a.npy", np.broadcast_to(mask, (5, HEIGHT, WIDTH)))
+  _, example = read(build(folder.config(height=64, width=64), tmp_path / "data"))["a.npy"]
+  assert example["valid_box"].tolist() == [8, 0, 56, 64]
+  np.testing.assert_array_equal(example["confidence"][..., 0], example["image"][..., 0])
+  assert (example["image"][8:56, :31] == 255).all()
+  assert not example["image"][:8].any() and not example["image"][56:].any()
+
+
+def test_masks_are_shrunk_without_antialiasing(folder, tmp_path):
+  mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+  mask[:, 5] = 255  # samples of a 4 x shrink lie at columns 1.5, 5.5, ...: half of this line
+  folder.save_mask("a.npy/pleura.png", mask)
+  config = folder.config(height=HEIGHT // 4, width=WIDTH // 4)
+  _, example = read(build(config, tmp_path / "data"))["a.npy"]
+  assert example["confidence"][0, :, 0].tolist() == [0, 128, 0, 0, 0, 0, 0, 0]
+
+
+def test_16_bit_and_1_bit_masks(folder, tmp_path):
+  deep = np.random.default_rng(1).integers(0, 65536, (HEIGHT, WIDTH)).astype(np.uint16)
+  folder.save_mask("a.npy/pleura.png", deep)
+  folder.save_mask("a.npy/b_line.png", deep > 40000)
+  _, example = read(build(folder.config(), tmp_path / "data"))["a.npy"]
+  np.testing.assert_array_equal(example["confidence"][..., 0], np.rint(deep / 257))
+  np.testing.assert_array_equal(example["confidence"][..., 1], np.where(deep > 40000, 255, 0))
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_a_missing_class_is_absent_or_unlabelled(folder, tmp_path, unlabelled):
+  (folder.path / "masks" / "a.npy" / "b_line.png").unlink()
+  if unlabelled:
+    folder.dataset["missing_class"] = "unlabelled"
+  examples = read(build(folder.config(), tmp_path / "data"))
+  assert not examples["a.npy"][1]["confidence"][..., 1].any()
+  assert examples["a.npy"][1]["labelled"].tolist() == [True, not unlabelled]
+  assert examples["e.npy"][1]["labelled"].tolist() == [True, True]
+
+
+def test_annotators_of_one_frame_are_examples_of_their_own(folder, tmp_path):
+  folder.labels.append(["a.npy", "4", "other", "b.avi"])
+  source = build(folder.config(), tmp_path / "data").as_data_source("train")
+  found = {e["annotator"]: e["confidence"][..., 0] for e in source if e["video"] == b"a.npy"}
+  np.testing.assert_array_equal(found[b"ann"], folder.masks["a.npy", "pleura"])
+  np.testing.assert_array_equal(found[b"other"], folder.masks["b.avi", "pleura"])
+
+
+def test_each_video_is_decoded_once(folder, tmp_path, monkeypatch):
+  folder.labels += [["b.avi", str(frame), "", "a.npy"] for frame in range(4)]
+  config, reads, real = folder.config(), [], media.read
+  monkeypatch.setattr(media, "read", lambda m, frames: reads.append(m.path.name) or real(m, frames))
+  builder = build(config, tmp_path / "data")
+  assert sorted(reads) == sorted(folder.videos)
+  for example in builder.as_data_source("train"):
+    if example["video"] == b"b.avi":
+      expected = folder.videos["b.avi"][example["frame"]]
+      np.testing.assert_array_equal(example["image"][..., 0], expected)
+
+
+def test_empty_confidence_is_kept_with_a_warning(folder, tmp_path, warnings_seen):
+  for c in CLASSES:
+    folder.save_mask(f"c/{c}.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+  folder.save_mask("d.png/pleura.png", np.eye(HEIGHT, WIDTH, dtype=np.uint8))
+  examples = read(build(folder.config(), tmp_path / "data"))
+  assert not examples["c"][1]["confidence"].any()
+  ours = [text for text in warnings_seen if "confidence" in text]
+  assert len(ours) == 2
+  assert "labels.csv row 4: every confidence is 0" in ours[0]
+  assert "d.png/pleura.png: its largest confidence is 0.0039" in ours[1]
+
+
+def test_changed_data_are_rebuilt_and_unchanged_ones_reused(folder, tmp_path):
+  name = folder.config().name
+  assert folder.config().name == name
+  assert folder.config(seed=1).name != name
+  mask = folder.path / "masks" / "a.npy" / "pleura.png"
+  stat = mask.stat()
+  os.utime(mask, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+  assert folder.config().name != name
+  os.utime(mask, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  assert folder.config().name == name
+  folder.set(0, day="2")
+  assert folder.config().name != name
+
+
+# Splits.
+
+
+def test_without_a_split_column_patients_are_split_alike_for_frames_and_videos(folder):
+  for i in range(6):
+    folder.set(i, split="")
+  folder.set(1, patient="p0")
+  by_kind = []
+  for kind in ("frames", "videos"):
+    splits = folder.config(kind, seed=3).splits
+    rows = {name: [getattr(r, "video", r) for r in split] for name, split in splits.items()}
+    by_kind.append({video.name: name for name, split in rows.items() for video in split})
+    patients = [{video.patient for video in split} for split in rows.values()]
+    assert len(set.union(*patients)) == sum(map(len, patients)) == 5
+    assert all(patients)
+  assert by_kind[0] == by_kind[1]
+  assert by_kind[0].keys() == folder.videos.keys()
+
+
+def test_split_by_frame_warns(folder, tmp_path, warnings_seen):
+  for i in range(6):
+    folder.set(i, split="", patient="p0")
+  folder.labels += [["a.npy", "4", "other", "b.avi"]]
+  builder = build(folder.config(split_unit="frame"), tmp_path / "data")
+  assert sum(split.num_examples for split in builder.info.splits.values()) == 7
+  assert builder.info.metadata["split_unit"] == "frame"
+  assert "not an independent test" in warnings_seen[0]
+
+
+def test_two_readings_of_one_frame_are_never_in_two_splits(folder):
+  for i in range(6):
+    folder.set(i, split="", patient="p0")
+  folder.labels += [["a.npy", "4", "other", "b.avi"]]
+  for seed in range(8):
+    splits = folder.config(split_unit="frame", seed=seed).splits.values()
+    readings = [sum(label.video.name == "a.npy" for label in rows) for rows in splits]
+    assert sorted(readings) == [0, 0, 2]
+
+
+# Bad input: each is one line naming file and row, and nothing is written.
+
+
+def test_missing_directory(tmp_path):
+  with pytest.raises(UserError, match=r"nowhere does not exist; mend --config.data.dir"):
+    folder_config("frames", 8, 8, directory=tmp_path / "nowhere")
+  with pytest.raises(UserError, match=r"say --config.data.dir=DIR"):
+    folder_config("frames", 8, 8, directory="")
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "manifest.csv", "labels.csv"])
+def test_missing_table(folder, name):
+  folder.write()
+  (folder.path / name).unlink()
+  with pytest.raises(UserError, match=f"{name} does not exist; write"):
+    folder_config("frames", HEIGHT, WIDTH, directory=folder.path)
+
+
+@pytest.mark.parametrize("column", ["video", "patient"])
+def test_missing_required_column_of_the_manifest(folder, column):
+  folder.header[MANIFEST.index(column)] = "something"
+  check_refused(folder, "manifest.csv row 1", f"required column '{column}' is missing")
+
+
+@pytest.mark.parametrize("column", ["video", "frame", "masks"])
+def test_missing_required_column_of_the_labels(folder, column):
+  folder.labels[0][folder.labels[0].index(column)] = "something"
+  check_refused(folder, "labels.csv row 1", f"required column '{column}' is missing")
+
+
+@pytest.mark.parametrize(
+  ("cells", "parts"),
+  [
+    ({"video": "gone.mp4"}, ("videos/gone.mp4 does not exist",)),
+    ({"video": "a.npy"}, ("the same video as row 2",)),
+    ({"video": ""}, ("video is empty",)),
+    ({"patient": " "}, ("patient is empty",)),
+    ({"view": "L4"}, ("unknown view 'L4'", "L1, L2, L3, R1, R2, R3")),
+    ({"day": "monday"}, ("day 'monday' is not a whole number",)),
+    ({"day": "-1"}, ("day '-1' is not a whole number from 0",)),
+    ({"sf_ratio": "high"}, ("sf_ratio 'high' is not a number from 0 to 477",)),
+    ({"sf_ratio": "478"}, ("sf_ratio '478' is not",)),
+    ({"sf_ratio": "nan"}, ("sf_ratio 'nan' is not",)),
+    ({"readmitted_30d": "yes"}, ("readmitted_30d 'yes' is not a whole number from 0 to 1",)),
+    ({"split": "val"}, ("unknown split 'val'", "train, validation, test")),
+    ({"split": ""}, ("split is empty here",)),
+    (
+      {"patient": "p1", "sf_ratio": "301"},
+      ("sf_ratio is 301 here and 300 in row 3", "patient and day"),
+    ),
+    ({"patient": "p1", "readmitted_30d": "1"}, ("readmitted_30d is 1 here and 0 in row 3",)),
+    ({"patient": "p1", "split": "test"}, ("split is test here and train in row 3", "one patient")),
+  ],
+)
+def test_bad_manifest_row(folder, cells, parts):
+  folder.set(2, **cells)
+  check_refused(folder, "manifest.csv row 4: ", *parts)
+  check_refused(folder, "manifest.csv row 4: ", *parts, kind="videos")
+
+
+def test_unknown_and_other_days_do_not_contradict(folder):
+  folder.set(2, patient="p1", day="2", sf_ratio="100", readmitted_30d="")
+  folder.set(0, patient="p1", day="", sf_ratio="150")
+  folder.set(3, patient="p4", day="", sf_ratio="1", split="test")
+  folder.set(5, patient="p4", day="", sf_ratio="2")
+  folder.set(4, split="validation", patient="p5")
+  folder.manifest.insert(0, [""] * 7)  # blank rows are skipped, and counted
+  videos = folder.config().folder.videos
+  assert [video.row for video in videos] == [3, 4, 5, 6, 7, 8]
+  assert [video.sf_ratio for video in videos[:3]] == [150, 300, 100]
+
+
+@pytest.mark.parametrize(
+  ("cells", "parts"),
+  [
+    (["zzz.mp4", "0", "", "a.npy"], ("video 'zzz.mp4' is not in manifest.csv",)),
+    (["b.avi", "5", "", "a.npy"], ("frame 5 is past the end of b.avi", "5 frames (0 to 4)")),
+    (["b.avi", "-1", "", "a.npy"], ("frame '-1' is not a whole number",)),
+    (["b.avi", "1.5", "", "a.npy"], ("frame '1.5' is not a whole number",)),
+    (["b.avi", "", "", "a.npy"], ("frame is empty",)),
+    (["b.avi", "1", "", ""], ("masks is empty",)),
+    (["b.avi", "1", "", "nowhere"], ("masks/nowhere does not exist",)),
+    (["a.npy", "04", "ann", "b.avi"], ("the same video, frame and annotator as row 2",)),
+    (["b.avi", "1", "", "a.npy", "more"], ("more cells than there are columns",)),
+  ],
+)
+def test_bad_labels_row(folder, cells, parts):
+  folder.labels.append(cells)
+  check_refused(folder, "labels.csv row 8: ", *parts)
+
+
+@pytest.mark.parametrize(
+  ("name", "mask", "parts"),
+  [
+    ("pleura", np.zeros((HEIGHT, WIDTH + 1), np.uint8), ("33 x 24", "its frame 32 x 24")),
+    ("pleura", np.zeros((HEIGHT, WIDTH, 3), np.uint8), ("type RGB", "grey PNG")),
+    ("pleurra", np.zeros((HEIGHT, WIDTH), np.uint8), ("not <class>.png", "pleura, b_line")),
+  ],
+)
+def test_bad_mask(folder, name, mask, parts):
+  folder.save_mask(f"b.avi/{name}.png", mask)
+  check_refused(folder, "labels.csv row 3: ", f"masks/b.avi/{name}.png", *parts)
+
+
+def test_palette_mask_and_mask_that_is_no_png(folder):
+  path = folder.path / "masks" / "b.avi" / "pleura.png"
+  Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).convert("P").save(path)
+  check_refused(folder, "labels.csv row 3: ", "masks/b.avi/pleura.png", "type P")
+  path.write_bytes(b"text")
+  check_refused(folder, "labels.csv row 3: ", "masks/b.avi/pleura.png is damaged")
+  path.rename(path.with_suffix(".jpg"))
+  check_refused(folder, "labels.csv row 3: ", "pleura.jpg is not <class>.png")
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_split_without_patients(folder, split):
+  for row in folder.manifest:
+    row[-1] = "train" if row[-1] == split else row[-1]
+  check_refused(folder, "manifest.csv", f"no patient is in the split '{split}'")
+
+
+def test_split_without_labelled_frames(folder):
+  folder.labels = [row for row in folder.labels if row[0] != "d.png"]
+  check_refused(folder, "labels.csv", "no labelled frame", "'validation'")
+
+
+def test_too_few_patients_to_split(folder):
+  for i in range(6):
+    folder.set(i, split="", patient=f"p{i % 2}")
+  check_refused(folder, "2 patient(s) cannot fill", "split_unit=frame")
+
+
+def test_split_column_and_split_by_frame_contradict(folder):
+  check_refused(folder, "manifest.csv", "column split", split_unit="frame")
+
+
+def test_bad_arguments(folder):
+  check_refused(folder, "kind 'clips' is unknown", kind="clips")
+  check_refused(folder, "split_unit 'video' is unknown", split_unit="video")
+  check_refused(folder, "Videos cannot be split by frame", kind="videos", split_unit="frame")
+  check_refused(folder, "0 x 32 is empty", height=0)
+
+
+@pytest.mark.parametrize(
+  ("change", "part"),
+  [
+    ({"classes": []}, "'classes' is empty"),
+    ({"classes": "pleura"}, "'classes' must be a list"),
+    ({"classes": ["pleura", "Pleura"]}, "names a class twice"),
+    ({"classes": ["a/b"]}, "without folders"),
+    ({"thin": ["rib"]}, "'thin' names 'rib'"),
+    ({"licence": None}, "'licence' is missing"),
+    ({"missing_class": "unlabeled"}, "'missing_class' is 'unlabeled'"),
+  ],
+)
+def test_bad_dataset_json(folder, change, part):
+  folder.dataset |= change
+  check_refused(folder, "dataset.json", part)
+
+
+def test_tables_that_are_no_tables(folder):
+  folder.write()
+  path = folder.path / "manifest.csv"
+  for content, part in (
+    (b"video;patient\na.npy;p0\n", "row 1: the required column 'video' is missing"),
+    ("video,patient\na.npy,J\xfcrgen\n".encode("latin-1"), "is not UTF-8"),
+    (b"video,patient\n", "has no rows"),
+    (b"video,patient,patient\na.npy,p0,p1\n", "two columns are called 'patient'"),
+  ):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=part):
+      folder_config("frames", HEIGHT, WIDTH, directory=folder.path)
+  (folder.path / "dataset.json").write_text("{\n'name'}")
+  with pytest.raises(UserError, match=r"dataset.json line 2 is not JSON"):
+    folder_config("frames", HEIGHT, WIDTH, directory=folder.path)
+
+
+def test_patient_table_is_carried_along(folder, tmp_path):
+  (folder.path / "patients.csv").write_text("patient,sex,age\np0,f,61\np9,m,\n")
+  patients = build(folder.config(), tmp_path / "data").info.metadata["patients"]
+  assert patients["p0"] == {"sex": "f", "age": "61"}
+  assert patients.keys() == {f"p{i}" for i in range(6)}
+  (folder.path / "patients.csv").write_text("patient,sex\np0,f\np0,m\n")
+  with pytest.raises(UserError, match=r"patients.csv row 3: the same patient as row 2"):
+    folder.config()
+
+
+# Videos and stills.
+
+
+@pytest.fixture(scope="module")
+def noise():
+  return np.random.default_rng(0).integers(0, 256, (12, 48, 64)).astype(np.uint8)
+
+
+def test_mp4_is_read(tmp_path, noise):
+  smooth = np.stack([np.full((48, 64), 20 * i, np.uint8) for i in range(12)])
+  write_h264(tmp_path / "a.mp4", smooth)
+  header = media.probe(tmp_path / "a.mp4")
+  assert (header.n_frames, header.height, header.width) == (12, 48, 64)
+  assert header.frames_per_second == 25
+  np.testing.assert_allclose(media.read(header).astype(int), smooth, atol=2)
+  np.testing.assert_array_equal(media.read(header, [7, 2]), media.read(header)[[7, 2]])
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.4, 0.02, 0])
+def test_truncated_mp4(folder, noise, keep):
+  path = folder.path / "videos" / "b.mp4"
+  write_h264(path, noise)
+  whole = path.read_bytes()
+  path.write_bytes(whole[: int(len(whole) * keep)])
+  folder.set(1, video="b.mp4")
+  folder.labels[2][0] = "b.mp4"
+  check_refused(folder, "manifest.csv row 3: ", "videos/b.mp4")
+
+
+def test_mp4_cut_at_a_frame(tmp_path, noise):
+  path = tmp_path / "a.mp4"
+  write_h264(path, noise)
+  with av.open(path) as container:
+    positions = sorted(p.pos for p in container.demux(video=0) if p.size)
+  whole = path.read_bytes()
+  for end, part in ((positions[9], "9 of 12"), (positions[11] + 20, "11 of 12")):
+    path.write_bytes(whole[:end])
+    with pytest.raises(UserError, match=rf"a.mp4 is truncated: {part} frames"):
+      media.probe(path)
+
+
+def test_mp4_cut_before_its_index(tmp_path, noise):
+  write_video(tmp_path / "a.mp4", noise, codec="libx264", pixels="yuv420p")
+  whole = (tmp_path / "a.mp4").read_bytes()
+  (tmp_path / "a.mp4").write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(UserError, match=r"a.mp4 is damaged"):
+    media.probe(tmp_path / "a.mp4")
+
+
+def test_damage_inside_a_video_leaves_nothing_behind(folder, noise):
+  path = folder.path / "videos" / "b.avi"
+  write_video(path, noise[:5, :HEIGHT, :WIDTH].copy(), codec="mjpeg", pixels="yuvj420p")
+  data = bytearray(path.read_bytes())
+  with av.open(path) as container:
+    packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+  for position, size in packets[1:]:  # all packets stay there; what they say makes no sense
+    middle = position + size // 2
+    data[middle : middle + size // 4] = noise.tobytes()[: size // 4]
+  path.write_bytes(data)
+  data_dir = folder.path.parent / "data"
+  with pytest.raises(UserError, match=r"b.avi is damaged"):
+    build(folder.config(), data_dir)
+  assert not [p for p in data_dir.rglob("*") if p.is_file() or "incomplete" in p.name]
+
+
+def test_stills_of_other_pixel_types(tmp_path):
+  deep = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+  Image.fromarray(deep).save(tmp_path / "deep.png")
+  grey = np.arange(0, 256, dtype=np.uint8).reshape(16, 16)
+  Image.fromarray(grey).convert("RGB").save(tmp_path / "colour.png")
+  read = {p.stem: media.read(media.probe(p))[0] for p in tmp_path.iterdir()}
+  np.testing.assert_array_equal(read["deep"], np.rint(deep / 257))
+  np.testing.assert_array_equal(read["colour"], grey)
+
+
+def test_bad_stills_and_arrays(tmp_path):
+  grey = np.zeros((16, 16), np.uint8)
+  np.save(tmp_path / "float.npy", grey.astype(np.float32))
+  np.save(tmp_path / "colour.npy", np.zeros((16, 16, 3), np.uint8))
+  np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+  (tmp_path / "notes.txt").write_text("")
+  (tmp_path / "no_png.png").write_bytes(b"text")
+  (tmp_path / "empty").mkdir()
+  for name, images in (
+    ("sizes", {"1.png": grey, "2.png": grey[:8]}),
+    ("numbers", {"1.png": grey, "01.png": grey}),
+    ("unnumbered", {"first.png": grey}),
+  ):
+    (tmp_path / name).mkdir()
+    for file, image in images.items():
+      Image.fromarray(image).save(tmp_path / name / file)
+  for name, part in {
+    "float.npy": r"float32 \[16, 16\]",
+    "colour.npy": r"uint8 \[16, 16, 3\]",
+    "objects.npy": "is damaged",
+    "notes.txt": "no known format",
+    "no_png.png": "is damaged",
+    "empty": "holds no PNG",
+    "sizes": "must have one size",
+    "numbers": "the same number",
+    "unnumbered": "no number",
+    "gone.mp4": "does not exist",
+  }.items():
+    with pytest.raises(UserError, match=part):
+      media.probe(tmp_path / name)
+  Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)).save(
+    tmp_path / "cut.png"
+  )
+  (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+  with pytest.raises(UserError, match=r"cut.png is damaged"):
+    media.read(media.probe(tmp_path / "cut.png"))
+
+
+@pytest.mark.real_data
+def test_real_videos_are_whole(real_data):
+  paths = sorted((real_data / "covid_blues" / "lus_videos").glob("*.mp4"))
+  headers = [media.probe(path) for path in paths]
+  assert len(headers) == 109
+  shortest = min(headers, key=lambda header: header.n_frames)
+  assert (shortest.path.stem, shortest.n_frames) == ("patient_5_R3", 7)
+  assert media.read(shortest).shape == (7, 350, 350)

@@ -1,0 +1,1 @@
+"""TFDS builders: they pack frames, videos and confidence masks into array_record files."""

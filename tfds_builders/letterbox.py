@@ -1,0 +1,40 @@
+"""Fits a picture into a given size without distorting it."""
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+
+def letterbox(image, height, width, *, antialias=True):
+  """Resizes a picture to fit, centred, and pads with 0; bilinear, with half-pixel centres.
+
+  The frame is resized to whole pixels, so its aspect is kept to half a pixel. Image and masks of
+  one frame get the same geometry.
+
+  Args:
+    image: [h, w], uint8 or float32, values 0 to 255.
+    height: H, in pixels.
+    width: W, in pixels.
+    antialias: whether to average over the pixels passed over when shrinking. True for images,
+      False for confidence masks.
+
+  Returns:
+    The picture, [H, W] uint8 rounded to nearest, and its valid box (top, left, bottom, right),
+    half-open: the part of it that shows the frame.
+  """
+  h, w = image.shape
+  scale = min(height / h, width / w)
+  fitted = max(1, round(h * scale)), max(1, round(w * scale))
+  if fitted != (h, w):
+    if antialias:
+      image = np.asarray(Image.fromarray(image).resize(fitted[::-1], Image.Resampling.BILINEAR))
+    else:  # Pillow always antialiases when it shrinks.
+      factors = fitted[0] / h, fitted[1] / w
+      image = ndimage.zoom(
+        image.astype(np.float32), factors, order=1, mode="nearest", grid_mode=True
+      )
+  top, left = (height - fitted[0]) // 2, (width - fitted[1]) // 2
+  bottom, right = top + fitted[0], left + fitted[1]
+  padded = np.zeros((height, width), np.uint8)
+  padded[top:bottom, left:right] = np.rint(image)
+  return padded, (top, left, bottom, right)

@@ -1,0 +1,238 @@
+"""TFDS builder for users' own data: frames with confidence masks, or whole videos."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from lus_jax.errors import UserError
+from tfds_builders import records
+from tfds_builders.letterbox import letterbox
+from tfds_builders.lus_folder import manifest, media
+
+KINDS = ("frames", "videos")
+SPLIT_UNITS = ("patient", "frame")
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class FolderConfig(tfds.core.BuilderConfig):
+  """What to build; made by `folder_config`.
+
+  Attributes:
+    folder: the folder, checked.
+    kind: 'frames' or 'videos'.
+    height: H, in pixels.
+    width: W, in pixels.
+    split_unit: 'patient' or 'frame'.
+    splits: the rows (labels for frames, videos for videos) of each split.
+  """
+
+  # TFDS logs the config.
+  folder: manifest.Folder = dataclasses.field(repr=False)
+  kind: str
+  height: int
+  width: int
+  split_unit: str
+  splits: dict[str, tuple[manifest.Label | manifest.Video, ...]] = dataclasses.field(repr=False)
+
+
+def _patient(row):
+  return row.video.patient if isinstance(row, manifest.Label) else row.patient
+
+
+def _assign(folder, kind, split_unit, seed):
+  table = folder.directory / "manifest.csv"
+
+  def unit(row):
+    return (row.video.name, row.frame) if split_unit == "frame" else _patient(row)
+
+  # Patients are split over the whole folder, so that its frames and videos are split alike.
+  assigned = {
+    unit(row): None for row in (folder.labels if split_unit == "frame" else folder.videos)
+  }
+  if not any(video.split for video in folder.videos):
+    assigned = records.assign_splits(assigned, seed)
+  elif split_unit == "patient":
+    assigned = {video.patient: video.split for video in folder.videos}
+  else:
+    raise UserError(
+      f"{table} fills the column split, which split_unit='frame' would ignore; empty the column or "
+      "use split_unit='patient'."
+    )
+  if split_unit == "frame":
+    logging.warning(
+      "split_unit='frame': frames of one patient are in several splits. The report will call this "
+      "'not an independent test'."
+    )
+  rows = folder.labels if kind == "frames" else folder.videos
+  splits = {name: tuple(r for r in rows if assigned[unit(r)] == name) for name in records.SPLITS}
+  for name, members in splits.items():
+    if name not in assigned.values():
+      raise UserError(
+        f"{table}: no patient is in the split {name!r}; give it at least one, or empty the column "
+        "split to have patients split by seed."
+      )
+    if not members:
+      raise UserError(
+        f"{folder.directory / 'labels.csv'}: no labelled frame belongs to a patient of the split "
+        f"{name!r}; label more patients, fill the column split of manifest.csv, or change the seed "
+        f"({seed})."
+      )
+  return splits
+
+
+def folder_config(kind, height, width, *, directory, split_unit="patient", seed=0):
+  """Checks a folder and says what to build from it; writes nothing.
+
+  The name holds a fingerprint of the folder, so that changed data are built anew.
+
+  Args:
+    kind: 'frames' (labelled frames with confidences) or 'videos'.
+    height: H the frames are letterboxed to, in pixels.
+    width: W the frames are letterboxed to, in pixels.
+    directory: the folder (see `manifest`).
+    split_unit: what is split by seed: 'patient', or 'frame' (frames only; not an independent
+      test). The column `split` of manifest.csv comes first.
+    seed: of the split.
+
+  Returns:
+    A `FolderConfig` for `LusFolder(config=..., data_dir=...)`.
+
+  Raises:
+    UserError: an argument or anything in the folder is wrong.
+  """
+  for name, value, choices in (("kind", kind, KINDS), ("split_unit", split_unit, SPLIT_UNITS)):
+    if value not in choices:
+      raise UserError(f"{name} {value!r} is unknown; use one of {', '.join(choices)}.")
+  if min(height, width) < 1:
+    raise UserError(f"The size {height} x {width} is empty; use at least 1 x 1 pixels.")
+  if kind == "videos" and split_unit == "frame":
+    raise UserError("Videos cannot be split by frame; use split_unit='patient'.")
+  folder = manifest.read_folder(directory, labels=kind == "frames")
+  splits = _assign(folder, kind, split_unit, seed)
+  settings = {"split_unit": split_unit, "seed": seed, "fingerprint": folder.fingerprint}
+  return FolderConfig(
+    name=records.config_name(kind, height, width, **settings),
+    description=f"{folder.name}: {kind} at {height} x {width}",
+    folder=folder,
+    kind=kind,
+    height=height,
+    width=width,
+    split_unit=split_unit,
+    splits=splits,
+  )
+
+
+class LusFolder(tfds.core.GeneratorBasedBuilder):
+  """A user's folder as a TFDS data set of letterboxed frames or videos."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def __init__(self, *, file_format="array_record", **kwargs):
+    super().__init__(file_format=file_format, **kwargs)
+
+  def _info(self):
+    config, folder = self.builder_config, self.builder_config.folder
+    features = {"frames": records.frame_features, "videos": records.video_features}[config.kind]
+    counts = {
+      name: {"patients": len({_patient(row) for row in rows}), config.kind: len(rows)}
+      for name, rows in config.splits.items()
+    }
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=config.description,
+      features=tfds.features.FeaturesDict(
+        features(config.height, config.width, len(folder.classes))
+      ),
+      license=folder.licence,
+      metadata=records.metadata(
+        classes=folder.classes,
+        thin=folder.thin,
+        licence=folder.licence,
+        split_unit=config.split_unit,
+        name=folder.name,
+        counts=counts,
+        annotators=sorted({label.annotator for label in folder.labels}),
+        missing_class="unlabelled" if folder.missing_class_is_unlabelled else "absent",
+        patients={video.patient: folder.patients.get(video.patient, {}) for video in folder.videos},
+      ),
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    splits = self.builder_config.splits
+    return {name: self._generate_examples(rows) for name, rows in splits.items()}
+
+  def _generate_examples(self, rows):
+    return self._frames(rows) if self.builder_config.kind == "frames" else self._videos(rows)
+
+  def _letterbox(self, image, **kwargs):
+    return letterbox(image, self.builder_config.height, self.builder_config.width, **kwargs)
+
+  def _confidence(self, label, name):
+    """Returns the letterboxed confidence [H, W] uint8 of a class, and whether it is labelled."""
+    config = self.builder_config
+    if name not in label.masks:
+      shape = config.height, config.width
+      return np.zeros(shape, np.uint8), not config.folder.missing_class_is_unlabelled
+    mask = media.read_mask(label.masks[name])
+    if 0 < mask.max() <= np.float32(1 / 255):
+      logging.warning(
+        "%s: its largest confidence is %.4f; a mask of 0 and 1 should be one of 0 and 255.",
+        label.masks[name],
+        mask.max(),
+      )
+    return self._letterbox(255 * mask, antialias=False)[0], True
+
+  def _frames(self, labels):
+    table = self.builder_config.folder.directory / "labels.csv"
+    classes = self.builder_config.folder.classes
+    by_video = sorted(labels, key=lambda label: label.video.row)
+    for _, group in itertools.groupby(by_video, key=lambda label: label.video.row):
+      group = list(group)
+      video = group[0].video
+      wanted = sorted({label.frame for label in group})
+      images = dict(zip(wanted, media.read(video.media, wanted), strict=True))
+      for label in group:
+        image, box = self._letterbox(images[label.frame])
+        confidences = [self._confidence(label, name) for name in classes]
+        confidence = np.stack([confidence for confidence, _ in confidences], axis=-1)
+        if not confidence.any():
+          logging.warning("%s row %d: every confidence is 0; kept.", table, label.row)
+        yield (
+          f"{video.name}#{label.frame}#{label.annotator}",
+          {
+            "image": image[..., None],
+            "confidence": confidence,
+            "labelled": np.array([labelled for _, labelled in confidences]),
+            "annotator": label.annotator,
+            "frame": label.frame,
+            **_provenance(video, box),
+          },
+        )
+
+  def _videos(self, videos):
+    for video in videos:
+      fitted = [self._letterbox(frame) for frame in media.read(video.media)]
+      yield (
+        video.name,
+        {
+          "frames": np.stack([frame for frame, _ in fitted])[..., None],
+          "sf_ratio": video.sf_ratio,
+          "readmitted_30d": video.readmitted_30d,
+          "frames_per_second": video.media.frames_per_second,
+          **_provenance(video, fitted[0][1]),
+        },
+      )
+
+
+def _provenance(video, box):
+  return {
+    "video": video.name,
+    "patient": video.patient,
+    "view": video.view,
+    "day": video.day,
+    "valid_box": np.array(box, np.int32),
+  }

@@ -1,0 +1,188 @@
+"""Simulated experts: from what is visible in a picture to painted confidence.
+
+An expert paints strokes: a stretch of one structure gets one of six brush levels. Which one follows
+the stretch's evidence, its rank among the evidence met in this class, and the wanted shares of the
+levels; hands shake, structures with little evidence are missed, and things that look like a
+structure (`decoys`) are painted too, read by the same rule.
+"""
+
+import dataclasses
+
+import numpy as np
+from scipy import ndimage, special
+
+from lus_jax.errors import UserError
+
+LEVELS = np.array([0.2, 0.4, 0.5, 0.6, 0.8, 1.0])
+# Shares of the strokes of a class painted at each of LEVELS.
+LEVEL_SHARES = (0.14, 0.16, 0.12, 0.16, 0.18, 0.24)
+FAINT = 0.4  # strokes up to this confidence are called faint
+
+# Mean and sd over strokes of the evidence in each class (order of simulator.CLASSES), measured with
+# the default settings; they only turn evidence into ranks, so that shares come out as asked.
+_EVIDENCE_MEAN = np.array([0.62, 0.48, 0.62, 0.24, 0.17, 0.40])
+_EVIDENCE_SD = np.array([0.19, 0.17, 0.26, 0.18, 0.14, 0.19])
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+  """An expert's habits.
+
+  Attributes:
+    bias: added to ranks in [0, 1] before they become levels: above 0 is confident.
+    noise: sd of the same, in units of the evidence's sd.
+    miss: rank below which half of the strokes are missed.
+    false_strokes: share of decoys that are painted.
+    tremble_mm: sd of how far a stroke lies from the structure.
+  """
+
+  bias: float
+  noise: float
+  miss: float
+  false_strokes: float
+  tremble_mm: float
+
+
+STYLES = {
+  "A": Style(bias=0.06, noise=0.35, miss=0.04, false_strokes=0.30, tremble_mm=0.15),
+  "B": Style(bias=0.0, noise=0.25, miss=0.10, false_strokes=0.18, tremble_mm=0.20),
+  "C": Style(bias=-0.06, noise=0.45, miss=0.14, false_strokes=0.24, tremble_mm=0.30),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How trustworthy strokes are.
+
+  Attributes:
+    miss: times the style's `miss`.
+    false_strokes: times the style's share of painted decoys.
+    false_rank: added to a painted decoy's rank: below 0, false strokes are fainter.
+    informative: whether ranks follow the evidence; if not they are drawn at random.
+  """
+
+  miss: float = 1.0
+  false_strokes: float = 1.0
+  false_rank: float = 0.0
+  informative: bool = True
+
+
+_READINGS = {
+  "default": Reading(),
+  "faint_true": Reading(miss=0.3, false_strokes=0.5, false_rank=0.6),
+  "faint_false": Reading(miss=2.5, false_strokes=4.0, false_rank=-0.6),
+  "faint_uninformative": Reading(informative=False),
+  "null": Reading(),
+}
+SETTINGS = tuple(_READINGS)
+
+
+def reading(setting):
+  """The `Reading` of a named setting.
+
+  Raises:
+    UserError: the setting is unknown.
+  """
+  if setting not in _READINGS:
+    raise UserError(
+      f"setting {setting!r} of lus_phantom is unknown: choose one of {', '.join(SETTINGS)}."
+    )
+  return _READINGS[setting]
+
+
+def level_shares(shares, n_classes):
+  """Checks the wanted shares of LEVELS and makes them [K, 6], each row summing to 1.
+
+  Args:
+    shares: six numbers, or K rows of six.
+    n_classes: K.
+
+  Raises:
+    UserError: there are not six per class, one is negative, or all of a class are 0.
+  """
+  try:
+    table = np.asarray(shares, float)
+    table = np.broadcast_to(table, (n_classes, len(LEVELS)))
+  except ValueError:
+    table = np.full((1, 1), -1.0)
+  if not ((table >= 0).all() and (table.sum(1) > 0).all()):
+    raise UserError(
+      f"level_shares of lus_phantom must be {len(LEVELS)} numbers >= 0 with a positive sum, or "
+      f"{n_classes} rows of them, but is {shares!r}."
+    )
+  return table / table.sum(1, keepdims=True)
+
+
+def _strokes(mask, rng, mm_per_pixel, vertical):
+  """[H, W] int: 0 outside the mask, else the number of the stroke: a stretch of 8 to 20 mm."""
+  labels, _ = ndimage.label(mask)
+  axis = 0 if vertical else 1
+  ends = np.cumsum(rng.uniform(8, 20, 24))
+  along = np.searchsorted(ends, (np.arange(mask.shape[axis]) + 0.5) * mm_per_pixel[axis])
+  along = along[:, None] if vertical else along[None, :]
+  return np.where(mask, 1 + labels * 25 + along, 0)
+
+
+def annotate(*, truth, evidence, decoys, decoy_evidence, style, reading, shares, rng, mm_per_pixel):
+  """Paints one frame.
+
+  Args:
+    truth: [H, W, K] bool, where the structures are.
+    evidence: [H, W, K] uint8, how visible (255 = fully).
+    decoys: [H, W, K] bool, what may be taken for them.
+    decoy_evidence: [H, W, K] uint8.
+    style: the expert's `Style`.
+    reading: a `Reading`.
+    shares: [K, 6] wanted shares of LEVELS, see `level_shares`.
+    rng: NumPy generator.
+    mm_per_pixel: height and width of a pixel.
+
+  Returns:
+    [H, W, K] uint8 confidence, 255 = 100 %, rounded to nearest.
+  """
+  height, width, n_classes = truth.shape
+  painted = np.zeros((height, width, n_classes))
+  for k in range(n_classes):
+    # By convention the last class runs along depth, all others along the skin.
+    vertical = k == n_classes - 1
+    cuts = np.cumsum(shares[k])[:-1]
+    for mask, seen, is_true in (
+      (truth[..., k], evidence[..., k], True),
+      (decoys[..., k], decoy_evidence[..., k], False),
+    ):
+      strokes = _strokes(mask, rng, mm_per_pixel, vertical)
+      sizes = np.maximum(np.bincount(strokes.ravel()), 1)
+      count = len(sizes)
+      mean = np.bincount(strokes.ravel(), seen.ravel() / 255.0) / sizes
+      score = (mean - _EVIDENCE_MEAN[k]) / _EVIDENCE_SD[k]
+      score = (score + style.noise * rng.normal(size=count)) / np.hypot(1, style.noise)
+      rank = special.ndtr(score)
+      chance = rng.random((3, count))
+      if not reading.informative:
+        rank = chance[0]
+      if is_true:
+        missed = special.expit((rank - reading.miss * style.miss) / 0.03) < chance[1]
+        if not reading.informative:
+          missed = chance[1] < style.miss
+      else:
+        missed = chance[1] >= min(1.0, reading.false_strokes * style.false_strokes)
+        rank = rank + reading.false_rank
+      rank = np.clip(rank + style.bias, 0, 1)
+      level = np.where(missed, 0.0, LEVELS[np.searchsorted(cuts, rank)])
+      level[0] = 0.0
+      painted[..., k] = np.maximum(painted[..., k], level[strokes])
+  return np.rint(255 * _tremble(painted, style.tremble_mm, rng, mm_per_pixel)).astype(np.uint8)
+
+
+def _tremble(painted, tremble_mm, rng, mm_per_pixel):
+  """Moves every pixel by a smooth random way: no level is made up, lines only bend."""
+  height, width, _ = painted.shape
+  knots = rng.normal(0, tremble_mm, (2, 9, 9))
+  zoom = (height / 9, width / 9)
+  index = []
+  for axis, length in enumerate((height, width)):
+    way = ndimage.zoom(knots[axis], zoom, order=1, grid_mode=True, mode="nearest")
+    way = np.rint(way / mm_per_pixel[axis]).astype(int)
+    start = np.arange(length).reshape((-1, 1) if axis == 0 else (1, -1))
+    index.append(np.clip(start + way, 0, length - 1))
+  return painted[index[0], index[1]]

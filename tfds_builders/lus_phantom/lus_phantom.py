@@ -1,0 +1,211 @@
+"""The embedded data set: simulated lung ultrasound with truth, evidence and painted confidence."""
+
+import concurrent.futures
+import dataclasses
+import os
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from lus_jax.errors import UserError
+from tfds_builders import records
+from tfds_builders.lus_phantom import annotator, cohort, simulator
+
+KINDS = ("frames", "videos")
+
+
+@dataclasses.dataclass
+class PhantomConfig(tfds.core.BuilderConfig):
+  """What is simulated; `phantom_config` makes one with a name of its own.
+
+  Attributes:
+    kind: 'frames' (the first frame of each video, with painted confidence) or 'videos'.
+    height: H of the pictures, in pixels; the anatomy is the same at every size.
+    width: W of the pictures, in pixels.
+    n_frames: frames of a video.
+    n_patients: at least 3.
+    setting: one of `annotator.SETTINGS`.
+    seed: a non-negative integer.
+    missing_views: chance that a view was not recorded.
+    level_shares: shares of strokes at the brush levels `annotator.LEVELS`: six numbers, or one row
+      of six per class.
+  """
+
+  kind: str = "frames"
+  height: int = 256
+  width: int = 256
+  n_frames: int = 16
+  n_patients: int = 42
+  setting: str = "default"
+  seed: int = 0
+  missing_views: float = 0.25
+  level_shares: tuple = annotator.LEVEL_SHARES
+
+  def __post_init__(self):
+    annotator.reading(self.setting)
+    annotator.level_shares(self.level_shares, len(simulator.CLASSES))
+    if self.kind not in KINDS:
+      raise UserError(f"kind {self.kind!r} of lus_phantom is unknown: choose frames or videos.")
+    for name, least in (("height", 8), ("width", 8), ("n_frames", 1), ("n_patients", 3)):
+      if getattr(self, name) < least:
+        raise UserError(
+          f"{name} of lus_phantom must be at least {least}, but is {getattr(self, name)}."
+        )
+    if self.seed < 0 or not 0 <= self.missing_views < 1:
+      raise UserError(
+        "lus_phantom needs seed >= 0 and 0 <= missing_views < 1, but they are "
+        f"{self.seed} and {self.missing_views}."
+      )
+
+
+def phantom_config(kind, height, width, **settings):
+  """A `PhantomConfig` whose name changes with any setting, so that no two share a directory.
+
+  Args:
+    kind: 'frames' or 'videos'.
+    height: H in pixels.
+    width: W in pixels.
+    settings: other fields of `PhantomConfig`.
+
+  Raises:
+    UserError: a setting is unknown or out of range.
+  """
+  fields = {field.name: field.default for field in dataclasses.fields(PhantomConfig)}
+  known = set(fields) - {"name", "version", "release_notes", "supported_versions"}
+  known -= {"description", "tags", "kind", "height", "width"}
+  for name in settings:
+    if name not in known:
+      raise UserError(
+        f"setting {name!r} of lus_phantom is unknown: choose from {', '.join(sorted(known))}."
+      )
+  full = {name: fields[name] for name in sorted(known)} | settings
+  return PhantomConfig(
+    name=records.config_name(kind, height, width, **full),
+    kind=kind,
+    height=height,
+    width=width,
+    **settings,
+  )
+
+
+def simulate(video, config):
+  """Renders and annotates one video.
+
+  Args:
+    video: a `cohort.Video`.
+    config: a `PhantomConfig`; 'frames' renders one frame, with the pixels of a video's first.
+
+  Returns:
+    A dict: `frames` [N, H, W, 1], `truth` and `evidence` [N, H, W, K], and `confidence` [H, W, K]
+    of the first frame, all uint8.
+  """
+  wall = simulator.sample_wall(cohort.generator(config.seed, "wall", video.patient))
+  rng = cohort.generator(config.seed, "scene", video.name)
+  scene = simulator.sample_scene(rng, wall=wall, congestion=video.congestion)
+  rendered = simulator.render(
+    scene,
+    height=config.height,
+    width=config.width,
+    rng=cohort.generator(config.seed, "speckle", video.name),
+    n_frames=1 if config.kind == "frames" else config.n_frames,
+  )
+  images, truth = rendered["image"], rendered["truth"]
+  evidence = np.stack([simulator.evidence(*pair) for pair in zip(images, truth, strict=True)])
+  decoys = rendered["decoys"][0]
+  probe = simulator.Probe()
+  confidence = annotator.annotate(
+    truth=truth[0],
+    evidence=evidence[0],
+    decoys=decoys,
+    decoy_evidence=simulator.evidence(images[0], decoys),
+    style=annotator.STYLES[video.annotator],
+    reading=annotator.reading(config.setting),
+    shares=annotator.level_shares(config.level_shares, len(simulator.CLASSES)),
+    rng=cohort.generator(config.seed, "annotator", video.name),
+    mm_per_pixel=(10 * probe.depth_cm / config.height, 10 * probe.width_cm / config.width),
+  )
+  return {
+    "frames": images[..., None],
+    "truth": truth * np.uint8(255),
+    "evidence": evidence,
+    "confidence": confidence,
+  }
+
+
+class LusPhantom(tfds.core.GeneratorBasedBuilder):
+  """Simulated lung ultrasound of a linear probe: no patient was ever near it."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "First release."}
+  BUILDER_CONFIGS = [
+    PhantomConfig(name=kind, description=f"{kind} of 256 x 256 pixels", kind=kind) for kind in KINDS
+  ]
+
+  def _info(self):
+    config = self.builder_config
+    size = (config.height, config.width, len(simulator.CLASSES))
+    features = records.frame_features if config.kind == "frames" else records.video_features
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict(features(*size, truth=True)),
+      metadata=records.metadata(
+        classes=simulator.CLASSES,
+        thin=simulator.THIN,
+        licence="Apache-2.0",
+        annotators=list(annotator.STYLES),
+        setting=config.setting,
+        seed=config.seed,
+      ),
+    )
+
+  def _split_generators(self, dl_manager):
+    config = self.builder_config
+    split_of = records.assign_splits(cohort.patient_names(config.n_patients), config.seed)
+    return {
+      split: self._generate_examples([p for p in split_of if split_of[p] == split])
+      for split in records.SPLITS
+    }
+
+  def _generate_examples(self, patients):
+    config = self.builder_config
+    workers = min(8, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+      # A patient at a time: rendering ahead of the writer without bound would fill the memory.
+      for patient in patients:
+        videos = cohort.patient_videos(
+          patient,
+          seed=config.seed,
+          setting=config.setting,
+          missing_views=config.missing_views,
+          annotators=annotator.STYLES,
+        )
+        results = pool.map(lambda video: simulate(video, config), videos)
+        for video, arrays in zip(videos, results, strict=True):
+          yield video.name, _example(video, arrays, config)
+
+
+def _example(video, arrays, config):
+  example = {
+    "video": video.name,
+    "patient": video.patient,
+    "view": video.view,
+    "day": video.day,
+    "valid_box": np.array([0, 0, config.height, config.width], np.int32),
+  }
+  if config.kind == "videos":
+    return example | {
+      "frames": arrays["frames"],
+      "truth": arrays["truth"],
+      "evidence": arrays["evidence"],
+      "sf_ratio": video.sf_ratio,
+      "readmitted_30d": video.readmitted_30d,
+      "frames_per_second": simulator.Probe().frames_per_second,
+    }
+  return example | {
+    "image": arrays["frames"][0],
+    "confidence": arrays["confidence"],
+    "labelled": np.ones(len(simulator.CLASSES), bool),
+    "annotator": video.annotator,
+    "frame": 0,
+    "truth": arrays["truth"][0],
+    "evidence": arrays["evidence"][0],
+  }

@@ -1,0 +1,131 @@
+"""What a stored frame and a stored video look like, whichever builder wrote them.
+
+Every builder of this package writes these features, so that `lus_jax.data` has one reader.
+Confidences are uint8 (255 = 100 %). `valid_box` is (top, left, bottom, right), half-open: the part
+of the letterboxed picture that was in the original frame. An unknown text is '', an unknown `day`
+or `readmitted_30d` -1, an unknown number NaN.
+"""
+
+import hashlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from lus_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+# Patients of the paper: 32 train, 6 validation, 4 test.
+SPLIT_PROPORTIONS = {"train": 32, "validation": 6, "test": 4}
+
+
+def _array(shape, dtype=np.uint8):
+  return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.ZLIB)
+
+
+def _provenance():
+  return {
+    "video": tfds.features.Text(),
+    "patient": tfds.features.Text(),
+    "view": tfds.features.Text(),
+    "day": tfds.features.Scalar(np.int32),
+    "valid_box": tfds.features.Tensor(shape=(4,), dtype=np.int32),
+  }
+
+
+def frame_features(height, width, n_classes, *, truth=False):
+  """Features of one labelled frame.
+
+  Args:
+    height: H of the stored frame, in pixels.
+    width: W of the stored frame, in pixels.
+    n_classes: K.
+    truth: whether `truth` and `evidence` (both [H, W, K] uint8) are stored too (simulated data).
+
+  Returns:
+    A dict of TFDS features: `image` [H, W, 1] and `confidence` [H, W, K] uint8, `labelled` [K]
+    bool (False: nothing is known about this class here), `annotator`, `frame` (counted from 0) and
+    where the frame comes from.
+  """
+  features = _provenance() | {
+    "image": _array((height, width, 1)),
+    "confidence": _array((height, width, n_classes)),
+    "labelled": tfds.features.Tensor(shape=(n_classes,), dtype=np.bool_),
+    "annotator": tfds.features.Text(),
+    "frame": tfds.features.Scalar(np.int32),
+  }
+  if truth:
+    features |= {
+      "truth": _array((height, width, n_classes)),
+      "evidence": _array((height, width, n_classes)),
+    }
+  return features
+
+
+def video_features(height, width, n_classes, *, truth=False):
+  """Features of one video.
+
+  Args:
+    height: H of the stored frames, in pixels.
+    width: W of the stored frames, in pixels.
+    n_classes: K.
+    truth: whether `truth` and `evidence` (both [N, H, W, K] uint8) are stored too.
+
+  Returns:
+    A dict of TFDS features: `frames` [N, H, W, 1] uint8, `sf_ratio` (raw: SpO2 % / FiO2, 0 to 477),
+    `readmitted_30d` (0, 1 or -1), `frames_per_second` and where the video comes from.
+  """
+  features = _provenance() | {
+    "frames": _array((None, height, width, 1)),
+    "sf_ratio": tfds.features.Scalar(np.float32),
+    "readmitted_30d": tfds.features.Scalar(np.int32),
+    "frames_per_second": tfds.features.Scalar(np.float32),
+  }
+  if truth:
+    features |= {
+      "truth": _array((None, height, width, n_classes)),
+      "evidence": _array((None, height, width, n_classes)),
+    }
+  return features
+
+
+def metadata(*, classes, thin, licence, split_unit="patient", **extra):
+  """What a data set says of itself: kept in `builder.info.metadata` and read by `lus_jax.data`."""
+  return tfds.core.MetadataDict(
+    classes=list(classes), thin=list(thin), licence=licence, split_unit=split_unit, **extra
+  )
+
+
+def assign_splits(units, seed):
+  """Splits units (patients) 32 : 6 : 4 by seed, with at least one in each split.
+
+  Args:
+    units: names; order and repetitions do not matter.
+    seed: an integer.
+
+  Returns:
+    A dict from unit to 'train', 'validation' or 'test'.
+
+  Raises:
+    UserError: there are fewer than three units.
+  """
+  units = sorted(set(units))
+  if len(units) < len(SPLITS):
+    raise UserError(
+      f"{len(units)} patient(s) cannot fill the splits train, validation and test: at least 3 are "
+      "needed; add patients, or use --config.data.split_unit=frame for a smoke run."
+    )
+  total = sum(SPLIT_PROPORTIONS.values())
+  counts = {
+    name: max(1, round(len(units) * SPLIT_PROPORTIONS[name] / total))
+    for name in ("validation", "test")
+  }
+  order = np.random.default_rng(seed).permutation(len(units))
+  names = ["test"] * counts["test"] + ["validation"] * counts["validation"]
+  names += ["train"] * (len(units) - len(names))
+  return {units[i]: name for i, name in zip(order, names, strict=True)}
+
+
+def config_name(kind, height, width, **settings):
+  """A TFDS config name that changes whenever a setting does: `frames_96x96_1f3b9c2a`."""
+  text = repr(sorted(settings.items()))
+  return f"{kind}_{height}x{width}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
