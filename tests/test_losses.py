@@ -14,6 +14,9 @@ from lus_jax.errors import UserError
 SHAPE = (2, 6, 5, 3)
 BORDERS = np.zeros((2, 6, 5, 1), bool)
 BORDERS[:, 1:5, 1:4] = True
+# As BORDERS, and nothing is known about class 0 of image 1.
+UNLABELLED = np.broadcast_to(BORDERS, SHAPE).copy()
+UNLABELLED[1, ..., 0] = False
 
 
 def _example(seed, *, scale=3):
@@ -133,7 +136,7 @@ def _loss(name, logits, confidence, threshold, where, options=()):
 def test_losses_match_the_float64_reference(name):
   for seed, threshold in enumerate([0, 0.2, 0.5, 0.6, 1]):
     logits, confidence = _example(seed)
-    for where in (np.ones_like(BORDERS), BORDERS):
+    for where in (np.ones_like(BORDERS), BORDERS, UNLABELLED):
       found, _ = _loss(name, logits, confidence, np.float32(threshold), where)
       expected = _reference(name, logits, confidence, threshold, where)
       np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)

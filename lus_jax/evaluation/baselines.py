@@ -76,7 +76,7 @@ def candidate_cuts(logits):
     logits: [H, W, K].
 
   Returns:
-    [N_CUTS, K] in float32.
+    [N_CUTS, K] in float32, [1, K] for a constant map.
   """
   probability = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
   cuts = []
@@ -89,7 +89,8 @@ def candidate_cuts(logits):
       areas = np.geomspace(1, 1 / len(values), N_CUTS)
       quantiles = np.quantile(values, 1 - areas, method="higher")
       cuts.append(between[np.searchsorted(levels, quantiles)])
-  return np.stack(cuts, axis=-1).astype(np.float32)
+  cuts = np.stack(cuts, axis=-1).astype(np.float32)
+  return cuts[:1] if (cuts == cuts[0]).all() else cuts
 
 
 def fit_baselines(batches, *, thresholds, subthreshold_weight="threshold"):

@@ -29,7 +29,7 @@ class FolderConfig(tfds.core.BuilderConfig):
     splits: the rows (labels for frames, videos for videos) of each split.
   """
 
-  # TFDS logs the config.
+  # TFDS logs the config: without these two, which hold every row.
   folder: manifest.Folder = dataclasses.field(repr=False)
   kind: str
   height: int

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage, special
 
 from lus_jax.errors import UserError
+from tfds_builders.lus_phantom import simulator
 
 LEVELS = np.array([0.2, 0.4, 0.5, 0.6, 0.8, 1.0])
 # Shares of the strokes of a class painted at each of LEVELS.
@@ -113,7 +114,7 @@ def level_shares(shares, n_classes):
   return table / table.sum(1, keepdims=True)
 
 
-def _strokes(mask, rng, mm_per_pixel, vertical):
+def _strokes(mask, rng, mm_per_pixel, *, vertical):
   """[H, W] int: 0 outside the mask, else the number of the stroke: a stretch of 8 to 20 mm."""
   labels, _ = ndimage.label(mask)
   axis = 0 if vertical else 1
@@ -127,7 +128,7 @@ def annotate(*, truth, evidence, decoys, decoy_evidence, style, reading, shares,
   """Paints one frame.
 
   Args:
-    truth: [H, W, K] bool, where the structures are.
+    truth: [H, W, K] bool, where the structures of `simulator.CLASSES` are.
     evidence: [H, W, K] uint8, how visible (255 = fully).
     decoys: [H, W, K] bool, what may be taken for them.
     decoy_evidence: [H, W, K] uint8.
@@ -143,14 +144,12 @@ def annotate(*, truth, evidence, decoys, decoy_evidence, style, reading, shares,
   height, width, n_classes = truth.shape
   painted = np.zeros((height, width, n_classes))
   for k in range(n_classes):
-    # By convention the last class runs along depth, all others along the skin.
-    vertical = k == n_classes - 1
     cuts = np.cumsum(shares[k])[:-1]
     for mask, seen, is_true in (
       (truth[..., k], evidence[..., k], True),
       (decoys[..., k], decoy_evidence[..., k], False),
     ):
-      strokes = _strokes(mask, rng, mm_per_pixel, vertical)
+      strokes = _strokes(mask, rng, mm_per_pixel, vertical=k == simulator.VERTICAL)
       sizes = np.maximum(np.bincount(strokes.ravel()), 1)
       count = len(sizes)
       mean = np.bincount(strokes.ravel(), seen.ravel() / 255.0) / sizes
@@ -167,8 +166,9 @@ def annotate(*, truth, evidence, decoys, decoy_evidence, style, reading, shares,
       else:
         missed = chance[1] >= min(1.0, reading.false_strokes * style.false_strokes)
         rank = rank + reading.false_rank
-      rank = np.clip(rank + style.bias, 0, 1)
-      level = np.where(missed, 0.0, LEVELS[np.searchsorted(cuts, rank)])
+      # Off the ends, so that a level with no share is never given.
+      rank = np.clip(rank + style.bias, 1e-9, 1 - 1e-9)
+      level = np.where(missed, 0.0, LEVELS[np.searchsorted(cuts, rank, side="right")])
       level[0] = 0.0
       painted[..., k] = np.maximum(painted[..., k], level[strokes])
   return np.rint(255 * _tremble(painted, style.tremble_mm, rng, mm_per_pixel)).astype(np.uint8)

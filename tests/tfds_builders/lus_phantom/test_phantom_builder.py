@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from lus_jax.errors import UserError
+from tfds_builders.lus_phantom import LusPhantom, lus_phantom, phantom_config, preview, simulator
+
+SMALL = {"n_patients": 3, "missing_views": 0.6, "n_frames": 3}
+
+
+def build(kind, folder, **settings):
+  config = phantom_config(kind, 32, 40, **(SMALL | settings))
+  builder = LusPhantom(config=config, data_dir=folder, file_format="array_record")
+  builder.download_and_prepare()
+  splits = ("train", "validation", "test")
+  return builder, {
+    example["video"].decode(): example | {"split": split}
+    for split in splits
+    for example in builder.as_data_source(split)
+  }
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("tfds")
+  return {kind: build(kind, folder) for kind in lus_phantom.KINDS}
+
+
+def test_what_comes_back_from_array_record_is_what_was_simulated(built):
+  builder, frames = built["frames"]
+  assert len(frames) == sum(split.num_examples for split in builder.info.splits.values())
+  for example in frames.values():
+    assert example["image"].shape == (32, 40, 1) and example["image"].dtype == np.uint8
+    for key in ("confidence", "truth", "evidence"):
+      assert example[key].shape == (32, 40, 6) and example[key].dtype == np.uint8
+    assert set(np.unique(example["truth"])) <= {0, 255}
+    assert (example["evidence"][example["truth"] == 0] == 0).all()
+    assert example["valid_box"].tolist() == [0, 0, 32, 40] and example["labelled"].all()
+    assert example["frame"] == 0 and example["annotator"].decode() in "ABC"
+  assert np.mean([example["confidence"].any() for example in frames.values()]) > 0.9
+
+
+def test_frames_are_the_first_frames_of_videos(built):
+  _, frames = built["frames"]
+  _, videos = built["videos"]
+  assert frames.keys() == videos.keys()
+  for name, video in videos.items():
+    assert video["frames"].shape == (3, 32, 40, 1)
+    assert (video["frames"][0] != video["frames"][2]).any()
+    np.testing.assert_array_equal(video["frames"][0], frames[name]["image"])
+    for key in ("truth", "evidence"):
+      np.testing.assert_array_equal(video[key][0], frames[name][key])
+    assert video["split"] == frames[name]["split"]
+    assert video["frames_per_second"] == simulator.Probe().frames_per_second
+    assert 60 <= video["sf_ratio"] <= 477 and video["readmitted_30d"] in (0, 1)
+
+
+def test_splits_are_by_patient(built):
+  _, frames = built["frames"]
+  of_patient = {}
+  for example in frames.values():
+    of_patient.setdefault(example["patient"], set()).add(example["split"])
+  assert len(of_patient) == 3 and all(len(splits) == 1 for splits in of_patient.values())
+
+
+def test_metadata_names_classes_and_setting(built):
+  builder, _ = built["frames"]
+  metadata = builder.info.metadata
+  assert metadata["classes"] == list(simulator.CLASSES)
+  assert set(metadata["thin"]) < set(metadata["classes"])
+  assert metadata["licence"] == "Apache-2.0" and metadata["setting"] == "default"
+
+
+def test_the_same_bytes_whatever_the_number_of_patients(built, tmp_path):
+  _, few = built["frames"]
+  _, more = build("frames", tmp_path, n_patients=5)
+  assert few.keys() < more.keys()
+  for name, example in few.items():
+    for key in ("image", "confidence", "truth", "evidence"):
+      assert example[key].tobytes() == more[name][key].tobytes()
+
+
+def test_another_seed_is_another_data_set(built, tmp_path):
+  _, other = build("frames", tmp_path, seed=1)
+  _, frames = built["frames"]
+  shared = frames.keys() & other.keys()
+  assert shared and all((frames[n]["image"] != other[n]["image"]).any() for n in shared)
+
+
+def test_any_setting_changes_the_name():
+  names = {
+    phantom_config("frames", 32, 32, **settings).name
+    for settings in ({}, {"seed": 1}, {"setting": "null"}, {"n_patients": 5}, {"n_frames": 2})
+  }
+  assert len(names) == 5
+  default = phantom_config("frames", 32, 32)
+  assert phantom_config("frames", 32, 32, seed=0, n_patients=42).name == default.name
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"kind": "stills"}, "kind 'stills' of lus_phantom is unknown"),
+    ({"colour": 1}, "setting 'colour' of lus_phantom is unknown: choose from .*missing_views"),
+    ({"setting": "easy"}, "choose one of default"),
+    ({"n_patients": 2}, "n_patients of lus_phantom must be at least 3, but is 2"),
+    ({"missing_views": 1.0}, "0 <= missing_views < 1"),
+    ({"seed": -1}, "seed >= 0"),
+  ],
+)
+def test_bad_settings_are_one_clear_line(settings, message):
+  with pytest.raises(UserError, match=message) as error:
+    phantom_config(**({"kind": "frames", "height": 32, "width": 32} | settings))
+  assert "\n" not in str(error.value)
+
+
+def test_preview_writes_a_sheet(tmp_path, monkeypatch, capsys):
+  out = tmp_path / "sheet.png"
+  monkeypatch.setattr("sys.argv", ["preview", "--out", str(out), "--size", "32"])
+  assert preview.main() == 0
+  with Image.open(out) as sheet:
+    assert sheet.width == 6 * 32 and sheet.height > 3 * 32
+    truth = np.asarray(sheet)[32:64]
+  assert (truth.max(-1) != truth.min(-1)).any()
+  monkeypatch.setattr("sys.argv", ["preview", "--out", str(out), "--setting", "nope"])
+  assert preview.main() == 2
+  assert "choose one of" in capsys.readouterr().err
