@@ -3,10 +3,15 @@
 import pathlib
 
 
-def write_text(file, text):
-  """Writes a text file under a temporary name first, so that a kill leaves the old one or none."""
+def write_bytes(file, content):
+  """Writes a file under a temporary name first, so that a kill leaves the old one or none."""
   file = pathlib.Path(file)
   file.parent.mkdir(parents=True, exist_ok=True)
   temporary = file.with_name(file.name + ".tmp")
-  temporary.write_text(text)
+  temporary.write_bytes(content)
   temporary.replace(file)
+
+
+def write_text(file, text):
+  """Like `write_bytes`, for text."""
+  write_bytes(file, text.encode())

@@ -61,7 +61,9 @@ def weighted_cross_entropy(*, logits, labels, weights, where=None, reduction="me
     UserError: `reduction` is unknown.
   """
   if reduction not in REDUCTIONS:
-    raise UserError(f"unknown reduction {reduction!r}: choose from {', '.join(REDUCTIONS)}.")
+    raise UserError(
+      f"config.loss.reduction: {reduction!r} is not known; choose one of {', '.join(REDUCTIONS)}."
+    )
   logits, labels, weights = _float32(logits, labels, weights)
   valid = _valid(where, logits.shape)
   values = weights * elementwise_cross_entropy(logits=logits, labels=labels)
@@ -277,9 +279,11 @@ def training_loss(
     UserError: an option is unknown.
   """
   if name not in LOSSES:
-    raise UserError(f"unknown loss {name!r}: choose from {', '.join(LOSSES)}.")
+    raise UserError(f"config.loss.name: {name!r} is not known; choose one of {', '.join(LOSSES)}.")
   if weights not in WEIGHTS:
-    raise UserError(f"unknown weights {weights!r}: choose from {', '.join(WEIGHTS)}.")
+    raise UserError(
+      f"config.loss.weights: {weights!r} is not known; choose one of {', '.join(WEIGHTS)}."
+    )
   if weights == "paper":
     pixel_weights = pixel_weight(confidence, threshold, subthreshold_weight=subthreshold_weight)
   else:

@@ -1,6 +1,7 @@
 """The command line: `python -m lus_jax.main --config configs/seg.py --workdir runs/seg`."""
 
 import os
+import re
 import sys
 
 # The writers' TensorFlow greets on stderr; its errors still show.
@@ -54,7 +55,7 @@ def _parse(argv):
     if config is not None:
       config.lock()  # raises where the file could not be loaded
   except (AttributeError, KeyError) as error:
-    name = str(error.args[0]).strip("'\"")
+    name = re.search(r"\w+", str(error))[0]
     option = next((a.split("=")[0] for a in argv if f".{name}" in a), name)
     raise UserError(
       f"{option}: there is no such field; the config file lists the fields it knows."

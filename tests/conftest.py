@@ -9,6 +9,12 @@ os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 )
 
+# Test workers and the programs they start share what is compiled.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR",
+  str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
+)
+
 import jax
 import pytest
 

@@ -1,9 +1,14 @@
 """Opens the data set that `config.data` names, building its TFDS files first where needed."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
+
+from absl import logging
 
 from lus_jax.errors import UserError
 
@@ -69,6 +74,23 @@ def prepared_directory(config):
   return pathlib.Path(config.prepared_dir or default).expanduser()
 
 
+def _is_of_use(record):
+  return "Using custom data configuration" not in record.getMessage()
+
+
+def _prepare(builder):
+  import tensorflow_datasets as tfds
+
+  if os.path.exists(builder.data_dir):
+    return
+  print(f"preparing {builder.name} in {builder.data_dir}", flush=True)
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
+  # What TFDS prints speaks of downloads, and there are none.
+  with contextlib.redirect_stdout(io.StringIO()):
+    builder.download_and_prepare()
+
+
 def open_dataset(config, kind):
   """Opens a data set, preparing it on first use.
 
@@ -115,12 +137,14 @@ def open_dataset(config, kind):
     raise UserError(
       f"config.data.name: '{config.name}' is not known; choose one of {', '.join(NAMES)}."
     )
+  # TFDS warns of every config that is not in its catalogue; here none is.
+  logging.get_absl_logger().addFilter(_is_of_use)
   builder = Builder(
     config=builder_config,
     data_dir=os.fspath(prepared_directory(config)),
     file_format="array_record",
   )
-  builder.download_and_prepare()
+  _prepare(builder)
   metadata = dict(builder.info.metadata)
   return Dataset(
     name=metadata.get("name", builder.name),

@@ -285,6 +285,20 @@ def mean_iou(*, intersection, union):
   return float(_defined_mean(per_class)), per_class, np.sum(np.asarray(union) == 0, axis=0)
 
 
+def image_iou(sums):
+  """The IoU of every image at the member's own threshold, the mean over classes.
+
+  Args:
+    sums: of `image_sums`, padded images removed.
+
+  Returns:
+    [N] in float64; NaN where prediction and label are empty in all classes.
+  """
+  intersection = np.asarray(sums["intersection"], np.float64)[:, 0]
+  areas = np.asarray(sums["prediction_area"], np.float64) + sums["label_area"][:, 0]
+  return _defined_mean(_ratio(intersection, areas - intersection), axis=1)
+
+
 def _overlaps(intersection, prediction_area, label_area):
   """`mean_iou`, and the same for Dice, 2 intersection / (prediction + label)."""
   areas = prediction_area + label_area

@@ -1,13 +1,16 @@
 """Results files: JSON under `<workdir>/results/`, the only thing reports read."""
 
 import importlib.metadata
+import io
 import json
 import pathlib
 import platform
 
+import numpy as np
+
 import lus_jax
 from lus_jax.errors import UserError
-from lus_jax.files import write_text
+from lus_jax.files import write_bytes, write_text
 
 SCHEMA = 1
 DIRECTORY = "results"
@@ -44,6 +47,13 @@ def write(workdir, name, *, config, dataset, **content):
     allow_nan=False,
   )
   write_text(pathlib.Path(workdir) / DIRECTORY / f"{name}.json", text + "\n")
+
+
+def write_examples(workdir, **arrays):
+  """Writes `<workdir>/results/examples.npz`: the pictures that reports show."""
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  write_bytes(pathlib.Path(workdir) / DIRECTORY / "examples.npz", buffer.getvalue())
 
 
 def read(workdir, name):

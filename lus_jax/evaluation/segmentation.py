@@ -15,10 +15,18 @@ from lus_jax.evaluation import baselines, metrics
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What `evaluate` returns: one dict of `metrics.summarize` per member and per baseline."""
+  """What `evaluate` returns.
+
+  Attributes:
+    members: one dict of `metrics.summarize` per member.
+    baselines: likewise, per baseline and threshold.
+    image_iou: the IoU of every member and test image, the mean over classes; NaN where undefined,
+      [T, N].
+  """
 
   members: list[dict[str, Any]]
   baselines: dict[str, list[dict[str, Any]]]
+  image_iou: np.ndarray
 
 
 def collect(function, frames, batch_size):
@@ -119,11 +127,10 @@ def evaluate(network, sweep, state, *, train, validation, test, classes, thin, c
     metrics.summarize, classes=classes, thin=thin, evaluation_thresholds=thresholds
   )
   target = "confidence" if config.loss.name in losses.SOFT else "label"
+  on_test = collect(member_sums, test, config.train.batch_size)
   members = [
     summarize(sums, target=target, best_cut=metrics.best_cuts(chosen_on))
-    for sums, chosen_on in zip(
-      collect(member_sums, test, config.train.batch_size), on_validation, strict=True
-    )
+    for sums, chosen_on in zip(on_test, on_validation, strict=True)
   ]
 
   fitted = baselines.fit_baselines(
@@ -152,6 +159,7 @@ def evaluate(network, sweep, state, *, train, validation, test, classes, thin, c
 
   return Evaluation(
     members=members,
+    image_iou=np.stack([metrics.image_iou(sums) for sums in on_test]),
     baselines={
       name: [
         summarize(sums)
@@ -162,6 +170,28 @@ def evaluate(network, sweep, state, *, train, validation, test, classes, thin, c
       for name, baseline in fitted.items()
     },
   )
+
+
+def predict(network, sweep, state, batch, *, loss):
+  """Probabilities of the best epoch of every member.
+
+  Args:
+    network: `(params, batch_stats, image) -> (logits, ...)`.
+    sweep: a `lus_jax.training.sweep.Sweep`.
+    state: its state.
+    batch: stored frames, as `lus_jax.data.augment.prepare` takes them.
+    loss: the name of the loss the members were trained with.
+
+  Returns:
+    float32 [T, B, H, W, K] on the host.
+  """
+
+  def probability(state, member, inputs):
+    logits, _ = network(state.best_params, state.best_batch_stats, inputs["image"])
+    return jax.nn.sigmoid(losses.output_logits(loss, logits=logits, where=inputs["where"]))
+
+  inputs = _prepare(batch)
+  return np.stack(sweep.to_host(sweep.compile(probability)(state, sweep.members, inputs)))
 
 
 def _with_near(inputs, batch):

@@ -66,7 +66,7 @@ def pixel_weight(confidence, threshold, *, subthreshold_weight="threshold") -> j
   """
   if subthreshold_weight not in SUBTHRESHOLD_WEIGHTS:
     raise UserError(
-      f"unknown subthreshold_weight {subthreshold_weight!r}: choose from "
+      f"config.loss.subthreshold_weight: {subthreshold_weight!r} is not known; choose one of "
       f"{', '.join(SUBTHRESHOLD_WEIGHTS)}."
     )
   confidence = jnp.asarray(confidence, jnp.float32)

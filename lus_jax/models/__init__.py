@@ -10,17 +10,11 @@ from lus_jax.models.resnet import DEPTHS
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def build_model(config, *, in_channels, classes, seed):
-  """Builds the segmentation network that `config.model` describes.
+def check(config):
+  """Refuses a model config that is out of range.
 
   Args:
     config: the `model` part of a run's config (encoder, width, dropout, dtype).
-    in_channels: channels of the input image.
-    classes: K, the number of logits per pixel.
-    seed: an integer; the same seed gives the same weights.
-
-  Returns:
-    An `nnx.Module` that maps images [B, H, W, in_channels] to logits [B, H, W, K].
 
   Raises:
     UserError: an unknown encoder or dtype, or a width or dropout out of range.
@@ -37,6 +31,20 @@ def build_model(config, *, in_channels, classes, seed):
     raise UserError(f"config.model.width: {config.width} must be above 0 and at most 4.")
   if not 0 <= config.dropout < 1:
     raise UserError(f"config.model.dropout: {config.dropout} must be at least 0 and below 1.")
+
+
+def build_model(config, *, in_channels, classes, seed):
+  """Builds the segmentation network that `config.model` describes.
+
+  Args:
+    config: the `model` part of a run's config, checked.
+    in_channels: channels of the input image.
+    classes: K, the number of logits per pixel.
+    seed: an integer; the same seed gives the same weights.
+
+  Returns:
+    An `nnx.Module` that maps images [B, H, W, in_channels] to logits [B, H, W, K].
+  """
   return FPN(
     config.encoder,
     in_channels=in_channels,

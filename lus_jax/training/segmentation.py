@@ -9,13 +9,12 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from lus_jax import losses
+from lus_jax import losses, models
 from lus_jax.data import augment as augment_lib
-from lus_jax.data import datasets, pipeline
+from lus_jax.data import datasets, pipeline, summary
 from lus_jax.errors import UserError
 from lus_jax.evaluation import metrics, results
-from lus_jax.evaluation.segmentation import collect, evaluate
-from lus_jax.models import build_model
+from lus_jax.evaluation.segmentation import collect, evaluate, predict
 from lus_jax.report import tables
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import loop, writers
@@ -23,7 +22,9 @@ from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
 
 # Results files; the run is finished when all are there.
-RESULTS = ("history", "segmentation_matrix", "segmentation")
+RESULTS = ("dataset", "history", "cases", "segmentation_matrix", "segmentation")
+# Test frames whose predictions are kept for the report, by rank of their mean IoU.
+N_BEST, N_MIDDLE, N_WORST = 2, 1, 2
 
 
 def check(config):
@@ -52,11 +53,11 @@ def check(config):
   rate = config.optimizer.learning_rate
   if not (rate > 0 and math.isfinite(rate)):
     raise UserError(f"config.optimizer.learning_rate: {rate} must be a positive number.")
-  if config.loss.name not in losses.LOSSES:
-    raise UserError(
-      f"config.loss.name: '{config.loss.name}' is not known; choose one of "
-      f"{', '.join(losses.LOSSES)}."
-    )
+  # Tracing the loss is the check of its options, whatever they are.
+  pixels = jax.ShapeDtypeStruct((1, 1, 1, 1), np.float32)
+  inputs = {"confidence": pixels, "where": jax.ShapeDtypeStruct((1, 1, 1, 1), bool)}
+  jax.eval_shape(lambda logits, inputs: _loss(config.loss, logits, inputs, 0.5), pixels, inputs)
+  models.check(config.model)
   augment_lib.check(config.augment)
   choose_strategy(config.sweep.strategy)
 
@@ -124,7 +125,9 @@ def create_sweep(config, *, in_channels, classes, tx):
   """
   networks = [
     state_lib.Network(
-      build_model(config.model, in_channels=in_channels, classes=classes, seed=config.seed + seed)
+      models.build_model(
+        config.model, in_channels=in_channels, classes=classes, seed=config.seed + seed
+      )
     )
     for seed in range(config.sweep.seeds)
   ]
@@ -222,8 +225,7 @@ def train_and_evaluate(config, workdir):
   )
   settings = json.loads(config.to_json())
   checkpoints_lib.claim(workdir, settings)
-  for note in dataset.notes:
-    print(f"note: {note}")
+  print(_describe(config, dataset, network, sweep, cache, config.train.epochs * steps_per_epoch))
 
   if not results.exists(workdir, *RESULTS):
     with contextlib.ExitStack() as stack:
@@ -254,6 +256,8 @@ def train_and_evaluate(config, workdir):
         thin=dataset.thin,
         config=config,
       )
+      examples = make_examples(network, sweep, state, evaluation, dataset, config)
+      results.write_examples(workdir, **examples)
       write_results(workdir, evaluation, meta, config, dataset, settings)
       writers.write_final(
         writer,
@@ -263,27 +267,93 @@ def train_and_evaluate(config, workdir):
   print(tables.segmentation(results.read(workdir, "segmentation")))
 
 
+def make_examples(network, sweep, state, evaluation, dataset, config):
+  """The best, middle and worst test frames with what every member makes of them.
+
+  Args:
+    network: a `Network`.
+    sweep: the `Sweep`.
+    state: its state.
+    evaluation: what `evaluate` returned.
+    dataset: a `Dataset` of frames.
+    config: a run's config.
+
+  Returns:
+    A dict of arrays: `index` [n] into the test split, `role` [n] ('best', 'middle', 'worst'),
+    `image` [n, H, W, 1], `confidence` [n, H, W, K] and `probability` [T, n, H, W, K] uint8,
+    `labelled`, `valid_box`; of simulated data also `truth` and `evidence`.
+  """
+  defined = ~np.isnan(evaluation.image_iou)
+  mean = np.where(defined, evaluation.image_iou, 0).sum(0) / np.maximum(defined.sum(0), 1)
+  ranked = [i for i in np.argsort(-mean, kind="stable").tolist() if defined[:, i].any()]
+  ranked = ranked or list(range(len(mean)))
+  middle = max(0, (len(ranked) - N_MIDDLE) // 2)
+  # A small test split has fewer frames than roles; each frame is shown once.
+  roles = dict.fromkeys(ranked[middle : middle + N_MIDDLE], "middle")
+  roles |= {i: "worst" for i in ranked[-N_WORST:] if i not in roles}
+  roles |= {i: "best" for i in ranked[:N_BEST] if roles.get(i) != "middle"}
+  chosen = sorted(roles, key=ranked.index)
+  fields = (*pipeline.FIELDS, *(["truth", "evidence"] if dataset.simulated else []))
+  test = dataset.splits["test"]
+  arrays = pipeline.load([test[i] for i in chosen], fields)
+  batch = {name: arrays[name] for name in pipeline.FIELDS}
+  probability = predict(network, sweep, state, batch, loss=config.loss.name)
+  return arrays | {
+    "index": np.asarray(chosen),
+    "role": np.asarray([roles[i] for i in chosen]),
+    "probability": np.rint(255 * probability).astype(np.uint8),
+  }
+
+
+def _describe(config, dataset, network, sweep, cache, steps):
+  millions = sum(x.size for x in jax.tree.leaves(network.params)) / 1e6
+  sizes = ", ".join(f"{len(source)} {name}" for name, source in dataset.splits.items())
+  size = config.data.image_size
+  lines = [
+    f"{dataset.name}: {sizes} frames of {size} x {size}, {len(dataset.classes)} classes, "
+    f"{'on the device' if cache == 'device' else 'streamed'}",
+    f"{len(sweep.members)} models (FPN {config.model.encoder}, {millions:.1f} M parameters each), "
+    f"{config.train.epochs} epochs, {steps} steps of {config.train.batch_size} frames, "
+    f"strategy {sweep.strategy} on {jax.devices()[0].device_kind}",
+    *(f"note: {note}" for note in dataset.notes),
+  ]
+  return "\n".join(lines)
+
+
 def write_results(workdir, evaluation, meta, config, dataset, settings):
   """Writes the results files of the task (definitions: `lus_jax.evaluation.metrics`)."""
-  _, members = make_members(config)
+  names, members = make_members(config)
   rows, matrix = [], []
-  for member, best, summary in zip(members, meta["best"], evaluation.members, strict=True):
+  for member, best, scores in zip(members, meta["best"], evaluation.members, strict=True):
     # The config's own number: the member's float32 prints as .6000000238.
     threshold = config.sweep.thresholds[len(rows) % len(config.sweep.thresholds)]
     seed = int(member["seed"])
-    summary = dict(summary)
+    scores = dict(scores)
     matrix += [
       {"model_threshold": threshold, "seed": seed, **row, "evaluation_threshold": t}
-      for row, t in zip(summary.pop("matrix"), config.sweep.thresholds, strict=True)
+      for row, t in zip(scores.pop("matrix"), config.sweep.thresholds, strict=True)
     ]
-    rows.append({"threshold": threshold, "seed": seed, "best_epoch": best["epoch"], **summary})
+    rows.append({"threshold": threshold, "seed": seed, "best_epoch": best["epoch"], **scores})
   predictors = [
     {"predictor": name, "threshold": threshold}
-    | {key: value for key, value in summary.items() if key != "matrix"}
-    for name, summaries in evaluation.baselines.items()
-    for threshold, summary in zip(config.sweep.thresholds, summaries, strict=True)
+    | {key: value for key, value in scores.items() if key != "matrix"}
+    for name, each in evaluation.baselines.items()
+    for threshold, scores in zip(config.sweep.thresholds, each, strict=True)
+  ]
+  cases = [
+    {
+      "index": i,
+      **summary.provenance(example),
+      "iou": {
+        name: None if math.isnan(iou) else float(iou)
+        for name, iou in zip(names, evaluation.image_iou[:, i], strict=True)
+      },
+    }
+    for i, example in enumerate(dataset.splits["test"])
   ]
   contents = {
+    "dataset": {"rows": summary.summarize(dataset)},
+    "cases": {"split": "test", "rows": cases},
     "history": {"rows": meta["history"]},
     "segmentation_matrix": {"rows": matrix},
     "segmentation": {

@@ -1,6 +1,7 @@
 """Metric writers; the only file that imports clu's (and so TensorFlow)."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -41,6 +42,8 @@ class JsonLinesWriter:
 def create_writer(workdir):
   """The run's metric writer: TensorBoard by clu, or JSON lines where TensorFlow is missing."""
   directory = pathlib.Path(workdir) / DIRECTORY
+  # TensorFlow only writes files here; this keeps its greeting off the terminal.
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   try:
     from clu import metric_writers
   except ImportError as error:

@@ -6,7 +6,7 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from lus_jax.errors import UserError
-from lus_jax.models import build_model
+from lus_jax.models import build_model, check
 from lus_jax.models.fpn import FPN
 from lus_jax.training.state import Network
 
@@ -109,7 +109,7 @@ def test_a_bad_config_is_refused_by_name(field, value):
   config = CONFIG.copy_and_resolve_references()
   config[field] = value
   with pytest.raises(UserError, match=f"config.model.{field}"):
-    build_model(config, in_channels=1, classes=2, seed=0)
+    check(config)
 
 
 def test_the_seed_decides_the_weights():

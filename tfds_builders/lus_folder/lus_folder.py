@@ -155,6 +155,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
         name=folder.name,
         counts=counts,
         annotators=sorted({label.annotator for label in folder.labels}),
+        binary=config.kind == "frames",
         missing_class="unlabelled" if folder.missing_class_is_unlabelled else "absent",
         patients={video.patient: folder.patients.get(video.patient, {}) for video in folder.videos},
       ),
@@ -178,6 +179,9 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       shape = config.height, config.width
       return np.zeros(shape, np.uint8), not config.folder.missing_class_is_unlabelled
     mask = media.read_mask(label.masks[name])
+    # Known once all masks are read; TFDS stores the metadata after that.
+    if self.info.metadata["binary"] and not np.isin(mask, (0, 1)).all():
+      self.info.metadata["binary"] = False
     if 0 < mask.max() <= np.float32(1 / 255):
       logging.warning(
         "%s: its largest confidence is %.4f; a mask of 0 and 1 should be one of 0 and 255.",

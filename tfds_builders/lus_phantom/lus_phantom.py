@@ -151,6 +151,7 @@ class LusPhantom(tfds.core.GeneratorBasedBuilder):
         classes=simulator.CLASSES,
         thin=simulator.THIN,
         licence="Apache-2.0",
+        simulated=True,
         annotators=list(annotator.STYLES),
         setting=config.setting,
         seed=config.seed,

@@ -1,0 +1,98 @@
+"""The core trains and evaluates where TensorFlow and the data libraries are not installed."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+
+BLOCKED = ("tensorflow", "tensorflow_datasets", "grain", "clu", "ml_collections", "tensorboard")
+for name in BLOCKED:
+  sys.modules[name] = None  # importing it raises ImportError
+
+import tempfile
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+
+from lus_jax.data.pipeline import Frames
+from lus_jax.evaluation.segmentation import evaluate
+from lus_jax.training import checkpoints, loop, segmentation, writers
+
+r = np.random.default_rng(0)
+image = r.integers(0, 256, (8, 32, 32, 1), dtype=np.uint8)
+arrays = {
+  "image": image,
+  "confidence": np.where(image > 100, image, 0),
+  "labelled": np.ones((8, 1), bool),
+  "valid_box": np.tile(np.int32([0, 0, 32, 32]), (8, 1)),
+}
+config = SimpleNamespace(
+  seed=0,
+  model=SimpleNamespace(encoder="resnet18", width=0.125, dropout=0.2, dtype="float32"),
+  sweep=SimpleNamespace(thresholds=(0.8, 0.5), seeds=1, strategy="loop"),
+  loss=SimpleNamespace(
+    name="weighted_cross_entropy", weights="paper", reduction="mean",
+    subthreshold_weight="threshold",
+  ),
+  optimizer=SimpleNamespace(learning_rate=1e-2),
+  augment=SimpleNamespace(
+    probability=0.5, rotation_degrees=15.0, brightness=0.2, contrast=0.2, gamma=(0.8, 1.25)
+  ),
+  train=SimpleNamespace(epochs=2, batch_size=4, log_every=2, checkpoint_every=1),
+)
+
+
+class Batches:
+  def __next__(self):
+    return {k: v[:4] for k, v in arrays.items()}
+
+  def get_state(self):
+    return {}
+
+  def set_state(self, state):
+    pass
+
+
+frames = Frames(arrays, cache="device")
+tx, schedule = segmentation.make_optimizer(config.optimizer, 10)
+network, sweep, state, names = segmentation.create_sweep(config, in_channels=1, classes=1, tx=tx)
+start = jax.device_get(sweep.stack(state).params)
+task = segmentation.make_task(network, sweep, names, frames, config, tx=tx, schedule=schedule)
+with tempfile.TemporaryDirectory() as workdir:
+  manager, writer = checkpoints.Checkpoints(workdir), writers.create_writer(workdir)
+  assert isinstance(writer, writers.JsonLinesWriter), writer
+  writers.write_overview(writer, {"train": {"epochs": 2}}, network.params)
+  state, meta = loop.fit(
+    task, sweep, state, Batches(), config=config.train, steps_per_epoch=5,
+    key=jax.random.key(0), checkpoints=manager, writer=writer,
+  )
+  manager.close()
+  assert open(f"{workdir}/tensorboard/metrics.jsonl").read().count("train_loss/threshold_0.8") == 6
+end = jax.device_get(sweep.stack(state).params)
+assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (start, end))))
+evaluation = evaluate(
+  network, sweep, state, train=frames, validation=frames, test=frames, classes=("bright",),
+  thin=("bright",), config=config,
+)
+assert 0 <= evaluation.members[0]["iou"] <= 1
+assert set(evaluation.baselines) == {"prevalence", "mean_map"}
+assert not any(sys.modules.get(name) for name in BLOCKED)
+print("trained alone")
+"""
+
+
+def test_the_core_needs_jax_flax_optax_orbax_and_numpy_only():
+  result = subprocess.run(
+    [sys.executable, "-c", SCRIPT],
+    cwd=pathlib.Path(__file__).parents[1],
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert result.returncode == 0, result.stderr
+  assert "trained alone" in result.stdout

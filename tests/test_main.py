@@ -1,0 +1,60 @@
+"""The command line: every mistake is one clear line and exit code 2, and nothing is left behind."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(*args, check=False):
+  return subprocess.run(
+    [sys.executable, "-m", "lus_jax.main", *map(str, args)],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=check,
+    timeout=300,
+  )
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    ([], "both --config and --workdir are needed"),
+    (["--config=configs/nope.py"], "configs/nope.py"),
+    (["--config=configs/seg.py:huge"], "configs/seg.py:huge does not exist"),
+    (["--config=configs/seg.py", "--config.train.epoch=3"], "--config.train.epoch: there is no"),
+    (["--config=configs/seg.py", "--config.train.epochs=many"], "--config.train.epochs=many"),
+    (["--config=configs/seg.py", "--workers=3"], "workers"),
+    (["--config=configs/seg.py", "--config.sweep.thresholds=(1.2,.5)"], "1.2 is not in [0, 1]"),
+    (["--config=configs/seg.py", "--config.sweep.thresholds=(.5,.5)"], "0.5 stands there twice"),
+    (["--config=configs/seg.py", "--config.data.name=mnist"], "config.data.name: 'mnist'"),
+    (
+      ["--config=configs/seg.py", "--config.data.name=lus_folder", "--config.data.dir=/no/such"],
+      "/no/such",
+    ),
+  ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, args, message):
+  workdir = tmp_path / "run"
+  if args:
+    prepared = tmp_path / "data"
+    args = [*args, f"--workdir={workdir}", f"--config.data.prepared_dir={prepared}"]
+  result = run(*args)
+  assert result.returncode == 2, result.stderr
+  lines = result.stderr.strip().splitlines()
+  assert len(lines) == 1, result.stderr
+  assert lines[0].startswith("error: ")
+  assert message in lines[0]
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_the_flags():
+  result = run("--help")
+  assert "--workdir" in result.stdout
+  assert "--config" in result.stdout

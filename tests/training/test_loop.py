@@ -1,0 +1,156 @@
+import jax
+import numpy as np
+import optax
+import pytest
+from jax import numpy as jnp
+from ml_collections import ConfigDict
+
+from lus_jax.errors import UserError
+from lus_jax.training import checkpoints, loop
+from lus_jax.training import state as state_lib
+from lus_jax.training.sweep import Sweep
+
+CONFIG = ConfigDict({"epochs": 4, "batch_size": 2, "log_every": 2, "checkpoint_every": 1})
+STEPS_PER_EPOCH = 3
+POISON = 1e6
+
+
+class Batches:
+  """Batches that are numbers: a place is all their state."""
+
+  def __init__(self, poison_at=None):
+    self.place, self.poison_at = 0, poison_at
+
+  def __next__(self):
+    self.place += 1
+    return jnp.float32(POISON if self.place == self.poison_at else self.place)
+
+  def get_state(self):
+    return {"place": self.place}
+
+  def set_state(self, state):
+    self.place = state["place"]
+
+
+class Writer:
+  def __init__(self):
+    self.scalars = {}
+
+  def write_scalars(self, step, scalars):
+    self.scalars.setdefault(step, {}).update(scalars)
+
+  def flush(self):
+    pass
+
+
+class Killed(Exception):
+  pass
+
+
+def run(workdir, *, strategy="loop", scores=None, poison_at=None, kill_after=None, writer=None):
+  """Fits a line through noise with two members that differ in their target."""
+  tx = optax.adam(1e-2)
+  members = [{"target": np.float32(1)}, {"target": np.float32(2)}]
+  sweep = Sweep(members, strategy)
+  state = [state_lib.create_state({"w": jnp.zeros(3)}, {"mean": jnp.zeros(3)}, tx) for _ in members]
+  if strategy == "vmap":
+    state = jax.tree.map(lambda *x: jnp.stack(x), *state)
+
+  def loss_fn(params, batch_stats, member, inputs, key):
+    noise = jax.random.normal(key, (3,))
+    loss = jnp.mean((params["w"] - member["target"] + 0.1 * noise + 0.01 * inputs) ** 2)
+    loss = jnp.where((inputs > POISON / 2) & (member["target"] == 2), jnp.nan, loss)
+    return loss, {"mean": batch_stats["mean"] + params["w"]}
+
+  epochs = []
+
+  def validate(state):
+    epochs.append(1)
+    if kill_after is not None and len(epochs) > kill_after:
+      raise Killed
+    weights = sweep.to_host(state)
+    values = [float(np.sum(w.params["w"])) for w in weights]
+    if scores is not None:
+      values = scores.pop(0)
+    return [{"score": v, "loss": 1.0} for v in values]
+
+  task = loop.Task(
+    names=["one", "two"],
+    prepare=lambda batch, key: batch + 0.01 * jax.random.normal(key),
+    loss_fn=loss_fn,
+    tx=tx,
+    schedule=lambda step: 1e-2,
+    validate=validate,
+  )
+  manager = checkpoints.Checkpoints(workdir)
+  try:
+    state, meta = loop.fit(
+      task,
+      sweep,
+      state,
+      Batches(poison_at),
+      config=CONFIG,
+      steps_per_epoch=STEPS_PER_EPOCH,
+      key=jax.random.key(3),
+      checkpoints=manager,
+      writer=writer or Writer(),
+    )
+  finally:
+    manager.close()
+  return jax.device_get(sweep.stack(state)), meta
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap"])
+def test_a_broken_run_goes_on_to_the_same_numbers(tmp_path, strategy):
+  whole, meta = run(tmp_path / "whole", strategy=strategy)
+  with pytest.raises(Killed):
+    run(tmp_path / "broken", strategy=strategy, kill_after=2)
+  with pytest.raises(Killed):
+    run(tmp_path / "broken", strategy=strategy, kill_after=1)
+  resumed, resumed_meta = run(tmp_path / "broken", strategy=strategy)
+  jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+  assert meta == resumed_meta
+  assert [row["epoch"] for row in meta["history"]] == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_a_finished_run_trains_no_more(tmp_path):
+  whole, meta = run(tmp_path)
+  again, again_meta = run(tmp_path, kill_after=0)
+  jax.tree.map(np.testing.assert_array_equal, whole, again)
+  assert meta == again_meta
+
+
+def test_the_best_epoch_keeps_ties_early_and_never_takes_an_undefined_score(tmp_path):
+  scores = [[None, 0.5], [0.2, 0.5], [None, 0.4], [0.1, None]]
+  state, meta = run(tmp_path, scores=scores)
+  assert meta["best"] == [{"epoch": 2, "score": 0.2}, {"epoch": 1, "score": 0.5}]
+  assert not np.array_equal(state.best_params["w"], state.params["w"])
+
+
+def test_without_any_defined_score_the_last_weights_stand_in(tmp_path):
+  state, meta = run(tmp_path, scores=[[None, None]] * 4)
+  assert meta["best"] == [{"epoch": None, "score": None}] * 2
+  np.testing.assert_array_equal(state.best_params["w"], state.params["w"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_naming_member_and_step(tmp_path):
+  with pytest.raises(UserError, match=r"member 'two' is nan at step 5 \(epoch 2\)"):
+    run(tmp_path, poison_at=5)
+
+
+def test_curves_have_a_value_for_every_member(tmp_path):
+  writer = Writer()
+  run(tmp_path, writer=writer)
+  names = set().union(*(scalars.keys() for scalars in writer.scalars.values()))
+  assert {
+    "train_loss/one",
+    "train_loss/two",
+    "learning_rate",
+    "speed/images_per_second",
+    "speed/model_images_per_second",
+    "validation_score/one",
+    "validation_loss/two",
+  } <= names
+  last = writer.scalars[STEPS_PER_EPOCH * CONFIG.epochs]
+  speed = last["speed/model_images_per_second"] / last["speed/images_per_second"]
+  assert speed == pytest.approx(2)

@@ -1,0 +1,229 @@
+"""The whole task in small: from the phantom to results files."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from lus_jax.errors import UserError
+from lus_jax.evaluation import results as results_lib
+from lus_jax.report import tables
+from lus_jax.training import segmentation
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = {
+  "data.image_size": 32,
+  "data.phantom.n_patients": 4,
+  "model.width": 0.125,
+  "sweep.thresholds": (1.0, 0.6, 0.0),
+  "train.epochs": 3,
+  "train.batch_size": 4,
+  "train.log_every": 3,
+}
+
+
+def load_config(size="tiny", **changes):
+  spec = importlib.util.spec_from_file_location("seg", ROOT / "configs" / "seg.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config(size)
+  for name, value in changes.items():
+    section = config
+    *path, field = name.split(".")
+    for part in path:
+      section = section[part]
+    assert field in section, name
+    section[field] = value
+  return config.lock()
+
+
+def small(prepared, **changes):
+  return load_config(**(SMALL | {"data.prepared_dir": os.fspath(prepared)} | changes))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def finished(prepared, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("runs") / "run"
+  segmentation.train_and_evaluate(small(prepared), workdir)
+  return workdir
+
+
+def test_results_follow_their_schema(finished):
+  results = results_lib.read(finished, "segmentation")
+  assert results["schema"] == 1
+  assert results["split"] == "test"
+  assert set(results["versions"]) >= {"lus_jax", "jax", "flax", "optax", "numpy", "python"}
+  assert results["config"]["train"]["epochs"] == 3
+  classes = results["dataset"]["classes"]
+  assert len(classes) == 6
+  assert set(results["dataset"]["splits"]) == {"train", "validation", "test"}
+  assert [row["threshold"] for row in results["rows"]] == [1.0, 0.6, 0.0]
+  per_class = {"iou_per_class", "ece_per_class", "empty_skipped"}
+  numbers = {"iou", "dice", "weighted_ce", "weighted_ce_ref", "ce", "trimap", "ece", "ece_pooled"}
+  for row in results["rows"]:
+    assert row["best_epoch"] in (1, 2, 3, None)
+    for name in per_class:
+      assert list(row[name]) == classes
+  for row in results["rows"] + results["predictors"]:
+    assert numbers | {"brier", "surface_dice", "ece_visibility"} <= set(row)
+  predictors = [(row["predictor"], row["threshold"]) for row in results["predictors"]]
+  assert predictors == [(name, t) for name in ("prevalence", "mean_map") for t in (1.0, 0.6, 0.0)]
+  assert results["notes"][0].startswith("simulated")
+
+
+def test_the_matrix_holds_every_pair_and_its_diagonal_is_the_table(finished):
+  matrix = results_lib.read(finished, "segmentation_matrix")["rows"]
+  rows = results_lib.read(finished, "segmentation")["rows"]
+  assert [(r["model_threshold"], r["evaluation_threshold"]) for r in matrix] == [
+    (m, e) for m in (1.0, 0.6, 0.0) for e in (1.0, 0.6, 0.0)
+  ]
+  diagonal = [r for r in matrix if r["model_threshold"] == r["evaluation_threshold"]]
+  assert [r["iou"] for r in diagonal] == [r["iou"] for r in rows]
+  assert [r["dice"] for r in diagonal] == [r["dice"] for r in rows]
+
+
+def test_the_history_has_every_epoch_of_every_member_and_the_best_is_in_it(finished):
+  history = results_lib.read(finished, "history")["rows"]
+  assert len(history) == 9
+  for row in results_lib.read(finished, "segmentation")["rows"]:
+    mine = [r for r in history if r["member"] == f"threshold_{row['threshold']:g}"]
+    scores = [r["score"] for r in mine]
+    defined = [s for s in scores if s is not None]
+    if defined:
+      assert row["best_epoch"] == 1 + scores.index(max(defined))
+    assert all(np.isfinite(r["train_loss"]) for r in mine)
+
+
+def test_the_table_shows_the_numbers_of_the_file(finished):
+  results = results_lib.read(finished, "segmentation")
+  table = tables.segmentation(results)
+  lines = [line.split() for line in table.splitlines()]
+  for row in results["rows"]:
+    (line,) = [
+      x for x in lines if x[:1] == ["FPN"] and tables.percent(row["threshold"]) in " ".join(x[1:3])
+    ]
+    assert tables.number(row["iou"]) in line
+    assert tables.number(row["weighted_ce"]) in line
+    assert tables.number(tables.REPORTED[row["threshold"]]["iou"]) in line
+  assert sum(x[:1] == ["mean_map"] for x in lines) == 3
+
+
+def test_writers_and_checkpoints_leave_their_files(finished):
+  assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+  assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["2", "3"]
+  assert not list(finished.rglob("*.tmp"))
+
+
+def test_a_finished_run_prints_its_table_again_and_changes_nothing(finished, prepared, capsys):
+  before = {p: p.read_bytes() for p in (finished / "results").iterdir()}
+  segmentation.train_and_evaluate(small(prepared), finished)
+  assert "Table 1" in capsys.readouterr().out
+  assert {p: p.read_bytes() for p in (finished / "results").iterdir()} == before
+
+
+def test_another_config_is_refused_naming_what_differs(finished, prepared):
+  with pytest.raises(UserError, match=r"another config \(different: optimizer.learning_rate\)"):
+    segmentation.train_and_evaluate(small(prepared, **{"optimizer.learning_rate": 1e-5}), finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"data.cache": "stream"}, {"sweep.seeds": 2}])
+def test_streaming_and_more_seeds_repeat_the_first_seed(finished, prepared, tmp_path, change):
+  segmentation.train_and_evaluate(small(prepared, **change), tmp_path / "run")
+  rows = results_lib.read(tmp_path / "run", "segmentation")["rows"]
+  expected = results_lib.read(finished, "segmentation")["rows"]
+  assert rows[:3] == expected
+  if "sweep.seeds" in change:
+    assert [(r["threshold"], r["seed"]) for r in rows[3:]] == [(1.0, 1), (0.6, 1), (0.0, 1)]
+    assert rows[3:] != [r | {"seed": 1} for r in expected]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bytes(finished, prepared, tmp_path):
+  workdir = tmp_path / "run"
+  script = (
+    "import sys; sys.path.insert(0, 'tests/training')\n"
+    "import jax; jax.config.update('jax_num_cpu_devices', 2)\n"
+    "from test_segmentation import small\n"
+    "from lus_jax.training.segmentation import train_and_evaluate\n"
+    f"train_and_evaluate(small({os.fspath(prepared)!r}), {os.fspath(workdir)!r})\n"
+  )
+  command = [sys.executable, "-c", script]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  kills = 0
+  for epoch in (1, 2):
+    process = subprocess.Popen(
+      command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while not (workdir / "checkpoints" / str(epoch)).exists() and process.poll() is None:
+      assert time.monotonic() < deadline
+      time.sleep(0.02)
+    kills += process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  assert kills
+  assert not (workdir / "results").exists()
+  subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+  for file in (finished / "results").iterdir():
+    assert (workdir / "results" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"sweep.thresholds": (1.2,)}, "1.2 is not in"),
+    ({"sweep.thresholds": (0.5, 0.5)}, "0.5 stands there twice"),
+    ({"sweep.thresholds": ()}, "thresholds is empty"),
+    ({"sweep.thresholds": ("a",)}, "'a' is not a number"),
+    ({"train.epochs": 0}, "config.train.epochs: 0"),
+    ({"train.batch_size": -1}, "config.train.batch_size: -1"),
+    ({"optimizer.learning_rate": 0.0}, "learning_rate: 0.0"),
+    ({"loss.name": "hinge"}, "config.loss.name: 'hinge'"),
+    ({"loss.weights": "heavy"}, "config.loss.weights: 'heavy'"),
+    ({"loss.reduction": "sum"}, "config.loss.reduction: 'sum'"),
+    ({"loss.subthreshold_weight": "x"}, "config.loss.subthreshold_weight: 'x'"),
+    ({"sweep.strategy": "pmap"}, "config.sweep.strategy: 'pmap'"),
+    ({"model.encoder": "vgg"}, "config.model.encoder: 'vgg'"),
+    ({"data.name": "mnist"}, "config.data.name: 'mnist'"),
+    ({"data.cache": "disk"}, "config.data.cache: 'disk'"),
+    ({"data.split_unit": "eye"}, "config.data.split_unit: 'eye'"),
+    ({"data.image_size": 8}, "config.data.image_size: 8"),
+    ({"data.phantom.setting": "nice"}, "nice"),
+    ({"data.phantom.n_patients": 2}, "at least 3"),
+    ({"train.batch_size": 4000}, "train.batch_size: 4000 is more than"),
+  ],
+)
+def test_a_bad_value_is_refused_before_anything_is_written(prepared, tmp_path, changes, message):
+  with pytest.raises(UserError) as error:
+    segmentation.train_and_evaluate(small(prepared, **changes), tmp_path / "run")
+  assert message in str(error.value)
+  assert "\n" not in str(error.value)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_keeps_its_budget(prepared):
+  config = load_config("demo")
+  assert config.data.image_size == 96
+  assert config.model.encoder == "resnet18"
+  assert config.sweep.thresholds == (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
+
+
+def test_json_results_hold_no_nan(finished):
+  def refuse(constant):
+    raise AssertionError(constant)
+
+  for file in (finished / "results").iterdir():
+    json.loads(file.read_text(), parse_constant=refuse)
