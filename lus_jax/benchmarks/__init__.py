@@ -1,0 +1,1 @@
+"""How fast: commands that measure and the table of what they measured (RESULTS.md)."""
