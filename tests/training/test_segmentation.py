@@ -214,13 +214,6 @@ def test_a_bad_value_is_refused_before_anything_is_written(prepared, tmp_path, c
   assert list(tmp_path.iterdir()) == []
 
 
-def test_the_demo_keeps_its_budget(prepared):
-  config = load_config("demo")
-  assert config.data.image_size == 96
-  assert config.model.encoder == "resnet18"
-  assert config.sweep.thresholds == (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
-
-
 def test_json_results_hold_no_nan(finished):
   def refuse(constant):
     raise AssertionError(constant)

@@ -1,0 +1,275 @@
+"""Figures from results files, each a matplotlib `Figure` and its bytes as PNG and SVG.
+
+Text is large for the figures' width, so that they can be read at half their size. No pyplot: it
+keeps state of its own.
+"""
+
+import io
+import math
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lus_jax.report import palette, tables
+
+WIDTH = 6.4  # inches
+_STYLE = {
+  "font.family": "sans-serif",
+  "font.size": 13,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.grid": True,
+  "grid.color": "#dddddd",
+  "axes.axisbelow": True,
+  "legend.frameon": False,
+  "legend.fontsize": 12,
+  "lines.linewidth": 2,
+  "lines.markersize": 7,
+  # The same figure gives the same bytes.
+  "svg.hashsalt": "lus_jax",
+  "svg.fonttype": "none",
+}
+_GREY = "#eeeeee"
+
+
+def render(draw, *args):
+  """Draws one figure.
+
+  Args:
+    draw: a function of this module.
+    *args: its arguments.
+
+  Returns:
+    `{"png": bytes, "svg": bytes}`, the same for the same arguments.
+  """
+  with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"}):
+    figure = draw(*args)
+    files = {}
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+      buffer = io.BytesIO()
+      figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+      files[kind] = buffer.getvalue()
+  return files
+
+
+def _figure(height, width=WIDTH):
+  return Figure(figsize=(width, height), layout="constrained")
+
+
+def _floats(values):
+  return np.array([np.nan if value is None else value for value in values], float)
+
+
+def _plain(name):
+  return name.replace("_", " ")
+
+
+def _threshold_axis(axis, thresholds):
+  """Ticks at the thresholds themselves, unless they are too many to be read."""
+  thresholds = sorted(set(thresholds))
+  if len(thresholds) <= 9:
+    axis.set_ticks([100 * t for t in thresholds])
+    axis.set_ticklabels([tables.percent(t).rstrip("%") for t in thresholds])
+
+
+def _shades(names):
+  """A colour for each name, dark to light in their order."""
+  colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(names)))
+  return dict(zip(names, colours, strict=True))
+
+
+def _legend(figure, handles, labels, ncols):
+  figure.legend(handles, labels, loc="outside lower center", ncols=min(ncols, len(labels)))
+
+
+def per_class(rows, classes):
+  """IoU of each class by threshold; a line a seed.
+
+  Args:
+    rows: of segmentation.json.
+    classes: K names.
+  """
+  figure = _figure(5.2)
+  axes = figure.subplots()
+  handles = {}
+  for seed in sorted({row["seed"] for row in rows}):
+    mine = sorted((row for row in rows if row["seed"] == seed), key=lambda row: row["threshold"])
+    x = [100 * row["threshold"] for row in mine]
+    for k, name in enumerate(classes):
+      y = _floats(row["iou_per_class"][name] for row in mine)
+      style = {"color": palette.css(k), "marker": palette.marker(k), "markeredgecolor": "#333333"}
+      (handles[_plain(name)],) = axes.plot(x, y, **style)
+  _threshold_axis(axes.xaxis, [row["threshold"] for row in rows])
+  axes.set(xlabel="confidence threshold, %", ylabel="IoU on the test split", ylim=(0, None))
+  _legend(figure, handles.values(), handles, 3)
+  return figure
+
+
+def matrix(rows):
+  """Heat map of IoU: model threshold by evaluation threshold; a panel a seed.
+
+  Args:
+    rows: of segmentation_matrix.json.
+  """
+  seeds = sorted({row["seed"] for row in rows})
+  models = sorted({row["model_threshold"] for row in rows})
+  evaluations = sorted({row["evaluation_threshold"] for row in rows})
+  top = max((row["iou"] for row in rows if row["iou"] is not None), default=0) or 1
+  figure = _figure((1.2 + 0.62 * len(models)) * len(seeds))
+  panels = figure.subplots(len(seeds), squeeze=False)[:, 0]
+  for seed, axes in zip(seeds, panels, strict=True):
+    cells = {
+      (row["model_threshold"], row["evaluation_threshold"]): row["iou"]
+      for row in rows
+      if row["seed"] == seed
+    }
+    grid = np.array([_floats(cells.get((m, e)) for e in evaluations) for m in models])
+    axes.set_facecolor(_GREY)
+    image = axes.imshow(grid, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+    if grid.shape[1] <= 9:
+      for (i, j), iou in np.ndenumerate(grid):
+        text = "-" if math.isnan(iou) else f"{iou:.2f}"
+        colour = "black" if math.isnan(iou) or iou > 0.55 * top else "white"
+        axes.text(j, i, text, ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(evaluations)), [tables.percent(t).rstrip("%") for t in evaluations])
+    axes.set_yticks(range(len(models)), [tables.percent(t).rstrip("%") for t in models])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="evaluated at threshold, %", ylabel="model of threshold, %")
+    if len(seeds) > 1:
+      axes.set_title(f"seed {seed}")
+  figure.colorbar(image, ax=list(panels), label="IoU", shrink=0.9)
+  return figure
+
+
+def reliability(rows, classes):
+  """Mean of the target by predicted probability; a panel a class, a line a member.
+
+  Args:
+    rows: of segmentation.json.
+    classes: K names.
+  """
+  columns = min(2, len(classes))
+  lines = math.ceil(len(classes) / columns)
+  figure = _figure(0.9 + 2.6 * lines)
+  panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+  shades = _shades(sorted({row["threshold"] for row in rows}))
+  handles = {}
+  for k, (name, axes) in enumerate(zip(classes, panels.flat, strict=False)):
+    axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1.5)
+    for row in sorted(rows, key=lambda row: row["threshold"]):
+      curve = row["reliability"][name]
+      filled = [i for i, n in enumerate(curve["count"]) if n]
+      (handles[tables.percent(row["threshold"])],) = axes.plot(
+        [curve["probability"][i] for i in filled],
+        [curve["target"][i] for i in filled],
+        color=shades[row["threshold"]],
+        marker=".",
+        linewidth=1.5,
+      )
+    axes.set_title(_plain(name), color="black", fontsize=13)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+    axes.spines["left"].set(color=palette.css(k), linewidth=4)
+  for axes in list(panels.flat)[len(classes) :]:
+    axes.set_visible(False)
+  figure.supxlabel("predicted probability (mean of a bin)", fontsize=13)
+  figure.supylabel("share of pixels with the label", fontsize=13)
+  _legend(figure, handles.values(), handles, 4)
+  return figure
+
+
+def curves(rows):
+  """Training loss, validation loss and validation IoU by epoch; a line a member.
+
+  Args:
+    rows: of history.json.
+  """
+  members = list(dict.fromkeys(row["member"] for row in rows))
+  # Seeds of one threshold share its colour.
+  labels = {name: tables.member_label(name).split(", ")[0] for name in members}
+  first = sorted({row["member"] for row in rows}, key=_order)
+  shades = _shades(list(dict.fromkeys(labels[name] for name in first)))
+  quantities = {
+    "train_loss": "training loss",
+    "loss": "validation loss",
+    "score": "validation IoU",
+  }
+  figure = _figure(8.5)
+  panels = figure.subplots(len(quantities), sharex=True)
+  handles = {}
+  for (key, title), axes in zip(quantities.items(), panels, strict=True):
+    for name in first:
+      mine = sorted((row for row in rows if row["member"] == name), key=lambda row: row["epoch"])
+      (handles[labels[name]],) = axes.plot(
+        [row["epoch"] for row in mine],
+        _floats(row[key] for row in mine),
+        color=shades[labels[name]],
+        marker="." if len(mine) < 30 else None,
+      )
+    axes.set(ylabel=title, ylim=(0, None))
+  panels[-1].set_xlabel("epoch")
+  panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+  _legend(figure, handles.values(), handles, 4)
+  return figure
+
+
+def _order(member):
+  label = tables.member_label(member)
+  number = label.split(",")[0].strip("> %")
+  return (float(number) if label != member else math.inf, member)
+
+
+def painted(rows, classes):
+  """Histogram of painted confidences, classes stacked; a panel an annotator.
+
+  Args:
+    rows: of dataset.json; all splits together.
+    classes: K names.
+  """
+  counts = {}
+  for row in rows:
+    for annotator, by_class in row["painted"].items():
+      for name, bins in by_class.items():
+        mine = counts.setdefault(annotator, {})
+        mine[name] = mine.get(name, 0) + np.array(bins)
+  figure = _figure(1.4 + 1.9 * max(1, len(counts)))
+  panels = figure.subplots(max(1, len(counts)), sharex=True, squeeze=False)[:, 0]
+  handles = {}
+  for (annotator, by_class), axes in zip(sorted(counts.items()), panels, strict=False):
+    bottom = 0
+    for k, name in enumerate(classes):
+      bins = by_class[name]
+      centres = 100 * (np.arange(len(bins)) + 0.5) / len(bins)
+      handles[_plain(name)] = axes.bar(
+        centres, bins, 90 / len(bins), bottom, color=palette.css(k), edgecolor="#333333", lw=0.4
+      )
+      bottom = bottom + bins
+    axes.set_title(f"annotator {annotator}" if annotator else "annotator not named", fontsize=13)
+    axes.set_ylabel("pixels")
+    axes.grid(axis="x", visible=False)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=False)
+  panels[-1].set(xlabel="painted confidence, %", xlim=(0, 100))
+  if handles:
+    _legend(figure, handles.values(), handles, 3)
+  return figure
+
+
+def pictures(columns):
+  """Labels above, predictions below, a column a threshold.
+
+  Args:
+    columns: dicts of `title`, `label` and `prediction`, both [H, W, 3] uint8.
+  """
+  figure = _figure(3.8, width=max(4.0, 1.65 * len(columns)))
+  panels = figure.subplots(2, len(columns), squeeze=False)
+  for i, column in enumerate(columns):
+    for row, key in enumerate(("label", "prediction")):
+      panels[row, i].imshow(column[key], interpolation="nearest")
+      panels[row, i].set(xticks=[], yticks=[])
+      panels[row, i].spines[:].set_visible(False)
+    panels[0, i].set_title(column["title"], fontsize=15)
+  panels[0, 0].set_ylabel("label", fontsize=15)
+  panels[1, 0].set_ylabel("prediction", fontsize=15)
+  return figure
