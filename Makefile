@@ -13,7 +13,7 @@ demo: $(VENV)/.run
 	  --config.data.prepared_dir=$(WORKDIR)/data
 
 test: $(VENV)/.test lint
-	$(VENV)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
