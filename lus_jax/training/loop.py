@@ -25,8 +25,9 @@ class Task:
     loss_fn: `(params, batch_stats, member, inputs, key) -> (loss, new batch_stats)`.
     tx: an optax transformation.
     schedule: `step -> learning rate`, for the curves.
-    validate: `sweep state -> list of T dicts` of finite numbers or None; 'score' selects the best
-      epoch (higher is better, None never wins).
+    validate: `sweep state -> rows, images`: a list of T dicts of finite numbers or None, of which
+      'score' selects the best epoch (higher is better, None never wins), and pictures for the
+      writer, [n, H, W, 3] uint8 by name.
   """
 
   names: list[str]
@@ -101,7 +102,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
           losses += values
           bar.update(len(values))
           pending, since = [], time.perf_counter()
-      rows = task.validate(state)
+      rows, images = task.validate(state)
       improved = [
         _is_better(row["score"], best) for row, best in zip(rows, meta["best"], strict=True)
       ]
@@ -119,6 +120,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
           {"epoch": epoch, "member": task.names[i], "train_loss": float(mean_losses[i]), **row}
         )
       _write_validation(writer, step, rows, task)
+      writer.write_images(step, images)
       scores = [row["score"] for row in rows if row["score"] is not None]
       if scores:
         bar.set_postfix(epoch=epoch, score=f"{np.mean(scores):.3f}", refresh=False)

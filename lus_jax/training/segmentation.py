@@ -15,7 +15,8 @@ from lus_jax.data import datasets, pipeline, summary
 from lus_jax.errors import UserError
 from lus_jax.evaluation import metrics, results
 from lus_jax.evaluation.segmentation import collect, evaluate, predict
-from lus_jax.report import tables
+from lus_jax.labels import label
+from lus_jax.report import palette, tables
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import loop, writers
 from lus_jax.training import state as state_lib
@@ -25,6 +26,8 @@ from lus_jax.training.sweep import Sweep, choose_strategy
 RESULTS = ("dataset", "history", "cases", "segmentation_matrix", "segmentation")
 # Test frames whose predictions are kept for the report, by rank of their mean IoU.
 N_BEST, N_MIDDLE, N_WORST = 2, 1, 2
+# Validation frames shown in TensorBoard, and their largest side in pixels.
+N_PANELS, PANEL_SIZE = 3, 128
 
 
 def check(config):
@@ -154,7 +157,8 @@ def make_validation(network, sweep, frames, config):
     config: a run's config.
 
   Returns:
-    `sweep state -> list of T dicts` with `score` (the mean IoU), `loss` (mean over images).
+    `sweep state -> rows, images`: T dicts with `score` (the mean IoU) and `loss` (mean over
+    images), and pictures of the first frames with every member's labels and predictions.
   """
 
   def evaluate(state, member, inputs):
@@ -170,23 +174,55 @@ def make_validation(network, sweep, frames, config):
       where=inputs["where"],
       threshold=member["threshold"],
     )
-    return {"loss": each(logits, inputs), **sums}
+    output = losses.output_logits(config.loss.name, logits=logits, where=inputs["where"])
+    return {"loss": each(logits, inputs), **sums}, jax.nn.sigmoid(output[:N_PANELS]) >= 0.5
 
   evaluate = sweep.compile(evaluate)
 
   def validate(state):
-    rows = []
-    for images in collect(
-      lambda inputs, batch: sweep.to_host(evaluate(state, sweep.members, inputs)),
-      frames,
-      config.train.batch_size,
-    ):
+    rows, panels = [], []
+
+    def sums(inputs, batch):
+      result, predictions = evaluate(state, sweep.members, inputs)
+      if not panels:
+        panels.append(_panels(inputs, sweep.to_host(predictions), config.sweep.thresholds))
+      return sweep.to_host(result)
+
+    for images in collect(sums, frames, config.train.batch_size):
       loss = float(np.mean(images.pop("loss"), dtype=np.float64))
       iou, *_ = metrics.mean_iou(**images)
       rows.append({"score": None if math.isnan(iou) else iou, "loss": loss})
-    return rows
+    return rows, {"validation_frames": panels[0]}
 
   return validate
+
+
+def _panels(inputs, predictions, thresholds):
+  """Pictures [n, 2 h, (1 + T) w, 3]: the frame and its labels over the confidence and predictions.
+
+  Frames are thinned to at most `PANEL_SIZE` pixels: a picture an epoch has to stay small.
+  """
+  image, confidence = (
+    np.asarray(inputs[name][:N_PANELS], np.float32) for name in ("image", "confidence")
+  )
+  stride = -(-max(image.shape[1:3]) // PANEL_SIZE)
+  panels = []
+  for i in range(len(image)):
+    grey = np.rint(255 * image[i])
+
+    def cell(weights, grey=grey):
+      return palette.overlay(grey, np.asarray(weights, float))[::stride, ::stride]
+
+    labels = [np.asarray(label(confidence[i], t)) for t in thresholds]
+    # With several seeds, the first one's.
+    shown = [member[i] for member in predictions[: len(thresholds)]]
+    top = [cell(np.zeros_like(confidence[i])), *map(cell, labels)]
+    panels.append(
+      np.concatenate(
+        [np.concatenate(row, axis=1) for row in (top, [cell(confidence[i]), *map(cell, shown)])]
+      )
+    )
+  return np.stack(panels)
 
 
 def make_task(network, sweep, names, validation, config, *, tx, schedule):
@@ -263,6 +299,7 @@ def train_and_evaluate(config, workdir):
         writer,
         config.train.epochs * steps_per_epoch,
         dict(zip(names, evaluation.members, strict=True)),
+        config.sweep.thresholds,
       )
   print(tables.segmentation(results.read(workdir, "segmentation")))
 

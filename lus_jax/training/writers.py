@@ -22,6 +22,9 @@ class JsonLinesWriter:
     values = {name: float(np.asarray(value)) for name, value in scalars.items()}
     self._file.write(json.dumps({"step": int(step), **values}) + "\n")
 
+  def write_images(self, step, images):
+    """Leaves pictures out: lines of text cannot show them."""
+
   def write_texts(self, step, texts):
     """Writes texts by name."""
     self._file.write(json.dumps({"step": int(step), **texts}) + "\n")
@@ -70,9 +73,21 @@ def write_overview(writer, settings, params):
   writer.write_texts(0, {"parameters": f"```\n{overview}\n```"})
 
 
-def write_final(writer, step, summaries):
-  """Writes the test results of every member: what TensorBoard compares runs by."""
+def write_final(writer, step, summaries, thresholds):
+  """Writes the test results of every member: what TensorBoard compares runs by.
+
+  Args:
+    writer: of `create_writer`.
+    step: the last training step.
+    summaries: results by member.
+    thresholds: their thresholds; each metric is also written as a curve over them, with the
+      threshold in percent in place of the step.
+  """
   for metric in ("iou", "iou_at_best_cut", "dice", "weighted_ce", "ce", "trimap", "ece", "brier"):
+    for threshold, summary in zip(thresholds, summaries.values(), strict=False):
+      if summary.get(metric) is not None:
+        percent = round(100 * threshold)
+        writer.write_scalars(percent, {f"test_over_thresholds/{metric}": summary[metric]})
     writer.write_scalars(
       step,
       {

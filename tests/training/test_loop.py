@@ -39,6 +39,9 @@ class Writer:
   def write_scalars(self, step, scalars):
     self.scalars.setdefault(step, {}).update(scalars)
 
+  def write_images(self, step, images):
+    self.scalars.setdefault(step, {}).update(images)
+
   def flush(self):
     pass
 
@@ -72,7 +75,7 @@ def run(workdir, *, strategy="loop", scores=None, poison_at=None, kill_after=Non
     values = [float(np.sum(w.params["w"])) for w in weights]
     if scores is not None:
       values = scores.pop(0)
-    return [{"score": v, "loss": 1.0} for v in values]
+    return [{"score": v, "loss": 1.0} for v in values], {"picture": len(epochs)}
 
   task = loop.Task(
     names=["one", "two"],
@@ -150,6 +153,7 @@ def test_curves_have_a_value_for_every_member(tmp_path):
     "speed/model_images_per_second",
     "validation_score/one",
     "validation_loss/two",
+    "picture",
   } <= names
   last = writer.scalars[STEPS_PER_EPOCH * CONFIG.epochs]
   speed = last["speed/model_images_per_second"] / last["speed/images_per_second"]

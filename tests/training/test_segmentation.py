@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from lus_jax.errors import UserError
 from lus_jax.evaluation import results as results_lib
@@ -124,6 +125,31 @@ def test_writers_and_checkpoints_leave_their_files(finished):
   assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
   assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["2", "3"]
   assert not list(finished.rglob("*.tmp"))
+
+
+def test_tensorboard_holds_curves_pictures_and_settings(finished):
+  accumulator = event_accumulator.EventAccumulator(
+    os.fspath(finished / "tensorboard"), size_guidance={"images": 0}
+  )
+  accumulator.Reload()
+  tags = accumulator.Tags()
+  # TensorFlow 2 writes numbers and pictures as tensors.
+  assert {
+    "train_loss/threshold_0.6",
+    "validation_score/threshold_1",
+    "learning_rate",
+    "speed/model_images_per_second",
+    "test_weighted_ce/threshold_0",
+    "test_over_thresholds/weighted_ce",
+    "validation_frames",
+  } <= set(tags["tensors"])
+  assert any("hparams" in tag for tag in tags["tensors"]) or any(
+    "hparams" in name for name in accumulator.summary_metadata
+  )
+  assert [e.step for e in accumulator.Tensors("test_over_thresholds/weighted_ce")] == [100, 60, 0]
+  width, height, *pictures = accumulator.Tensors("validation_frames")[0].tensor_proto.string_val
+  assert (int(width), int(height)) == (4 * 32, 2 * 32)
+  assert len(pictures) == 3
 
 
 def test_a_finished_run_prints_its_table_again_and_changes_nothing(finished, prepared, capsys):
