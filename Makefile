@@ -6,7 +6,7 @@ VENV ?= .venv
 WORKDIR ?= runs/demo
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint pictures clean
 
 demo: $(VENV)/.run
 	$(VENV)/bin/python -m lus_jax.main --config configs/seg.py:demo --workdir $(WORKDIR) \
@@ -30,6 +30,15 @@ $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
 	touch $@ $(VENV)/.run
+
+# The README's pictures: of the phantom, and of the demo's report (needs Chromium).
+pictures: demo
+	mkdir -p docs
+	$(VENV)/bin/python -m tfds_builders.lus_phantom.preview \
+	  --out docs/phantom.png --gif docs/phantom.gif --size 192
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --virtual-time-budget=4000 \
+	  --window-size=1000,2080 --screenshot=docs/report.png \
+	  file://$(abspath $(WORKDIR))/report/index.html
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

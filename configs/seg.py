@@ -33,6 +33,9 @@ def get_config(size="paper"):
   config.data.phantom = ConfigDict()
   config.data.phantom.n_patients = 42
   config.data.phantom.setting = "default"  # how true faint strokes are: see the README
+  config.data.phantom.missing_views = 0.25  # share of the views nobody recorded
+  # Shares of the strokes painted with 20, 40, 50, 60, 80 and 100 % confidence.
+  config.data.phantom.level_shares = (0.14, 0.16, 0.12, 0.16, 0.18, 0.24)
   config.data.phantom.seed = 0
 
   config.model = ConfigDict()
@@ -66,7 +69,7 @@ def get_config(size="paper"):
   config.train.epochs = 100
   config.train.batch_size = 16
   config.train.log_every = 20  # steps
-  config.train.checkpoint_every = 1  # epochs
+  config.train.checkpoint_every = 10  # epochs; what a killed run may have to repeat
 
   if size == "paper":
     pass
@@ -78,6 +81,7 @@ def get_config(size="paper"):
     config.model.width = 0.5
     config.optimizer.learning_rate = 2e-3
     config.train.epochs = 3
+    config.train.checkpoint_every = 1
     config.train.batch_size = 2
   elif size == "tiny":
     config.data.image_size = 64
@@ -86,6 +90,7 @@ def get_config(size="paper"):
     config.model.width = 0.25
     config.optimizer.learning_rate = 3e-3
     config.train.epochs = 6
+    config.train.checkpoint_every = 1
     config.train.batch_size = 4
   else:
     raise ValueError(f"configs/seg.py:{size} does not exist; use seg.py, seg.py:demo or :tiny")

@@ -32,7 +32,7 @@ def run(config, workdir):
 def main(argv):
   """Parses the command line and runs; returns the exit code (2 after a user's mistake)."""
   try:
-    run(_parse(argv), WORKDIR.value)
+    run(_parse(argv), os.path.expanduser(WORKDIR.value))
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
@@ -56,7 +56,11 @@ def _parse(argv):
       config.lock()  # raises where the file could not be loaded
   except (AttributeError, KeyError) as error:
     name = re.search(r"\w+", str(error))[0]
-    option = next((a.split("=")[0] for a in argv if f".{name}" in a), name)
+    option = next((a.split("=")[0] for a in argv if f".{name}" in a), None)
+    if option is None:
+      raise UserError(
+        f"{error} (in the file of --config, which has to be one like configs/seg.py)"
+      ) from error
     raise UserError(
       f"{option}: there is no such field; the config file lists the fields it knows."
     ) from error

@@ -85,7 +85,7 @@ print("trained alone")
 """
 
 
-def test_the_core_needs_jax_flax_optax_orbax_and_numpy_only():
+def test_the_core_needs_neither_tensorflow_nor_the_data_libraries():
   result = subprocess.run(
     [sys.executable, "-c", SCRIPT],
     cwd=pathlib.Path(__file__).parents[1],

@@ -79,9 +79,7 @@ class Run:
       state_lib.make_train_step(segmentation.make_loss(network, config.loss), tx),
       updates_state=True,
     )
-    self.prepare = jax.jit(
-      lambda batch, key: augment.augment(augment.prepare(batch), key, config.augment)
-    )
+    self.prepare = jax.jit(lambda batch, key: augment.prepare(batch, key, config.augment))
     self.batch = jax.device_put(
       random_batch(batch=args.batch, size=args.size, classes=args.classes)
     )

@@ -5,6 +5,7 @@ label is always the threshold of a confidence that could have been painted.
 """
 
 import functools
+import math
 
 import jax
 from jax import numpy as jnp
@@ -12,16 +13,21 @@ from jax import numpy as jnp
 from lus_jax.errors import UserError
 
 
-def prepare(batch):
+def prepare(batch, key=None, augmentation=None):
   """Turns stored frames into arrays of the network.
 
   Args:
     batch: `image` [B, H, W, C] and `confidence` [B, H, W, K] uint8, `valid_box` [B, 4] and
       `labelled` [B, K].
+    key: a jax random key, for the augmentation.
+    augmentation: the `augment` part of a run's config (`probability`, `rotation_degrees`,
+      `brightness`, `contrast`, `gamma`): each example is flipped, rotated and changed in intensity,
+      each with that probability. None: nothing is changed.
 
   Returns:
     `image` [B, H, W, C] and `confidence` [B, H, W, K], float32 in [0, 1], and `where`
-    [B, H, W, K], True where a pixel was in the original frame and its class was annotated.
+    [B, H, W, K], True where a pixel was in the original frame and its class was annotated; pixels
+    that a rotation brought in from outside are False.
   """
   height, width = batch["image"].shape[1:3]
   top, left, bottom, right = (box[:, None] for box in batch["valid_box"].T)
@@ -29,11 +35,13 @@ def prepare(batch):
   inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[
     :, None, :
   ]
-  return {
+  inputs = {
     "image": batch["image"].astype(jnp.float32) / 255,
     "confidence": batch["confidence"].astype(jnp.float32) / 255,
-    "where": inside[..., None] & batch["labelled"][:, None, None, :],
   }
+  if augmentation is not None:
+    inputs, inside = _augment(inputs, inside, key, augmentation)
+  return inputs | {"where": inside[..., None] & batch["labelled"][:, None, None, :]}
 
 
 def rotate(image, angle):
@@ -84,34 +92,26 @@ def check(config):
     raise UserError(
       f"config.augment.rotation_degrees: {config.rotation_degrees} must be in [0, 180]."
     )
-  low, high = config.gamma
-  if not 0 < low <= high:
-    raise UserError(f"config.augment.gamma: {config.gamma} must be two rising positive numbers.")
+  for name in ("brightness", "contrast"):
+    if not 0 <= getattr(config, name) <= 1:
+      raise UserError(f"config.augment.{name}: {getattr(config, name)} must be in [0, 1].")
+  gamma = config.gamma
+  if len(gamma) != 2 or not 0 < gamma[0] <= gamma[1] < math.inf:
+    raise UserError(f"config.augment.gamma: {gamma} must be two rising positive numbers.")
 
 
-def augment(inputs, key, config):
-  """Flips, rotates and changes the intensity of each example, each with its own probability.
-
-  Args:
-    inputs: what `prepare` returns.
-    key: a jax random key.
-    config: the `augment` part of a run's config (`probability`, `rotation_degrees`, `brightness`,
-      `contrast`, `gamma`).
-
-  Returns:
-    The same dict; pixels that a rotation brought in from outside are False in `where`.
-  """
+def _augment(inputs, inside, key, config):
   keys = jax.random.split(key, inputs["image"].shape[0])
-  return jax.vmap(functools.partial(_augment_one, config=config))(inputs, keys)
+  return jax.vmap(functools.partial(_augment_one, config=config))(inputs, inside, keys)
 
 
-def _augment_one(inputs, key, *, config):
+def _augment_one(inputs, inside, key, *, config):
   choose, turn, light, dark, bend = jax.random.split(key, 5)
   flip, rotation, intensity = jax.random.uniform(choose, (3,)) < config.probability
-  n, k = inputs["image"].shape[-1], inputs["confidence"].shape[-1]
-  # One interpolation serves the image, the confidences and the mask.
+  n = inputs["image"].shape[-1]
+  # One interpolation serves the image, the confidences and the valid area.
   stack = jnp.concatenate(
-    [inputs["image"], inputs["confidence"], inputs["where"].astype(jnp.float32)], axis=-1
+    [inputs["image"], inputs["confidence"], inside[..., None].astype(jnp.float32)], axis=-1
   )
   stack = jnp.where(flip, stack[:, ::-1], stack)
   limit = jnp.deg2rad(config.rotation_degrees)
@@ -126,10 +126,5 @@ def _augment_one(inputs, key, *, config):
   )
   image = jnp.where(intensity, image, stack[..., :n])
   # A pixel counts only where all four neighbours it was made of are valid.
-  where = stack[..., n + k :] > 0.999
-  inside = jnp.any(where, axis=-1, keepdims=True)
-  return {
-    "image": image * inside,
-    "confidence": stack[..., n : n + k],
-    "where": where,
-  }
+  inside = stack[..., -1] > 0.999
+  return {"image": image * inside[..., None], "confidence": stack[..., n:-1]}, inside

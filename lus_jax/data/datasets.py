@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 
 from absl import logging
@@ -74,21 +76,39 @@ def prepared_directory(config):
   return pathlib.Path(config.prepared_dir or default).expanduser()
 
 
-def _is_of_use(record):
-  return "Using custom data configuration" not in record.getMessage()
+@functools.cache
+def _hush_tfds():
+  # TFDS warns of every config that is not in its catalogue; here none is.
+  logging.get_absl_logger().addFilter(
+    lambda record: "Using custom data configuration" not in record.getMessage()
+  )
 
 
 def _prepare(builder):
   import tensorflow_datasets as tfds
 
-  if os.path.exists(builder.data_dir):
+  directory = pathlib.Path(builder.data_dir)
+  if directory.exists():
     return
-  print(f"preparing {builder.name} in {builder.data_dir}", flush=True)
+  print(f"preparing {builder.name} in {directory}", flush=True)
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
-  # What TFDS prints speaks of downloads, and there are none.
-  with contextlib.redirect_stdout(io.StringIO()):
-    builder.download_and_prepare()
+  try:
+    # What TFDS prints speaks of downloads, and there are none.
+    with (
+      tempfile.TemporaryDirectory() as downloads,
+      contextlib.redirect_stdout(io.StringIO()),
+    ):
+      builder.download_and_prepare(download_dir=downloads)
+  except OSError as error:
+    raise UserError(
+      f"config.data.prepared_dir: {directory} cannot be written ({error.strerror or error})."
+    ) from error
+  finally:
+    # TFDS removes what it left half-done, but for the empty folders around it.
+    for folder in (directory.parent, directory.parent.parent):
+      with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def open_dataset(config, kind):
@@ -137,8 +157,7 @@ def open_dataset(config, kind):
     raise UserError(
       f"config.data.name: '{config.name}' is not known; choose one of {', '.join(NAMES)}."
     )
-  # TFDS warns of every config that is not in its catalogue; here none is.
-  logging.get_absl_logger().addFilter(_is_of_use)
+  _hush_tfds()
   builder = Builder(
     config=builder_config,
     data_dir=os.fspath(prepared_directory(config)),

@@ -4,6 +4,7 @@ Both ways give the same batches: the order depends on the seed and the number of
 """
 
 import functools
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -46,7 +47,7 @@ def choose_cache(cache, sources):
   return "device" if n * per_frame <= CACHE_SHARE * memory else "stream"
 
 
-@functools.partial(jax.jit, static_argnames=())
+@jax.jit
 def _take(frames, indices):
   return jax.tree.map(lambda x: x[indices], frames)
 
@@ -117,7 +118,8 @@ class Frames:
       if self._on_device is not None:
         batch = _take(self._on_device, indices)
       else:
-        examples = [self._select(self._source[i]) for i in indices.tolist()]
+        with futures.ThreadPoolExecutor() as pool:
+          examples = list(pool.map(lambda i: self._select(self._source[i]), indices.tolist()))
         batch = jax.device_put(
           {name: np.stack([example[name] for example in examples]) for name in self.fields}
         )

@@ -1,5 +1,6 @@
 """Results files: JSON under `<workdir>/results/`, the only thing reports read."""
 
+import contextlib
 import importlib.metadata
 import io
 import json
@@ -20,7 +21,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def versions():
   """Versions of what the numbers depend on."""
   found = {"lus_jax": lus_jax.__version__, "python": platform.python_version()}
-  return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
+  for name in _PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
 
 
 def write(workdir, name, *, config, dataset, **content):

@@ -117,21 +117,15 @@ def evaluate(network, sweep, state, *, train, validation, test, classes, thin, c
     config.train.batch_size,
   )
 
-  def member_sums(inputs, batch):
-    results = sweep.to_host(test_sums(state, sweep.members, _with_near(inputs, batch)))
-    for member, result in zip(sweep.members, results, strict=True):
-      _add_surface_dice(result, inputs, member["threshold"], thin_index, len(classes))
-    return results
-
-  summarize = functools.partial(
-    metrics.summarize, classes=classes, thin=thin, evaluation_thresholds=thresholds
-  )
-  target = "confidence" if config.loss.name in losses.SOFT else "label"
-  on_test = collect(member_sums, test, config.train.batch_size)
-  members = [
-    summarize(sums, target=target, best_cut=metrics.best_cuts(chosen_on))
-    for sums, chosen_on in zip(on_test, on_validation, strict=True)
-  ]
+  @jax.jit
+  def baseline_sums(logits, cut, threshold, inputs):
+    shape = inputs["confidence"].shape
+    return sums_of(
+      logits=jnp.broadcast_to(logits[None], shape),
+      threshold=threshold,
+      cut=cut,
+      **_arguments(inputs),
+    )
 
   fitted = baselines.fit_baselines(
     _Confidences(train, config.train.batch_size),
@@ -139,36 +133,31 @@ def evaluate(network, sweep, state, *, train, validation, test, classes, thin, c
     subthreshold_weight=config.loss.subthreshold_weight,
   )
 
-  @jax.jit
-  def constant_sums(logits, cut, threshold, inputs):
-    image = inputs["confidence"]
-    predicted = jnp.broadcast_to(jax.nn.sigmoid(logits) >= cut[None, None], image.shape[1:])
-    return sums_of(
-      logits=jnp.broadcast_to(logits[None], image.shape),
-      threshold=threshold,
-      cut=cut,
-      **_arguments(inputs),
-    ) | {"thin": jnp.broadcast_to(predicted[None], image.shape)[..., thin_index]}
-
-  def baseline_sums(inputs, batch, *, baseline):
-    inputs, results = _with_near(inputs, batch), []
-    for logits, cut, threshold in zip(baseline.logits, baseline.cut, thresholds, strict=True):
-      results.append(jax.device_get(constant_sums(logits, cut, threshold, inputs)))
-      _add_surface_dice(results[-1], inputs, threshold, thin_index, len(classes))
+  def all_sums(inputs, batch):
+    inputs = _with_near(inputs, batch)
+    results = sweep.to_host(test_sums(state, sweep.members, inputs))
+    for member, result in zip(sweep.members, results, strict=True):
+      _add_surface_dice(result, inputs, member["threshold"], thin_index, len(classes))
+    for baseline in fitted.values():
+      each = zip(baseline.logits, baseline.cut, thresholds, strict=True)
+      results += [jax.device_get(baseline_sums(*one, inputs)) for one in each]
     return results
 
+  on_test = collect(all_sums, test, config.train.batch_size)
+  n_members = len(sweep.members)
+  summarize = functools.partial(
+    metrics.summarize, classes=classes, thin=thin, evaluation_thresholds=thresholds
+  )
+  target = "confidence" if config.loss.name in losses.SOFT else "label"
+  members = [
+    summarize(sums, target=target, best_cut=metrics.best_cuts(chosen_on))
+    for sums, chosen_on in zip(on_test[:n_members], on_validation, strict=True)
+  ]
+  rest = iter(on_test[n_members:])
   return Evaluation(
     members=members,
-    image_iou=np.stack([metrics.image_iou(sums) for sums in on_test]),
-    baselines={
-      name: [
-        summarize(sums)
-        for sums in collect(
-          functools.partial(baseline_sums, baseline=baseline), test, config.train.batch_size
-        )
-      ]
-      for name, baseline in fitted.items()
-    },
+    image_iou=np.stack([metrics.image_iou(sums) for sums in on_test[:n_members]]),
+    baselines={name: [summarize(next(rest)) for _ in thresholds] for name in fitted},
   )
 
 

@@ -42,7 +42,9 @@ class BatchNorm(nnx.Module):
       mean, var = self.mean[...], self.var[...]
     scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
     shift = self.bias[...] - mean * scale
-    return x * _last_axis(scale.astype(self.dtype), x) + _last_axis(shift.astype(self.dtype), x)
+    # In float32 even where the network computes in bfloat16: a rounded shift would move the mean.
+    y = x.astype(jnp.float32) * _last_axis(scale, x) + _last_axis(shift, x)
+    return y.astype(self.dtype)
 
 
 def _last_axis(vector, x):
@@ -96,7 +98,8 @@ def upsample_bilinear(x, factor):
   """
   rows = jnp.asarray(_aligned_weights(x.shape[1], factor), x.dtype)
   columns = jnp.asarray(_aligned_weights(x.shape[2], factor), x.dtype)
-  return jnp.einsum("bhwc,Hh,Ww->bHWc", x, rows, columns)
+  # Logits pass through here too, and must not be rounded to TF32 on a GPU.
+  return jnp.einsum("bhwc,Hh,Ww->bHWc", x, rows, columns, precision="highest")
 
 
 def upsample_nearest(x, factor):

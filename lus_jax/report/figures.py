@@ -27,11 +27,13 @@ _STYLE = {
   "legend.fontsize": 12,
   "lines.linewidth": 2,
   "lines.markersize": 7,
+  "text.parse_math": False,  # names of classes and annotators are text
   # The same figure gives the same bytes.
   "svg.hashsalt": "lus_jax",
   "svg.fonttype": "none",
 }
 _GREY = "#eeeeee"
+FEWEST_PIXELS = 20  # of a bin in the reliability curves
 
 
 def render(draw, *args):
@@ -46,6 +48,9 @@ def render(draw, *args):
   """
   with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"}):
     figure = draw(*args)
+    # The layout takes as long as the drawing; both formats share one.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     files = {}
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
       buffer = io.BytesIO()
@@ -60,10 +65,6 @@ def _figure(height, width=WIDTH):
 
 def _floats(values):
   return np.array([np.nan if value is None else value for value in values], float)
-
-
-def _plain(name):
-  return name.replace("_", " ")
 
 
 def _threshold_axis(axis, thresholds):
@@ -100,7 +101,7 @@ def per_class(rows, classes):
     for k, name in enumerate(classes):
       y = _floats(row["iou_per_class"][name] for row in mine)
       style = {"color": palette.css(k), "marker": palette.marker(k), "markeredgecolor": "#333333"}
-      (handles[_plain(name)],) = axes.plot(x, y, **style)
+      (handles[name],) = axes.plot(x, y, **style)
   _threshold_axis(axes.xaxis, [row["threshold"] for row in rows])
   axes.set(xlabel="confidence threshold, %", ylabel="IoU on the test split", ylim=(0, None))
   _legend(figure, handles.values(), handles, 3)
@@ -117,7 +118,7 @@ def matrix(rows):
   models = sorted({row["model_threshold"] for row in rows})
   evaluations = sorted({row["evaluation_threshold"] for row in rows})
   top = max((row["iou"] for row in rows if row["iou"] is not None), default=0) or 1
-  figure = _figure((1.2 + 0.62 * len(models)) * len(seeds))
+  figure = _figure((1.2 + 0.62 * max(3, len(models))) * len(seeds))
   panels = figure.subplots(len(seeds), squeeze=False)[:, 0]
   for seed, axes in zip(seeds, panels, strict=True):
     cells = {
@@ -147,13 +148,15 @@ def matrix(rows):
 def reliability(rows, classes):
   """Mean of the target by predicted probability; a panel a class, a line a member.
 
+  Bins of fewer than `FEWEST_PIXELS` are left out: their means are noise.
+
   Args:
     rows: of segmentation.json.
     classes: K names.
   """
   columns = min(2, len(classes))
   lines = math.ceil(len(classes) / columns)
-  figure = _figure(0.9 + 2.6 * lines)
+  figure = _figure(1.5 + 2.4 * lines)
   panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
   shades = _shades(sorted({row["threshold"] for row in rows}))
   handles = {}
@@ -161,7 +164,7 @@ def reliability(rows, classes):
     axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1.5)
     for row in sorted(rows, key=lambda row: row["threshold"]):
       curve = row["reliability"][name]
-      filled = [i for i, n in enumerate(curve["count"]) if n]
+      filled = [i for i, n in enumerate(curve["count"]) if n >= FEWEST_PIXELS]
       (handles[tables.percent(row["threshold"])],) = axes.plot(
         [curve["probability"][i] for i in filled],
         [curve["target"][i] for i in filled],
@@ -169,13 +172,17 @@ def reliability(rows, classes):
         marker=".",
         linewidth=1.5,
       )
-    axes.set_title(_plain(name), color="black", fontsize=13)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+    axes.set_title(name, fontsize=13)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
+    axes.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
     axes.spines["left"].set(color=palette.css(k), linewidth=4)
   for axes in list(panels.flat)[len(classes) :]:
     axes.set_visible(False)
-  figure.supxlabel("predicted probability (mean of a bin)", fontsize=13)
-  figure.supylabel("share of pixels with the label", fontsize=13)
+  for axes in panels[-1]:
+    axes.set_xlabel("predicted probability")
+  for axes in panels[:, 0]:
+    axes.set_ylabel("mean target")
   _legend(figure, handles.values(), handles, 4)
   return figure
 
@@ -234,22 +241,21 @@ def painted(rows, classes):
       for name, bins in by_class.items():
         mine = counts.setdefault(annotator, {})
         mine[name] = mine.get(name, 0) + np.array(bins)
-  figure = _figure(1.4 + 1.9 * max(1, len(counts)))
+  figure = _figure(1.4 + 2.1 * max(1, len(counts)))
   panels = figure.subplots(max(1, len(counts)), sharex=True, squeeze=False)[:, 0]
   handles = {}
   for (annotator, by_class), axes in zip(sorted(counts.items()), panels, strict=False):
     bottom = 0
     for k, name in enumerate(classes):
-      bins = by_class[name]
+      bins = by_class[name] / 1000
       centres = 100 * (np.arange(len(bins)) + 0.5) / len(bins)
-      handles[_plain(name)] = axes.bar(
+      handles[name] = axes.bar(
         centres, bins, 90 / len(bins), bottom, color=palette.css(k), edgecolor="#333333", lw=0.4
       )
       bottom = bottom + bins
     axes.set_title(f"annotator {annotator}" if annotator else "annotator not named", fontsize=13)
-    axes.set_ylabel("pixels")
+    axes.set_ylabel("pixels, thousands")
     axes.grid(axis="x", visible=False)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=False)
   panels[-1].set(xlabel="painted confidence, %", xlim=(0, 100))
   if handles:
     _legend(figure, handles.values(), handles, 3)
@@ -262,7 +268,7 @@ def pictures(columns):
   Args:
     columns: dicts of `title`, `label` and `prediction`, both [H, W, 3] uint8.
   """
-  figure = _figure(3.8, width=max(4.0, 1.65 * len(columns)))
+  figure = _figure(3.6, width=max(4.0, 1.65 * len(columns)))
   panels = figure.subplots(2, len(columns), squeeze=False)
   for i, column in enumerate(columns):
     for row, key in enumerate(("label", "prediction")):

@@ -39,12 +39,13 @@ def marker(k):
 
 def _blend(weights):
   # Class over class in their order, colours premultiplied by their opacity.
-  colour = np.zeros((*weights.shape[:-1], 3))
-  alpha = np.zeros((*weights.shape[:-1], 1))
+  colour = np.zeros((*weights.shape[:-1], 3), np.float32)
+  alpha = np.zeros((*weights.shape[:-1], 1), np.float32)
   for k in range(weights.shape[-1]):
-    opacity = OPACITY * weights[..., k : k + 1]
-    colour = (1 - opacity) * colour + opacity * np.array(rgb(k))
-    alpha = (1 - opacity) * alpha + opacity
+    opacity = np.float32(OPACITY) * weights[..., k : k + 1].astype(np.float32)
+    if opacity.any():
+      colour = (1 - opacity) * colour + opacity * np.array(rgb(k), np.float32)
+      alpha = (1 - opacity) * alpha + opacity
   return colour, alpha
 
 
@@ -73,5 +74,5 @@ def overlay(image, weights):
     [H, W, 3] uint8.
   """
   colour, alpha = _blend(weights)
-  grey = np.asarray(image, float).reshape(*weights.shape[:2], 1)
+  grey = np.asarray(image, np.float32).reshape(*weights.shape[:2], 1)
   return np.rint((1 - alpha) * grey + colour).astype(np.uint8)

@@ -149,7 +149,9 @@ def value(files, name, *path, show=number):
     KeyError, IndexError, TypeError: the file holds no such path.
   """
   content = functools.reduce(lambda at, key: at[key], path, files[name])
-  return Value(f"{name}.json#/{'/'.join(map(str, path))}", content, show(content))
+  # RFC 6901: class names may hold any character.
+  pointer = "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')}" for key in path)
+  return Value(f"{name}.json#{pointer}", content, show(content))
 
 
 def count(integer):
@@ -175,31 +177,38 @@ def _names(files, name, i, *, with_seed):
   return [_threshold(files, name, "rows", i, "threshold"), *seed]
 
 
-def scores(files):
-  """Table 1 of the page: models, then baselines; the paper's figures beside its own classes."""
+def _scores(files, name, columns, *, reported=(), best_epoch=False):
   content = files["segmentation"]
   with_seed = _has_seeds(content["rows"])
-  beside = set(content["dataset"]["classes"]) == PAPER_CLASSES
-  columns = _COLUMNS | {"weighted_ce_ref": "WeightedCE ref."} | _MORE
-  columns |= {"surface_dice": "Surface Dice"}
-  header = ["model", "threshold", *(["seed"] if with_seed else []), "best epoch"]
-  header += [*columns.values(), *(f"paper: {x}" for x in _COLUMNS.values() if beside)]
+  header = ["model", "threshold", *(["seed"] if with_seed else [])]
+  header += [*(["best epoch"] if best_epoch else []), *columns.values()]
   rows = []
   for part, first in (("rows", "FPN"), ("predictors", None)):
     for i, row in enumerate(content[part]):
       at = (files, "segmentation", part, i)
-      known = {key: value(*at, key) if key in row else "" for key in columns}
+      counts = [*(["seed"] if with_seed else []), *(["best_epoch"] if best_epoch else [])]
       rows.append(
         [
           first or row["predictor"],
           _threshold(*at, "threshold"),
-          *([value(*at, "seed", show=count) if "seed" in row else ""] if with_seed else []),
-          value(*at, "best_epoch", show=count) if "best_epoch" in row else "",
-          *known.values(),
-          *(_reported(row["threshold"], key) if first else "" for key in _COLUMNS if beside),
+          *(value(*at, key, show=count) if key in row else "" for key in counts),
+          *(value(*at, key) if key in row else "" for key in columns),
+          *(_reported(row["threshold"], key) if first else "" for key in reported),
         ]
       )
-  return Table("scores", header, rows)
+  return Table(name, header + [f"paper: {_COLUMNS[key]}" for key in reported], rows)
+
+
+def scores(files):
+  """Table 1 of the page: models, then baselines; the paper's figures beside its own classes."""
+  beside = set(files["segmentation"]["dataset"]["classes"]) == PAPER_CLASSES
+  return _scores(files, "scores", _COLUMNS, reported=_COLUMNS if beside else (), best_epoch=True)
+
+
+def more_scores(files):
+  """What Table 1 has no room for."""
+  columns = {"weighted_ce_ref": "WeightedCE ref.", **_MORE, "surface_dice": "Surface Dice"}
+  return _scores(files, "more_scores", columns)
 
 
 def per_class(files):
@@ -306,31 +315,32 @@ def history(files):
   )
 
 
-_PROVENANCE = ("index", "patient", "video", "frame", "annotator", "view", "day")
+_PROVENANCE = ("patient", "video", "frame", "annotator", "view", "day")
 
 
-def cases(files, *, index=None):
-  """IoU of the test frames, a column a member.
-
-  Args:
-    files: contents of the results files by name.
-    index: which test frames; None: all.
-  """
+def cases(files):
+  """Where every test frame comes from and its IoU, a column a member, for the CSV file."""
   rows = files["cases"]["rows"]
   members = list(rows[0]["iou"])
   known = [key for key in _PROVENANCE if key in rows[0]]
-  chosen = range(len(rows)) if index is None else index
   return Table(
     "cases",
-    [*known, *(f"IoU {member_label(name)}" for name in members)],
+    ["index", *known, *(f"IoU {member_label(name)}" for name in members)],
     [
       [
-        *(value(files, "cases", "rows", i, key, show=str) for key in known),
+        *(value(files, "cases", "rows", i, key, show=str) for key in ("index", *known)),
         *(value(files, "cases", "rows", i, "iou", name) for name in members),
       ]
-      for i in chosen
+      for i in range(len(rows))
     ],
   )
+
+
+def origin(files, index):
+  """What is known of where a test frame comes from: pairs of a word and a `Value`."""
+  row = files["cases"]["rows"][index]
+  known = [key for key in _PROVENANCE if row.get(key) not in (None, "", -1)]
+  return [(key, value(files, "cases", "rows", index, key, show=str)) for key in known]
 
 
 def member_label(name):

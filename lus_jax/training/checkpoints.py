@@ -10,6 +10,8 @@ from lus_jax.errors import UserError
 from lus_jax.files import write_text
 
 DIRECTORY = "checkpoints"
+# Says whose directory it is.
+OWNER = "run.json"
 _RESUMABLE, _BEST, _META = "state", "best", "meta"
 # The newest checkpoint holds the best weights too; the one before it is the fallback.
 KEPT = 2
@@ -86,34 +88,58 @@ def _abstract(tree):
   return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
-def claim(workdir, config):
-  """Makes a directory this run's own, or checks that it is.
+def check_claim(workdir, config, dataset=None):
+  """Checks that a directory is free, or belongs to this very run; writes nothing.
 
   Args:
-    workdir: the run's directory; created if it does not exist.
+    workdir: the run's directory.
     config: a JSON-serialisable dict.
+    dataset: likewise: what the data set says of itself; None where it is not known yet.
 
   Raises:
-    UserError: the directory belongs to a run with another config, or holds other things.
+    UserError: the directory belongs to a run with another config or other data, holds other things,
+      or cannot be used.
   """
   workdir = pathlib.Path(workdir)
-  file = workdir / "config.json"
-  text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-  if file.exists():
+  file = workdir / OWNER
+  try:
+    if not file.exists():
+      if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; name a directory.")
+      if (workdir / DIRECTORY).exists() or (workdir / "results").exists():
+        raise UserError(f"{workdir} holds results but no {OWNER}; give another --workdir.")
+      return
     theirs = json.loads(file.read_text())
-    if theirs != json.loads(text):
-      names = ", ".join(_differences(theirs, json.loads(text)))
-      raise UserError(
-        f"{workdir} holds a run with another config (different: {names}); give another --workdir, "
-        "repeat the same config to go on, or remove the directory to start anew."
+    theirs = {name: theirs[name] for name in ("config", "dataset")}
+  except OSError as error:
+    raise UserError(f"--workdir={workdir} cannot be used ({error.strerror}).") from error
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{file} is damaged; give another --workdir, or remove {workdir}.") from error
+  ours = json.loads(json.dumps({"config": config, "dataset": dataset}))
+  if theirs["config"] != ours["config"]:
+    names = ", ".join(_differences(theirs["config"], ours["config"]))
+    raise UserError(
+      f"{workdir} holds a run with another config (different: {names}); give another --workdir, "
+      "repeat the same config to go on, or remove the directory to start anew."
+    )
+  if dataset is not None and theirs["dataset"] != ours["dataset"]:
+    raise UserError(
+      f"{workdir} holds a run on other data: the data set has changed since it began; give another "
+      "--workdir, or remove the directory to start anew."
+    )
+
+
+def claim(workdir, config, dataset):
+  """Makes a directory this run's own, after `check_claim`."""
+  check_claim(workdir, config, dataset)
+  file = pathlib.Path(workdir) / OWNER
+  if not file.exists():
+    try:
+      write_text(
+        file, json.dumps({"config": config, "dataset": dataset}, indent=2, sort_keys=True) + "\n"
       )
-    return
-  if workdir.is_file():
-    raise UserError(f"--workdir={workdir} is a file; name a directory.")
-  if (workdir / DIRECTORY).exists() or (workdir / "results").exists():
-    raise UserError(f"{workdir} holds results but no config.json; give another --workdir.")
-  workdir.mkdir(parents=True, exist_ok=True)
-  write_text(file, text)
+    except OSError as error:
+      raise UserError(f"--workdir={workdir} cannot be made ({error.strerror}).") from error
 
 
 def _differences(a, b, prefix=""):

@@ -25,9 +25,9 @@ class Task:
     loss_fn: `(params, batch_stats, member, inputs, key) -> (loss, new batch_stats)`.
     tx: an optax transformation.
     schedule: `step -> learning rate`, for the curves.
-    validate: `sweep state -> rows, images`: a list of T dicts of finite numbers or None, of which
-      'score' selects the best epoch (higher is better, None never wins), and pictures for the
-      writer, [n, H, W, 3] uint8 by name.
+    validate: `sweep state -> rows, images`: a list of T dicts of numbers, `loss` and `score`, of
+      which the latter selects the best epoch (higher is better; None, undefined, never wins), and
+      pictures for the writer, [n, H, W, 3] uint8 by name.
   """
 
   names: list[str]
@@ -103,6 +103,8 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
           bar.update(len(values))
           pending, since = [], time.perf_counter()
       rows, images = task.validate(state)
+      # The last step's update is seen here first; nothing broken is ever saved.
+      _check_finite([[row["loss"] for row in rows]], task.names, step, epoch)
       improved = [
         _is_better(row["score"], best) for row, best in zip(rows, meta["best"], strict=True)
       ]

@@ -9,13 +9,13 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from lus_jax import losses, models
+from lus_jax import losses, models, report
 from lus_jax.data import augment as augment_lib
 from lus_jax.data import datasets, pipeline, summary
 from lus_jax.errors import UserError
 from lus_jax.evaluation import metrics, results
 from lus_jax.evaluation.segmentation import collect, evaluate, predict
-from lus_jax.labels import label
+from lus_jax.labels import SLACK, label
 from lus_jax.report import palette, tables
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import loop, writers
@@ -40,9 +40,10 @@ def check(config):
       raise UserError(f"config.sweep.thresholds: '{threshold}' is not a number.")
     if not 0 <= threshold <= 1:
       raise UserError(f"config.sweep.thresholds: {threshold} is not in [0, 1]; write 60 % as .6.")
-  repeated = {t for t in thresholds if list(thresholds).count(t) > 1}
-  if repeated:
-    raise UserError(f"config.sweep.thresholds: {repeated.pop()} stands there twice; name it once.")
+  for i, threshold in enumerate(thresholds):
+    # Closer than half a storage step, two thresholds are the same label.
+    if any(abs(threshold - other) <= SLACK for other in thresholds[:i]):
+      raise UserError(f"config.sweep.thresholds: {threshold} stands there twice; name it once.")
   for name, low in {
     "train.epochs": 1,
     "train.batch_size": 1,
@@ -53,6 +54,9 @@ def check(config):
     section, field = name.split(".")
     if config[section][field] < low:
       raise UserError(f"config.{name}: {config[section][field]} must be at least {low}.")
+  for name, seed in {"seed": config.seed, "data.split_seed": config.data.split_seed}.items():
+    if not 0 <= seed < 2**31:
+      raise UserError(f"config.{name}: {seed} must be at least 0 and below 2^31.")
   rate = config.optimizer.learning_rate
   if not (rate > 0 and math.isfinite(rate)):
     raise UserError(f"config.optimizer.learning_rate: {rate} must be a positive number.")
@@ -229,7 +233,7 @@ def make_task(network, sweep, names, validation, config, *, tx, schedule):
   """What `lus_jax.training.loop.fit` needs to know of segmentation."""
   return loop.Task(
     names=names,
-    prepare=lambda batch, key: augment_lib.augment(augment_lib.prepare(batch), key, config.augment),
+    prepare=lambda batch, key: augment_lib.prepare(batch, key, config.augment),
     loss_fn=make_loss(network, config.loss),
     tx=tx,
     schedule=schedule,
@@ -248,6 +252,8 @@ def train_and_evaluate(config, workdir):
     UserError: the config or the data are not in order, or the directory is another run's.
   """
   check(config)
+  settings = json.loads(config.to_json())
+  checkpoints_lib.check_claim(workdir, settings)
   dataset = datasets.open_dataset(config.data, "frames")
   cache = pipeline.choose_cache(config.data.cache, dataset.splits.values())
   train, validation = (
@@ -259,8 +265,7 @@ def train_and_evaluate(config, workdir):
   network, sweep, state, names = create_sweep(
     config, in_channels=1, classes=len(dataset.classes), tx=tx
   )
-  settings = json.loads(config.to_json())
-  checkpoints_lib.claim(workdir, settings)
+  checkpoints_lib.claim(workdir, settings, dataset.summary())
   print(_describe(config, dataset, network, sweep, cache, config.train.epochs * steps_per_epoch))
 
   if not results.exists(workdir, *RESULTS):
@@ -302,6 +307,7 @@ def train_and_evaluate(config, workdir):
         config.sweep.thresholds,
       )
   print(tables.segmentation(results.read(workdir, "segmentation")))
+  print(f"Report: {report.build(workdir)}")
 
 
 def make_examples(network, sweep, state, evaluation, dataset, config):

@@ -62,9 +62,7 @@ def test_rotation_agrees_with_scipy(key):
 def test_image_confidence_and_mask_move_together(key):
   stored = batch(key)
   stored["confidence"] = jnp.repeat(stored["image"], 2, axis=-1)
-  inputs = augment.augment(
-    augment.prepare(stored), key, config(brightness=0.0, contrast=0.0, gamma=(1.0, 1.0))
-  )
+  inputs = augment.prepare(stored, key, config(brightness=0.0, contrast=0.0, gamma=(1.0, 1.0)))
   for k in range(2):
     where = inputs["where"][..., k]
     np.testing.assert_allclose(
@@ -79,7 +77,7 @@ def test_image_confidence_and_mask_move_together(key):
 
 def test_pixels_rotated_in_from_outside_are_invalid(key):
   stored = batch(key, n=64)
-  inputs = augment.augment(augment.prepare(stored), key, config(probability=1.0))
+  inputs = augment.prepare(stored, key, config(probability=1.0))
   share = jnp.mean(inputs["where"], axis=(1, 2, 3))
   assert float(share.min()) < 0.95
   outside = ~inputs["where"].any(-1, keepdims=True)
@@ -91,8 +89,8 @@ def test_pixels_rotated_in_from_outside_are_invalid(key):
 def test_the_letterbox_stays_black_and_invalid(key):
   stored = batch(key, box=[4, 0, 20, 24])
   stored["image"] = stored["image"].at[:, :4].set(0).at[:, 20:].set(0)
-  inputs = augment.augment(
-    augment.prepare(stored), key, config(probability=1.0, rotation_degrees=0.0, brightness=0.2)
+  inputs = augment.prepare(
+    stored, key, config(probability=1.0, rotation_degrees=0.0, brightness=0.2)
   )
   assert not inputs["where"][:, :4].any() and not inputs["where"][:, 20:].any()
   assert float(inputs["image"][:, :4].max()) == 0
@@ -100,17 +98,17 @@ def test_the_letterbox_stays_black_and_invalid(key):
 
 
 def test_probability_zero_changes_nothing(key):
-  inputs = augment.prepare(batch(key))
-  same = augment.augment(inputs, key, config(probability=0.0))
-  jax.tree.map(np.testing.assert_array_equal, same, inputs)
+  stored = batch(key)
+  same = augment.prepare(stored, key, config(probability=0.0))
+  jax.tree.map(np.testing.assert_array_equal, same, augment.prepare(stored))
 
 
 def test_each_change_has_its_probability(key):
   n = 400
   stored = batch(key, n=n, size=8)
   inputs = augment.prepare(stored)
-  flips = augment.augment(
-    inputs, key, config(rotation_degrees=0.0, brightness=0.0, contrast=0.0, gamma=(1.0, 1.0))
+  flips = augment.prepare(
+    stored, key, config(rotation_degrees=0.0, brightness=0.0, contrast=0.0, gamma=(1.0, 1.0))
   )
   flipped = jnp.all(jnp.abs(flips["image"] - inputs["image"][:, :, ::-1]) < 1e-5, axis=(1, 2, 3))
   assert 0.4 < float(flipped.mean()) < 0.6
@@ -127,7 +125,15 @@ def test_intensity_follows_its_formula(key):
 
 @pytest.mark.parametrize(
   ("field", "value"),
-  [("probability", 1.5), ("rotation_degrees", -1.0), ("gamma", (1.2, 0.8)), ("gamma", (0.0, 1.0))],
+  [
+    ("brightness", -1.0),
+    ("contrast", float("nan")),
+    ("gamma", (0.9,)),
+    ("probability", 1.5),
+    ("rotation_degrees", -1.0),
+    ("gamma", (1.2, 0.8)),
+    ("gamma", (0.0, 1.0)),
+  ],
 )
 def test_a_bad_config_is_refused_by_name(field, value):
   with pytest.raises(UserError, match=f"config.augment.{field}"):

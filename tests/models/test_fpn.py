@@ -118,3 +118,62 @@ def test_the_seed_decides_the_weights():
   )
   assert jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), a, b))
   assert not jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), a, c))
+
+
+def _reference_decoder(params, features, *, group_size):
+  """The decoder in float64 NumPy, written from its definition."""
+
+  def conv3(x, kernel):
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    h, w = x.shape[1:3]
+    return sum(padded[:, i : i + h, j : j + w] @ kernel[i, j] for i in range(3) for j in range(3))
+
+  def group_norm(x, scale, bias):
+    b, h, w, c = x.shape
+    groups = x.reshape(b, h, w, c // group_size, group_size)
+    mean = groups.mean((1, 2, 4), keepdims=True)
+    variance = groups.var((1, 2, 4), keepdims=True)
+    return ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * scale + bias
+
+  def aligned(x, factor):
+    for axis in (1, 2):
+      n = x.shape[axis]
+      at = np.linspace(0, n - 1, n * factor)
+      low = np.minimum(np.floor(at).astype(int), max(n - 2, 0))
+      high = np.minimum(low + 1, n - 1)
+      share = (at - low).reshape([-1 if a == axis else 1 for a in range(4)])
+      x = np.take(x, low, axis) * (1 - share) + np.take(x, high, axis) * share
+    return x
+
+  level, merged = None, 0
+  for i in (3, 2, 1, 0):
+    lateral = params["laterals"][i]
+    level_in = features[i] @ lateral["kernel"][0, 0] + lateral["bias"]
+    level = level_in if level is None else level_in + level.repeat(2, 1).repeat(2, 2)
+    branch, x = params["branches"][i], level
+    for j in range(max(1, i)):
+      x = conv3(x, branch["convs"][j]["kernel"])
+      x = np.maximum(group_norm(x, branch["norms"][j]["scale"], branch["norms"][j]["bias"]), 0)
+      x = aligned(x, 2) if i else x
+    merged = merged + x
+  head = params["segmentation_head"]
+  return aligned(merged @ head["kernel"][0, 0] + head["bias"], 4)
+
+
+def test_the_decoder_follows_a_float64_reference(key):
+  model = tiny(width=0.25)
+  # Norms away from their start, so that scale and bias count.
+  for branch in model.branches:
+    for norm in branch.norms:
+      shape = norm.scale[...].shape
+      norm.scale[...] = 1 + 0.3 * jax.random.normal(key, shape)
+      norm.bias[...] = 0.3 * jax.random.normal(jax.random.fold_in(key, 1), shape)
+  image = jax.random.uniform(key, (2, 64, 96, 1))
+  params = jax.tree.map(
+    lambda x: np.asarray(x, np.float64), nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  )
+  features = [np.asarray(f, np.float64) for f in model.encoder(image, train=False)]
+  assert [f.shape[1] for f in features] == [16, 8, 4, 2]
+  expected = _reference_decoder(params, features, group_size=4)
+  scale = np.abs(expected).max()
+  np.testing.assert_allclose(model(image, train=False), expected, atol=2e-5 * scale)

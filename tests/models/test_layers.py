@@ -27,6 +27,14 @@ def test_batch_norm_follows_a_float64_reference_and_keeps_the_unbiased_variance(
   np.testing.assert_array_equal(norm.mean[...], running_mean)
 
 
+def test_bfloat16_keeps_the_mean_of_what_it_normalises(key):
+  x = 20 + jax.random.normal(key, (4, 32, 32, 3))
+  norm = layers.BatchNorm(3, dtype=jnp.bfloat16)
+  y = norm(x.astype(jnp.bfloat16), train=True)
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_allclose(jnp.mean(y.astype(jnp.float32), axis=(0, 1, 2)), 0, atol=0.005)
+
+
 def test_bilinear_upsampling_keeps_corners_and_ramps(key):
   x = jax.random.normal(key, (2, 3, 5, 4))
   y = layers.upsample_bilinear(x, 4)

@@ -50,7 +50,16 @@ class Killed(Exception):
   pass
 
 
-def run(workdir, *, strategy="loop", scores=None, poison_at=None, kill_after=None, writer=None):
+def run(
+  workdir,
+  *,
+  strategy="loop",
+  scores=None,
+  poison_at=None,
+  kill_after=None,
+  writer=None,
+  losses=(1.0, 1.0),
+):
   """Fits a line through noise with two members that differ in their target."""
   tx = optax.adam(1e-2)
   members = [{"target": np.float32(1)}, {"target": np.float32(2)}]
@@ -75,7 +84,8 @@ def run(workdir, *, strategy="loop", scores=None, poison_at=None, kill_after=Non
     values = [float(np.sum(w.params["w"])) for w in weights]
     if scores is not None:
       values = scores.pop(0)
-    return [{"score": v, "loss": 1.0} for v in values], {"picture": len(epochs)}
+    rows = [{"score": v, "loss": loss} for v, loss in zip(values, losses, strict=True)]
+    return rows, {"picture": len(epochs)}
 
   task = loop.Task(
     names=["one", "two"],
@@ -139,6 +149,12 @@ def test_without_any_defined_score_the_last_weights_stand_in(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_naming_member_and_step(tmp_path):
   with pytest.raises(UserError, match=r"member 'two' is nan at step 5 \(epoch 2\)"):
     run(tmp_path, poison_at=5)
+
+
+def test_a_broken_last_update_is_seen_before_it_is_saved(tmp_path):
+  with pytest.raises(UserError, match=r"member 'one' is nan at step 3 \(epoch 1\)"):
+    run(tmp_path, losses=[float("nan"), 1.0])
+  assert not any(p.name.isdigit() for p in (tmp_path / "checkpoints").iterdir())
 
 
 def test_curves_have_a_value_for_every_member(tmp_path):

@@ -78,7 +78,8 @@ def test_results_follow_their_schema(finished):
     for name in per_class:
       assert list(row[name]) == classes
   for row in results["rows"] + results["predictors"]:
-    assert numbers | {"brier", "surface_dice", "ece_visibility"} <= set(row)
+    assert numbers | {"brier", "ece_visibility"} <= set(row)
+  assert all("surface_dice" in row for row in results["rows"])
   predictors = [(row["predictor"], row["threshold"]) for row in results["predictors"]]
   assert predictors == [(name, t) for name in ("prevalence", "mean_map") for t in (1.0, 0.6, 0.0)]
   assert results["notes"][0].startswith("simulated")
@@ -159,6 +160,22 @@ def test_a_finished_run_prints_its_table_again_and_changes_nothing(finished, pre
   assert {p: p.read_bytes() for p in (finished / "results").iterdir()} == before
 
 
+def test_changed_data_are_refused(finished, prepared):
+  file = finished / "run.json"
+  content = file.read_text()
+  changed = json.loads(content)
+  changed["dataset"]["version"] = "1.0.0 (frames_32x32_00000000)"
+  file.write_text(json.dumps(changed))
+  try:
+    with pytest.raises(UserError, match="the data set has changed"):
+      segmentation.train_and_evaluate(small(prepared), finished)
+    file.write_text("{")
+    with pytest.raises(UserError, match="run.json is damaged"):
+      segmentation.train_and_evaluate(small(prepared), finished)
+  finally:
+    file.write_text(content)
+
+
 def test_another_config_is_refused_naming_what_differs(finished, prepared):
   with pytest.raises(UserError, match=r"another config \(different: optimizer.learning_rate\)"):
     segmentation.train_and_evaluate(small(prepared, **{"optimizer.learning_rate": 1e-5}), finished)
@@ -177,6 +194,31 @@ def test_streaming_and_more_seeds_repeat_the_first_seed(finished, prepared, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"sweep.strategy": "vmap"},
+    {"model.dtype": "bfloat16"},
+    {"loss.name": "adaptive_wing"},
+  ],
+  ids=lambda change: next(iter(change.values())),
+)
+def test_other_settings_run_to_their_end(finished, prepared, tmp_path, change, request):
+  config = small(prepared, **change)
+  segmentation.train_and_evaluate(config, tmp_path / "run")
+  rows = results_lib.read(tmp_path / "run", "segmentation")["rows"]
+  expected = results_lib.read(finished, "segmentation")["rows"]
+  ours = np.array([row["ce"] for row in rows])
+  theirs = np.array([row["ce"] for row in expected])
+  assert np.isfinite(ours).all()
+  if "adaptive_wing" in change.values():
+    assert not np.allclose(ours, theirs, rtol=0.05)
+  else:
+    # The same run but for rounding, which training amplifies.
+    np.testing.assert_allclose(ours, theirs, rtol=0.2)
+
+
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bytes(finished, prepared, tmp_path):
   workdir = tmp_path / "run"
   script = (
@@ -188,19 +230,19 @@ def test_a_killed_run_ends_with_the_same_bytes(finished, prepared, tmp_path):
   )
   command = [sys.executable, "-c", script]
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-  kills = 0
-  for epoch in (1, 2):
+  # In the first epoch, right after a checkpoint, and while the next one is under way.
+  for sign, wait in (("run.json", 1.0), ("checkpoints/1", 0.0), ("checkpoints/2", 0.1)):
     process = subprocess.Popen(
       command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 200
-    while not (workdir / "checkpoints" / str(epoch)).exists() and process.poll() is None:
-      assert time.monotonic() < deadline
+    while not (workdir / sign).exists():
+      assert process.poll() is None and time.monotonic() < deadline
       time.sleep(0.02)
-    kills += process.poll() is None
+    time.sleep(wait)
+    assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
-  assert kills
   assert not (workdir / "results").exists()
   subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
   for file in (finished / "results").iterdir():
@@ -212,6 +254,11 @@ def test_a_killed_run_ends_with_the_same_bytes(finished, prepared, tmp_path):
   [
     ({"sweep.thresholds": (1.2,)}, "1.2 is not in"),
     ({"sweep.thresholds": (0.5, 0.5)}, "0.5 stands there twice"),
+    ({"sweep.thresholds": (0.5, 0.5001)}, "0.5001 stands there twice"),
+    ({"seed": -1}, "config.seed: -1"),
+    ({"data.split_seed": -1}, "config.data.split_seed: -1"),
+    ({"augment.gamma": (0.9,)}, "config.augment.gamma"),
+    ({"data.phantom.missing_views": 1.5}, "missing_views"),
     ({"sweep.thresholds": ()}, "thresholds is empty"),
     ({"sweep.thresholds": ("a",)}, "'a' is not a number"),
     ({"train.epochs": 0}, "config.train.epochs: 0"),

@@ -51,7 +51,8 @@ def _damage_is_a_user_error(path, mend):
 
 
 def _damaged_video(path):
-  return _damage_is_a_user_error(path, _MEND_VIDEO)
+  video = path.suffix.lower() in _CONTAINERS
+  return _damage_is_a_user_error(path, _MEND_VIDEO if video else "save it again")
 
 
 def numbered_pngs(folder):

@@ -1,6 +1,6 @@
-"""A contact sheet of the phantom: frames, truth and painted confidence.
+"""Pictures of the phantom: a contact sheet of frames, truth and painted confidence, and a clip.
 
-python -m tfds_builders.lus_phantom.preview --out FILE.png [--size 256] [--setting default]
+python -m tfds_builders.lus_phantom.preview --out FILE.png [--gif FILE.gif] [--size 256]
 """
 
 import argparse
@@ -10,29 +10,48 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lus_jax.errors import UserError
+from lus_jax.report import palette
 from tfds_builders.lus_phantom import annotator, cohort, lus_phantom, simulator
 
-# Okabe and Ito's palette: told apart with every common colour blindness.
-PALETTE = np.array(
-  [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0]]
-)
+_MARGIN, _LINE = 6, 18  # pixels
+# The clip shows A-lines beside B-lines.
+_HALF_CONGESTED = 0.55
 
 
-def overlay(image, weights):
-  """Colours classes over a frame.
+def _videos(config, n_patients):
+  return [
+    cohort.patient_videos(
+      patient,
+      seed=config.seed,
+      setting=config.setting,
+      missing_views=config.missing_views,
+      annotators=annotator.STYLES,
+    )
+    for patient in cohort.patient_names(n_patients)
+  ]
 
-  Args:
-    image: [H, W] uint8.
-    weights: [H, W, K] in [0, 1], opacity of each class.
 
-  Returns:
-    [H, W, 3] uint8.
-  """
-  picture = np.repeat(image[..., None], 3, axis=-1).astype(float)
-  for k, colour in enumerate(PALETTE[: weights.shape[-1]]):
-    opacity = 0.75 * weights[..., k : k + 1]
-    picture = (1 - opacity) * picture + opacity * colour
-  return np.rint(picture).astype(np.uint8)
+def _with_legend(picture, text):
+  """Adds a line of text and the colours of the classes below a picture, as many as fit a line."""
+  draw = ImageDraw.Draw(picture)
+  font = {"font_size": 13}
+  items = [(None, text)] + list(enumerate(simulator.CLASSES))
+  places, left, top = [], _MARGIN, picture.height + _MARGIN
+  for k, words in items:
+    width = draw.textlength(words, **font) + (0 if k is None else _LINE)
+    if left > _MARGIN and left + width > picture.width:
+      left, top = _MARGIN, top + _LINE
+    places.append((k, words, left, top))
+    left += width + 2 * _MARGIN
+  framed = Image.new("RGB", (picture.width, top + _LINE + _MARGIN))
+  framed.paste(picture)
+  draw = ImageDraw.Draw(framed)
+  for k, words, left, top in places:
+    if k is not None:
+      draw.rectangle((left, top + 2, left + 12, top + 14), fill=palette.rgb(k))
+      left += _LINE
+    draw.text((left, top), words, fill="white", **font)
+  return framed
 
 
 def contact_sheet(*, size=256, setting="default", seed=0, n_videos=6):
@@ -49,40 +68,69 @@ def contact_sheet(*, size=256, setting="default", seed=0, n_videos=6):
   """
   config = lus_phantom.phantom_config("frames", size, size, setting=setting, seed=seed)
   columns = []
-  for patient in cohort.patient_names(n_videos):
-    video = cohort.patient_videos(
-      patient,
-      seed=seed,
-      setting=setting,
-      missing_views=config.missing_views,
-      annotators=annotator.STYLES,
-    )[0]
-    arrays = lus_phantom.simulate(video, config)
+  for videos in _videos(config, n_videos):
+    arrays = lus_phantom.simulate(videos[0], config)
     image = arrays["frames"][0, ..., 0]
     rows = [np.zeros_like(arrays["confidence"]), arrays["truth"][0], arrays["confidence"]]
-    columns.append(np.concatenate([overlay(image, row / 255) for row in rows]))
+    columns.append(np.concatenate([palette.overlay(image, row / 255) for row in rows]))
   sheet = Image.fromarray(np.concatenate(columns, axis=1))
-  legend = Image.new("RGB", (sheet.width, sheet.height + 16 * len(simulator.CLASSES) + 8))
-  legend.paste(sheet)
-  draw = ImageDraw.Draw(legend)
-  for k, name in enumerate(simulator.CLASSES):
-    top = sheet.height + 4 + 16 * k
-    draw.rectangle((4, top + 2, 16, top + 13), fill=tuple(int(c) for c in PALETTE[k]))
-    draw.text((22, top + 1), name, fill="white")
-  draw.text((180, sheet.height + 5), "rows: frame, truth, painted confidence", fill="white")
-  return legend
+  return _with_legend(sheet, "rows: frame, truth, painted confidence")
+
+
+def _colours():
+  """The colours of a clip: greys, and every class over some of them, for all frames alike."""
+  greys = np.linspace(0, 255, 32)
+  coloured = [
+    palette.overlay(np.full((1, 1), grey), weights[None, None])
+    for weights in np.eye(len(simulator.CLASSES))
+    for grey in (0, 60, 120, 180, 240)
+  ]
+  pure = [palette.rgb(k) for k in range(len(simulator.CLASSES))]
+  colours = [*np.rint(greys)[:, None].repeat(3, 1), *np.reshape(coloured, (-1, 3)), *pure]
+  image = Image.new("P", (1, 1))
+  image.putpalette(np.asarray(colours, np.uint8).tobytes())
+  return image
+
+
+def clip(*, size=256, setting="default", seed=0, n_patients=6):
+  """A video of a lung with B-lines and A-lines: frames, and the truth over them.
+
+  Args:
+    size: H and W of a frame in pixels.
+    setting: one of `annotator.SETTINGS`.
+    seed: of the data set.
+    n_patients: among whom to look.
+
+  Returns:
+    A list of PIL images of few colours, to be shown at the probe's frame rate.
+  """
+  config = lus_phantom.phantom_config("videos", size, size, setting=setting, seed=seed)
+  videos = [video for each in _videos(config, n_patients) for video in each]
+  video = min(videos, key=lambda video: abs(video.congestion - _HALF_CONGESTED))
+  arrays = lus_phantom.simulate(video, config)
+  frames = []
+  for image, truth in zip(arrays["frames"], arrays["truth"] / 255, strict=True):
+    pair = [palette.overlay(image, weights) for weights in (np.zeros_like(truth), truth)]
+    frames.append(_with_legend(Image.fromarray(np.concatenate(pair, axis=1)), "frame, truth"))
+  return [frame.quantize(palette=_colours(), dither=Image.Dither.NONE) for frame in frames]
 
 
 def main():
   """Runs the command line; returns its exit code."""
-  parser = argparse.ArgumentParser(description="Contact sheet of the phantom.")
-  parser.add_argument("--out", required=True, help="PNG to write")
+  parser = argparse.ArgumentParser(description="Contact sheet and clip of the phantom.")
+  parser.add_argument("--out", required=True, help="PNG to write: the contact sheet")
+  parser.add_argument("--gif", help="GIF to write: a clip")
   parser.add_argument("--size", type=int, default=256, help="height and width of a frame")
   parser.add_argument("--setting", default="default", help=", ".join(annotator.SETTINGS))
   parser.add_argument("--seed", type=int, default=0)
   flags = parser.parse_args()
+  settings = {"size": flags.size, "setting": flags.setting, "seed": flags.seed}
   try:
-    contact_sheet(size=flags.size, setting=flags.setting, seed=flags.seed).save(flags.out)
+    contact_sheet(**settings).save(flags.out, optimize=True)
+    if flags.gif:
+      first, *rest = clip(**settings)
+      milliseconds = round(1000 / simulator.Probe().frames_per_second)
+      first.save(flags.gif, save_all=True, append_images=rest, duration=milliseconds, loop=0)
   except UserError as error:
     print(error, file=sys.stderr)
     return 2

@@ -1,0 +1,366 @@
+"""One HTML page from the results files of a run, with its figures and tables as files beside it."""
+
+import base64
+import dataclasses
+import importlib.util
+import io
+import json
+import pathlib
+import shlex
+import zipfile
+import zlib
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+import lus_jax
+from lus_jax import labels
+from lus_jax.errors import UserError
+from lus_jax.evaluation import results
+from lus_jax.files import write_bytes, write_text
+from lus_jax.report import figures, palette, tables
+
+DIRECTORY = "report"
+FILES = ("segmentation", "segmentation_matrix", "history", "cases", "dataset")
+EXAMPLES = "examples.npz"
+_KEYS = {"config", "versions", "dataset", "rows"}
+_ARRAYS = ("index", "role", "image", "confidence", "probability", "labelled", "valid_box")
+_CONFIGS = pathlib.Path(lus_jax.__file__).parents[1] / "configs"
+# Opacities of a picture's layer: fewer compress better, and nobody sees the difference.
+_OPACITIES = 16
+# Below this many test patients no exact test, corrected for 11 comparisons, can reach p < .05.
+_FEWEST_PATIENTS = 9
+_DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
+
+
+def write(workdir):
+  """Writes the report of a run; see `lus_jax.report.build`."""
+  files, problems = _read(workdir)
+  page = _Page(files, problems)
+  page.section("scores.table", tables.scores, "segmentation")
+  page.section("more_scores.table", tables.more_scores, "segmentation")
+  page.section("per_class.table", tables.per_class, "segmentation")
+  page.section("calibration.table", tables.calibration, "segmentation")
+  page.section("reliability.table", tables.reliability, "segmentation")
+  page.section("matrix.table", tables.matrix, "segmentation_matrix")
+  page.section("history.table", tables.history, "history")
+  page.section("cases.table", tables.cases, "cases")
+  page.section("data_set.table", tables.data_set, "dataset")
+  page.section("painted.table", tables.painted, "dataset")
+  page.figure("per_class", "segmentation", figures.per_class, with_classes=True)
+  page.figure("reliability", "segmentation", figures.reliability, with_classes=True)
+  page.figure("matrix", "segmentation_matrix", figures.matrix)
+  page.figure("curves", "history", figures.curves)
+  page.figure("painted", "dataset", figures.painted, with_classes=True)
+  page.section("examples", _examples, "examples")
+  if page.context["examples"]:
+    page.section("pictures.files", lambda _: _pictures(page.context["examples"]))
+  page.section("summary", _summary)
+  page.section("seed", lambda files: tables.value(files, page.any, "config", "seed", show=str))
+  page.section("settings", lambda files: tables.settings(files, page.any, "config"))
+  page.section("versions", lambda files: tables.settings(files, page.any, "versions"))
+  page.section("command", lambda files: _command(files[page.any]["config"], workdir))
+
+  directory = pathlib.Path(workdir) / DIRECTORY
+  written = {}
+  for name, content in page.context.items():
+    if name.endswith(".table") and content:
+      written[directory / "tables" / f"{content.name}.csv"] = content.csv().encode()
+    if name.endswith(".files") and content:
+      for kind, data in content.items():
+        written[directory / "figures" / f"{name.split('.')[0]}.{kind}"] = data
+  for file, data in written.items():
+    write_bytes(file, data)
+  # What an earlier report left would pass for part of this one.
+  for folder in ("tables", "figures"):
+    for file in set((directory / folder).glob("*")) - written.keys():
+      file.unlink()
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters["data_url"] = _data_url
+  html = environment.get_template("template.html").render(
+    shown=page.context,
+    problems=problems,
+    dataset=files[page.any]["dataset"],
+    config=files[page.any]["config"],
+    palette=palette,
+    fewest_pixels=figures.FEWEST_PIXELS,
+    percent=tables.percent,
+  )
+  write_text(directory / "index.html", html)
+  return directory / "index.html"
+
+
+def _read(workdir):
+  """What can be read, by name, JSON files first; and a line for each file that cannot."""
+  directory = pathlib.Path(workdir) / results.DIRECTORY
+  files, problems = {}, []
+  for name in FILES:
+    try:
+      content = results.read(workdir, name)
+      if missing := _KEYS - content.keys():
+        raise UserError(f"{directory / name}.json is damaged (without '{min(missing)}').")
+      files[name] = content
+    except UserError as error:
+      problems.append(str(error))
+  if not files:
+    raise UserError(
+      f"{directory} holds no readable results file; run lus_jax.main with this workdir first."
+    )
+  try:
+    files["examples"] = _read_examples(directory / EXAMPLES)
+  except FileNotFoundError:
+    problems.append(f"{directory / EXAMPLES} does not exist: the page shows no pictures.")
+  except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    problems.append(f"{directory / EXAMPLES} is damaged ({error}): the page shows no pictures.")
+  return files, problems
+
+
+def _read_examples(file):
+  # `np.load` leaves a damaged file open if it opened it itself.
+  with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+    examples = {name: arrays[name] for name in arrays.files}
+  missing = [name for name in _ARRAYS if name not in examples]
+  if missing:
+    raise ValueError(f"without '{missing[0]}'")
+  return examples
+
+
+class _Page:
+  """What the template shows, by name; what could not be made is None and has a line to say why."""
+
+  def __init__(self, files, problems):
+    self.files, self.problems, self.context = files, problems, {}
+    # Every results file says the same of config, versions and data set.
+    self.any = next(iter(files))
+    self._damaged = set()
+
+  def section(self, name, make, *needs):
+    """Makes a part of the page, unless a file it needs was not read.
+
+    A file it may do without is kept from it once another part found it damaged.
+    """
+    self.context[name] = None
+    if not all(file in self.files for file in needs):
+      return
+    kept = {self.any, *needs} | (self.files.keys() - self._damaged)
+    try:
+      self.context[name] = make({key: x for key, x in self.files.items() if key in kept})
+    except _DAMAGE as error:
+      self._damaged |= set(needs)
+      file = f"results/{needs[0] if needs else self.any}"
+      what = f"{type(error).__name__}: {error}"
+      self.problems.append(f"{file} does not hold what '{name.split('.')[0]}' needs ({what}).")
+
+  def figure(self, name, file, draw, *, with_classes=False):
+    """Draws a figure from the rows of a results file."""
+
+    def make(files):
+      classes = [files[file]["dataset"]["classes"]] if with_classes else []
+      return figures.render(draw, files[file]["rows"], *classes)
+
+    self.section(f"{name}.files", make, file)
+
+
+def _data_url(data, kind):
+  return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _png(array):
+  buffer = io.BytesIO()
+  Image.fromarray(array).save(buffer, format="png", optimize=True)
+  return _data_url(buffer.getvalue(), "png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A layer of classes over a frame.
+
+  Attributes:
+    caption: a few words below.
+    alt: what a reader who does not see it should know.
+    image: the frame, [H, W] uint8.
+    weights: how opaque each class is, [H, W, K] in [0, 1].
+  """
+
+  caption: str
+  alt: str
+  image: np.ndarray
+  weights: np.ndarray
+
+  @property
+  def layer(self):
+    """The classes alone, as a data URL."""
+    return _png(palette.layer(self.weights))
+
+  def overlaid(self):
+    """The classes over the frame: [H, W, 3] uint8."""
+    return palette.overlay(self.image, self.weights)
+
+
+def _examples(files):
+  """The example frames for the template, best first, and which of them stands for all."""
+  arrays = files["examples"]
+  meta = next(iter(files.values()))
+  classes = meta["dataset"]["classes"]
+  # The first seed's members come first.
+  members = sorted(enumerate(meta["config"]["sweep"]["thresholds"]), key=lambda pair: pair[1])
+  shown = []
+  for n in range(len(arrays["index"])):
+    image = arrays["image"][n, ..., 0]
+    top, left, bottom, right = arrays["valid_box"][n].tolist()
+    valid = np.zeros((*image.shape, len(classes)), np.float32)
+    valid[top:bottom, left:right] = arrays["labelled"][n]
+    index = int(arrays["index"][n])
+
+    def picture(caption, weights, what, *, image=image, valid=valid, index=index):
+      weights = np.rint(weights * (valid * _OPACITIES)) / np.float32(_OPACITIES)
+      present = [c for k, c in enumerate(classes) if weights[..., k].any()]
+      return Picture(
+        caption,
+        f"{what} on test frame {index}: {', '.join(present) or 'no class'}",
+        image,
+        weights,
+      )
+
+    confidence = arrays["confidence"][n] / np.float32(255)
+    context = [picture("frame", np.zeros_like(confidence), "Nothing drawn")]
+    context.append(picture("painted confidence", confidence, "Painted confidence"))
+    if "truth" in arrays:
+      context.append(
+        picture("simulated truth", arrays["truth"][n] / np.float32(255), "Simulated truth")
+      )
+    steps = []
+    for t, threshold in members:
+      probability = arrays["probability"][t, n] / np.float32(255)
+      at = tables.percent(threshold)
+      steps.append(
+        {
+          "threshold": at,
+          "iou": None,
+          "label": picture("label", np.asarray(labels.label(confidence, threshold)), f"Label {at}"),
+          "probability": picture("probability", probability, f"Probability of model {at}"),
+          "prediction": picture(
+            "prediction", (probability >= 0.5).astype(np.float32), f"Prediction of model {at}"
+          ),
+        }
+      )
+    origin = []
+    if "cases" in files:
+      origin = tables.origin(files, index)
+      for (t, _), step in zip(members, steps, strict=True):
+        member = list(files["cases"]["rows"][index]["iou"])[t]
+        step["iou"] = tables.value(files, "cases", "rows", index, "iou", member)
+    shown.append(
+      {
+        "index": index,
+        "role": str(arrays["role"][n]),
+        "frame": _png(image),
+        "context": context,
+        "steps": steps,
+        "origin": origin,
+      }
+    )
+  main = next((n for n, example in enumerate(shown) if example["role"] == "middle"), 0)
+  return {"main": shown[main], "others": [e for e in shown if e is not shown[main]]}
+
+
+def _pictures(examples):
+  columns = [
+    {
+      "title": step["threshold"],
+      "label": step["label"].overlaid(),
+      "prediction": step["prediction"].overlaid(),
+    }
+    for step in examples["main"]["steps"]
+  ]
+  return figures.render(figures.pictures, columns)
+
+
+def _summary(files):
+  """What the summary says, as far as the files that were read tell it."""
+  name, meta = next(iter(files.items()))
+  splits = meta["dataset"]["splits"]
+  summary = {
+    "epochs": tables.value(files, name, "config", "train", "epochs", show=tables.count),
+    "seeds": tables.value(files, name, "config", "sweep", "seeds", show=tables.count),
+    "frames": {
+      split: tables.value(files, name, "dataset", "splits", split, show=tables.count)
+      for split in splits
+    },
+    "patients": {},
+    "notes": [],
+    "below": None,  # thresholds at which a baseline is not beaten
+    "few": False,
+    "paper_classes": set(meta["dataset"]["classes"]) == tables.PAPER_CLASSES,
+  }
+  if "dataset" in files:
+    for i, row in enumerate(files["dataset"]["rows"]):
+      at = tables.value(files, "dataset", "rows", i, "patients", show=tables.count)
+      summary["patients"][row["split"]] = at
+      summary["few"] |= row["split"] == "test" and row["patients"] < _FEWEST_PATIENTS
+  if "segmentation" in files:
+    content = files["segmentation"]
+    summary["notes"] = content["notes"]
+    if content["predictors"]:
+      summary["below"] = [
+        tables.percent(row["threshold"])
+        for row in content["rows"]
+        if not all(
+          (row["iou"] or 0) > (other["iou"] or 0)
+          for other in content["predictors"]
+          if other["threshold"] == row["threshold"]
+        )
+      ]
+  return summary
+
+
+def _flat(content, prefix=""):
+  fields = {}
+  for key, inner in content.items():
+    if isinstance(inner, dict):
+      fields |= _flat(inner, f"{prefix}{key}.")
+    else:
+      fields[prefix + key] = inner
+  return fields
+
+
+def _command(config, workdir):
+  """The command that repeats a run: the config file it is nearest to, and what differs from it."""
+  wanted = _flat(config)
+  candidates = []
+  for name in ("seg.py", "seg.py:demo", "seg.py:tiny"):
+    known = _config(name)
+    if known is not None and known.keys() == wanted.keys():
+      differing = {key: x for key, x in wanted.items() if known[key] != x}
+      candidates.append((len(differing), name, differing))
+  # Without the configs beside the package every field is named.
+  _, name, differing = min(candidates, key=lambda c: c[0], default=(0, "seg.py", wanted))
+  options = [f"--config.{key}={_option(x)}" for key, x in differing.items()]
+  first = f"python -m lus_jax.main --config configs/{name} --workdir {shlex.quote(str(workdir))}"
+  return " \\\n  ".join([first, *map(shlex.quote, options)])
+
+
+def _option(content):
+  if isinstance(content, list):
+    return f"({', '.join(map(repr, content))},)"
+  return str(content)
+
+
+def _config(name):
+  """The fields of a config file as results files print them; None where it cannot be read."""
+  file, _, size = name.partition(":")
+  spec = importlib.util.spec_from_file_location("_report_config", _CONFIGS / file)
+  try:
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(*([size] if size else []))
+  except (OSError, ImportError, ValueError):
+    return None
+  return _flat(json.loads(config.to_json()))
