@@ -84,7 +84,9 @@ def write_final(writer, step, summaries, thresholds):
       threshold in percent in place of the step.
   """
   for metric in ("iou", "iou_at_best_cut", "dice", "weighted_ce", "ce", "trimap", "ece", "brier"):
-    for threshold, summary in zip(thresholds, summaries.values(), strict=False):
+    # With several seeds, the first one's; steps have to rise.
+    first = zip(thresholds, summaries.values(), strict=False)
+    for threshold, summary in sorted(first, key=lambda pair: pair[0]):
       if summary.get(metric) is not None:
         percent = round(100 * threshold)
         writer.write_scalars(percent, {f"test_over_thresholds/{metric}": summary[metric]})

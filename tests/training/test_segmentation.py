@@ -147,7 +147,7 @@ def test_tensorboard_holds_curves_pictures_and_settings(finished):
   assert any("hparams" in tag for tag in tags["tensors"]) or any(
     "hparams" in name for name in accumulator.summary_metadata
   )
-  assert [e.step for e in accumulator.Tensors("test_over_thresholds/weighted_ce")] == [100, 60, 0]
+  assert [e.step for e in accumulator.Tensors("test_over_thresholds/weighted_ce")] == [0, 60, 100]
   width, height, *pictures = accumulator.Tensors("validation_frames")[0].tensor_proto.string_val
   assert (int(width), int(height)) == (4 * 32, 2 * 32)
   assert len(pictures) == 3
