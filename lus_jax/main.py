@@ -13,7 +13,12 @@ from ml_collections import config_flags
 
 from lus_jax.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, as configs/seg.py.")
+CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "A file of configs/, as configs/seg.py, or a size of it, as configs/seg.py:tiny or :demo. Any "
+  "field of it can be set, as --config.train.epochs=10.",
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's results and checkpoints go.")
 CACHE = flags.DEFINE_string(
   "compilation_cache", "~/.cache/lus_jax", "Where compiled programs are kept; empty: nowhere."
@@ -64,7 +69,12 @@ def _parse(argv):
     raise UserError(
       f"{option}: there is no such field; the config file lists the fields it knows."
     ) from error
-  except (flags.Error, TypeError, ValueError, OSError) as error:
+  except OSError as error:
+    raise UserError(
+      f"{str(error).splitlines()[-1].strip()}: the file of --config could not be read; its path is "
+      "relative to where you are."
+    ) from error
+  except (flags.Error, TypeError, ValueError) as error:
     lines = [line.strip(" :") for line in str(error).splitlines() if line.strip()]
     first = "" if "Traceback" in lines[0] or len(lines) == 1 else f"{lines[0].split(': ')[0]}: "
     raise UserError(f"{first}{lines[-1]} (in the command line or config file)") from error

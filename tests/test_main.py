@@ -34,6 +34,7 @@ def run(*args, check=False):
     (["--config=configs/seg.py", "--config.sweep.thresholds=(1.2,.5)"], "1.2 is not in [0, 1]"),
     (["--config=configs/seg.py", "--config.sweep.thresholds=(.5,.5)"], "0.5 stands there twice"),
     (["--config=configs/seg.py", "--config.data.name=mnist"], "config.data.name: 'mnist'"),
+    (["--config=configs/seg.py", "--config.data.dir=mine"], "add --config.data.name=lus_folder"),
     (
       ["--config=configs/seg.py", "--config.data.name=lus_folder", "--config.data.dir=/no/such"],
       "/no/such",
@@ -52,6 +53,31 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, args, message):
   assert lines[0].startswith("error: ")
   assert message in lines[0]
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (lambda path: path.write_text("notes"), "is a file; name a directory"),
+    (
+      lambda path: (path.mkdir(), (path / "manifest.csv").write_text("video,patient")),
+      "is a data folder",
+    ),
+    (lambda path: (path.mkdir(), (path / "run.json").write_text("{")), "run.json is damaged"),
+  ],
+)
+def test_a_directory_that_is_something_else_is_left_alone(tmp_path, make, message):
+  workdir = tmp_path / "run"
+  make(workdir)
+  before = sorted(tmp_path.rglob("*"))
+  result = run(
+    "--config=configs/seg.py:tiny",
+    f"--workdir={workdir}",
+    f"--config.data.prepared_dir={tmp_path / 'data'}",
+  )
+  assert result.returncode == 2
+  assert message in result.stderr and len(result.stderr.splitlines()) == 1
+  assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_help_names_the_flags():

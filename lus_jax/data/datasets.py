@@ -52,6 +52,16 @@ class Dataset:
       notes.append("simulated frames: they show that the method runs, nothing about patients.")
     if self.split_unit == "frame":
       notes.append("split by frame, so patients stand on both sides: not an independent test.")
+    if self.metadata.get("patients_are_unknown"):
+      notes.append(
+        "who the patients are is not known, so one person may stand on both sides of the split: "
+        "not an independent test."
+      )
+    if 0 < self.metadata.get("largest_confidence", 1) < 0.5:
+      notes.append(
+        f"the largest confidence of all masks is {self.metadata['largest_confidence']:.0%}; 100 % "
+        "is 255 in an 8-bit mask and 65535 in a 16-bit one."
+      )
     if self.metadata.get("binary"):
       notes.append(
         "binary masks: members above threshold 0 share their labels (but for interpolated edges) "
@@ -136,6 +146,11 @@ def open_dataset(config, kind):
     from tfds_builders.lus_phantom import LusPhantom as Builder
     from tfds_builders.lus_phantom import phantom_config
 
+    if config.dir:
+      raise UserError(
+        "config.data.dir names a folder, but config.data.name is lus_phantom; add "
+        "--config.data.name=lus_folder."
+      )
     if config.split_unit != "patient":
       raise UserError("config.data.split_unit: lus_phantom is always split by patient.")
     builder_config = phantom_config(kind, size, size, **config.phantom)

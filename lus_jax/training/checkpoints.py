@@ -103,16 +103,23 @@ def check_claim(workdir, config, dataset=None):
   workdir = pathlib.Path(workdir)
   file = workdir / OWNER
   try:
-    if not file.exists():
-      if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; name a directory.")
-      if (workdir / DIRECTORY).exists() or (workdir / "results").exists():
-        raise UserError(f"{workdir} holds results but no {OWNER}; give another --workdir.")
-      return
-    theirs = json.loads(file.read_text())
-    theirs = {name: theirs[name] for name in ("config", "dataset")}
+    text = file.read_text() if file.exists() else None
+    taken = workdir.exists() and not workdir.is_dir()
+    data = [name for name in ("dataset.json", "manifest.csv") if (workdir / name).exists()]
+    orphaned = (workdir / DIRECTORY).exists() or (workdir / "results").exists()
   except OSError as error:
     raise UserError(f"--workdir={workdir} cannot be used ({error.strerror}).") from error
+  if taken:
+    raise UserError(f"--workdir={workdir} is a file; name a directory.")
+  if text is None:
+    if data:
+      raise UserError(f"--workdir={workdir} is a data folder; give the run another directory.")
+    if orphaned:
+      raise UserError(f"{workdir} holds results but no {OWNER}; give another --workdir.")
+    return
+  try:
+    theirs = json.loads(text)
+    theirs = {name: theirs[name] for name in ("config", "dataset")}
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{file} is damaged; give another --workdir, or remove {workdir}.") from error
   ours = json.loads(json.dumps({"config": config, "dataset": dataset}))

@@ -287,6 +287,14 @@ def test_a_model_below_a_baseline_is_named(make_run):
   text = summary(workdir)
   assert "not every network has a higher IoU" in text
   assert "It does not hold at: > 0%." in text
+  for row in content["rows"]:
+    row["iou"] = 0.0
+  content["notes"] = ["who is who is not known: not an independent test."]
+  file.write_text(json.dumps(content))
+  report.build(workdir)
+  text = summary(workdir)
+  assert "no network has a higher IoU" in text
+  assert "never seen" not in text
   file.write_text(json.dumps(content | {"predictors": []}))
   report.build(workdir)
   assert "Nothing about the scores" in summary(workdir)

@@ -602,3 +602,46 @@ def test_real_videos_are_whole(real_data):
   shortest = min(headers, key=lambda header: header.n_frames)
   assert (shortest.path.stem, shortest.n_frames) == ("patient_5_R3", 7)
   assert media.read(shortest).shape == (7, 350, 350)
+
+
+# What was probably meant.
+
+
+def test_a_misspelt_column_of_the_manifest_is_refused(folder):
+  folder.header[folder.header.index("split")] = "Split"
+  check_refused(folder, "manifest.csv row 1", "column 'Split'", "did you mean 'split'")
+
+
+def test_a_misspelt_column_of_the_labels_is_refused(folder):
+  folder.labels[0][2] = "annotater"
+  check_refused(folder, "labels.csv row 1", "'annotater'", "did you mean 'annotator'")
+
+
+def test_a_misspelt_key_of_the_dataset_is_refused(folder):
+  folder.dataset["Thin"] = ["b_line"]
+  check_refused(folder, "dataset.json", "'Thin'", "did you mean 'thin'")
+
+
+def test_columns_and_keys_of_the_users_own_are_let_through(folder):
+  folder.header.append("scanner")
+  folder.manifest = [[*row, "TE7"] for row in folder.manifest]
+  folder.dataset["doi"] = "10.1/2"
+  assert len(folder.config().folder.videos) == 6
+
+
+def test_stand_in_patients_are_said_to_be_unknown(folder, tmp_path):
+  folder.dataset["patients"] = "unknown"
+  builder = build(folder.config(), tmp_path / "data")
+  assert builder.info.metadata["patients_are_unknown"] is True
+  folder.dataset["patients"] = "known"
+  with pytest.raises(UserError, match="'patients' is 'known'"):
+    folder.config()
+
+
+@pytest.mark.parametrize(("value", "largest"), [(255, 1.0), (100, 100 / 255)])
+def test_the_largest_confidence_is_kept(folder, tmp_path, value, largest):
+  for name, c in folder.masks:
+    folder.save_mask(f"{name}/{c}.png", np.full((HEIGHT, WIDTH), value, np.uint8))
+  metadata = build(folder.config(), tmp_path / "data").info.metadata
+  assert metadata["largest_confidence"] == pytest.approx(largest)
+  assert metadata["binary"] is (value == 255)

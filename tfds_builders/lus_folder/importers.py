@@ -58,8 +58,8 @@ def _check_names(classes, thin):
       raise UserError(f"--thin names {name!r}, which is no class ({', '.join(classes)}).")
 
 
-def _write_tables(folder, *, name, licence, classes, thin, videos, labels):
-  dataset = {"name": name, "licence": licence, "classes": list(classes), "thin": list(thin)}
+def _write_tables(folder, *, name, licence, classes, thin, videos, labels, **more):
+  dataset = {"name": name, "licence": licence, "classes": list(classes), "thin": list(thin)} | more
   (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n", encoding="utf-8")
   _write_table(folder / "manifest.csv", ("video", "patient"), videos)
   _write_table(folder / "labels.csv", ("video", "frame", "masks"), labels)
@@ -156,6 +156,7 @@ def import_palette(*, images, masks, out, classes, licence, thin=(), patient_pat
       thin=thin,
       videos=videos,
       labels=labels,
+      **({"patients": "unknown"} if patient_pattern is None else {}),
     )
   n_patients = len({patient for _, patient in videos})
   notes = [

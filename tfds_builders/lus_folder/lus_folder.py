@@ -156,6 +156,8 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
         counts=counts,
         annotators=sorted({label.annotator for label in folder.labels}),
         binary=config.kind == "frames",
+        largest_confidence=0.0,
+        patients_are_unknown=folder.patients_are_unknown,
         missing_class="unlabelled" if folder.missing_class_is_unlabelled else "absent",
         patients={video.patient: folder.patients.get(video.patient, {}) for video in folder.videos},
       ),
@@ -180,8 +182,10 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       return np.zeros(shape, np.uint8), not config.folder.missing_class_is_unlabelled
     mask = media.read_mask(label.masks[name])
     # Known once all masks are read; TFDS stores the metadata after that.
-    if self.info.metadata["binary"] and not np.isin(mask, (0, 1)).all():
-      self.info.metadata["binary"] = False
+    metadata = self.info.metadata
+    if metadata["binary"] and not np.isin(mask, (0, 1)).all():
+      metadata["binary"] = False
+    metadata["largest_confidence"] = max(metadata["largest_confidence"], float(mask.max()))
     if 0 < mask.max() <= np.float32(1 / 255):
       logging.warning(
         "%s: its largest confidence is %.4f; a mask of 0 and 1 should be one of 0 and 255.",

@@ -17,6 +17,7 @@ The folder:
 
 import csv
 import dataclasses
+import difflib
 import hashlib
 import io
 import json
@@ -28,6 +29,9 @@ from tfds_builders import records
 from tfds_builders.lus_folder import media
 
 VIEWS = ("L1", "L2", "L3", "R1", "R2", "R3")
+MANIFEST_COLUMNS = ("video", "patient", "day", "view", "sf_ratio", "readmitted_30d", "split")
+LABEL_COLUMNS = ("video", "frame", "annotator", "masks")
+DATASET_KEYS = ("name", "licence", "classes", "thin", "missing_class", "patients")
 MAX_SF_RATIO = 477.0
 
 
@@ -68,6 +72,7 @@ class Folder:
     classes: K names.
     thin: those of them that are lines.
     missing_class_is_unlabelled: whether a class without a mask file is unknown there, not absent.
+    patients_are_unknown: whether the patients are stand-ins, so that a split may share a person.
     videos: the rows of manifest.csv.
     labels: the rows of labels.csv; empty if they were not asked for.
     patients: what patients.csv says of each patient, as text.
@@ -80,6 +85,7 @@ class Folder:
   classes: tuple[str, ...]
   thin: tuple[str, ...]
   missing_class_is_unlabelled: bool
+  patients_are_unknown: bool
   videos: tuple[Video, ...]
   labels: tuple[Label, ...]
   patients: dict[str, dict[str, str]]
@@ -129,7 +135,20 @@ def _read_text(path, mend):
     raise UserError(f"{path} is not UTF-8 text; save it as UTF-8 (CSV UTF-8 in Excel).") from error
 
 
-def _read_table(path, required, mend):
+def _refuse_near_misses(names, known, what):
+  """Refuses a name that was probably meant to be a known one; others are the user's own."""
+  simple = {name.casefold(): name for name in known}
+  for name in names:
+    if name in known:
+      continue
+    close = difflib.get_close_matches(name.casefold(), simple, n=1, cutoff=0.8)
+    if close:
+      raise UserError(
+        f"{what} {name!r} is not known; did you mean {simple[close[0]]!r}? Rename it."
+      )
+
+
+def _read_table(path, required, mend, known=()):
   text = _read_text(path, mend)
   try:
     lines = [[cell.strip() for cell in line] for line in csv.reader(io.StringIO(text, newline=""))]
@@ -146,6 +165,7 @@ def _read_table(path, required, mend):
   for column in named:
     if named.count(column) > 1:
       raise UserError(f"{path} row 1: two columns are called {column!r}; rename one of them.")
+  _refuse_near_misses(named, known, f"{path} row 1: column")
   rows = []
   for number, line in enumerate(lines[1:], start=2):
     if not any(line):
@@ -169,6 +189,12 @@ def _read_dataset(path):
     raise UserError(f"{path} line {error.lineno} is not JSON: {error.msg}.") from error
   if not isinstance(dataset, dict):
     raise UserError(f'{path} must be an object: {{"name": ..., "licence": ..., "classes": [...]}}.')
+  _refuse_near_misses(dataset, DATASET_KEYS, f"{path}: key")
+  if dataset.get("patients", "unknown") != "unknown":
+    raise UserError(
+      f"{path}: 'patients' is {dataset['patients']!r}; write \"unknown\" if the patients of "
+      "manifest.csv are not real ones, else leave it out."
+    )
   for field in ("name", "licence"):
     if not isinstance(dataset.get(field), str):
       raise UserError(f'{path}: {field!r} is missing or no text; add "{field}": "...".')
@@ -217,7 +243,9 @@ def _require_constant(rows, videos, column, group, within):
 
 
 def _read_videos(directory):
-  rows = _read_table(directory / "manifest.csv", ("video", "patient"), "write a row a video there")
+  rows = _read_table(
+    directory / "manifest.csv", ("video", "patient"), "write a row a video there", MANIFEST_COLUMNS
+  )
   _refuse_repeats(rows, lambda row: row.required("video"), "video")
   videos = []
   for row in rows:
@@ -281,7 +309,10 @@ def _read_masks(row, directory, classes, size):
 
 def _read_labels(directory, classes, videos):
   rows = _read_table(
-    directory / "labels.csv", ("video", "frame", "masks"), "write a row a labelled frame there"
+    directory / "labels.csv",
+    ("video", "frame", "masks"),
+    "write a row a labelled frame there",
+    LABEL_COLUMNS,
   )
   by_name = {video.name: video for video in videos}
   labels = []
@@ -364,6 +395,7 @@ def read_folder(directory, *, labels=True):
     classes=classes,
     thin=tuple(dataset.get("thin", [])),
     missing_class_is_unlabelled="missing_class" in dataset,
+    patients_are_unknown="patients" in dataset,
     videos=videos,
     labels=frames,
     patients=_read_patients(directory / "patients.csv"),
