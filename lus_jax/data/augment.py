@@ -115,8 +115,8 @@ def _augment_one(inputs, inside, key, *, config):
   )
   stack = jnp.where(flip, stack[:, ::-1], stack)
   limit = jnp.deg2rad(config.rotation_degrees)
-  angle = jax.random.uniform(turn, minval=-limit, maxval=limit)
-  stack = jax.lax.cond(rotation, lambda x: rotate(x, angle), lambda x: x, stack)
+  # By angle 0 an image stays itself to the bit; under vmap a branch would cost the same.
+  stack = rotate(stack, rotation * jax.random.uniform(turn, minval=-limit, maxval=limit))
   low, high = config.gamma
   image = adjust_intensity(
     stack[..., :n],

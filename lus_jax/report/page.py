@@ -12,6 +12,7 @@ import zlib
 
 import jinja2
 import numpy as np
+from flax import traverse_util
 from PIL import Image
 
 import lus_jax
@@ -321,19 +322,9 @@ def _summary(files):
   return summary
 
 
-def _flat(content, prefix=""):
-  fields = {}
-  for key, inner in content.items():
-    if isinstance(inner, dict):
-      fields |= _flat(inner, f"{prefix}{key}.")
-    else:
-      fields[prefix + key] = inner
-  return fields
-
-
 def _command(config, workdir):
   """The command that repeats a run: the config file it is nearest to, and what differs from it."""
-  wanted = _flat(config)
+  wanted = traverse_util.flatten_dict(config, sep=".")
   candidates = []
   for name in ("seg.py", "seg.py:demo", "seg.py:tiny"):
     known = _config(name)
@@ -363,4 +354,4 @@ def _config(name):
     config = module.get_config(*([size] if size else []))
   except (OSError, ImportError, ValueError):
     return None
-  return _flat(json.loads(config.to_json()))
+  return traverse_util.flatten_dict(json.loads(config.to_json()), sep=".")

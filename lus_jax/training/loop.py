@@ -145,7 +145,7 @@ def _check_finite(values, names, first_step, epoch):
     raise UserError(
       f"the loss of member '{names[member]}' is {values[i][member]} at step {first_step + i} "
       f"(epoch {epoch}); lower --config.optimizer.learning_rate, or look for broken frames. "
-      "Checkpoints hold the epochs before."
+      "Nothing of it was saved."
     )
 
 

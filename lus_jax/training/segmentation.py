@@ -172,13 +172,13 @@ def make_validation(network, sweep, frames, config):
         config.loss, logits[None], jax.tree.map(lambda x: x[None], one), member["threshold"]
       )
     )
+    output = losses.output_logits(config.loss.name, logits=logits, where=inputs["where"])
     sums = metrics.iou_sums(
-      logits=losses.output_logits(config.loss.name, logits=logits, where=inputs["where"]),
+      logits=output,
       confidence=inputs["confidence"],
       where=inputs["where"],
       threshold=member["threshold"],
     )
-    output = losses.output_logits(config.loss.name, logits=logits, where=inputs["where"])
     return {"loss": each(logits, inputs), **sums}, jax.nn.sigmoid(output[:N_PANELS]) >= 0.5
 
   evaluate = sweep.compile(evaluate)

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 from absl import logging
+from flax import traverse_util
 
 DIRECTORY = "tensorboard"
 
@@ -64,7 +65,11 @@ def write_overview(writer, settings, params):
     settings: the config as nested dicts.
     params: one member's weights.
   """
-  writer.write_hparams(_flatten(settings))
+  flat = traverse_util.flatten_dict(settings, sep=".")
+  # TensorBoard knows numbers and texts only.
+  writer.write_hparams(
+    {k: v if isinstance(v, int | float | str) else str(v) for k, v in flat.items()}
+  )
   try:
     from clu import parameter_overview
   except ImportError:
@@ -99,13 +104,3 @@ def write_final(writer, step, summaries, thresholds):
       },
     )
   writer.flush()
-
-
-def _flatten(settings, prefix=""):
-  flat = {}
-  for name, value in settings.items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{name}.")
-    else:
-      flat[f"{prefix}{name}"] = value if isinstance(value, int | float | str) else str(value)
-  return flat
