@@ -14,7 +14,54 @@ from absl import logging
 
 from lus_jax.errors import UserError
 
-NAMES = ("lus_phantom", "lus_folder")
+NAMES = ("lus_phantom", "lus_folder", "covid_blues")
+
+
+class Source(Sequence):
+  """One split in random access, of which no more than the features asked for is decoded.
+
+  Args:
+    records: a random-access source of serialised examples.
+    features: a `tfds.features.FeaturesDict`.
+  """
+
+  def __init__(self, records, features):
+    self._records, self._features = records, features
+
+  def __len__(self):
+    return len(self._records)
+
+  def __getitem__(self, index):
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    return self._features.deserialize_example_np(self._records[index])
+
+  def only(self, *names):
+    """The same split with these features alone: pixels that nobody reads are not unpacked."""
+    return Source(self._records, type(self._features)({k: self._features[k] for k in names}))
+
+
+class Subset(Sequence):
+  """Some examples of several sources, in the order given.
+
+  Args:
+    sources: a list of `Source`.
+    places: pairs of a source's number and an index into it.
+  """
+
+  def __init__(self, sources, places):
+    self._sources, self._places = sources, places
+
+  def __len__(self):
+    return len(self._places)
+
+  def __getitem__(self, index):
+    source, i = self._places[index]
+    return self._sources[source][i]
+
+  def only(self, *names):
+    """See `Source.only`."""
+    return Subset([source.only(*names) for source in self._sources], self._places)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +74,8 @@ class Dataset:
     classes: K class names.
     thin: the classes that are lines.
     split_unit: 'patient', or 'frame' where frames of one patient stand on several sides.
-    splits: random-access sources of decoded examples by split (`tfds_builders.records`).
+    splits: random-access sources of decoded examples by split (`tfds_builders.records`); each has
+      `only(*names)`, the same examples with these features alone.
     metadata: everything else that the builder recorded.
   """
 
@@ -47,7 +95,7 @@ class Dataset:
   @property
   def notes(self):
     """What a reader of any result on this data set has to know."""
-    notes = []
+    notes = list(self.metadata.get("notes", []))
     if self.simulated:
       notes.append("simulated frames: they show that the method runs, nothing about patients.")
     if self.split_unit == "frame":
@@ -69,11 +117,55 @@ class Dataset:
       )
     return notes
 
+  @property
+  def population(self):
+    """Whose patients these are: equal patient names mean the same person within it only."""
+    seed = f", seed {self.metadata.get('seed')}" if self.simulated else ""
+    return f"{self.name}{seed}"
+
+  def patients(self):
+    """The patients of each split: a dict of sorted lists of names."""
+    return {
+      split: sorted({example["patient"].decode() for example in source.only("patient")})
+      for split, source in self.splits.items()
+    }
+
+  def regroup(self, patients):
+    """The same examples split otherwise.
+
+    Args:
+      patients: a dict from split to the patients it gets; patients it does not name are left out.
+
+    Returns:
+      A `Dataset`.
+
+    Raises:
+      UserError: a split gets no example.
+    """
+    sources = list(self.splits.values())
+    split_of = {name: split for split, names in patients.items() for name in names}
+    places = {split: [] for split in patients}
+    for number, source in enumerate(sources):
+      for i, example in enumerate(source.only("patient")):
+        split = split_of.get(example["patient"].decode())
+        if split is not None:
+          places[split].append((number, i))
+    for split, found in places.items():
+      if not found:
+        raise UserError(
+          f"{self.name}: none of the patients {', '.join(patients[split])} has an example, so the "
+          f"split {split} is empty; use fewer folds or label more patients."
+        )
+    return dataclasses.replace(
+      self, splits={split: Subset(sources, found) for split, found in places.items()}
+    )
+
   def summary(self):
     """What results files say of the data set."""
     return {
       "name": self.name,
       "version": self.version,
+      "population": self.population,
       "classes": list(self.classes),
       "split_unit": self.split_unit,
       "splits": {name: len(source) for name, source in self.splits.items()},
@@ -141,7 +233,9 @@ def open_dataset(config, kind):
     raise UserError(
       f"config.data.split_unit: '{config.split_unit}' is not known; choose patient or frame."
     )
-  # Builders import tensorflow_datasets, which a bare machine that trains on arrays may lack.
+  # A bare machine that trains on arrays may lack it.
+  import tensorflow_datasets as tfds
+
   if config.name == "lus_phantom":
     from tfds_builders.lus_phantom import LusPhantom as Builder
     from tfds_builders.lus_phantom import phantom_config
@@ -149,7 +243,7 @@ def open_dataset(config, kind):
     if config.dir:
       raise UserError(
         "config.data.dir names a folder, but config.data.name is lus_phantom; add "
-        "--config.data.name=lus_folder."
+        "--config.data.name=lus_folder (or covid_blues)."
       )
     if config.split_unit != "patient":
       raise UserError("config.data.split_unit: lus_phantom is always split by patient.")
@@ -168,6 +262,15 @@ def open_dataset(config, kind):
       split_unit=config.split_unit,
       seed=config.split_seed,
     )
+  elif config.name == "covid_blues":
+    from tfds_builders.covid_blues import CovidBlues as Builder
+    from tfds_builders.covid_blues import covid_blues_config
+
+    if config.split_unit != "patient":
+      raise UserError("config.data.split_unit: covid_blues is always split by patient.")
+    builder_config = covid_blues_config(
+      kind, size, size, directory=config.dir, seed=config.split_seed
+    )
   else:
     raise UserError(
       f"config.data.name: '{config.name}' is not known; choose one of {', '.join(NAMES)}."
@@ -180,12 +283,16 @@ def open_dataset(config, kind):
   )
   _prepare(builder)
   metadata = dict(builder.info.metadata)
+  raw = tfds.decode.DeserializeMethod.RAW_BYTES
   return Dataset(
     name=metadata.get("name", builder.name),
     version=f"{builder.version} ({builder_config.name})",
     classes=tuple(metadata.pop("classes")),
     thin=tuple(metadata.pop("thin")),
     split_unit=metadata.pop("split_unit"),
-    splits={name: builder.as_data_source(name) for name in builder.info.splits},
+    splits={
+      name: Source(builder.as_data_source(name, deserialize_method=raw), builder.info.features)
+      for name in builder.info.splits
+    },
     metadata=metadata,
   )

@@ -19,7 +19,7 @@ CACHE_SHARE = 0.25
 
 def load(source, fields=FIELDS):
   """Reads a whole split into host memory: a dict of arrays with a leading example axis."""
-  examples = [{name: example[name] for name in fields} for example in source]
+  examples = list(source)
   return {name: np.stack([example[name] for example in examples]) for name in fields}
 
 
@@ -36,15 +36,19 @@ def choose_cache(cache, sources):
   Raises:
     UserError: an unknown choice.
   """
+  first = next(source[0] for source in sources if len(source))
+  per_frame = sum(np.asarray(first[name]).nbytes for name in FIELDS)
+  return choose_cache_for(cache, per_frame * sum(len(source) for source in sources))
+
+
+def choose_cache_for(cache, n_bytes):
+  """Like `choose_cache`, for so many bytes."""
   if cache not in ("auto", "device", "stream"):
     raise UserError(f"config.data.cache: '{cache}' is not known; choose auto, device or stream.")
   if cache != "auto":
     return cache
-  first = next(source[0] for source in sources if len(source))
-  per_frame = sum(np.asarray(first[name]).nbytes for name in FIELDS)
-  n = sum(len(source) for source in sources)
   memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 8 * 2**30)
-  return "device" if n * per_frame <= CACHE_SHARE * memory else "stream"
+  return "device" if n_bytes <= CACHE_SHARE * memory else "stream"
 
 
 @jax.jit
@@ -56,7 +60,7 @@ class Frames:
   """One split, ready to be drawn from.
 
   Args:
-    source: a sequence of examples, or a dict of arrays with a leading example axis.
+    source: a `lus_jax.data.datasets.Source`, or a dict of arrays with a leading example axis.
     cache: 'device' keeps all frames on the device, 'stream' reads them as they are needed.
     fields: the names of the features that batches hold.
   """
@@ -64,6 +68,8 @@ class Frames:
   def __init__(self, source, *, cache, fields=FIELDS):
     arrays = isinstance(source, dict)
     self.fields = fields
+    if not arrays:
+      source = source.only(*fields)
     self.size = len(next(iter(source.values()))) if arrays else len(source)
     self._source, self._on_device = source, None
     if cache == "device":

@@ -20,14 +20,15 @@ def summarize(dataset):
     dataset: a `lus_jax.data.datasets.Dataset` of frames.
 
   Returns:
-    A list of rows, one a split: `split`, `patients`, `videos`, `frames`, `frames_with` (how many
-    frames show a class at all, by class) and `painted` (by annotator and class, pixels per bin).
+    A list of rows, one a split: `split`, `patients`, `patient_names`, `videos`, `frames`,
+    `frames_with` (how many frames show a class at all, by class) and `painted` (by annotator and
+    class, pixels per bin).
   """
   rows = []
   for split, source in dataset.splits.items():
     patients, videos, painted = set(), set(), {}
     frames_with = np.zeros(len(dataset.classes), int)
-    for example in source:
+    for example in source.only(*PROVENANCE, "confidence"):
       origin = provenance(example)
       patients.add(origin["patient"])
       videos.add(origin["video"])
@@ -43,6 +44,7 @@ def summarize(dataset):
       {
         "split": split,
         "patients": len(patients),
+        "patient_names": sorted(patients),
         "videos": len(videos),
         "frames": len(source),
         "frames_with": dict(zip(dataset.classes, frames_with.tolist(), strict=True)),

@@ -1,4 +1,10 @@
-from lus_jax.data.datasets import Dataset
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from lus_jax.data.datasets import Dataset, Source
+from lus_jax.errors import UserError
+from tfds_builders import records
 
 
 def notes(split_unit="patient", **metadata):
@@ -23,3 +29,144 @@ def test_notes_say_what_limits_a_result():
   assert "background weight only" in notes(binary=True)[0]
   assert "39%" in notes(largest_confidence=100 / 255)[0]
   assert notes(largest_confidence=1.0, binary=False, patients_are_unknown=False) == []
+
+
+# Six videos of four patients in three splits: (video, patient, split, number of frames).
+VIDEOS = [
+  ("a1", "a", "train", 1),
+  ("b1", "b", "train", 2),
+  ("a2", "a", "train", 3),
+  ("c1", "c", "validation", 1),
+  ("d1", "d", "test", 2),
+  ("d2", "d", "test", 1),
+]
+
+
+class Records(list):
+  """Serialised examples that count how often they are read."""
+
+  def __init__(self, *args):
+    super().__init__(*args)
+    self.read = []
+
+  def __getitem__(self, index):
+    self.read.append(index)
+    return super().__getitem__(index)
+
+
+def stored():
+  features = tfds.features.FeaturesDict(records.video_features(4, 5, 2))
+
+  def example(i, name, patient, n_frames):
+    return features.serialize_example(
+      {
+        "video": name,
+        "patient": patient,
+        "view": "L1",
+        "day": 1,
+        "valid_box": np.int32([0, 0, 4, 5]),
+        "frames": np.full((n_frames, 4, 5, 1), i, np.uint8),
+        "sf_ratio": np.float32(100 + i),
+        "readmitted_30d": -1,
+        "frames_per_second": np.float32(25),
+      }
+    )
+
+  splits = {}
+  for i, (name, patient, split, n_frames) in enumerate(VIDEOS):
+    splits.setdefault(split, Records()).append(example(i, name, patient, n_frames))
+  return Dataset(
+    name="mine",
+    version="1",
+    classes=("x", "y"),
+    thin=(),
+    split_unit="patient",
+    splits={split: Source(rows, features) for split, rows in splits.items()},
+    metadata={},
+  )
+
+
+def names(source):
+  return [example["video"].decode() for example in source]
+
+
+def test_a_source_decodes_what_was_stored_and_only_what_was_asked_for():
+  source = stored().splits["train"]
+  assert len(source) == 3 and names(source) == ["a1", "b1", "a2"]
+  whole = source[2]
+  assert set(whole) == set(records.video_features(4, 5, 2))
+  assert whole["frames"].shape == (3, 4, 5, 1) and (whole["frames"] == 2).all()
+  assert whole["sf_ratio"] == 102 and whole["readmitted_30d"] == -1
+  part = source.only("video", "frames")
+  assert set(part[1]) == {"video", "frames"}
+  np.testing.assert_array_equal(part[1]["frames"], source[1]["frames"])
+  assert names(part.only("video")) == ["a1", "b1", "a2"]
+  with pytest.raises(KeyError):
+    source.only("video", "severity")
+  for index in (3, -1):
+    with pytest.raises(IndexError):
+      source[index]
+
+
+def test_patients_of_each_split_are_sorted_and_stand_once():
+  assert stored().patients() == {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
+
+
+def test_regroup_splits_the_same_examples_otherwise():
+  dataset = stored()
+  other = dataset.regroup({"train": ["d", "c"], "validation": ["a"], "test": ["nobody", "b"]})
+  # In the order of the data set, whatever the order of the patients.
+  assert {split: names(source) for split, source in other.splits.items()} == {
+    "train": ["c1", "d1", "d2"],
+    "validation": ["a1", "a2"],
+    "test": ["b1"],
+  }
+  assert other.patients() == {"train": ["c", "d"], "validation": ["a"], "test": ["b"]}
+  assert other.summary()["splits"] == {"train": 3, "validation": 2, "test": 1}
+  a2 = other.splits["validation"][1]
+  assert (a2["frames"] == 2).all() and a2["sf_ratio"] == 102
+  assert set(other.splits["validation"].only("patient", "day")[0]) == {"patient", "day"}
+  # The original is what it was, and whom nobody names is left out.
+  assert dataset.summary()["splits"] == {"train": 3, "validation": 1, "test": 2}
+  assert names(dataset.regroup({"train": ["b"]}).splits["train"]) == ["b1"]
+  again = other.regroup({"train": ["a"], "test": ["d"]})
+  assert names(again.splits["train"]) == ["a1", "a2"] and names(again.splits["test"]) == [
+    "d1",
+    "d2",
+  ]
+
+
+def test_an_example_is_read_when_it_is_asked_for():
+  dataset = stored()
+  other = dataset.regroup({"train": ["a"], "test": ["d"]})
+  rows = dataset.splits["train"]._records
+  rows.read.clear()
+  other.splits["train"][1]
+  assert rows.read == [2]
+
+
+def test_a_split_without_examples_is_one_line():
+  with pytest.raises(UserError) as error:
+    stored().regroup({"train": ["a", "b"], "validation": ["x", "y"]})
+  assert "none of the patients x, y has an example" in str(error.value)
+  assert "split validation is empty" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_equal_names_mean_the_same_person_within_one_population_only():
+  def population(name="d", **metadata):
+    return Dataset(
+      name=name,
+      version="1",
+      classes=("a",),
+      thin=(),
+      split_unit="patient",
+      splits={},
+      metadata=metadata,
+    ).population
+
+  assert population("lus_phantom", simulated=True, seed=3) == "lus_phantom, seed 3"
+  assert population("lus_phantom", simulated=True, seed=4) != population(
+    "lus_phantom", simulated=True, seed=3
+  )
+  assert population("mine") == "mine" != population("other")
+  assert stored().summary()["population"] == "mine"

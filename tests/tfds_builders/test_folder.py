@@ -10,7 +10,7 @@ from absl import logging
 from PIL import Image
 
 from lus_jax.errors import UserError
-from tfds_builders.lus_folder import media
+from tfds_builders import media
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
 HEIGHT, WIDTH = 24, 32

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfds_builders.lus_folder import importers, manifest, media
+from tfds_builders import media
+from tfds_builders.lus_folder import importers, manifest
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
 SHAPE = (20, 30)

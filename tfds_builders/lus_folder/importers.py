@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lus_jax.errors import UserError
-from tfds_builders.lus_folder import media
+from tfds_builders import media
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import records
+from tfds_builders import media, records
 from tfds_builders.letterbox import letterbox
-from tfds_builders.lus_folder import manifest, media
+from tfds_builders.lus_folder import manifest
 
 KINDS = ("frames", "videos")
 SPLIT_UNITS = ("patient", "frame")

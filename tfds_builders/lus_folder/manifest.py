@@ -25,8 +25,7 @@ import math
 import pathlib
 
 from lus_jax.errors import UserError
-from tfds_builders import records
-from tfds_builders.lus_folder import media
+from tfds_builders import media, records
 
 VIEWS = ("L1", "L2", "L3", "R1", "R2", "R3")
 MANIFEST_COLUMNS = ("video", "patient", "day", "view", "sf_ratio", "readmitted_30d", "split")
