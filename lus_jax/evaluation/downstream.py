@@ -1,0 +1,233 @@
+"""Metrics of the downstream tasks, kept as sums per patient so that patients can be resampled."""
+
+import dataclasses
+
+import numpy as np
+
+INCREASE = 2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ratio:
+  """A metric: sum over patients of the numerator by that of the denominator.
+
+  Attributes:
+    patients: P names.
+    numerator: [P], e.g. how many of a patient's pairs are right, or the sum of squared errors.
+    denominator: [P], e.g. how many pairs.
+    root: whether the metric is the square root of the ratio.
+  """
+
+  patients: tuple[str, ...]
+  numerator: np.ndarray
+  denominator: np.ndarray
+  root: bool = False
+
+  def of(self, numerator, denominator):
+    """The metric for other sums, elementwise; NaN where the denominator is 0."""
+    defined = np.asarray(denominator) > 0
+    ratio = np.where(defined, numerator, np.nan) / np.where(defined, denominator, 1)
+    return np.sqrt(ratio) if self.root else ratio
+
+  def value(self):
+    """The metric over all patients; None where it is undefined."""
+    return json_number(self.of(np.sum(self.numerator), np.sum(self.denominator)))
+
+
+def json_number(value):
+  """A Python float; None for NaN."""
+  return None if np.isnan(value) else float(value)
+
+
+def _ratio(patients, numerator, denominator, *, root=False):
+  """Sums of items (pairs, videos, days) by patient."""
+  names, index = np.unique(np.asarray(patients), return_inverse=True)
+  sums = [
+    np.bincount(index, np.broadcast_to(x, index.shape).astype(np.float64), len(names))
+    for x in (numerator, denominator)
+  ]
+  return Ratio(tuple(names.tolist()), *sums, root=root)
+
+
+def sf_change(*, logits, labels, same_day, patients, majority3, majority2):
+  """Accuracies over ordered pairs of videos.
+
+  The 3-class prediction is the largest logit, the first of equal ones. The 2-class prediction is
+  Increase where P(Increase) > P(Decrease) + P(Same), by the softmax over the three.
+
+  Args:
+    logits: [m, 3] for Decrease, Same, Increase.
+    labels: [m], 0 to 2.
+    same_day: [m] bool, both videos are of one patient-day ("Same" by construction).
+    patients: [m] names.
+    majority3: the most frequent of the three classes in training.
+    majority2: the most frequent of the two: 1 Increase, 0 the rest.
+
+  Returns:
+    A dict of `Ratio`s: `accuracy3`, `accuracy2`, both also `_no_same_day`, and `majority3`,
+    `majority2`: the accuracies of always saying the majority class.
+  """
+  logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+  other_day = ~np.asarray(same_day, bool)
+  right3 = logits.argmax(-1) == labels
+  increase = labels == INCREASE
+  right2 = (logits[:, 2] > np.logaddexp(logits[:, 0], logits[:, 1])) == increase
+  return {
+    "accuracy3": _ratio(patients, right3, 1),
+    "accuracy2": _ratio(patients, right2, 1),
+    "accuracy3_no_same_day": _ratio(patients, right3 & other_day, other_day),
+    "accuracy2_no_same_day": _ratio(patients, right2 & other_day, other_day),
+    "majority3": _ratio(patients, labels == majority3, 1),
+    "majority2": _ratio(patients, increase == majority2, 1),
+  }
+
+
+STATISTICS = {"mean": np.mean, "median": np.median, "max": np.max}
+
+
+def _by_day(patients, days, *values):
+  """Statistics over the views of every patient-day.
+
+  Returns:
+    The D patients and days, sorted, and for each of `values` a dict from statistic to [D].
+  """
+  names, index = np.unique(np.asarray(patients), return_inverse=True)
+  units, unit = np.unique(np.stack([index, np.asarray(days)]), axis=1, return_inverse=True)
+  views = [np.flatnonzero(unit.ravel() == i) for i in range(units.shape[1])]
+  statistics = [
+    {
+      name: np.array([function(np.asarray(x, np.float64)[v]) for v in views])
+      for name, function in STATISTICS.items()
+    }
+    for x in values
+  ]
+  return names[units[0]], units[1], *statistics
+
+
+def sf_ratio(*, predictions, targets, patients, days, constant):
+  """Root mean squared errors over patient-days, in the unit of the targets.
+
+  A patient-day is estimated by the mean, the median or the maximum of its views' predictions, and
+  compared with the same statistic of their targets.
+
+  Args:
+    predictions: [n], one a video.
+    targets: [n].
+    patients: [n] names.
+    days: [n] integers; videos of unknown day (-1) of a patient count as one day.
+    constant: the mean target in training, as the constant predictor.
+
+  Returns:
+    A dict of `Ratio`s: `rmse_mean`, `rmse_median`, `rmse_max`; `rmse_video` over videos instead of
+    days; `rmse_constant` of the constant against the days' mean targets.
+  """
+  names, _, predicted, measured = _by_day(patients, days, predictions, targets)
+
+  def rmse(patients, error):
+    return _ratio(patients, error**2, 1, root=True)
+
+  error = np.asarray(predictions, np.float64) - np.asarray(targets, np.float64)
+  return {
+    **{f"rmse_{name}": rmse(names, predicted[name] - measured[name]) for name in STATISTICS},
+    "rmse_video": rmse(patients, error),
+    "rmse_constant": rmse(names, constant - measured["mean"]),
+  }
+
+
+def patient_days(*, predictions, targets, patients, days):
+  """Predicted and measured values of every patient-day, for a table.
+
+  Args: as for `sf_ratio`.
+
+  Returns:
+    A list of dicts: `patient`, `day`, `measured` (the mean of the targets), `mean`, `median`,
+    `max` (of the predictions).
+  """
+  names, numbers, predicted, measured = _by_day(patients, days, predictions, targets)
+  return [
+    {
+      "patient": str(names[i]),
+      "day": int(numbers[i]),
+      "measured": float(measured["mean"][i]),
+      **{name: float(predicted[name][i]) for name in STATISTICS},
+    }
+    for i in range(len(names))
+  ]
+
+
+def vote(logits, present):
+  """Lets the views of a patient vote.
+
+  A present view votes for the class of its larger logit and for neither where both are equal. A
+  tie of votes goes to the class with the larger sum of logits over present views; 0 where these
+  are equal too.
+
+  Args:
+    logits: [P, V, 2]; those of missing views are ignored.
+    present: [P, V] bool.
+
+  Returns:
+    Predicted classes [P] and votes [P, 2], both integer.
+
+  Raises:
+    ValueError: a patient has no view.
+  """
+  present = np.asarray(present, bool)
+  if not present.any(axis=1).all():
+    raise ValueError("a patient without any view cannot be predicted; leave such patients out")
+  logits = np.where(present[..., None], np.asarray(logits, np.float64), 0)
+  votes = np.sum(logits > logits[..., ::-1], axis=1)
+  total = logits.sum(axis=1)
+  tie = votes[:, 0] == votes[:, 1]
+  predicted = np.where(tie, total[:, 1] > total[:, 0], votes[:, 1] > votes[:, 0])
+  return predicted.astype(int), votes
+
+
+def readmission(*, logits, present, labels, patients, majority):
+  """Metrics of a binary label per patient, predicted by `vote`.
+
+  Args:
+    logits: [P, V, 2] for no and yes.
+    present: [P, V] bool.
+    labels: [P], 0 or 1.
+    patients: P different names.
+    majority: the more frequent class in training.
+
+  Returns:
+    A dict of `Ratio`s: `accuracy`, `recall`, `precision` (of class 1), and `majority`: the accuracy
+    of always saying the majority class.
+  """
+  predicted, _ = vote(logits, present)
+  labels = np.asarray(labels)
+  hit = (predicted == 1) & (labels == 1)
+  return {
+    "accuracy": _ratio(patients, predicted == labels, 1),
+    "recall": _ratio(patients, hit, labels == 1),
+    "precision": _ratio(patients, hit, predicted == 1),
+    "majority": _ratio(patients, labels == majority, 1),
+  }
+
+
+def fold_row(ratios):
+  """The values of one fold for a results file.
+
+  Args:
+    ratios: a dict from metric to `Ratio`.
+
+  Returns:
+    A dict from metric to value: None where undefined, but 0 for `recall` and `precision`; next to
+    `precision` stands `precision_defined`.
+  """
+  row = {}
+  for name, ratio in ratios.items():
+    value = ratio.value()
+    row[name] = 0.0 if value is None and name in ("recall", "precision") else value
+    if name == "precision":
+      row["precision_defined"] = value is not None
+  return row
+
+
+def confusion(labels, predicted, n):
+  """Counts by true class (rows) and predicted class (columns): n lists of n integers."""
+  cells = np.asarray(labels, int) * n + np.asarray(predicted, int)
+  return np.bincount(cells, minlength=n * n).reshape(n, n).tolist()
