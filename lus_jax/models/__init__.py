@@ -1,10 +1,11 @@
-"""Networks: FPN over ResNet encoders, as `flax.nnx` modules."""
+"""Networks, as `flax.nnx` modules: FPN over ResNet encoders, temporal-shift MobileNetV2."""
 
 from flax import nnx
 from jax import numpy as jnp
 
 from lus_jax.errors import UserError
 from lus_jax.models.fpn import FPN
+from lus_jax.models.mobilenet_v2 import MobileNetV2
 from lus_jax.models.resnet import DEPTHS
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -23,14 +24,26 @@ def check(config):
     raise UserError(
       f"config.model.encoder: '{config.encoder}' is not known; choose one of {', '.join(DEPTHS)}."
     )
+  check_video(config)
+  if not 0 <= config.dropout < 1:
+    raise UserError(f"config.model.dropout: {config.dropout} must be at least 0 and below 1.")
+
+
+def check_video(config):
+  """Refuses a model config of the downstream tasks that is out of range.
+
+  Args:
+    config: the `model` part of a run's config (width, dtype).
+
+  Raises:
+    UserError: an unknown dtype, or a width out of range.
+  """
   if config.dtype not in DTYPES:
     raise UserError(
       f"config.model.dtype: '{config.dtype}' is not known; choose one of {', '.join(DTYPES)}."
     )
   if not 0 < config.width <= 4:
     raise UserError(f"config.model.width: {config.width} must be above 0 and at most 4.")
-  if not 0 <= config.dropout < 1:
-    raise UserError(f"config.model.dropout: {config.dropout} must be at least 0 and below 1.")
 
 
 def build_model(config, *, in_channels, classes, seed):
@@ -51,6 +64,30 @@ def build_model(config, *, in_channels, classes, seed):
     classes=classes,
     width=config.width,
     dropout=config.dropout,
+    dtype=DTYPES[config.dtype],
+    rngs=nnx.Rngs(seed),
+  )
+
+
+def build_video_model(config, *, in_channels, outputs, hidden, seed):
+  """Builds the video network that `config.model` of a downstream task describes.
+
+  Args:
+    config: the `model` part of a run's config, checked by `check_video`.
+    in_channels: channels of a frame: 1 + K.
+    outputs: numbers per clip.
+    hidden: sizes of the ReLU layers before the last linear layer, () for none.
+    seed: an integer; the same seed gives the same weights.
+
+  Returns:
+    An `nnx.Module` that maps clips [B, N, H, W, in_channels] to outputs [B, outputs]. Its `bias`
+    [outputs] is not in them: the loss adds it.
+  """
+  return MobileNetV2(
+    in_channels=in_channels,
+    outputs=outputs,
+    hidden=hidden,
+    width=config.width,
     dtype=DTYPES[config.dtype],
     rngs=nnx.Rngs(seed),
   )

@@ -33,8 +33,10 @@ class BatchNorm(nnx.Module):
       axes = tuple(range(x.ndim - 1))
       n = x.size // x.shape[-1]
       mean = jnp.mean(x, axes, dtype=jnp.float32)
-      # The second pass costs little and keeps the digits that E[x^2] - E[x]^2 would cancel.
-      var = jnp.mean(jnp.square(x.astype(jnp.float32) - _last_axis(mean, x)), axes)
+      # The second pass costs little and keeps the digits that E[x^2] - E[x]^2 would cancel. The
+      # variance's derivative by the mean is 0: not taking it saves the backward pass a sum.
+      centre = _last_axis(jax.lax.stop_gradient(mean), x)
+      var = jnp.mean(jnp.square(x.astype(jnp.float32) - centre), axes)
       m = self.momentum
       self.mean[...] = m * self.mean[...] + (1 - m) * mean
       self.var[...] = m * self.var[...] + (1 - m) * var * (n / max(n - 1, 1))
@@ -64,6 +66,40 @@ def conv(c_in, c_out, size, *, stride=1, bias=False, dtype, rngs, kernel_init=he
     kernel_init=kernel_init,
     rngs=rngs,
   )
+
+
+@jax.custom_vjp
+def pointwise_conv(x, kernel):
+  """A 1x1 convolution as a matrix product: [B, H, W, C], [C, D] -> [B, H, W, D].
+
+  On CPUs it is faster than XLA's convolution, and as fast where a sweep maps it over models.
+  """
+  return x @ kernel
+
+
+def _pointwise_backward(residuals, dy):
+  x, kernel = residuals
+  # Automatic differentiation computes the transpose of this product, for which XLA first copies
+  # dy, the larger factor, into another memory layout.
+  by_kernel = jnp.einsum("nc,nd->cd", x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]))
+  return dy @ kernel.T, by_kernel
+
+
+pointwise_conv.defvjp(
+  lambda x, kernel: (pointwise_conv(x, kernel), (x, kernel)), _pointwise_backward
+)
+
+
+class PointwiseConv(nnx.Module):
+  """A 1x1 convolution without bias."""
+
+  def __init__(self, c_in, c_out, *, dtype, rngs):
+    self.dtype = dtype
+    self.kernel = nnx.Param(he_fan_out(rngs.params(), (c_in, c_out)))
+
+  def __call__(self, x):
+    """Maps [B, H, W, c_in] to [B, H, W, c_out]."""
+    return pointwise_conv(x, self.kernel[...].astype(self.dtype))
 
 
 def scale_channels(channels, width):

@@ -78,6 +78,10 @@ class Sweep:
 
     return looped
 
+  def map(self, fn, state):
+    """Picks or renames parts of the state, the same of every member."""
+    return fn(state) if self.strategy == "vmap" else [fn(one) for one in state]
+
   def to_host(self, results):
     """Brings results to the host as a list of T pytrees of NumPy arrays."""
     results = jax.device_get(results)

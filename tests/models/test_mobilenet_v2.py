@@ -1,0 +1,218 @@
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+from jax import numpy as jnp
+
+from lus_jax import models
+from lus_jax.errors import UserError
+from lus_jax.models.mobilenet_v2 import InvertedResidual, MobileNetV2, StemConv, relu6
+from lus_jax.training.state import Network
+
+CONFIG = SimpleNamespace(width=0.25, dtype="float32")
+
+
+def build(config=CONFIG, *, outputs=3, hidden=(), seed=0):
+  return models.build_video_model(config, in_channels=2, outputs=outputs, hidden=hidden, seed=seed)
+
+
+def random_clip(key, *, batch=2, frames=3, size=32):
+  return jax.random.uniform(key, (batch, frames, size, size, 2))
+
+
+@pytest.fixture(scope="module")
+def network():
+  return Network(build(hidden=(16, 8)))
+
+
+@pytest.fixture(scope="module")
+def evaluate(network):
+  """Outputs in evaluation; running statistics are a batch's, else little of it would be left."""
+  clip = random_clip(jax.random.key(1), batch=8)
+  recorded = network(network.params, network.batch_stats, clip, train=True)[1]
+  batch_stats = jax.tree.map(
+    lambda new, old: (new - 0.9 * old) / 0.1, recorded, network.batch_stats
+  )
+  return jax.jit(
+    lambda clip, bias=0.0: network(network.params | {"bias": jnp.full(3, bias)}, batch_stats, clip)[
+      0
+    ]
+  )
+
+
+@pytest.fixture(scope="module")
+def gradient(network):
+  """Gradients of a loss, and the batch statistics, as a jitted function of (params, clip)."""
+
+  def loss(params, clip):
+    outputs, batch_stats = network(params, network.batch_stats, clip, train=True)
+    return jnp.mean((outputs + params["bias"][None] - 1) ** 2), batch_stats
+
+  return jax.jit(jax.grad(loss, has_aux=True))
+
+
+def test_parameters_are_as_many_as_torchvisions():
+  model = nnx.eval_shape(lambda: MobileNetV2(in_channels=3, outputs=1000, rngs=nnx.Rngs(0)))
+  sizes = jax.tree.map(lambda x: x.size, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+  assert sum(jax.tree.leaves(sizes)) == 3_504_872
+  assert sizes["bias"] == 1000
+
+
+def test_ten_blocks_are_residual():
+  model = nnx.eval_shape(lambda: MobileNetV2(in_channels=3, outputs=1, rngs=nnx.Rngs(0)))
+  assert len(model.features) == 19
+  residual = [i for i in range(1, 18) if model.features[i].residual]
+  assert residual == [3, 5, 6, 8, 9, 10, 12, 13, 15, 16]
+
+
+@pytest.mark.parametrize(
+  # Channels of features 0, 2, 4, 7, 11, 14, 17 and 18, counted by hand with torchvision's rule.
+  ("width", "channels"),
+  [
+    (0.25, [8, 8, 8, 16, 24, 40, 80, 1280]),
+    (0.35, [16, 8, 16, 24, 32, 56, 112, 1280]),
+    (1.4, [48, 32, 48, 88, 136, 224, 448, 1792]),
+  ],
+)
+def test_width_rounds_as_torchvision(width, channels):
+  model = nnx.eval_shape(
+    lambda: MobileNetV2(in_channels=1, outputs=1, width=width, rngs=nnx.Rngs(0))
+  )
+  blocks = [model.features[i].project_bn.scale.shape[0] for i in (2, 4, 7, 11, 14, 17)]
+  ends = [model.features[i].bn.scale.shape[0] for i in (0, 18)]
+  assert [ends[0], *blocks, ends[1]] == channels
+
+
+@pytest.mark.parametrize(
+  ("clip_shape", "dtype"), [((1, 2, 32, 32, 2), "float32"), ((2, 3, 45, 61, 2), "bfloat16")]
+)
+def test_outputs_are_float32_numbers_per_clip(key, clip_shape, dtype):
+  model = build(SimpleNamespace(width=0.25, dtype=dtype), outputs=4)
+  outputs = nnx.jit(lambda model, clip: model(clip, train=True))(
+    model, jax.random.uniform(key, clip_shape)
+  )
+  assert outputs.shape == (clip_shape[0], 4)
+  assert outputs.dtype == jnp.float32
+  assert np.all(np.isfinite(outputs))
+  assert np.ptp(outputs) > 0
+
+
+def test_initial_weights_are_torchvisions():
+  options = {"dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+  block = InvertedResidual(160, 160, stride=1, expansion=6, **options)
+  for kernel, fan_out in (
+    (StemConv(4, 32, **options).kernel, 9 * 32),
+    (block.expand.kernel, 960),
+    (block.depthwise, 9 * 960),
+    (block.project.kernel, 160),
+  ):
+    np.testing.assert_allclose(np.std(kernel[...]), np.sqrt(2 / fan_out), rtol=0.1)
+  head = build(outputs=50).head.kernel
+  np.testing.assert_allclose(np.std(head[...]), 0.01, rtol=0.1)
+
+
+def test_the_stem_is_a_strided_convolution(key):
+  stem = StemConv(3, 5, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  x = jax.random.normal(key, (2, 7, 10, 3))
+  expected = lax.conv_general_dilated(
+    x,
+    stem.kernel[...],
+    (2, 2),
+    ((1, 1), (1, 1)),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    precision="highest",
+  )
+  np.testing.assert_allclose(stem(x), expected, atol=1e-5)
+
+
+def test_relu6_and_its_gradient():
+  x = jnp.float32([-1, 0, 2, 6, 7])
+  np.testing.assert_array_equal(relu6(x), [0, 0, 2, 6, 6])
+  np.testing.assert_array_equal(jax.vmap(jax.grad(relu6))(x), [0, 0, 1, 0, 0])
+
+
+def test_a_block_sees_its_neighbours_through_two_folds_and_zeros_beyond_the_clip(key):
+  channels, fold = 16, 2
+  block = InvertedResidual(
+    channels, channels, stride=1, expansion=6, dtype=jnp.float32, rngs=nnx.Rngs(0)
+  )
+
+  def run(x):
+    # Without the identity path, which sees every channel of its own frame.
+    return block(x, n_segment=3, train=False) - x
+
+  x = jax.random.normal(key, (3, 2, 2, channels))
+  y = run(x)
+  # Frame 0 takes fold 0 from frame 1, and its second fold is zeros.
+  for channel, frame, moves in (
+    (0, 0, False),
+    (0, 1, True),
+    (fold, 0, False),
+    (fold, 1, False),
+    (2 * fold, 0, True),
+    (2 * fold, 1, False),
+    (0, 2, False),
+  ):
+    changed = run(x.at[frame, ..., channel].add(5.0))
+    assert np.allclose(changed[0], y[0], atol=1e-5) != moves, (channel, frame)
+
+
+def test_frames_are_averaged_and_their_order_matters(evaluate, key):
+  clip = random_clip(key, frames=4)
+  outputs = evaluate(clip)
+  assert not np.allclose(evaluate(clip[:, jnp.array([2, 0, 3, 1])]), outputs, rtol=1e-3)
+  # Clips do not touch each other.
+  np.testing.assert_allclose(evaluate(clip[1:]), outputs[1:], rtol=1e-4)
+
+
+def test_a_still_clip_gives_the_same_outputs_again(evaluate, key):
+  clip = jnp.repeat(random_clip(key, frames=1), 4, axis=1)
+  np.testing.assert_array_equal(evaluate(clip), evaluate(clip))
+
+
+def test_the_bias_is_left_to_the_loss(evaluate, key):
+  clip = random_clip(key)
+  np.testing.assert_array_equal(evaluate(clip, bias=7.0), evaluate(clip))
+
+
+def test_gradients_reach_every_parameter_and_batch_statistics_move(network, gradient, key):
+  grads, batch_stats = gradient(network.params, random_clip(key))
+  for path, grad in jax.tree.leaves_with_path(grads):
+    assert np.all(np.isfinite(grad)), path
+    assert np.any(np.asarray(grad) != 0), path
+  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), network.batch_stats, batch_stats)
+  assert all(jax.tree.leaves(moved))
+  assert len(jax.tree.leaves(moved)) == 2 * 52
+
+
+@pytest.mark.slow
+def test_stacked_models_give_what_each_gives_alone(network, gradient, key):
+  params = [network.params, Network(build(hidden=(16, 8), seed=1)).params]
+  # Norms over few values amplify rounding: hence not the smallest batch.
+  clips = jnp.stack([random_clip(k, batch=8) for k in jax.random.split(key)])
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), *params)
+  together, _ = jax.jit(jax.vmap(gradient))(stacked, clips)
+
+  def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+  for i in range(2):
+    alone = flat(gradient(params[i], clips[i])[0])
+    error = flat(jax.tree.map(lambda x, i=i: x[i], together)) - alone
+    assert np.linalg.norm(error) < 0.01 * np.linalg.norm(alone)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"width": 0}, "width: 0 must be above 0"),
+    ({"width": 4.5}, "width: 4.5 must be above 0"),
+    ({"dtype": "int8"}, "'int8' is not known; choose one of float32, bfloat16"),
+  ],
+)
+def test_a_config_out_of_range_is_refused(change, message):
+  with pytest.raises(UserError, match=message):
+    models.check_video(SimpleNamespace(**(vars(CONFIG) | change)))
