@@ -1,0 +1,337 @@
+"""An image or clip in, probability masks and overlays out.
+
+  python -m lus_jax.predict --workdir runs/seg --input clip.mp4 --out masks --thresholds .6,.5
+
+writes, in the geometry of the input's own frames:
+
+  masks/prediction.json                     what was predicted, from what, by which models
+  masks/threshold_0.6/000010/<class>.png    8-bit grey, 255 = probability 1
+  masks/overlays/threshold_0.6/000010.png   frame 10 with the classes in their colours
+
+so that `masks/threshold_0.6` can stand as `masks/` of a lus_folder data set.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from absl import flags, logging
+from PIL import Image
+from tqdm import tqdm
+
+from lus_jax import losses
+from lus_jax.errors import UserError
+from lus_jax.evaluation import results
+from lus_jax.files import write_bytes, write_text
+from lus_jax.labels import SLACK
+from lus_jax.report import palette
+from lus_jax.training import segmentation
+
+SCHEMA = 1
+RECORD = "prediction.json"
+# Fields of it that say how far a prediction is and what made it, not which one it is.
+_STATE = ("complete", "versions")
+# Frames that go through the networks together: more would hold more maps of all thresholds.
+_BATCH = 4
+# Frames decoded together, a multiple of the batch. A video is decoded once for each of these runs,
+# which costs far less than the networks do and keeps a long one out of memory.
+_DECODED = 256
+
+
+def restore(probability, box, height, width):
+  """Undoes a letterbox: cuts the frame out and gives it its own size.
+
+  Bilinear with half-pixel centres; where that shrinks, it averages over the pixels passed over.
+
+  Args:
+    probability: [S, S, K] float32 in [0, 1].
+    box: (top, left, bottom, right), half-open: the part that shows the frame.
+    height: h of the frame, in pixels.
+    width: w of the frame, in pixels.
+
+  Returns:
+    [h, w, K] uint8, 255 = 1, rounded to nearest.
+  """
+  top, left, bottom, right = box
+  maps = np.moveaxis(probability[top:bottom, left:right], -1, 0)
+  resized = [
+    np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR))
+    for one in maps.astype(np.float32)
+  ]
+  return np.rint(255 * np.stack(resized, axis=-1)).astype(np.uint8)
+
+
+def predict(trained, clip, *, thresholds, frames):
+  """Runs the models of some thresholds over frames of a clip, a few at a time.
+
+  Args:
+    trained: a `lus_jax.training.segmentation.Trained`.
+    clip: a `tfds_builders.media.Media`.
+    thresholds: T of the thresholds of `trained`.
+    frames: numbers of frames, counted from 0, rising.
+
+  Yields:
+    The number of a frame, its grey values [h, w] uint8, and T probabilities [h, w, K] uint8.
+
+  Raises:
+    UserError: the clip is damaged.
+  """
+  sweep, weights = _select(trained, thresholds)
+  probability = sweep.compile(trained.probability)
+  n = min(_BATCH, len(frames))
+  for numbers, images in _batches(clip, frames, n):
+    fitted, box = _fit(images, trained.config.data.image_size)
+    where = np.zeros(fitted.shape, bool)
+    where[:, box[0] : box[2], box[1] : box[3]] = True
+    # The last batch is filled up: another size would be another compilation.
+    filled = np.arange(n) % len(numbers)
+    members = sweep.to_host(probability(weights, sweep.members, fitted[filled], where[filled]))
+    for i, (number, image) in enumerate(zip(numbers, images, strict=True)):
+      yield number, image, [restore(member[i], box, *image.shape) for member in members]
+
+
+def _select(trained, thresholds):
+  """The sweep over some of the thresholds, and its weights."""
+  chosen = [trained.thresholds.index(threshold) for threshold in thresholds]
+  sweep = dataclasses.replace(trained.sweep, members=[trained.sweep.members[i] for i in chosen])
+  if sweep.strategy == "vmap":
+    return sweep, jax.tree.map(lambda x: x[np.array(chosen)], trained.weights)
+  return sweep, [trained.weights[i] for i in chosen]
+
+
+def _batches(clip, frames, n):
+  # TFDS comes with this import, and nothing else here needs it.
+  from tfds_builders import media
+
+  for start in range(0, len(frames), _DECODED):
+    numbers = frames[start : start + _DECODED]
+    images = media.read(clip, numbers)
+    for i in range(0, len(numbers), n):
+      yield numbers[i : i + n], images[i : i + n]
+
+
+def _fit(images, size):
+  from tfds_builders.letterbox import letterbox
+
+  fitted = [letterbox(image, size, size) for image in images]
+  _, box = fitted[0]
+  return np.stack([image for image, _ in fitted])[..., None].astype(np.float32) / 255, box
+
+
+def run(*, workdir, source, out, thresholds=None, frames=None):
+  """Predicts an image or clip and writes masks, overlays and `prediction.json`.
+
+  Args:
+    workdir: of a finished segmentation run.
+    source: mp4, avi, gif, npy, png, or a folder of numbered PNGs.
+    out: a directory: a new one, an empty one, or that of the same prediction, which is written
+      again.
+    thresholds: which of the run's thresholds; all by default.
+    frames: numbers of frames, counted from 0, in any order; all by default.
+
+  Returns:
+    What `prediction.json` says.
+
+  Raises:
+    UserError: the run, the input, an argument or the directory is not in order.
+  """
+  clip = _probe(source)
+  frames = _choose_frames(clip, frames)
+  trained = segmentation.load(os.path.expanduser(workdir))
+  thresholds = _choose_thresholds(trained.thresholds, thresholds, workdir)
+  size = trained.config.data.image_size
+  _, box = _fit(np.zeros((1, clip.height, clip.width), np.uint8), size)
+  soft = trained.config.loss.name in losses.SOFT
+  content = {
+    "schema": SCHEMA,
+    "complete": False,
+    "input": os.fspath(source),
+    "workdir": os.fspath(workdir),
+    "thresholds": thresholds,
+    "classes": list(trained.classes),
+    "colours": {name: palette.css(k) for k, name in enumerate(trained.classes)},
+    "meaning": f"value / 255 = {'confidence' if soft else 'P(confidence >= threshold)'}",
+    "frames": frames,
+    "height": clip.height,
+    "width": clip.width,
+    "network_size": size,
+    "valid_box": [int(x) for x in box],
+    "dataset": trained.dataset,
+    "config": json.loads(trained.config.to_json()),
+    "versions": results.versions(),
+  }
+  out = pathlib.Path(out).expanduser()
+  _check_directory(out, content)
+  try:
+    # It goes first, so that what a kill leaves behind is known for what it is.
+    _write_record(out, content)
+    bar = tqdm(
+      predict(trained, clip, thresholds=thresholds, frames=frames),
+      total=len(frames),
+      unit="frame",
+      desc=f"predicting {len(thresholds)} thresholds",
+      mininterval=0.2 if sys.stderr.isatty() else 10,
+      delay=5,
+    )
+    for number, image, maps in bar:
+      for threshold, probability in zip(thresholds, maps, strict=True):
+        name = f"threshold_{threshold:g}"
+        for k, label in enumerate(trained.classes):
+          _write_png(out / name / f"{number:06d}" / f"{label}.png", probability[..., k])
+        overlay = palette.overlay(image, probability / np.float32(255))
+        _write_png(out / "overlays" / name / f"{number:06d}.png", overlay)
+    content["complete"] = True
+    _write_record(out, content)
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be written ({error.strerror}).") from error
+  return content
+
+
+def _probe(source):
+  from tfds_builders import media
+
+  path = pathlib.Path(source).expanduser()
+  try:
+    readable = not path.exists() or os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
+  except OSError:
+    readable = False
+  if not readable:
+    raise UserError(f"{path} cannot be read; change its permissions (chmod u+r).")
+  return media.probe(path)
+
+
+def _choose_frames(clip, frames):
+  if frames is None:
+    return list(range(clip.n_frames))
+  for frame in frames:
+    if not 0 <= frame < clip.n_frames:
+      raise UserError(
+        f"--frames: {frame} is not a frame of {clip.path}, which has {clip.n_frames} "
+        f"({'only 0' if clip.n_frames == 1 else f'0 to {clip.n_frames - 1}'})."
+      )
+  return sorted(set(frames))
+
+
+def _choose_thresholds(known, thresholds, workdir):
+  chosen = []
+  for threshold in known if thresholds is None else thresholds:
+    near = [t for t in known if abs(t - threshold) <= SLACK]
+    if not near:
+      raise UserError(
+        f"--thresholds: no model of {workdir} has the threshold {threshold:g}; there are "
+        f"{', '.join(f'{t:g}' for t in known)}."
+      )
+    chosen += near
+  return list(dict.fromkeys(chosen))
+
+
+def _check_directory(out, content):
+  """Refuses a directory that holds anything but this very prediction (`UserError`)."""
+  file = out / RECORD
+  try:
+    if out.exists() and not out.is_dir():
+      raise UserError(f"--out={out} is a file; name a directory.")
+    if not file.exists():
+      if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out={out} holds other things; name a new or empty directory.")
+      return
+    theirs = json.loads(file.read_text())
+    different = [k for k in content if k not in _STATE and theirs.get(k) != content[k]]
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be used ({error.strerror}).") from error
+  except (AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise UserError(f"{file} is damaged; name another --out, or remove {out}.") from error
+  if different:
+    raise UserError(
+      f"--out={out} holds another prediction (different: {', '.join(different)}); name another "
+      "directory, or remove it."
+    )
+
+
+def _write_record(out, content):
+  write_text(out / RECORD, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _write_png(file, pixels):
+  buffer = io.BytesIO()
+  # A third of the default level's time, for a tenth more bytes.
+  Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
+  write_bytes(file, buffer.getvalue())
+
+
+def main(argv):
+  """Parses the command line and predicts; returns the exit code (2 after a user's mistake)."""
+  try:
+    options = _parse(argv)
+    if options is None:
+      return 0
+    content = run(**options)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("\nInterrupted. The same command writes all of it again.", file=sys.stderr)
+    return 130
+  counts = {name: len(content[name]) for name in ("frames", "thresholds", "classes")}
+  print(f"{', '.join(f'{n} {name}' for name, n in counts.items())}: {options['out']}/{RECORD}")
+  return 0
+
+
+def _parse(argv):
+  # Flags of its own, so that this module and lus_jax.main, which share names, can be imported both.
+  values = flags.FlagValues()
+
+  def text(name, default, description):
+    flags.DEFINE_string(name, default, description, flag_values=values)
+
+  text("workdir", None, "The directory of a finished segmentation run.")
+  text("input", None, "mp4, avi, gif, npy, png, or a folder of numbered PNGs.")
+  text("out", None, "Where masks and overlays go: a new directory, or the same prediction's.")
+  text("thresholds", None, "Which models, as .6,.5; all of the run's by default.")
+  text("frames", None, "Which frames, counted from 0, as 0,10,20; all by default.")
+  text("compilation_cache", "~/.cache/lus_jax", "Where compiled programs are kept; empty: nowhere.")
+  flags.DEFINE_bool("help", False, "Show this.", flag_values=values)
+  try:
+    rest = values(argv)
+  except flags.Error as error:
+    raise UserError(f"{error} (in the command line)") from error
+  if values.help:
+    print(f"{__doc__}\n{values.main_module_help()}")
+    return None
+  if len(rest) > 1:
+    raise UserError(f"'{rest[1]}' is not an option; options start with --.")
+  if not (values.workdir and values.input and values.out):
+    raise UserError(
+      "--workdir, --input and --out are all needed, as in: "
+      "python -m lus_jax.predict --workdir runs/seg --input clip.mp4 --out masks"
+    )
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)
+  if values.compilation_cache:
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(values.compilation_cache))
+  return {
+    "workdir": values.workdir,
+    "source": values.input,
+    "out": values.out,
+    "thresholds": _numbers("thresholds", values.thresholds, float),
+    "frames": _numbers("frames", values.frames, int),
+  }
+
+
+def _numbers(name, text, kind):
+  if text is None:
+    return None
+  try:
+    return [kind(part) for part in text.split(",")]
+  except ValueError as error:
+    example = {float: "numbers, as .6,.5", int: "whole numbers, as 0,10,20"}[kind]
+    raise UserError(f"--{name}={text}: write {example}.") from error
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))

@@ -1,0 +1,337 @@
+"""Prediction: what the networks say about a frame, in the frame's own geometry, as files."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from lus_jax import predict
+from lus_jax.evaluation import segmentation as evaluation
+from lus_jax.report import palette
+from lus_jax.training import segmentation
+from tfds_builders import media
+from tfds_builders.letterbox import letterbox
+from tfds_builders.lus_folder import manifest
+
+SIZE = 32
+CLASSES = ("pleura", "b line")
+THRESHOLDS = (0.8, 0.6, 0.0)
+
+
+@dataclasses.dataclass
+class Model:
+  """Models as `load` returns them, and as the evaluation takes them."""
+
+  trained: segmentation.Trained
+  state: object
+
+  def reference(self, frames):
+    """[T, N, S, S, K] of letterboxed frames, by the evaluation; and their valid box."""
+    fitted = [letterbox(frame, SIZE, SIZE) for frame in frames]
+    n = len(frames)
+    batch = {
+      "image": np.stack([image for image, _ in fitted])[..., None],
+      "confidence": np.zeros((n, SIZE, SIZE, len(CLASSES)), np.uint8),
+      "labelled": np.ones((n, len(CLASSES)), bool),
+      "valid_box": np.stack([box for _, box in fitted]),
+    }
+    trained = self.trained
+    maps = evaluation.predict(
+      trained.network, trained.sweep, self.state, batch, loss=trained.config.loss.name
+    )
+    return maps, fitted[0][1]
+
+
+@pytest.fixture(scope="module")
+def model():
+  config = ml_collections.ConfigDict(
+    {
+      "seed": 0,
+      "data": {"image_size": SIZE},
+      "model": {"encoder": "resnet18", "width": 0.125, "dropout": 0.2, "dtype": "float32"},
+      "sweep": {"thresholds": THRESHOLDS, "seeds": 1, "strategy": "loop"},
+      "loss": {"name": "weighted_cross_entropy"},
+    }
+  )
+  network, sweep, state, _ = segmentation.create_sweep(
+    config, in_channels=1, classes=len(CLASSES), tx=optax.identity()
+  )
+  r = np.random.default_rng(0)
+
+  # Untrained networks say .5 everywhere; the best weights differ between members.
+  def shaken(params):
+    return jax.tree.map(lambda x: x + (0.1 * r.standard_normal(x.shape)).astype(np.float32), params)
+
+  state = [dataclasses.replace(one, best_params=shaken(one.best_params)) for one in state]
+  trained = segmentation.Trained(
+    config=config,
+    dataset={"name": "made_up", "classes": list(CLASSES)},
+    patients={},
+    network=network,
+    sweep=sweep,
+    weights=[{"params": one.best_params, "batch_stats": one.best_batch_stats} for one in state],
+  )
+  return Model(trained, state)
+
+
+@pytest.fixture
+def load(model, monkeypatch):
+  monkeypatch.setattr(segmentation, "load", lambda workdir: model.trained)
+
+
+def clip(height, width, n=6):
+  noise = np.random.default_rng(1).random((n, height, width))
+  smooth = np.stack([ndimage.gaussian_filter(one, 2) for one in noise])
+  smooth -= smooth.min()
+  return np.rint(255 * smooth / smooth.max()).astype(np.uint8)
+
+
+def call(**options):
+  return predict.main(
+    ["predict", "--compilation_cache=", *(f"--{k}={v}" for k, v in options.items())]
+  )
+
+
+def read(out, threshold, frame, classes=CLASSES):
+  folder = out / f"threshold_{threshold:g}" / f"{frame:06d}"
+  assert sorted(path.name for path in folder.iterdir()) == sorted(f"{c}.png" for c in classes)
+  masks = [Image.open(folder / f"{name}.png") for name in classes]
+  assert {mask.mode for mask in masks} == {"L"}
+  return np.stack([np.asarray(mask) for mask in masks], axis=-1)
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap"])
+def test_masks_are_what_the_evaluation_sees(strategy, tmp_path, monkeypatch, model):
+  trained = model.trained
+  if strategy == "vmap":
+    trained = dataclasses.replace(
+      trained,
+      sweep=dataclasses.replace(trained.sweep, strategy="vmap"),
+      weights=trained.sweep.stack(trained.weights),
+    )
+  monkeypatch.setattr(segmentation, "load", lambda workdir: trained)
+  frames = clip(SIZE, SIZE)
+  np.save(tmp_path / "clip.npy", frames)
+  out = tmp_path / "out"
+  assert call(workdir="run", input=tmp_path / "clip.npy", out=out, thresholds="0,.8") == 0
+  maps, _ = model.reference(frames)
+  assert maps.std(axis=(1, 2, 3)).min() > 0.02  # frames and places differ,
+  assert abs(maps[0] - maps[2]).max() > 0.2  # and so do members
+  for t, threshold in ((0, 0.8), (2, 0.0)):
+    for i in range(len(frames)):
+      np.testing.assert_allclose(read(out, threshold, i), 255 * maps[t, i], atol=0.51)
+  assert not (out / "threshold_0.6").exists()
+
+
+def test_masks_and_overlays_have_the_geometry_of_the_frame(tmp_path, load, model):
+  height, width = 40, 100
+  frames = clip(height, width)
+  np.save(tmp_path / "clip.npy", frames)
+  out = tmp_path / "out"
+  options = {"workdir": "run", "input": tmp_path / "clip.npy", "out": out}
+  assert call(**options, frames="4,1", thresholds=".6") == 0
+  maps, box = model.reference(frames)
+  assert box == (9, 0, 22, 32)
+  rows, columns = (np.arange(height) + 0.5) * 13 / height, (np.arange(width) + 0.5) * 32 / width
+  at = np.stack(np.meshgrid(9 + rows - 0.5, columns - 0.5, indexing="ij"))
+  at[0] = np.clip(at[0], 9, 21)  # nothing of the border comes in
+  for i in (1, 4):
+    masks = read(out, 0.6, i)
+    assert masks.shape == (height, width, 2)
+    for k in range(2):
+      expected = ndimage.map_coordinates(maps[1, i, ..., k], at, order=1, mode="nearest")
+      np.testing.assert_allclose(masks[..., k], 255 * expected, atol=0.51)
+    overlay = np.asarray(Image.open(out / "overlays" / "threshold_0.6" / f"{i:06d}.png"))
+    np.testing.assert_array_equal(overlay, palette.overlay(frames[i], masks / np.float32(255)))
+  assert sorted(path.name for path in (out / "threshold_0.6").iterdir()) == ["000001", "000004"]
+  record = json.loads((out / "prediction.json").read_text())
+  expected = {
+    "complete": True,
+    "input": os.fspath(tmp_path / "clip.npy"),
+    "workdir": "run",
+    "thresholds": [0.6],
+    "classes": list(CLASSES),
+    "frames": [1, 4],
+    "height": height,
+    "width": width,
+    "network_size": SIZE,
+    "valid_box": [9, 0, 22, 32],
+    "meaning": "value / 255 = P(confidence >= threshold)",
+  }
+  assert {name: record[name] for name in expected} == expected
+  assert "jax" in record["versions"]
+
+
+def test_restore_by_hand():
+  probability = np.ones((4, 4, 1), np.float32)  # 1 outside the frame
+  probability[1:3, :, 0] = [[0, 0, 0.4, 0.4], [0.8, 0.8, 0.4, 0.4]]
+  box = (1, 0, 3, 4)
+  np.testing.assert_array_equal(
+    predict.restore(probability, box, 2, 4)[..., 0], [[0, 0, 102, 102], [204, 204, 102, 102]]
+  )
+  # Twice the size: a quarter and three quarters of the way between pixel centres.
+  doubled = predict.restore(probability, box, 4, 8)[..., 0]
+  np.testing.assert_array_equal(doubled[:, 0], [0, 51, 153, 204])
+  np.testing.assert_array_equal(doubled[0], [0, 0, 0, 26, 76, 102, 102, 102])
+  # Half the size: a triangle as wide as four pixels, cut off at the edge: weights 3 3 1 of 7.
+  probability[..., 0] = np.array([[0], [0], [0.84], [0]])
+  halved = predict.restore(probability, (0, 0, 4, 4), 2, 2)
+  np.testing.assert_array_equal(halved[..., 0], [[31, 31], [92, 92]])
+
+
+def test_a_folder_of_masks_is_read_as_a_data_set(tmp_path, load):
+  videos = tmp_path / "set" / "videos"
+  videos.mkdir(parents=True)
+  np.save(videos / "clip.npy", clip(24, 20))
+  out = tmp_path / "set" / "predicted"
+  assert call(workdir="run", input=videos / "clip.npy", out=out, frames="3") == 0
+  (out / "threshold_0.6").rename(tmp_path / "set" / "masks")
+  dataset = {"name": "mine", "licence": "none", "classes": list(CLASSES)}
+  (tmp_path / "set" / "dataset.json").write_text(json.dumps(dataset))
+  (tmp_path / "set" / "manifest.csv").write_text("video,patient\nclip.npy,a\n")
+  (tmp_path / "set" / "labels.csv").write_text("video,frame,masks\nclip.npy,3,000003\n")
+  (label,) = manifest.read_folder(tmp_path / "set").labels
+  assert set(label.masks) == set(CLASSES)
+  assert media.read_mask(label.masks["pleura"]).shape == (24, 20)
+
+
+def test_a_clip_is_decoded_in_runs_and_compiled_for_once(tmp_path, load, monkeypatch):
+  np.save(tmp_path / "clip.npy", clip(20, 30, n=11))
+  whole = list(run_frames(tmp_path / "clip.npy", range(11)))
+  shapes, decoded = [], []
+  probability, decode = segmentation.Trained.probability, media.read
+
+  def traced(self, weights, member, image, where):
+    shapes.append(image.shape)
+    return probability(self, weights, member, image, where)
+
+  def counted(media, frames):
+    decoded.append(list(frames))
+    return decode(media, frames)
+
+  monkeypatch.setattr(segmentation.Trained, "probability", traced)
+  monkeypatch.setattr(media, "read", counted)
+  monkeypatch.setattr(predict, "_DECODED", 8)
+  parts = list(run_frames(tmp_path / "clip.npy", range(11)))
+  assert shapes == [(4, SIZE, SIZE, 1)]
+  assert decoded == [list(range(8)), [8, 9, 10]]
+  assert [number for number, *_ in parts] == list(range(11))
+  for a, b in zip(whole, parts, strict=True):
+    np.testing.assert_array_equal(a[1], b[1])
+    np.testing.assert_array_equal(a[2], b[2])
+
+
+def run_frames(path, frames):
+  trained = segmentation.load("run")
+  return predict.predict(trained, media.probe(path), thresholds=[0.6, 0.0], frames=list(frames))
+
+
+def contents(folder):
+  return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_interrupted_prediction_is_written_again_and_another_one_is_refused(
+  tmp_path, load, monkeypatch, capsys
+):
+  np.save(tmp_path / "clip.npy", clip(20, 30))
+  out = tmp_path / "out"
+  options = {"workdir": "run", "input": tmp_path / "clip.npy", "out": out, "thresholds": ".6"}
+  overlay = palette.overlay
+
+  def interrupted(image, weights):
+    if (out / "overlays" / "threshold_0.6" / "000001.png").exists():
+      raise KeyboardInterrupt
+    return overlay(image, weights)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(palette, "overlay", interrupted)
+    assert call(**options) == 130
+  assert json.loads((out / "prediction.json").read_text())["complete"] is False
+  assert not list(out.rglob("*.tmp"))
+  assert call(**options) == 0
+  first = contents(out)
+  assert json.loads(first[out / "prediction.json"])["complete"] is True
+  (out / "threshold_0.6" / "000002" / "pleura.png").write_bytes(b"damaged")
+  assert call(**options) == 0
+  assert contents(out) == first
+  capsys.readouterr()
+  assert call(**options | {"thresholds": ".6,.8", "frames": "1"}) == 2
+  assert "holds another prediction (different: thresholds, frames)" in capsys.readouterr().err
+  assert contents(out) == first
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"input": "nope.png"}, "nope.png does not exist"),
+    ({"input": "notes.txt"}, "notes.txt is of no known format"),
+    ({"input": "broken.mp4"}, "broken.mp4 is damaged or not what its name says"),
+    ({"input": "locked.png"}, "locked.png cannot be read; change its permissions"),
+    ({"thresholds": ".6,.55"}, "has the threshold 0.55; there are 0.8, 0.6, 0."),
+    ({"thresholds": "60%"}, "--thresholds=60%: write numbers, as .6,.5"),
+    ({"frames": "0,6"}, "6 is not a frame of"),
+    ({"frames": "0,6"}, "clip.npy, which has 6 (0 to 5)."),
+    ({"frames": "-1"}, "-1 is not a frame of"),
+    ({"frames": "1.5"}, "--frames=1.5: write whole numbers, as 0,10,20"),
+    ({"out": "taken"}, "taken holds other things; name a new or empty directory"),
+    ({"out": "notes.txt"}, "notes.txt is a file; name a directory"),
+    ({"out": "damaged"}, "prediction.json is damaged; name another --out"),
+    ({"out": "notes.txt/out"}, "cannot be"),
+    ({"size": "3"}, "Unknown command line flag 'size'"),
+    ({"out": ""}, "--workdir, --input and --out are all needed"),
+  ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+  tmp_path, load, monkeypatch, capsys, options, message
+):
+  monkeypatch.chdir(tmp_path)
+  np.save("clip.npy", clip(20, 30))
+  Image.new("L", (8, 8)).save("locked.png")
+  for path in map(pathlib.Path, ("notes.txt", "broken.mp4", "taken/notes.txt")):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("notes")
+  pathlib.Path("damaged").mkdir()
+  pathlib.Path("damaged/prediction.json").write_text("[")
+  access = os.access
+  monkeypatch.setattr(
+    os, "access", lambda path, mode: path.name != "locked.png" and access(path, mode)
+  )
+  before = contents(tmp_path)
+  assert call(**{"workdir": "run", "input": "clip.npy", "out": "out"} | options) == 2
+  printed = capsys.readouterr()
+  (line,) = printed.err.strip().splitlines()
+  assert line.startswith("error: ")
+  assert message in line
+  assert printed.out == ""
+  assert contents(tmp_path) == before and not pathlib.Path("out").exists()
+
+
+def test_a_workdir_without_a_run_is_refused(tmp_path, capsys):
+  np.save(tmp_path / "clip.npy", clip(20, 30))
+  for workdir in (tmp_path / "nope", tmp_path):
+    assert call(workdir=workdir, input=tmp_path / "clip.npy", out=tmp_path / "out") == 2
+    assert f"{workdir} holds no segmentation run" in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_helps():
+  result = subprocess.run(
+    [sys.executable, "-m", "lus_jax.predict", "--help"],
+    cwd=pathlib.Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert result.returncode == 0, result.stderr
+  for name in ("--workdir", "--input", "--out", "--thresholds", "--frames"):
+    assert name in result.stdout
