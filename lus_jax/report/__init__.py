@@ -5,7 +5,7 @@ def build(workdir):
   """Writes `<workdir>/report/`: index.html, one self-contained page, figures and tables.
 
   Args:
-    workdir: a run's directory; only its `results/` is read.
+    workdir: a run's directory; only its `results/` and what says whose run it is are read.
 
   Returns:
     The path of index.html.

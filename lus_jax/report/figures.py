@@ -228,6 +228,207 @@ def _order(member):
   return (float(number) if label != member else math.inf, member)
 
 
+def _places(thresholds):
+  """Where each source of channels stands on an axis of thresholds; video only and truth beyond."""
+  numbers = sorted({t for t in thresholds if not isinstance(t, str)})
+  places = {t: 100 * t for t in numbers}
+  end = 100 * numbers[-1] if numbers else 0
+  for name in ("none", "true"):
+    if name in thresholds:
+      end += 17
+      places[name] = end
+  return places
+
+
+def _style(threshold):
+  k, marker = {"none": (5, "D"), "true": (2, "s")}.get(threshold, (4, "o"))
+  return {"color": palette.css(k), "marker": marker}
+
+
+def by_source(content):
+  """The table's metrics by source of channels: intervals, or every patient where there are none.
+
+  Args:
+    content: of a downstream task's results file.
+  """
+  task, summary = tables.TASKS[content["task"]], content["summary"]
+  places = _places([row["threshold"] for row in summary])
+  with_interval = any(
+    metric["interval"] is not None for row in summary for metric in row["metrics"].values()
+  )
+  figure = _figure(1.7 + 2.5 * len(task.metrics))
+  panels = figure.subplots(len(task.metrics), sharex=True, squeeze=False)[:, 0]
+  handles = {}
+  for (key, name), axes in zip(task.metrics.items(), panels, strict=True):
+    baseline = tables.baselines(content).get(key)
+    if baseline is not None:
+      # Every source is compared with the same predictor.
+      level = summary[0]["metrics"][baseline]["estimate"]
+      if level is not None:
+        style = {"color": "#444444", "linestyle": "--", "linewidth": 1.5}
+        handles[task.baseline] = axes.axhline(level, **style)
+    for row in summary:
+      threshold, found = row["threshold"], row["metrics"][key]
+      x, style = places[threshold], _style(threshold)
+      if not with_interval:
+        mine = [one.get(key) for one in content["patients"] if one["threshold"] == threshold]
+        mine = sorted(y for y in mine if y is not None)
+        # Patients of equal values stand side by side.
+        spread = np.linspace(-3, 3, len(mine)) if len(mine) > 1 else [0] * len(mine)
+        dots = {"color": "#888888", "s": 26, "linewidths": 0}
+        handles["one patient"] = axes.scatter(x + np.asarray(spread), mine, **dots)
+      if found["estimate"] is None:
+        continue
+      low, high = found["interval"] or (found["estimate"],) * 2
+      errors = [[max(0, found["estimate"] - low)], [max(0, high - found["estimate"])]]
+      bars = axes.errorbar(x, found["estimate"], errors, capsize=4, linestyle="none", **style)
+      words = "all patients, 95% interval" if with_interval else "all patients"
+      handles[words if not isinstance(threshold, str) else tables.source(threshold)] = bars
+    axes.set_ylabel(name)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(0, bottom) if bottom < 0.05 else bottom, top)
+  _source_axis(panels[-1], places)
+  _legend(figure, handles.values(), handles, 2)
+  return figure
+
+
+def _source_axis(axes, places):
+  numbers = [t for t in places if not isinstance(t, str)]
+  if len(numbers) > 9:
+    numbers = [numbers[0], numbers[-1]]
+  words = [t for t in places if isinstance(t, str)]
+  axes.set_xticks(
+    [places[t] for t in [*numbers, *words]],
+    [tables.percent(t).rstrip("%") for t in numbers]
+    + [tables.source(t).replace(" ", "\n") for t in words],
+  )
+  axes.set_xlabel("confidence threshold, %" if numbers else "")
+  low, high = min(places.values()), max(places.values())
+  axes.set_xlim(low - 8, high + 8)
+
+
+def _grid(n, height):
+  """Panels in rows of three, those beyond the nth hidden: the figure and an array of axes."""
+  columns = min(3, n)
+  lines = math.ceil(n / columns)
+  figure = _figure(1.1 + height * lines, width=max(3.2, WIDTH * columns / 3))
+  panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+  for axes in panels.flat[n:]:
+    axes.set_visible(False)
+  return figure, panels
+
+
+def confusion(content):
+  """Confusion matrices, a panel a source: counts, shaded by share of the true class.
+
+  Args:
+    content: of a downstream task's results file.
+  """
+  matrices = [content["confusion"][i] for i in tables.in_order(content["confusion"])]
+  figure, panels = _grid(len(matrices), 2.2)
+  for one, axes in zip(matrices, panels.flat, strict=False):
+    counts = np.array(one["matrix"])
+    share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    axes.imshow(share, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    # Counts of many pairs need smaller letters.
+    size = min(13, 42 / len(str(counts.max())))
+    for (i, j), n in np.ndenumerate(counts):
+      colour = "black" if share[i, j] > 0.45 else "white"
+      axes.text(j, i, str(n), ha="center", va="center", color=colour, fontsize=size)
+    ticks = range(len(one["classes"]))
+    turned = {"rotation": 90} if max(map(len, one["classes"])) > 3 else {}
+    axes.set_xticks(ticks, one["classes"], **turned)
+    axes.set_yticks(ticks, one["classes"])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_title(tables.source(one["threshold"]), fontsize=13)
+  figure.supxlabel("predicted", fontsize=13)
+  figure.supylabel("true", fontsize=13)
+  return figure
+
+
+def predicted(content):
+  """Predicted against measured values of patient-days, a panel a source, mean over folds.
+
+  Args:
+    content: of the results file of a task that estimates a value.
+  """
+  days = {}
+  for row in content["predictions"]:
+    mine = days.setdefault(row["threshold"], {})
+    mine.setdefault((row["patient"], row["day"]), []).append((row["measured"], row["mean"]))
+  thresholds = list(days)
+  every = [x for mine in days.values() for pairs in mine.values() for pair in pairs for x in pair]
+  low, high = min(every), max(every)
+  margin = 0.05 * (high - low) or 0.05
+  scale = content["config"].get("target_scale", 1)
+  low, high = low - margin, high + margin
+  figure, panels = _grid(len(thresholds), 2.1)
+  for k, i in enumerate(tables.in_order([{"threshold": t} for t in thresholds])):
+    axes = panels.flat[k]
+    points = [np.mean(pairs, axis=0) for pairs in days[thresholds[i]].values()]
+    x, y = zip(*points, strict=True)
+    axes.plot([low, high], [low, high], color="#666666", linestyle=":", linewidth=1.5)
+    style = _style(thresholds[i])
+    axes.scatter(x, y, s=22, alpha=0.7, linewidths=0, **style)
+    axes.set(xlim=(low, high), ylim=(low, high))
+    axes.set_aspect("equal")
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.yaxis.set_major_locator(MaxNLocator(3))
+    if k < panels.shape[1] and scale != 1:
+      raw = axes.secondary_xaxis("top", functions=(lambda x: x * scale, lambda x: x / scale))
+      raw.xaxis.set_major_locator(MaxNLocator(3))
+      raw.tick_params(labelsize=11, colors="#555555")
+    axes.set_title(tables.source(thresholds[i]), fontsize=13)
+  name = tables.target(content)
+  unit = name if scale == 1 else f"{name} / {scale:g} (on top: not divided)"
+  figure.supxlabel(f"measured {unit}", fontsize=13)
+  figure.supylabel("predicted, mean of the views", fontsize=13)
+  return figure
+
+
+def source_curves(rows, score):
+  """Losses and validation score by epoch, mean over folds; a line a source of channels.
+
+  Args:
+    rows: of a downstream task's history file.
+    score: what the score is called.
+  """
+  found = list(dict.fromkeys(row["threshold"] for row in rows))
+  found = [found[i] for i in tables.in_order([{"threshold": t} for t in found])]
+  shades = _shades(sorted(t for t in found if not isinstance(t, str)))
+  quantities = {
+    "train_loss": "training loss",
+    "loss": "validation loss",
+    "score": f"validation\n{score}",
+  }
+  figure = _figure(8.5)
+  panels = figure.subplots(len(quantities), sharex=True)
+  handles = {}
+  for (key, title), axes in zip(quantities.items(), panels, strict=True):
+    for threshold in found:
+      by_epoch = {}
+      for row in rows:
+        if row["threshold"] == threshold and row[key] is not None:
+          by_epoch.setdefault(row["epoch"], []).append(row[key])
+      epochs = sorted(by_epoch)
+      style = {
+        "none": {"color": palette.css(5), "linestyle": "--"},
+        "true": {"color": "black", "linestyle": "-."},
+      }.get(threshold) or {"color": shades[threshold]}
+      (handles[tables.source(threshold)],) = axes.plot(
+        epochs,
+        [np.mean(by_epoch[epoch]) for epoch in epochs],
+        marker="." if len(epochs) < 15 else None,
+        **style,
+      )
+    axes.set_ylabel(title)
+  panels[-1].set_xlabel("epoch")
+  panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+  _legend(figure, handles.values(), handles, 3)
+  return figure
+
+
 def painted(rows, classes):
   """Histogram of painted confidences, classes stacked; a panel an annotator.
 

@@ -1,7 +1,9 @@
 """One HTML page from the results files of a run, with its figures and tables as files beside it."""
 
 import base64
+import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import json
@@ -20,14 +22,17 @@ from lus_jax import labels
 from lus_jax.errors import UserError
 from lus_jax.evaluation import results
 from lus_jax.files import write_bytes, write_text
-from lus_jax.report import figures, palette, tables
+from lus_jax.report import downstream, figures, palette, tables
 
 DIRECTORY = "report"
 FILES = ("segmentation", "segmentation_matrix", "history", "cases", "dataset")
 EXAMPLES = "examples.npz"
 _KEYS = {"config", "versions", "dataset", "rows"}
+_TASK_KEYS = _KEYS | {"target", "primary", "summary"}
+_HISTORY = "_history"
 _ARRAYS = ("index", "role", "image", "confidence", "probability", "labelled", "valid_box")
 _CONFIGS = pathlib.Path(lus_jax.__file__).parents[1] / "configs"
+_SIZES = ("demo", "tiny")
 # Opacities of a picture's layer: fewer compress better, and nobody sees the difference.
 _OPACITIES = 16
 # Below this many test patients no exact test, corrected for 11 comparisons, can reach p < .05.
@@ -37,8 +42,56 @@ _DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 def write(workdir):
   """Writes the report of a run; see `lus_jax.report.build`."""
-  files, problems = _read(workdir)
+  files, tasks, problems = _read(workdir)
   page = _Page(files, problems)
+  segmentation = not files.keys().isdisjoint(FILES)
+  if segmentation:
+    _segmentation(page)
+  sections = [_task(page, name, number) for number, name in enumerate(tasks, 1)]
+  page.section("seed", lambda files: tables.value(files, page.any, "config", "seed", show=str))
+  page.section("versions", lambda files: tables.settings(files, page.any, "versions"))
+  page.section("settings", lambda files: _settings(files, [page.any, *tasks]))
+  page.section("commands", lambda files: _commands(files, [page.any, *tasks], workdir))
+
+  directory = pathlib.Path(workdir) / DIRECTORY
+  written = {}
+  for name, content in page.context.items():
+    if name.endswith(".table") and content:
+      written[directory / "tables" / f"{content.name}.csv"] = content.csv().encode()
+    if name.endswith(".files") and content:
+      for kind, data in content.items():
+        written[directory / "figures" / f"{name.removesuffix('.files')}.{kind}"] = data
+  for file, data in written.items():
+    write_bytes(file, data)
+  # What an earlier report left would pass for part of this one.
+  for folder in ("tables", "figures"):
+    for file in set((directory / folder).glob("*")) - written.keys():
+      file.unlink()
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters["data_url"] = _data_url
+  html = environment.get_template("template.html").render(
+    shown=page.context,
+    problems=problems,
+    segmentation=segmentation,
+    tasks=sections,
+    dataset=files[page.any]["dataset"],
+    config=files[page.any]["config"],
+    palette=palette,
+    fewest_pixels=figures.FEWEST_PIXELS,
+    percent=tables.percent,
+  )
+  write_text(directory / "index.html", html)
+  return directory / "index.html"
+
+
+def _segmentation(page):
+  """Makes the parts of the page that show the segmentation."""
   page.section("scores.table", tables.scores, "segmentation")
   page.section("more_scores.table", tables.more_scores, "segmentation")
   page.section("per_class.table", tables.per_class, "segmentation")
@@ -58,69 +111,128 @@ def write(workdir):
   if page.context["examples"]:
     page.section("pictures.files", lambda _: _pictures(page.context["examples"]))
   page.section("summary", _summary)
-  page.section("seed", lambda files: tables.value(files, page.any, "config", "seed", show=str))
-  page.section("settings", lambda files: tables.settings(files, page.any, "config"))
-  page.section("versions", lambda files: tables.settings(files, page.any, "versions"))
-  page.section("command", lambda files: _command(files[page.any]["config"], workdir))
 
-  directory = pathlib.Path(workdir) / DIRECTORY
-  written = {}
-  for name, content in page.context.items():
-    if name.endswith(".table") and content:
-      written[directory / "tables" / f"{content.name}.csv"] = content.csv().encode()
-    if name.endswith(".files") and content:
-      for kind, data in content.items():
-        written[directory / "figures" / f"{name.split('.')[0]}.{kind}"] = data
-  for file, data in written.items():
-    write_bytes(file, data)
-  # What an earlier report left would pass for part of this one.
-  for folder in ("tables", "figures"):
-    for file in set((directory / folder).glob("*")) - written.keys():
-      file.unlink()
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
+
+def _task(page, name, number):
+  """Makes the parts of the page that show a downstream task; what the template needs to find them.
+
+  Args:
+    page: a `_Page`.
+    name: of the task's results file.
+    number: of the section.
+  """
+  content, past = page.files[name], name + _HISTORY
+  task = content["task"]
+
+  def table(part, make, *needs):
+    page.section(f"{name}_{part}.table", lambda files: make(files, name), name, *needs)
+
+  def figure(part, draw):
+    page.section(f"{name}_{part}.files", lambda files: figures.render(draw, files[name]), name)
+
+  table("scores", downstream.scores)
+  table("more_scores", downstream.more_scores)
+  table("differences", downstream.differences)
+  table("comparisons", downstream.comparisons)
+  table("every_fold", downstream.every_fold)
+  table("patients", downstream.per_patient)
+  table("folds", downstream.folds)
+  table("history", downstream.history, past)
+  figure("by_threshold", figures.by_source)
+  if task == "sf_ratio":
+    figure("predicted", figures.predicted)
+  else:
+    table("confusion", downstream.confusion)
+    figure("confusion", figures.confusion)
+  if task != "sf_change":
+    table("predictions", downstream.predictions)
+  page.section(
+    f"{name}_curves.files",
+    lambda files: figures.render(
+      figures.source_curves, files[past]["rows"], tables.primary(files[name])
+    ),
+    past,
+    name,
   )
-  environment.filters["data_url"] = _data_url
-  html = environment.get_template("template.html").render(
-    shown=page.context,
-    problems=problems,
-    dataset=files[page.any]["dataset"],
-    config=files[page.any]["config"],
-    palette=palette,
-    fewest_pixels=figures.FEWEST_PIXELS,
-    percent=tables.percent,
-  )
-  write_text(directory / "index.html", html)
-  return directory / "index.html"
+  page.section(f"{name}.facts", lambda files: downstream.facts(files, name), name)
+  papers = tables.is_the_papers(content)
+  return {
+    "name": name,
+    "id": f"task-{number}",
+    "task": task,
+    "papers": papers,
+    "title": tables.title(content),
+    "table": f"Table {tables.TASKS[task].number}" + ("" if papers else f" ({name})"),
+    "target": tables.target(content),
+    "baseline": tables.TASKS[task].baseline,
+    "facts": page.context[f"{name}.facts"],
+  }
+
+
+def _settings(files, names):
+  """A table of settings for each different config of some results files."""
+  found = {}
+  for name in names:
+    found.setdefault(json.dumps(files[name]["config"], sort_keys=True), name)
+  return [(name, tables.settings(files, name, "config")) for name in found.values()]
 
 
 def _read(workdir):
-  """What can be read, by name, JSON files first; and a line for each file that cannot."""
+  """What can be read, by name, JSON files first.
+
+  Returns:
+    Contents by name, the names of those that are of downstream tasks in the paper's order, and a
+    line for each file that is missing or cannot be read.
+  """
   directory = pathlib.Path(workdir) / results.DIRECTORY
-  files, problems = {}, []
-  for name in FILES:
+  files, tasks, problems = {}, {}, []
+
+  def read(name, keys=_KEYS):
     try:
       content = results.read(workdir, name)
-      if missing := _KEYS - content.keys():
+      if missing := keys - content.keys():
         raise UserError(f"{directory / name}.json is damaged (without '{min(missing)}').")
-      files[name] = content
+      return content
     except UserError as error:
       problems.append(str(error))
+      return None
+
+  present = {file.stem for file in directory.glob("*.json")}
+  for name in sorted(present - {*FILES}):
+    if name.removesuffix(_HISTORY) in present - {name}:
+      continue  # read beside the task it belongs to
+    content = read(name, set())
+    if content is not None and content.get("task") in tables.TASKS:
+      if (content := read(name, _TASK_KEYS)) is not None:
+        tasks[name] = content
+    elif name.endswith(_HISTORY):
+      read(name.removesuffix(_HISTORY))  # which is missing
+  with_segmentation = not present.isdisjoint(FILES) or (directory / EXAMPLES).exists()
+  for name in FILES if with_segmentation else ():
+    if (content := read(name)) is not None:
+      files[name] = content
+
+  def place(item):
+    return tables.TASKS[item[1]["task"]].number, not tables.is_the_papers(item[1])
+
+  tasks = dict(sorted(tasks.items(), key=place))
+  files |= tasks
   if not files:
     raise UserError(
       f"{directory} holds no readable results file; run lus_jax.main with this workdir first."
     )
+  for name in tasks:
+    if (content := read(name + _HISTORY)) is not None:
+      files[name + _HISTORY] = content
+  if not with_segmentation:
+    return files, list(tasks), problems
   try:
     files["examples"] = _read_examples(directory / EXAMPLES)
   except FileNotFoundError:
     problems.append(f"{directory / EXAMPLES} does not exist: the page shows no pictures.")
   except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
     problems.append(f"{directory / EXAMPLES} is damaged ({error}): the page shows no pictures.")
-  return files, problems
+  return files, list(tasks), problems
 
 
 def _read_examples(file):
@@ -157,7 +269,8 @@ class _Page:
       self._damaged |= set(needs)
       file = f"results/{needs[0] if needs else self.any}"
       what = f"{type(error).__name__}: {error}"
-      self.problems.append(f"{file} does not hold what '{name.split('.')[0]}' needs ({what}).")
+      part = name.rpartition(".")[0] or name
+      self.problems.append(f"{file}.json does not hold what '{part}' needs ({what}).")
 
   def figure(self, name, file, draw, *, with_classes=False):
     """Draws a figure from the rows of a results file."""
@@ -322,36 +435,54 @@ def _summary(files):
   return summary
 
 
+def _commands(files, names, workdir):
+  """The commands that repeat what a directory holds: one, if it was a study, else one a task."""
+  for file in ("run.json", "study/run.json"):
+    # Results may be there alone, without the run they come from.
+    with contextlib.suppress(OSError, *_DAMAGE):
+      run = json.loads((pathlib.Path(workdir) / file).read_text())
+      if run["config"]["task"] == "study":
+        return [_command(run["config"], workdir)]
+  return list(dict.fromkeys(_command(files[name]["config"], workdir) for name in names))
+
+
 def _command(config, workdir):
   """The command that repeats a run: the config file it is nearest to, and what differs from it."""
   wanted = traverse_util.flatten_dict(config, sep=".")
+  task = wanted.get("task")
   candidates = []
-  for name in ("seg.py", "seg.py:demo", "seg.py:tiny"):
-    known = _config(name)
-    if known is not None and known.keys() == wanted.keys():
+  for name, known in _configs():
+    if known.get("task") == task and known.keys() == wanted.keys():
       differing = {key: x for key, x in wanted.items() if known[key] != x}
       candidates.append((len(differing), name, differing))
   # Without the configs beside the package every field is named.
-  _, name, differing = min(candidates, key=lambda c: c[0], default=(0, "seg.py", wanted))
+  file = {"segmentation": "seg.py"}.get(task, f"{task}.py")
+  _, name, differing = min(candidates, key=lambda c: c[0], default=(0, file, wanted))
   options = [f"--config.{key}={_option(x)}" for key, x in differing.items()]
-  first = f"python -m lus_jax.main --config configs/{name} --workdir {shlex.quote(str(workdir))}"
+  config, workdir = shlex.quote(f"configs/{name}"), shlex.quote(str(workdir))
+  first = f"python -m lus_jax.main --config {config} --workdir {workdir}"
   return " \\\n  ".join([first, *map(shlex.quote, options)])
 
 
 def _option(content):
   if isinstance(content, list):
-    return f"({', '.join(map(repr, content))},)"
+    return f"({', '.join(map(repr, content))},)" if content else "()"
   return str(content)
 
 
-def _config(name):
-  """The fields of a config file as results files print them; None where it cannot be read."""
-  file, _, size = name.partition(":")
-  spec = importlib.util.spec_from_file_location("_report_config", _CONFIGS / file)
-  try:
+@functools.cache
+def _configs():
+  """The config files beside the package and their sizes, with their fields as in results files."""
+  found = []
+  for file in sorted(_CONFIGS.glob("*.py")):
+    spec = importlib.util.spec_from_file_location("_report_config", file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(*([size] if size else []))
-  except (OSError, ImportError, ValueError):
-    return None
-  return traverse_util.flatten_dict(json.loads(config.to_json()), sep=".")
+    # The files are the user's to change: one that fails is no candidate.
+    with contextlib.suppress(Exception):
+      spec.loader.exec_module(module)
+    for size in ("", *_SIZES):
+      with contextlib.suppress(Exception):
+        config = json.loads(module.get_config(*([size] if size else [])).to_json())
+        fields = traverse_util.flatten_dict(config, sep=".")
+        found.append((f"{file.name}:{size}" if size else file.name, fields))
+  return found

@@ -18,6 +18,44 @@ REPORTED = {
   0.8: {"iou": 0.351, "weighted_ce": 0.022, "ce": 0.059, "trimap": 0.032},
   1.0: {"iou": 0.131, "weighted_ce": 0.007, "ce": 0.103, "trimap": 0.007},
 }
+# Its Tables 2 to 4: mean and standard deviation over five folds.
+REPORTED_TASKS = {
+  "sf_change": {
+    0.0: {"accuracy3": (0.362, 0.033), "accuracy2": (0.497, 0.055)},
+    0.2: {"accuracy3": (0.360, 0.049), "accuracy2": (0.531, 0.061)},
+    0.4: {"accuracy3": (0.363, 0.031), "accuracy2": (0.515, 0.057)},
+    0.5: {"accuracy3": (0.333, 0.022), "accuracy2": (0.501, 0.025)},
+    0.6: {"accuracy3": (0.348, 0.033), "accuracy2": (0.515, 0.504)},
+    0.8: {"accuracy3": (0.339, 0.049), "accuracy2": (0.504, 0.057)},
+    1.0: {"accuracy3": (0.327, 0.051), "accuracy2": (0.511, 0.051)},
+  },
+  "sf_ratio": {
+    threshold: dict(zip(("rmse_max", "rmse_mean", "rmse_median"), figures, strict=True))
+    for threshold, figures in {
+      0.0: ((0.3506, 0.0567), (0.3964, 0.0568), (0.3918, 0.0548)),
+      0.2: ((0.3708, 0.0580), (0.4284, 0.0641), (0.4190, 0.0641)),
+      0.4: ((0.3644, 0.0136), (0.4188, 0.0112), (0.4090, 0.0123)),
+      0.5: ((0.3644, 0.0245), (0.4186, 0.0245), (0.4078, 0.0225)),
+      0.6: ((0.2902, 0.0496), (0.3604, 0.0533), (0.3506, 0.0526)),
+      0.8: ((0.3468, 0.0439), (0.4076, 0.0550), (0.3948, 0.0531)),
+      1.0: ((0.3270, 0.0432), (0.3822, 0.0362), (0.3750, 0.0389)),
+    }.items()
+  },
+  "readmission": {
+    threshold: dict(zip(("accuracy", "recall", "precision"), figures, strict=True))
+    for threshold, figures in {
+      0.0: ((0.450, 0.209), (0.400, 0.418), (0.333, 0.312)),
+      0.2: ((0.550, 0.209), (0.500, 0.354), (0.567, 0.365)),
+      0.4: ((0.400, 0.137), (0.600, 0.418), (0.367, 0.217)),
+      0.5: ((0.550, 0.112), (0.700, 0.274), (0.533, 0.075)),
+      0.6: ((0.750, 0.177), (0.900, 0.224), (0.768, 0.224)),
+      0.8: ((0.700, 0.274), (0.800, 0.274), (0.700, 0.274)),
+      1.0: ((0.700, 0.209), (0.800, 0.274), (0.667, 0.204)),
+    }.items()
+  },
+}
+# Printed so; the sd of an accuracy this even cannot be that large.
+SIC = ("sf_change", 0.6, "accuracy2")
 # The reported figures stand beside a data set of these classes only.
 PAPER_CLASSES = {
   "sharp_pleura",
@@ -31,6 +69,7 @@ _COLUMNS = {"iou": "IoU", "weighted_ce": "WeightedCE", "ce": "CE", "trimap": "Tr
 _REPORTED_NOTE = (
   "[P]: figures reported in arXiv 2508.15635 on its private data; context, not a target."
 )
+_TASK_NOTE = "+- is the sd over folds (training variability), not an uncertainty over patients."
 _MORE = {"dice": "Dice", "iou_at_best_cut": "IoU best cut", "ece": "ECE"}
 
 
@@ -42,6 +81,11 @@ def number(value):
 def percent(threshold):
   """A threshold as the paper prints it: 60%, and > 0% for 0."""
   return "> 0%" if threshold == 0 else f"{100 * threshold:g}%"
+
+
+def source(threshold):
+  """What fills the segmentation channels: a threshold as `percent`, or none, or the truth."""
+  return {"none": "video only", "true": "true masks"}.get(threshold) or percent(threshold)
 
 
 def text_table(header, rows):
@@ -98,6 +142,199 @@ def segmentation(results):
 
 
 @dataclasses.dataclass(frozen=True)
+class Task:
+  """What a downstream task's results are called.
+
+  Attributes:
+    number: of the paper's table.
+    target: the paper's own.
+    metrics: names of the table's metrics by key.
+    baseline: what the predictor that never looks at a video is called.
+    baselines: its metric beside each of the table's.
+  """
+
+  number: int
+  target: str
+  metrics: dict[str, str]
+  baseline: str
+  baselines: dict[str, str]
+
+
+TASKS = {
+  "sf_change": Task(
+    2,
+    "sf_ratio",
+    {"accuracy3": "3-class accuracy", "accuracy2": "2-class accuracy"},
+    "majority class",
+    {"accuracy3": "majority3", "accuracy2": "majority2"},
+  ),
+  "sf_ratio": Task(
+    3,
+    "sf_ratio",
+    {"rmse_max": "RMSE of max", "rmse_mean": "RMSE of mean", "rmse_median": "RMSE of median"},
+    "constant",
+    dict.fromkeys(("rmse_max", "rmse_mean", "rmse_median"), "rmse_constant"),
+  ),
+  "readmission": Task(
+    4,
+    "readmitted_30d",
+    {"accuracy": "accuracy", "recall": "recall", "precision": "precision"},
+    "majority class",
+    {"accuracy": "majority"},
+  ),
+}
+
+
+def as_reported(task, figure):
+  """A figure of the paper's Tables 2 to 4, with the decimals it has there."""
+  return f"{figure:.{4 if task == 'sf_ratio' else 3}f}"
+
+
+def is_the_papers(content):
+  """Whether a task's results may have the paper's figures beside them."""
+  return content["target"] == TASKS[content["task"]].target
+
+
+def baselines(content):
+  """The metric of the predictor without a video beside each of the table's metrics."""
+  found = TASKS[content["task"]].baselines
+  if content["task"] == "sf_ratio" and not is_the_papers(content):
+    # Views of one day may differ in another target, and then the constant stands for their mean.
+    return {content["primary"]: found[content["primary"]]}
+  return found
+
+
+def title(content):
+  """What a downstream task asks, in few words."""
+  names = {
+    "sf_change": "Change of the S/F ratio",
+    "sf_ratio": "S/F ratio of a patient-day",
+    "readmission": "Readmission within 30 days",
+  }
+  others = {
+    "sf_change": "Change of",
+    "sf_ratio": "Estimate of",
+    "readmission": "Patients by",
+  }
+  task = content["task"]
+  return names[task] if is_the_papers(content) else f"{others[task]} {target(content)}"
+
+
+def target(content):
+  """What a downstream task is about."""
+  return "S/F ratio" if content["target"] == "sf_ratio" else content["target"]
+
+
+def in_order(summary):
+  """Indices of a task's summary rows: thresholds in their order, video only, true masks."""
+  last = {"none": 1, "true": 2}
+  return sorted(range(len(summary)), key=lambda i: last.get(summary[i]["threshold"], 0))
+
+
+def decided(content):
+  """Comparisons with a corrected p below .05, as (index in summary, index of the comparison).
+
+  None where the test patients are too few to decide anything.
+  """
+  if not all(row["can_decide"] for row in content["summary"]):
+    return None
+  return [
+    (i, j)
+    for i, row in enumerate(content["summary"])
+    for j, one in enumerate(row["comparisons"])
+    if one["p_holm"] is not None and one["p_holm"] < 0.05
+  ]
+
+
+def patients(n):
+  """'1 test patient', '4 test patients'."""
+  return f"{n} test patient{'' if n == 1 else 's'}"
+
+
+def downstream(content):
+  """Tables 2 to 4 from a downstream task's results file, the paper's figures beside its own target.
+
+  Returns:
+    Text of several lines.
+  """
+  task, summary = TASKS[content["task"]], content["summary"]
+  beside = REPORTED_TASKS[content["task"]] if is_the_papers(content) else None
+  header = ["threshold", *task.metrics.values()]
+  if beside:
+    header += ["|"] + [f"[P] {name}" for name in task.metrics.values()]
+
+  as_printed = functools.partial(as_reported, content["task"])
+
+  def spread(pair, show=number):
+    return f"{show(pair[0])} +- {show(pair[1])}" if pair else ""
+
+  def line(name, row, keys):
+    cells = [row["metrics"][key] if key else None for key in keys]
+    reported = (beside or {}).get(row["threshold"], {}) if name is None else {}
+    figures = [
+      spread(reported.get(key), as_printed)
+      + (" (sic)" if reported and (content["task"], row["threshold"], key) == SIC else "")
+      for key in task.metrics
+    ]
+    return [
+      name or source(row["threshold"]),
+      *(spread((cell["mean"], cell["sd"])) if cell else "" for cell in cells),
+      *(["|", *figures] if beside else []),
+    ]
+
+  rows = [line(None, summary[i], task.metrics) for i in in_order(summary)]
+  rows += [None, line(task.baseline, summary[0], map(baselines(content).get, task.metrics))]
+  n, found = patients(summary[0]["n_patients"]), decided(content)
+  if found is None:
+    verdict = [f"{n} cannot decide: thresholds are not ranked."]
+  elif not any(row["comparisons"] for row in summary):
+    verdict = ["No thresholds were compared, so none is ranked."]
+  elif not found:
+    verdict = [
+      "No comparison of thresholds has a corrected p below .05: none is called better or worse."
+    ]
+  else:
+    verdict = [f"{comparison(content, i, j)}." for i, j in found]
+  return "\n".join(
+    [
+      f"Table {task.number}. {title(content)} ({content['dataset']['name']}): {n}, "
+      f"{summary[0]['n_folds']} folds.",
+      text_table(header, rows),
+      _TASK_NOTE,
+      *verdict,
+      *([_REPORTED_NOTE] if beside else []),
+      *(f"Left out: {one['count']} {one['what']} ({one['why']})." for one in content["left_out"]),
+      *(f"Note: {note}" for note in content["notes"]),
+    ]
+  )
+
+
+def comparison(content, i, j):
+  """Which of two thresholds has the higher primary metric, and the corrected p, in words."""
+  row = content["summary"][i]
+  one = row["comparisons"][j]
+  return (
+    f"{source(row['threshold'])} has a {direction(one)} {primary(content)} than "
+    f"{source(one['against'])} (corrected p {probability(one['p_holm'])})"
+  )
+
+
+def direction(one):
+  """'higher' or 'lower', of a comparison's difference."""
+  return "higher" if one["difference"] > 0 else "lower"
+
+
+def primary(content):
+  """The name of a task's primary metric."""
+  return TASKS[content["task"]].metrics[content["primary"]]
+
+
+def probability(p):
+  """Three decimals, but never 0; a dash where undefined."""
+  return "< 0.001" if p is not None and p < 0.001 else number(p)
+
+
+@dataclasses.dataclass(frozen=True)
 class Value:
   """A number on the page and where it stands in the results files.
 
@@ -113,26 +350,59 @@ class Value:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cells:
+  """Several numbers in one cell of the page; in the CSV file each has a column.
+
+  Attributes:
+    parts: `Value`s and what stands between them.
+  """
+
+  parts: list[Value | str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """The header of a column of `Cells`.
+
+  Attributes:
+    title: on the page.
+    names: of the CSV file's columns, after the title.
+  """
+
+  title: str
+  names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
   """A table of the page and of a CSV file.
 
   Attributes:
     name: of the CSV file, without its ending.
-    header: column names.
-    rows: lists of `Value` or str; the first of a row names it.
+    header: column names: str or `Column`.
+    rows: lists of `Value` or str, or `Cells` in a `Column`; the first of a row names it.
   """
 
   name: str
-  header: list[str]
-  rows: list[list[Value | str]]
+  header: list[str | Column]
+  rows: list[list[Value | Cells | str]]
 
   def csv(self):
     """The table as CSV text with full precision; undefined values are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(self.header)
+    names = [(h.title, h.names) if isinstance(h, Column) else (h, ("",)) for h in self.header]
+    writer.writerow([f"{title}, {x}" if x else title for title, parts in names for x in parts])
     for row in self.rows:
-      writer.writerow([cell.value if isinstance(cell, Value) else cell for cell in row])
+      line = []
+      for cell, (_, parts) in zip(row, names, strict=True):
+        if isinstance(cell, str):
+          found = [cell]
+        else:
+          inside = cell.parts if isinstance(cell, Cells) else [cell]
+          found = [x.value for x in inside if isinstance(x, Value)]
+        line += found + [""] * (len(parts) - len(found))
+      writer.writerow(line)
     return text.getvalue()
 
 

@@ -158,6 +158,195 @@ def write_results(
   return workdir
 
 
+SOURCES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0, "none", "true")
+METRICS = {
+  "sf_change": ("accuracy3", "accuracy2", "accuracy3_no_same_day", "accuracy2_no_same_day")
+  + ("majority3", "majority2"),
+  "sf_ratio": ("rmse_mean", "rmse_median", "rmse_max", "rmse_video", "rmse_constant"),
+  "readmission": ("accuracy", "recall", "precision", "majority"),
+}
+PRIMARY = {"sf_change": "accuracy3", "sf_ratio": "rmse_mean", "readmission": "accuracy"}
+BASELINE = {"sf_change": "majority3", "sf_ratio": "rmse_constant", "readmission": "majority"}
+CLASSES = {"sf_change": ["Decrease", "Same", "Increase"], "readmission": ["no", "yes"]}
+# How the runs of `TASK_RUNS` call their results files, and what is in them.
+TASK_RUNS = {
+  "study": {
+    "with_segmentation": True,
+    "files": {"sf_change": {}, "sf_ratio": {"found": True}, "readmission": {}},
+  },
+  "small": {
+    "files": {
+      "sf_ratio": {"sources": (0.6, 0.0, "none"), "folds": 2, "patients": 4, "epochs": 3},
+    },
+  },
+  "other targets": {
+    "files": {
+      name: {"task": task, "target": f"<{name}> & co", "sources": (0.5, "none", "true")}
+      | {"patients": 19, "simulated": False, "names": "<b>patient {}</b>", "epochs": 2}
+      for name, task in {
+        "cov_test": "readmission",
+        "severity #1": "sf_ratio",
+        "worse": "sf_change",
+      }.items()
+    },
+  },
+}
+
+
+def write_task(
+  workdir,
+  name,
+  *,
+  task=None,
+  target=None,
+  sources=SOURCES,
+  folds=5,
+  patients=12,
+  epochs=20,
+  found=False,
+  simulated=True,
+  names="p{:02d}",
+):
+  """Writes the results files of a downstream task: random numbers, one comparison decided."""
+  task = task or name
+  target = target or {"readmission": "readmitted_30d"}.get(task, "sf_ratio")
+  rng = np.random.default_rng(len(name))
+  config = {"task": task, "name": name, "seed": 0, "folds": {"n": folds}}
+  if target == "sf_ratio" and task == "sf_ratio":
+    config["target_scale"] = 477.0
+  dataset = {
+    "name": "lus_phantom" if simulated else "my <lungs> & others",
+    "version": "1.0.0 (videos)",
+    "classes": list(PAPER) if simulated else [],
+    "split_unit": "patient",
+    "splits": {"train": 100, "validation": 20, "test": 30},
+  }
+  n, metrics = patients, METRICS[task]
+  test = [names.format(i) for i in range(n)]
+  members = [(source, fold) for source in sources for fold in range(folds)]
+
+  def draw(low=0.3, high=0.7):
+    return float(rng.uniform(low, high))
+
+  def interval(value, width=0.1):
+    return [value - width, value + width] if n >= 10 else None
+
+  rows = []
+  for source, fold in members:
+    row = {"threshold": source, "fold": fold, "best_epoch": int(rng.integers(1, epochs + 1))}
+    row |= {"n_patients": n} | {key: draw() for key in metrics}
+    if task == "readmission":
+      row["precision_defined"] = bool(rng.random() < 0.8)
+    rows.append(row)
+  numbers = [t for t in sources if not isinstance(t, str)]
+  summary = []
+  for source in sources:
+    found_metrics = {}
+    for key in metrics:
+      mine = [row[key] for row in rows if row["threshold"] == source]
+      value = draw()
+      found_metrics[key] = {
+        "mean": float(np.mean(mine)),
+        "sd": float(np.std(mine, ddof=1)),
+        "estimate": value,
+        "interval": interval(value),
+        "undefined_resamples": 17 if key == "precision" else 0,
+      }
+    against = [BASELINE[task]] + (["none"] if source != "none" and "none" in sources else [])
+    worth = -0.2 if task == "sf_ratio" else 0.2
+    differences = [
+      {"against": a, "metric": PRIMARY[task], "difference": (d := draw(-0.05, 0.05) + worth)}
+      | {"interval": interval(d)}
+      for a in against
+    ]
+    pairs = [(t, 0.0) for t in numbers if t != 0] + [(t, 0.5) for t in numbers if t not in (0, 0.5)]
+    comparisons = [
+      {"against": other, "difference": draw(0.01, 0.1), "p": (p := draw(0.02, 0.09))}
+      | {"p_holm": min(1.0, 11 * p)}
+      for t, other in pairs
+      if t == source and other in numbers
+    ]
+    if found and source == 0.6:
+      comparisons[0] |= {"difference": -0.123, "p": 0.0004, "p_holm": 0.0044}
+    summary.append(
+      {"threshold": source, "n_patients": n, "n_folds": folds, "metrics": found_metrics}
+      | {"differences": differences, "comparisons": comparisons}
+      | {"smallest_attainable_p": min(1.0, 11 * 2 / 2**n), "can_decide": n >= 9}
+    )
+  content = {
+    "task": task,
+    "target": target,
+    "primary": PRIMARY[task],
+    "rows": rows,
+    "summary": summary,
+    "patients": [
+      {"threshold": source, "patient": patient, **{key: draw() for key in metrics}}
+      for source in sources
+      for patient in test
+    ],
+    "folds": [
+      {"fold": fold, "train": [f"t{fold}", "t<i>"], "validation": [f"v{fold}"], "test": test}
+      for fold in range(folds)
+    ],
+    "left_out": [
+      {"what": "patients", "why": "one day only", "count": 2, "which": ["<em>a</em>", "b"]}
+    ],
+    "notes": ["simulated frames: nothing about patients."] if simulated else ["one <visit>."],
+    "segmentation": {
+      "dataset": "lus_phantom",
+      "thresholds": numbers,
+      "same_data_set": simulated,
+    },
+  }
+  if task != "sf_ratio":
+    k = len(CLASSES[task])
+    content["confusion"] = [
+      {"threshold": source, "classes": CLASSES[task]}
+      | {"matrix": rng.integers(0, 2000 if k == 3 else 40, (k, k)).tolist()}
+      for source in sources
+    ]
+  if task == "sf_ratio":
+    content["predictions"] = [
+      {"threshold": source, "fold": fold, "patient": patient, "day": day}
+      | {"measured": test.index(patient) / n + day / 50}
+      | {key: draw() for key in ("mean", "median", "max")}
+      for source, fold in members
+      for patient in test
+      for day in (1, 3)
+    ]
+  elif task == "readmission":
+    content["predictions"] = [
+      {"threshold": source, "fold": fold, "patient": patient}
+      | {"label": int(rng.integers(2)), "predicted": int(rng.integers(2)), "votes": [4, 2]}
+      for source, fold in members
+      for patient in test
+    ]
+  results_lib.write(workdir, name, config=config, dataset=dataset, **content)
+  past = [
+    {"epoch": epoch, "member": f"{source}_fold_{fold}", "threshold": source, "fold": fold}
+    | {"train_loss": draw() / epoch, "loss": draw(), "score": draw() if epoch > 1 else None}
+    for epoch in range(1, epochs + 1)
+    for source, fold in members
+  ]
+  results_lib.write(workdir, f"{name}_history", config=config, dataset=dataset, rows=past)
+  return workdir
+
+
+@pytest.fixture(scope="session")
+def make_tasks(tmp_path_factory):
+  """Writes the results files of downstream tasks into a new directory."""
+
+  def make(files, *, with_segmentation=False):
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    if with_segmentation:
+      write_results(workdir)
+    for name, options in files.items():
+      write_task(workdir, name, **options)
+    return workdir
+
+  return make
+
+
 @pytest.fixture(scope="session")
 def make_run(tmp_path_factory):
   """`write_results` into a new directory."""
@@ -165,12 +354,12 @@ def make_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def built(make_run):
-  """The directory of a run of `RUNS`, with its report."""
+def built(make_run, make_tasks):
+  """The directory of a run of `RUNS` or `TASK_RUNS`, with its report."""
 
   @functools.cache
   def build(name):
-    workdir = make_run(**RUNS[name])
+    workdir = make_run(**RUNS[name]) if name in RUNS else make_tasks(**TASK_RUNS[name])
     report.build(workdir)
     return workdir
 

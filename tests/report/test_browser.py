@@ -114,3 +114,17 @@ def test_the_page_works(built, tmp_path, width, run, names):
   for viewer in found["viewers"]:
     assert viewer["control"] == viewer["focused"] == (len(names) > 1)
     assert viewer["moved"] == [[[name], name, name] for name in names]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+@pytest.mark.parametrize(
+  ("width", "run", "images"),
+  [(400, "other targets", 9), (1000, "study", 20), (1600, "small", 3), (400, "study", 20)],
+)
+def test_the_downstream_tasks_fit(built, tmp_path, width, run, images):
+  found = visit(built(run), tmp_path, width)
+  assert found["seen"] == []
+  assert found["requests"] == []
+  assert found["images"] >= images and found["broken"] == 0
+  assert found["width"] == width
+  assert found["content"] <= width

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ import pytest
 from lus_jax import report
 from lus_jax.report import figures, page, palette, tables
 
-RUNS = ("phantom", "one class, one threshold", "two seeds")
+SEGMENTED = ("phantom", "one class, one threshold", "two seeds")
+RUNS = (*SEGMENTED, "study", "small", "other targets")
 FILES = [*(f"{name}.json" for name in page.FILES), page.EXAMPLES]
 VOID = {"meta", "link", "img", "input", "br", "wbr"}
 
@@ -54,9 +56,16 @@ class Parser(html.parser.HTMLParser):
 SMALL = {"thresholds": (0.5, 0.0), "classes": ("a_line",)}
 
 
-@pytest.fixture(params=RUNS)
+@pytest.fixture(params=SEGMENTED)
 def run(request, built):
-  """A run's directory, its page and the name of the run."""
+  """The directory of a run with segmentation alone, its page and the name of the run."""
+  workdir = built(request.param)
+  return workdir, parse(workdir), request.param
+
+
+@pytest.fixture(params=RUNS)
+def any_run(request, built):
+  """The same for any run."""
   workdir = built(request.param)
   return workdir, parse(workdir), request.param
 
@@ -185,8 +194,8 @@ def test_tables_have_full_precision_as_csv(phantom):
   }  # fmt: skip
 
 
-def test_everything_has_a_name_for_those_who_do_not_see_it(run):
-  _, parsed, _ = run
+def test_everything_has_a_name_for_those_who_do_not_see_it(any_run):
+  _, parsed, _ = any_run
   images = parsed.find("img")
   assert images and all(len(attrs["alt"]) > 10 for _, attrs, _ in images)
   labelled = {attrs["for"] for _, attrs, _ in parsed.find("label")}
@@ -200,8 +209,8 @@ def test_everything_has_a_name_for_those_who_do_not_see_it(run):
   assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
 
 
-def test_the_page_loads_nothing_and_its_links_lead_somewhere(run):
-  workdir, parsed, _ = run
+def test_the_page_loads_nothing_and_its_links_lead_somewhere(any_run):
+  workdir, parsed, _ = any_run
   text = (workdir / "report" / "index.html").read_text()
   assert len(text) < 5e6
   ids = {attrs.get("id") for _, attrs, _ in parsed.elements}
@@ -213,7 +222,7 @@ def test_the_page_loads_nothing_and_its_links_lead_somewhere(run):
     if target.startswith("#"):
       assert target[1:] in ids
     elif tag == "a" and not target.startswith("https://arxiv.org/"):
-      assert (workdir / "report" / target).is_file()
+      assert (workdir / "report" / urllib.parse.unquote(target)).is_file()
     elif tag == "link":
       assert target == "data:,"
   assert not re.search(r"url\((?!data:)|@import|fetch\(|XMLHttpRequest|\bimport\b.*from", text)
@@ -229,8 +238,9 @@ def test_without_scripts_every_threshold_is_shown(run):
   assert all("hidden" in attrs for _, attrs, _ in parsed.find("p", class_="control"))
 
 
-def test_the_same_results_give_the_same_bytes(built):
-  workdir = built("two seeds")
+@pytest.mark.parametrize("name", ["two seeds", "other targets"])
+def test_the_same_results_give_the_same_bytes(built, name):
+  workdir = built(name)
 
   def contents():
     return {p: p.read_bytes() for p in (workdir / "report").rglob("*") if p.is_file()}

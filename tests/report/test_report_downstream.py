@@ -1,0 +1,461 @@
+"""Tables 2 to 4, what is said of them, and directories that hold parts of a study."""
+
+import csv
+import json
+import re
+
+import pytest
+from test_page import Parser, command_line, parse, problems, read
+
+from lus_jax import report
+from lus_jax.report import downstream, figures, page, tables
+
+TASK_RUNS = ("study", "small", "other targets")
+# arXiv 2508.15635, Tables 2 to 4, typed a second time.
+PAPER = {
+  "sf_change": """
+     100 .327 .051 .511 .051
+      80 .339 .049 .504 .057
+      60 .348 .033 .515 .504
+      50 .333 .022 .501 .025
+      40 .363 .031 .515 .057
+      20 .360 .049 .531 .061
+       0 .362 .033 .497 .055""",
+  "sf_ratio": """
+     100 .3270 .0432 .3822 .0362 .3750 .0389
+      80 .3468 .0439 .4076 .0550 .3948 .0531
+      60 .2902 .0496 .3604 .0533 .3506 .0526
+      50 .3644 .0245 .4186 .0245 .4078 .0225
+      40 .3644 .0136 .4188 .0112 .4090 .0123
+      20 .3708 .0580 .4284 .0641 .4190 .0641
+       0 .3506 .0567 .3964 .0568 .3918 .0548""",
+  "readmission": """
+     100 .700 .209 .800 .274 .667 .204
+      80 .700 .274 .800 .274 .700 .274
+      60 .750 .177 .900 .224 .768 .224
+      50 .550 .112 .700 .274 .533 .075
+      40 .400 .137 .600 .418 .367 .217
+      20 .550 .209 .500 .354 .567 .365
+       0 .450 .209 .400 .418 .333 .312""",
+}
+MAIN = {
+  "sf_change": ["accuracy3", "accuracy2"],
+  "sf_ratio": ["rmse_max", "rmse_mean", "rmse_median"],
+  "readmission": ["accuracy", "recall", "precision"],
+}
+
+
+@pytest.fixture(params=TASK_RUNS)
+def run(request, built):
+  workdir = built(request.param)
+  return workdir, parse(workdir)
+
+
+def task_files(workdir):
+  names = [file.stem for file in (workdir / "results").glob("*.json")]
+  contents = {name: read(workdir, f"{name}.json") for name in names}
+  return {name: content for name, content in contents.items() if "task" in content}
+
+
+def found_at(workdir, at):
+  file, pointer = at.split("#/")
+  path = pointer.split("/")
+  if file == "reported" and len(path) == 2:
+    return tables.REPORTED[float(path[0])][path[1]]
+  if file == "reported":
+    task, threshold, key, k = path
+    lines = {float(x[0]): x[1:] for x in map(str.split, PAPER[task].strip().splitlines())}
+    return float(lines[100 * float(threshold)][2 * MAIN[task].index(key) + int(k)])
+  content = read(workdir, file)
+  for key in path:
+    key = key.replace("~1", "/").replace("~0", "~")
+    content = content[int(key) if isinstance(content, list) else key]
+  return content
+
+
+def test_every_number_equals_its_results_file(run):
+  workdir, parsed = run
+  assert not problems(parsed)
+  values = parsed.find("data")
+  assert len(values) > 200
+  for _, attrs, text in values:
+    expected = found_at(workdir, attrs["data-at"])
+    if expected is None:
+      assert text == "-"
+    elif expected in ("none", "true"):
+      assert text == {"none": "video only", "true": "true masks"}[expected]
+    elif isinstance(expected, list):
+      assert text in (json.dumps(expected), ", ".join(map(str, expected)))
+    elif isinstance(expected, str | bool):
+      assert text == (expected if isinstance(expected, str) else json.dumps(expected))
+    else:
+      assert float(attrs["value"]) == expected
+      if text == "< 0.001":
+        assert expected < 0.001
+      elif "%" in text:
+        assert float(text.strip("> %")) / 100 == pytest.approx(expected)
+      elif isinstance(expected, int) or "#/config" in attrs["data-at"]:
+        assert float(text) == expected
+      else:
+        assert re.fullmatch(r"[+-]?\d+\.\d{3,4}", text)
+        assert abs(float(text) - expected) <= 0.0005 + 1e-12
+  for around, text in parsed.texts:
+    if "td" in around and not {"data", "script", "style"} & set(around):
+      assert not re.search(r"\d", text), "a number without a place"
+
+
+def test_every_number_of_the_rows_and_summaries_is_on_the_page(run):
+  workdir, parsed = run
+  at = {attrs["data-at"] for _, attrs, _ in parsed.find("data")}
+  for name, content in task_files(workdir).items():
+    for part in ("rows", "patients"):
+      for i, row in enumerate(content[part]):
+        assert {f"{name}.json#/{part}/{i}/{key}" for key in row} <= at
+    for i, row in enumerate(content["summary"]):
+      with_baseline = {key for key in row["metrics"] if i == 0 or "majority" not in key}
+      for key in with_baseline - {"rmse_constant"}:
+        assert f"{name}.json#/summary/{i}/metrics/{key}/mean" in at
+        assert f"{name}.json#/summary/{i}/metrics/{key}/sd" in at
+        assert f"{name}.json#/summary/{i}/metrics/{key}/estimate" in at
+        ends = {f"{name}.json#/summary/{i}/metrics/{key}/interval/{k}" for k in (0, 1)}
+        assert (ends <= at) == (row["metrics"][key]["interval"] is not None)
+      for j, one in enumerate(row["differences"]):
+        assert f"{name}.json#/summary/{i}/differences/{j}/difference" in at
+        ends = {f"{name}.json#/summary/{i}/differences/{j}/interval/{k}" for k in (0, 1)}
+        assert (ends <= at) == (one["interval"] is not None)
+      for j in range(len(row["comparisons"])):
+        for key in ("difference", "p", "p_holm", "against"):
+          assert f"{name}.json#/summary/{i}/comparisons/{j}/{key}" in at
+    for i in range(len(content["folds"])):
+      assert f"{name}.json#/folds/{i}/test" in at
+
+
+def rows_of(workdir, name):
+  with open(workdir / "report" / "tables" / f"{name}.csv") as file:
+    return list(csv.DictReader(file))
+
+
+def test_the_tables_in_their_order_with_full_precision(built):
+  workdir = built("study")
+  for name, content in task_files(workdir).items():
+    rows = rows_of(workdir, f"{name}_scores")
+    baseline = {"sf_ratio": "constant"}.get(name, "majority class")
+    names = ["1.0", "0.8", "0.6", "0.5", "0.4", "0.2", "0.0", "none", "true", baseline]
+    assert [row["threshold"] for row in rows] == names
+    for row, summary in zip(rows, content["summary"], strict=False):
+      for key, title in tables.TASKS[name].metrics.items():
+        metric = summary["metrics"][key]
+        found = [float(row[f"{title}, {x}"]) for x in ("mean", "sd", "estimate", "low", "high")]
+        assert found == [metric["mean"], metric["sd"], metric["estimate"], *metric["interval"]]
+    key, other = {
+      "sf_change": ("2-class accuracy", "majority2"),
+      "sf_ratio": ("RMSE of max", "rmse_constant"),
+      "readmission": ("accuracy", "majority"),
+    }[name]
+    expected = content["summary"][0]["metrics"][other]
+    assert float(rows[-1][f"{key}, mean"]) == expected["mean"]
+    for row, line in zip(rows, PAPER[name].strip().splitlines(), strict=False):
+      figures_ = [float(x) for key, x in row.items() if key.startswith("paper: ")]
+      assert figures_ == [float(x) for x in line.split()[1:]]
+    assert not any(x for row in rows[7:] for key, x in row.items() if key.startswith("paper: "))
+    confusion = content.get("confusion")
+    if confusion:
+      found = rows_of(workdir, f"{name}_confusion")
+      counts = [[int(x) for key, x in row.items() if key.startswith("pred")] for row in found]
+      assert counts == [line for one in confusion for line in one["matrix"]]
+  # Readmission's recall has no predictor beside it, and its row says nothing there.
+  assert rows_of(workdir, "readmission_scores")[-1]["recall, mean"] == ""
+  assert "(sic)" in section(parse(workdir), "Change of the S/F ratio")
+  assert len(rows_of(workdir, "sf_ratio_comparisons")) == 11
+  assert len(rows_of(workdir, "sf_ratio_predictions")) == 9 * 5 * 12 * 2
+  undefined = rows_of(workdir, "readmission_more_scores")[0]
+  assert undefined["undefined resamples: precision"] == "17"
+
+
+def section(parsed, title):
+  for tag, attrs, text in parsed.elements:
+    if tag == "section" and attrs.get("id", "").startswith("task-"):
+      text = " ".join(text.split())
+      if text.startswith(title):
+        return text
+  raise AssertionError(f"no section {title}")
+
+
+def test_too_few_patients_are_said_and_shown_and_nothing_is_ranked(built):
+  workdir = built("small")
+  text = section(parse(workdir), "S/F ratio")
+  assert "4 test patients cannot decide which threshold is best" in text
+  assert "smallest corrected p that any outcome could have reached is 1.000" in text
+  assert "every grey dot is a patient" in text and "with 95% intervals" not in text
+  assert "training variability" in text
+  assert not re.search(r"has a (higher|lower)", text)
+  assert "interval of the difference from" not in text
+  found = tables.downstream(read(workdir, "sf_ratio.json"))
+  assert "4 test patients cannot decide: thresholds are not ranked." in found
+
+
+def test_small_samples_stay_unranked_whatever_their_p(make_tasks):
+  workdir = make_tasks({"sf_ratio": {"patients": 8, "folds": 2, "epochs": 2, "found": True}})
+  content = read(workdir, "sf_ratio.json")
+  assert tables.decided(content) is None
+  assert "lower" not in tables.downstream(content)
+
+
+def test_a_decided_comparison_is_named_with_its_direction(built):
+  workdir = built("study")
+  parsed = parse(workdir)
+  text = section(parsed, "S/F ratio of a patient-day")
+  words = "60% has a lower RMSE of mean than > 0% (difference -0.123, corrected p 0.004)"
+  assert words in text and len(re.findall(r"has a (?:lower|higher)", text)) == 1
+  summary = next(" ".join(e[2].split()) for e in parsed.elements if e[1].get("id") == "summary")
+  assert words in summary
+  other = section(parsed, "Change of the S/F ratio")
+  assert "no comparison of thresholds has a corrected p below .05" in other
+  assert "has a higher" not in other and "12 test patients" in other
+  assert "60% has a lower RMSE of mean than > 0% (corrected p 0.004)." in tables.downstream(
+    read(workdir, "sf_ratio.json")
+  )
+  assert "chosen on validation patients" in text
+
+
+def test_the_direction_follows_the_difference(built):
+  content = read(built("study"), "sf_change.json")
+  one = content["summary"][0]["comparisons"][1]
+  one |= {"difference": 0.1, "p": 1e-5, "p_holm": 1.1e-4}
+  assert tables.decided(content) == [(0, 1)]
+  found = tables.downstream(content)
+  assert "100% has a higher 3-class accuracy than 50% (corrected p < 0.001)." in found
+  assert "lower" not in found
+  one["p_holm"] = 0.05
+  assert tables.decided(content) == []
+
+
+def test_rows_beyond_the_predictor_without_a_video_are_listed(built):
+  files = {"sf_ratio": read(built("study"), "sf_ratio.json")}
+  summary = files["sf_ratio"]["summary"]
+  for row in summary:
+    row["differences"][0]["interval"] = [-0.1, 0.01]
+  summary[2]["differences"][0]["interval"] = [-0.1, -0.01]
+  summary[3]["differences"][0]["interval"] = [0.01, 0.1]  # a larger error
+  summary[4]["differences"][1]["interval"] = [-0.1, -0.01]  # against video only
+  facts = downstream.facts(files, "sf_ratio")
+  assert (facts["beyond"], facts["side"]) == (["60%"], "below")
+  for row in summary:
+    row["differences"][0]["interval"] = None
+  assert downstream.facts(files, "sf_ratio")["beyond"] is None
+
+
+def test_other_targets_have_no_figures_of_the_paper(built):
+  workdir = built("other targets")
+  parsed = parse(workdir)
+  assert not any("reported#" in attrs["data-at"] for _, attrs, _ in parsed.find("data"))
+  text = section(parsed, "Estimate of <severity #1> & co")
+  assert "paper's" not in text and "divided by 477" not in text
+  assert "no thresholds were compared on its 19 test patients" in text
+  assert "divided by 477" in section(parse(built("small")), "S/F ratio")
+  assert "[P]" not in tables.downstream(read(workdir, "severity #1.json"))
+  # The constant is compared with the days' means alone.
+  constant = rows_of(workdir, "severity #1_scores")[-1]
+  assert constant["RMSE of mean, mean"] and not constant["RMSE of max, mean"]
+
+
+def test_what_users_wrote_is_text(built):
+  workdir = built("other targets")
+  html = (workdir / "report" / "index.html").read_text()
+  for tag in ("<b>", "<em>", "<visit>", "<lungs>", "<i>", "<worse>", "<severity"):
+    assert tag not in html
+  text = section(parse(workdir), "Patients by <cov_test> & co")
+  assert "<b>patient 0</b>" in text and "<em>a</em>, b" in text and "One <visit>." in text
+  assert "segmentation models come from another data set (lus_phantom)" in text
+  assert "another data set" not in section(parse(built("small")), "S/F ratio")
+
+
+def test_without_segmentation_files_nothing_is_missing(built):
+  workdir = built("small")
+  parsed = parse(workdir)
+  assert not problems(parsed) and not parsed.find("p", class_="missing")
+  ids = [attrs["id"] for tag, attrs, _ in parsed.elements if tag == "section" and "id" in attrs]
+  assert ids == ["summary", "task-1", "repeat"]
+  links = {attrs["href"] for _, attrs, _ in parsed.find("a") if attrs["href"].startswith("#")}
+  assert links == {"#summary", "#task-1", "#repeat"}
+  ((_, _, title),) = parsed.find("title")
+  assert title == "lus_phantom: S/F ratio of a patient-day by confidence threshold"
+
+
+def test_a_study_has_all_tables_in_order(built):
+  parsed = parse(built("study"))
+  captions = [text.split(".")[0] for _, _, text in parsed.find("caption")]
+  assert [x for x in captions if x.startswith("Table")] == [f"Table {k}" for k in (1, 2, 3, 4)]
+  ((_, _, title),) = parsed.find("title")
+  assert title.startswith("lus_phantom: segmentation and downstream tasks")
+  commands = [text for _, _, text in parsed.find("pre", class_="command")]
+  assert len(commands) == 4 and "configs/seg.py" in commands[0]
+  assert all("--config.task=" in x or "configs/seg.py" in x for x in commands)
+
+
+def test_a_study_is_repeated_by_its_own_command(make_tasks, monkeypatch):
+  config = {"task": "study", "seed": 3, "folds": {"n": 2}, "sources": [0.5, "none"], "off": []}
+  known = {"task": "study", "seed": 0, "folds.n": 2, "sources": [0.5], "off": [1]}
+  monkeypatch.setattr(
+    page,
+    "_configs",
+    lambda: [
+      ("seg.py", {"task": "segmentation", "seed": 3}),
+      ("paper.py", known | {"folds.n": 5, "seed": 1}),
+      ("paper.py:tiny", known),
+    ],
+  )
+  workdir = make_tasks({"sf_ratio": {"folds": 2, "epochs": 2, "sources": (0.5,)}})
+  files = {"sf_ratio": read(workdir, "sf_ratio.json")}
+  (alone,) = page._commands(files, ["sf_ratio"], workdir)
+  assert "configs/sf_ratio.py " in alone and "--config.folds.n=2" in alone
+  (workdir / "run.json").write_text(json.dumps({"config": {"task": "segmentation"}}))
+  (workdir / "study").mkdir()
+  (workdir / "study" / "run.json").write_text(json.dumps({"config": config, "dataset": {}}))
+  (command,) = page._commands(files, ["sf_ratio"], workdir)
+  assert command.replace(" \\\n ", "") == (
+    f"python -m lus_jax.main --config configs/paper.py:tiny --workdir {workdir} "
+    "--config.seed=3 '--config.sources=(0.5, '\"'\"'none'\"'\"',)' '--config.off=()'"
+  )
+  (workdir / "study" / "run.json").write_text("{")
+  assert page._commands(files, ["sf_ratio"], workdir) == [alone]
+
+
+def test_config_files_that_fail_are_no_candidates(tmp_path, monkeypatch):
+  (tmp_path / "good.py").write_text(
+    "from ml_collections import ConfigDict\n"
+    "def get_config(size='paper'):\n"
+    "  if size == 'demo': raise ValueError(size)\n"
+    "  return ConfigDict({'task': 'sf_ratio', 'size': size})\n"
+  )
+  (tmp_path / "bad.py").write_text("raise RuntimeError")
+  monkeypatch.setattr(page, "_CONFIGS", tmp_path)
+  found = page._configs.__wrapped__()
+  assert found == [
+    ("good.py", {"task": "sf_ratio", "size": "paper"}),
+    ("good.py:tiny", {"task": "sf_ratio", "size": "tiny"}),
+  ]
+
+
+@pytest.mark.parametrize(
+  "damage", ["cut", "stripped", "emptied", "no history", "history emptied", "no confusion"]
+)
+def test_a_damaged_file_is_named_and_the_rest_is_shown(make_tasks, monkeypatch, damage):
+  small = {"sources": (0.5, "none"), "folds": 2, "epochs": 2}
+  workdir = make_tasks({"sf_change": small, "sf_ratio": small})
+  monkeypatch.setattr(
+    figures, "render", lambda draw, *args: draw(*args) and {"png": b"", "svg": b""}
+  )
+  target = workdir / "results" / "sf_change.json"
+  content = read(workdir, "sf_change.json")
+  if damage == "cut":
+    target.write_text(target.read_text()[:300])
+  elif damage == "stripped":
+    target.write_text(json.dumps({"schema": 1, "task": "sf_change", "rows": []}))
+  elif damage == "emptied":
+    target.write_text(json.dumps(content | {"summary": [{}], "rows": [{}]}))
+  elif damage == "no confusion":
+    del content["confusion"]
+    target.write_text(json.dumps(content))
+  else:
+    past = workdir / "results" / "sf_change_history.json"
+    if damage == "no history":
+      past.unlink()
+    else:
+      past.write_text(json.dumps(read(workdir, past.name) | {"rows": [{}]}))
+  parsed = Parser(report.build(workdir).read_text())
+  lines = problems(parsed)
+  assert lines and all("sf_change" in line and "\n" not in line for line in lines), lines
+  at = " ".join(attrs["data-at"] for _, attrs, _ in parsed.find("data"))
+  assert "sf_ratio.json#/summary/1/metrics/rmse_mean/estimate" in at
+  gone = damage in ("cut", "stripped")
+  titles = [text for _, _, text in parsed.find("h2")]
+  assert ("Change of the S/F ratio" in titles) != gone
+  assert bool(parsed.find("p", class_="missing")) != gone
+
+
+def test_a_history_alone_is_nothing_to_report(make_tasks):
+  workdir = make_tasks({"sf_ratio": {"folds": 2, "epochs": 2, "sources": (0.5,)}})
+  (workdir / "results" / "sf_ratio.json").unlink()
+  result = command_line(workdir)
+  assert (result.returncode, result.stdout) == (2, "")
+  assert "no readable results file" in result.stderr
+
+
+def svg_texts(workdir, name):
+  svg = (workdir / "report" / "figures" / f"{name}.svg").read_text()
+  return re.findall(r"<text [^>]*>([^<]*)</text>", svg)
+
+
+def test_the_figures_show_the_numbers(built):
+  workdir = built("study")
+  content = read(workdir, "sf_change.json")
+  counts = [str(n) for one in content["confusion"] for line in one["matrix"] for n in line]
+  texts = svg_texts(workdir, "sf_change_confusion")
+  start = texts.index(counts[0])
+  assert [x for x in texts[start:] if x.isdigit()] == counts
+  sources = ["100%", "80%", "60%", "50%", "40%", "20%", "&gt; 0%", "video only", "true masks"]
+  assert [x for x in svg_texts(workdir, "sf_ratio_predicted") if x in sources] == sources
+
+
+def drawn(monkeypatch, draw, *args):
+  """The axes of a figure."""
+  kept = []
+  monkeypatch.setattr(figures, "_figure", keep(figures._figure, kept))
+  figures.render(draw, *args)
+  return kept[0].axes
+
+
+def keep(make, kept):
+  def kept_make(*args, **options):
+    kept.append(make(*args, **options))
+    return kept[-1]
+
+  return kept_make
+
+
+def test_intervals_stand_where_the_file_has_them(built, monkeypatch):
+  content = read(built("study"), "sf_ratio.json")
+  axes = drawn(monkeypatch, figures.by_source, content)
+  assert [a.get_ylabel() for a in axes] == ["RMSE of max", "RMSE of mean", "RMSE of median"]
+  bars = [x for x in axes[1].containers]
+  assert len(bars) == 9 and not axes[1].collections[9:]
+  for bar, row in zip(bars, content["summary"], strict=True):
+    metric = row["metrics"]["rmse_mean"]
+    ((low, high),) = [segment[:, 1] for segment in bar[2][0].get_segments()]
+    assert [low, high] == pytest.approx(metric["interval"])
+    assert bar[0].get_ydata() == pytest.approx([metric["estimate"]])
+  level = content["summary"][0]["metrics"]["rmse_constant"]["estimate"]
+  assert axes[1].lines[0].get_ydata() == pytest.approx([level, level])
+
+
+def test_few_patients_are_all_dots(built, monkeypatch):
+  content = read(built("small"), "sf_ratio.json")
+  axes = drawn(monkeypatch, figures.by_source, content)
+  for i, row in enumerate(content["summary"]):
+    mine = [p["rmse_max"] for p in content["patients"] if p["threshold"] == row["threshold"]]
+    dots = [c for c in axes[0].collections if len(c.get_offsets()) == 4]
+    assert sorted(dots[i].get_offsets()[:, 1]) == pytest.approx(sorted(mine))
+
+
+def test_predictions_are_averaged_over_folds(built, monkeypatch):
+  content = read(built("study"), "sf_ratio.json")
+  panel = drawn(monkeypatch, figures.predicted, content)[7]
+  assert panel.get_title() == "video only"
+  rows = [r for r in content["predictions"] if r["threshold"] == "none"]
+  mine = [r for r in rows if (r["patient"], r["day"]) == ("p03", 3)]
+  assert len(mine) == 5
+  point = (mine[0]["measured"], sum(r["mean"] for r in mine) / 5)
+  (dots,) = panel.collections
+  assert len(dots.get_offsets()) == 24
+  assert any(offset == pytest.approx(point) for offset in dots.get_offsets().tolist())
+
+
+def test_training_curves_are_means_over_folds(built, monkeypatch):
+  rows = read(built("small"), "sf_ratio_history.json")["rows"]
+  axes = drawn(monkeypatch, figures.source_curves, rows, "RMSE of mean")
+  for key, panel in zip(("train_loss", "loss", "score"), axes, strict=True):
+    for threshold, line in zip((0.6, 0.0, "none"), panel.lines, strict=True):
+      for epoch, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
+        mine = [r[key] for r in rows if (r["threshold"], r["epoch"]) == (threshold, epoch)]
+        assert len(mine) == 2 and y == pytest.approx(sum(mine) / 2)
