@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 .PHONY: demo test lint pictures clean
 
 demo: $(VENV)/.run
-	$(VENV)/bin/python -m lus_jax.main --config configs/seg.py:demo --workdir $(WORKDIR) \
+	$(VENV)/bin/python -m lus_jax.main --config configs/paper.py:demo --workdir $(WORKDIR) \
 	  --config.data.prepared_dir=$(WORKDIR)/data
 
 test: $(VENV)/.test lint

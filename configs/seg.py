@@ -34,6 +34,7 @@ def get_config(size="paper"):
   config.data.phantom = ConfigDict()
   config.data.phantom.n_patients = 42
   config.data.phantom.setting = "default"  # how true faint strokes are: see the README
+  config.data.phantom.n_frames = 16  # of a video
   config.data.phantom.missing_views = 0.25  # share of the views nobody recorded
   # Shares of the strokes painted with 20, 40, 50, 60, 80 and 100 % confidence.
   config.data.phantom.level_shares = (0.14, 0.16, 0.12, 0.16, 0.18, 0.24)
@@ -78,6 +79,7 @@ def get_config(size="paper"):
     # 3 epochs of 161 steps of 2 frames for 7 models: 6,762 model-image steps.
     config.data.image_size = 96
     config.data.phantom.n_patients = 37
+    config.data.phantom.n_frames = 8
     config.model.encoder = "resnet18"
     config.model.width = 0.5
     config.optimizer.learning_rate = 2e-3
@@ -87,6 +89,7 @@ def get_config(size="paper"):
   elif size == "tiny":
     config.data.image_size = 64
     config.data.phantom.n_patients = 12
+    config.data.phantom.n_frames = 4
     config.model.encoder = "resnet18"
     config.model.width = 0.25
     config.optimizer.learning_rate = 3e-3

@@ -11,7 +11,10 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from lus_jax import report
 from lus_jax.errors import UserError
+
+DOWNSTREAM = ("sf_change", "sf_ratio", "readmission")
 
 CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -29,9 +32,15 @@ def run(config, workdir):
   """Runs the task that a config names in a directory of its own."""
   if config.task == "segmentation":
     from lus_jax.training import segmentation as task
+  elif config.task == "study":
+    from lus_jax.training import study as task
+  elif config.task in DOWNSTREAM:
+    from lus_jax.training import downstream as task
   else:
-    raise UserError(f"config.task: '{config.task}' is not known; choose segmentation.")
+    known = ", ".join(("segmentation", *DOWNSTREAM, "study"))
+    raise UserError(f"config.task: '{config.task}' is not known; choose one of {known}.")
   task.train_and_evaluate(config, workdir)
+  print(f"Report: {report.build(workdir)}")
 
 
 def main(argv):

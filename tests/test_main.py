@@ -1,11 +1,16 @@
 """The command line: every mistake is one clear line and exit code 2, and nothing is left behind."""
 
+import importlib
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from ml_collections import ConfigDict
+
+from lus_jax import main
+from lus_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -38,6 +43,14 @@ def run(*args, check=False):
     (
       ["--config=configs/seg.py", "--config.data.name=lus_folder", "--config.data.dir=/no/such"],
       "/no/such",
+    ),
+    (["--config=configs/sf_change.py", "--config.pairs=all"], "config.pairs: 'all'"),
+    (["--config=configs/sf_ratio.py"], "run holds no segmentation run; train one with"),
+    (["--config=configs/paper.py", "--config.tasks=('change',)"], "config.tasks: 'change'"),
+    (["--config=configs/paper.py:huge"], ":huge does not exist"),
+    (
+      ["--config=configs/covid_blues.py", "--config.channels.workdir=/no/such"],
+      "/no/such holds no segmentation run",
     ),
   ],
 )
@@ -78,6 +91,28 @@ def test_a_directory_that_is_something_else_is_left_alone(tmp_path, make, messag
   assert result.returncode == 2
   assert message in result.stderr and len(result.stderr.splitlines()) == 1
   assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("task", ["segmentation", "sf_ratio", "study"])
+def test_every_task_runs_and_its_report_is_built(tmp_path, monkeypatch, capsys, task):
+  # The command's own process stays out of it: what counts is what `run` calls, in which order.
+  calls = []
+  module = importlib.import_module(
+    f"lus_jax.training.{'downstream' if task == 'sf_ratio' else task}"
+  )
+  monkeypatch.setattr(module, "train_and_evaluate", lambda *args: calls.append((task, *args)))
+  monkeypatch.setattr(
+    main.report, "build", lambda workdir: calls.append(("report", workdir)) or "page.html"
+  )
+  config = ConfigDict({"task": task})
+  main.run(config, tmp_path)
+  assert calls == [(task, config, tmp_path), ("report", tmp_path)]
+  assert capsys.readouterr().out == "Report: page.html\n"
+
+
+def test_an_unknown_task_is_one_line(tmp_path):
+  with pytest.raises(UserError, match=r"'x' is not known; choose one of segmentation, .*, study"):
+    main.run(ConfigDict({"task": "x"}), tmp_path)
 
 
 def test_help_names_the_flags():

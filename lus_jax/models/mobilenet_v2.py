@@ -58,11 +58,12 @@ class ConvNorm(nnx.Module):
 class InvertedResidual(nnx.Module):
   """Expansion by a 1x1 convolution, depthwise 3x3 convolution, projection by a 1x1 convolution.
 
-  Where input and output are alike they are added, and the convolutions see the input after a
-  temporal shift.
+  Where input and output are alike they are added, and the expansion sees the input after a temporal
+  shift. The first block has no expansion and no shift, even at widths where it is residual.
 
   Attributes:
-    residual: whether they are.
+    residual: whether the input is added.
+    shifted: whether the convolutions see it shifted.
   """
 
   def __init__(self, c_in, c_out, *, stride, expansion, dtype, rngs):
@@ -70,6 +71,7 @@ class InvertedResidual(nnx.Module):
     self.residual = stride == 1 and c_in == c_out
     self.stride, self.dtype = stride, dtype
     expands = expansion != 1
+    self.shifted = self.residual and expands
     self.expand = PointwiseConv(c_in, channels, dtype=dtype, rngs=rngs) if expands else None
     self.expand_bn = BatchNorm(channels, dtype=dtype) if expands else None
     self.depthwise = nnx.Param(he_fan_out(rngs.params(), (3, 3, 1, channels)))
@@ -79,7 +81,7 @@ class InvertedResidual(nnx.Module):
 
   def __call__(self, x, *, n_segment, train):
     """Maps frames [B * n_segment, H, W, c_in] to [.., H / stride, W / stride, c_out]."""
-    y = temporal_shift(x, n_segment) if self.residual else x
+    y = temporal_shift(x, n_segment) if self.shifted else x
     if self.expand is not None:
       y = relu6(self.expand_bn(self.expand(y), train=train))
     y = depthwise_conv(y, self.depthwise[...].astype(self.dtype), self.stride)

@@ -79,6 +79,18 @@ class Checkpoints:
     )
     return restored[_RESUMABLE], restored[_BEST], restored[_META]
 
+  def restore_best(self, best):
+    """Reads the best models of the newest checkpoint alone.
+
+    Args:
+      best: a pytree of the structure, shapes and types that were saved.
+    """
+    restored = self._manager.restore(
+      self._manager.latest_step(),
+      args=ocp.args.Composite(**{_BEST: ocp.args.StandardRestore(_abstract(best))}),
+    )
+    return restored[_BEST]
+
   def close(self):
     """Waits for what is being written."""
     self._manager.close()
@@ -86,6 +98,22 @@ class Checkpoints:
 
 def _abstract(tree):
   return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+
+
+def read_claim(workdir):
+  """What `claim` wrote: a dict of `config` and `dataset`; None where there is nothing.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  file = pathlib.Path(workdir) / OWNER
+  if not file.exists():
+    return None
+  try:
+    theirs = json.loads(file.read_text())
+    return {name: theirs[name] for name in ("config", "dataset")}
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{file} is damaged; give another --workdir, or remove {workdir}.") from error
 
 
 def check_claim(workdir, config, dataset=None):
@@ -101,9 +129,8 @@ def check_claim(workdir, config, dataset=None):
       or cannot be used.
   """
   workdir = pathlib.Path(workdir)
-  file = workdir / OWNER
   try:
-    text = file.read_text() if file.exists() else None
+    theirs = read_claim(workdir)
     taken = workdir.exists() and not workdir.is_dir()
     data = [name for name in ("dataset.json", "manifest.csv") if (workdir / name).exists()]
     orphaned = (workdir / DIRECTORY).exists() or (workdir / "results").exists()
@@ -111,17 +138,12 @@ def check_claim(workdir, config, dataset=None):
     raise UserError(f"--workdir={workdir} cannot be used ({error.strerror}).") from error
   if taken:
     raise UserError(f"--workdir={workdir} is a file; name a directory.")
-  if text is None:
+  if theirs is None:
     if data:
       raise UserError(f"--workdir={workdir} is a data folder; give the run another directory.")
     if orphaned:
       raise UserError(f"{workdir} holds results but no {OWNER}; give another --workdir.")
     return
-  try:
-    theirs = json.loads(text)
-    theirs = {name: theirs[name] for name in ("config", "dataset")}
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{file} is damaged; give another --workdir, or remove {workdir}.") from error
   ours = json.loads(json.dumps({"config": config, "dataset": dataset}))
   if theirs["config"] != ours["config"]:
     names = ", ".join(_differences(theirs["config"], ours["config"]))

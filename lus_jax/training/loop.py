@@ -28,6 +28,7 @@ class Task:
     validate: `sweep state -> rows, images`: a list of T dicts of numbers, `loss` and `score`, of
       which the latter selects the best epoch (higher is better; None, undefined, never wins), and
       pictures for the writer, [n, H, W, 3] uint8 by name.
+    unit: what a batch is counted in, for the curves of the speed.
   """
 
   names: list[str]
@@ -36,6 +37,7 @@ class Task:
   tx: Any
   schedule: Callable
   validate: Callable
+  unit: str = "image"
 
 
 def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoints, writer):
@@ -153,8 +155,8 @@ def _write_training(writer, step, losses, task, rate):
   scalars = {f"train_loss/{name}": loss for name, loss in zip(task.names, losses, strict=True)}
   scalars |= {
     "learning_rate": task.schedule(step),
-    "speed/images_per_second": rate,
-    "speed/model_images_per_second": rate * len(task.names),
+    f"speed/{task.unit}s_per_second": rate,
+    f"speed/model_{task.unit}s_per_second": rate * len(task.names),
   }
   writer.write_scalars(step, scalars)
 

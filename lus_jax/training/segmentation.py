@@ -1,15 +1,20 @@
 """The segmentation task: one network per confidence threshold, all trained on the same batches."""
 
 import contextlib
+import dataclasses
+import functools
+import hashlib
 import json
 import math
+import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 from jax import numpy as jnp
 
-from lus_jax import losses, models, report
+from lus_jax import losses, models
 from lus_jax.data import augment as augment_lib
 from lus_jax.data import datasets, pipeline, summary
 from lus_jax.errors import UserError
@@ -66,6 +71,7 @@ def check(config):
   jax.eval_shape(lambda logits, inputs: _loss(config.loss, logits, inputs, 0.5), pixels, inputs)
   models.check(config.model)
   augment_lib.check(config.augment)
+  pipeline.choose_cache_for(config.data.cache, 0)
   choose_strategy(config.sweep.strategy)
 
 
@@ -241,12 +247,13 @@ def make_task(network, sweep, names, validation, config, *, tx, schedule):
   )
 
 
-def train_and_evaluate(config, workdir):
+def train_and_evaluate(config, workdir, patients=None):
   """Trains the sweep, evaluates the best epoch of every member on the test split, writes results.
 
   Args:
     config: a run's config (`configs/seg.py`).
     workdir: the run's directory; a broken run goes on where its last checkpoint was.
+    patients: the patients of each split, where they are not to be the data set's own.
 
   Raises:
     UserError: the config or the data are not in order, or the directory is another run's.
@@ -255,6 +262,8 @@ def train_and_evaluate(config, workdir):
   settings = json.loads(config.to_json())
   checkpoints_lib.check_claim(workdir, settings)
   dataset = datasets.open_dataset(config.data, "frames")
+  if patients is not None:
+    dataset = dataset.regroup(patients)
   cache = pipeline.choose_cache(config.data.cache, dataset.splits.values())
   train, validation = (
     pipeline.Frames(dataset.splits[name], cache=cache) for name in ("train", "validation")
@@ -265,7 +274,9 @@ def train_and_evaluate(config, workdir):
   network, sweep, state, names = create_sweep(
     config, in_channels=1, classes=len(dataset.classes), tx=tx
   )
-  checkpoints_lib.claim(workdir, settings, dataset.summary())
+  # Splits of equal sizes can be of other patients.
+  own = {} if patients is None else {"patients": patients}
+  checkpoints_lib.claim(workdir, settings, dataset.summary() | own)
   print(_describe(config, dataset, network, sweep, cache, config.train.epochs * steps_per_epoch))
 
   if not results.exists(workdir, *RESULTS):
@@ -307,7 +318,145 @@ def train_and_evaluate(config, workdir):
         config.sweep.thresholds,
       )
   print(tables.segmentation(results.read(workdir, "segmentation")))
-  print(f"Report: {report.build(workdir)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """The frozen models of a finished sweep: the best epoch of every threshold (of the first seed).
+
+  Attributes:
+    config: the run's config.
+    dataset: what its results files say of its data set.
+    patients: the patients of each split.
+    network: a `Network`.
+    sweep: a `Sweep` over the thresholds alone.
+    weights: its state: a dict of `params` and `batch_stats`.
+  """
+
+  config: Any
+  dataset: dict[str, Any]
+  patients: dict[str, list[str]]
+  network: state_lib.Network
+  sweep: Sweep
+  weights: Any
+
+  @property
+  def classes(self):
+    """K class names."""
+    return tuple(self.dataset["classes"])
+
+  @property
+  def thresholds(self):
+    """One number a member."""
+    return tuple(self.config.sweep.thresholds)
+
+  def only(self, numbers):
+    """The models of these members alone, by their place in the sweep."""
+    config = self.config.copy_and_resolve_references()
+    with config.unlocked():
+      config.sweep.thresholds = tuple(self.thresholds[i] for i in numbers)
+    sweep = Sweep([self.sweep.members[i] for i in numbers], self.sweep.strategy)
+    if sweep.strategy == "loop":
+      weights = [self.weights[i] for i in numbers]
+    else:
+      weights = jax.tree.map(lambda x: x[np.array(numbers)], self.weights)
+    return dataclasses.replace(self, config=config, sweep=sweep, weights=weights)
+
+  def probability(self, weights, member, image, where):
+    """Probabilities of one member, for `sweep.compile`.
+
+    Args:
+      weights: of this member.
+      member: the member, not used: it is all in the weights.
+      image: [B, H, W, 1] in [0, 1].
+      where: [B, H, W, 1] bool, False where a pixel was not in the original frame.
+
+    Returns:
+      [B, H, W, K], 0 outside.
+    """
+    logits, _ = self.network(weights["params"], weights["batch_stats"], image)
+    where = jnp.broadcast_to(where, logits.shape)
+    output = losses.output_logits(self.config.loss.name, logits=logits, where=where)
+    return jnp.where(where, jax.nn.sigmoid(output), 0)
+
+  @functools.cached_property
+  def fingerprints(self):
+    """A short text for every threshold that changes with the weights or what becomes of them."""
+    found = []
+    for weights in self.sweep.to_host(self.weights):
+      digest = hashlib.sha256(repr((self.config.model.to_dict(), self.config.loss.name)).encode())
+      for leaf in jax.tree.leaves(weights):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+      found.append(digest.hexdigest()[:12])
+    return found
+
+
+def load(workdir):
+  """Loads the frozen models of a finished segmentation run.
+
+  Args:
+    workdir: the run's directory.
+
+  Returns:
+    A `Trained`.
+
+  Raises:
+    UserError: there is no finished segmentation run, or it lacks its checkpoint.
+  """
+  claim = checkpoints_lib.read_claim(workdir)
+  if claim is None or claim["config"].get("task") != "segmentation":
+    raise UserError(
+      f"{workdir} holds no segmentation run; train one with: python -m lus_jax.main --config "
+      f"configs/seg.py --workdir {workdir}"
+    )
+  if not results.exists(workdir, *RESULTS):
+    raise UserError(
+      f"the segmentation run in {workdir} is not finished; repeat its command to go on with it."
+    )
+  if not (pathlib.Path(workdir) / checkpoints_lib.DIRECTORY).is_dir():
+    raise UserError(
+      f"{workdir} holds the results of a segmentation run but no checkpoints/ with its best "
+      "models; bring them back, or train again in another --workdir."
+    )
+  try:
+    rows = results.read(workdir, "dataset")["rows"]
+    patients = {row["split"]: row["patient_names"] for row in rows}
+  except (KeyError, TypeError) as error:
+    raise UserError(
+      f"{workdir}/results/dataset.json does not say who was trained on; it was written by another "
+      "version, so train again in another --workdir."
+    ) from error
+  # A machine that only trains on arrays may lack it.
+  from ml_collections import ConfigDict
+
+  config = ConfigDict(claim["config"])
+  _, members = make_members(config)
+  network = state_lib.Network(
+    models.build_model(
+      config.model, in_channels=1, classes=len(claim["dataset"]["classes"]), seed=config.seed
+    )
+  )
+  stacked = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((len(members), *x.shape), x.dtype),
+    {"params": network.params, "batch_stats": network.batch_stats},
+  )
+  with contextlib.closing(checkpoints_lib.Checkpoints(workdir)) as checkpoints:
+    if checkpoints.latest() is None:
+      raise UserError(
+        f"{workdir}/{checkpoints_lib.DIRECTORY} holds no checkpoint; train again in another "
+        "--workdir."
+      )
+    weights = checkpoints.restore_best(stacked)
+  n = len(config.sweep.thresholds)
+  sweep = Sweep(members[:n], choose_strategy(config.sweep.strategy))
+  return Trained(
+    config=config,
+    dataset=claim["dataset"],
+    patients=patients,
+    network=network,
+    sweep=sweep,
+    weights=sweep.unstack(jax.tree.map(lambda x: x[:n], weights)),
+  )
 
 
 def make_examples(network, sweep, state, evaluation, dataset, config):

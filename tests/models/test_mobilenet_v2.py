@@ -61,11 +61,16 @@ def test_parameters_are_as_many_as_torchvisions():
   assert sizes["bias"] == 1000
 
 
-def test_ten_blocks_are_residual():
-  model = nnx.eval_shape(lambda: MobileNetV2(in_channels=3, outputs=1, rngs=nnx.Rngs(0)))
+# At width .25 features 1 has 8 channels on both sides: residual, but not shifted.
+@pytest.mark.parametrize(("width", "also_residual"), [(1.0, []), (0.25, [1])])
+def test_the_ten_residual_bottlenecks_are_shifted(width, also_residual):
+  model = nnx.eval_shape(
+    lambda: MobileNetV2(in_channels=3, outputs=1, width=width, rngs=nnx.Rngs(0))
+  )
   assert len(model.features) == 19
-  residual = [i for i in range(1, 18) if model.features[i].residual]
-  assert residual == [3, 5, 6, 8, 9, 10, 12, 13, 15, 16]
+  shifted = [i for i in range(1, 18) if model.features[i].shifted]
+  assert shifted == [3, 5, 6, 8, 9, 10, 12, 13, 15, 16]
+  assert [i for i in range(1, 18) if model.features[i].residual] == also_residual + shifted
 
 
 @pytest.mark.parametrize(
@@ -191,7 +196,7 @@ def test_gradients_reach_every_parameter_and_batch_statistics_move(network, grad
 @pytest.mark.slow
 def test_stacked_models_give_what_each_gives_alone(network, gradient, key):
   params = [network.params, Network(build(hidden=(16, 8), seed=1)).params]
-  # Norms over few values amplify rounding: hence not the smallest batch.
+  # Rounding may flip a ReLU, and norms over few values amplify it; mixed-up members differ by 1.
   clips = jnp.stack([random_clip(k, batch=8) for k in jax.random.split(key)])
   stacked = jax.tree.map(lambda *x: jnp.stack(x), *params)
   together, _ = jax.jit(jax.vmap(gradient))(stacked, clips)
@@ -202,7 +207,7 @@ def test_stacked_models_give_what_each_gives_alone(network, gradient, key):
   for i in range(2):
     alone = flat(gradient(params[i], clips[i])[0])
     error = flat(jax.tree.map(lambda x, i=i: x[i], together)) - alone
-    assert np.linalg.norm(error) < 0.01 * np.linalg.norm(alone)
+    assert np.linalg.norm(error) < 0.1 * np.linalg.norm(alone)
 
 
 @pytest.mark.parametrize(

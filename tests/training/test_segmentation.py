@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
+from lus_jax.data import datasets
 from lus_jax.errors import UserError
 from lus_jax.evaluation import results as results_lib
 from lus_jax.report import tables
@@ -122,6 +123,28 @@ def test_the_table_shows_the_numbers_of_the_file(finished):
   assert sum(x[:1] == ["mean_map"] for x in lines) == 3
 
 
+def test_the_frozen_models_are_those_of_the_best_epochs(finished, prepared):
+  trained = segmentation.load(finished)
+  results = results_lib.read(finished, "segmentation")
+  assert trained.thresholds == (1.0, 0.6, 0.0)
+  assert list(trained.classes) == results["dataset"]["classes"]
+  # Their probabilities are those that the run itself found, right after training.
+  with np.load(finished / "results" / "examples.npz") as examples:
+    image, expected = examples["image"], examples["probability"]
+    assert len(image) == len(examples["valid_box"])
+  where = np.ones(image.shape, bool)  # the phantom fills its frames
+  for weights, found in zip(trained.sweep.to_host(trained.weights), expected, strict=True):
+    p = np.asarray(trained.probability(weights, None, np.float32(image) / 255, where))
+    assert np.abs(255 * p - found).max() <= 0.5 + 0.02
+  frames = datasets.open_dataset(small(prepared).data, "frames")
+  assert trained.patients == frames.patients()
+  assert trained.dataset["population"] == "lus_phantom, seed 0"
+  assert len(set(trained.fingerprints)) == 3
+  part = trained.only([2, 0])
+  assert part.thresholds == (0.0, 1.0)
+  assert part.fingerprints == [trained.fingerprints[2], trained.fingerprints[0]]
+
+
 def test_writers_and_checkpoints_leave_their_files(finished):
   assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
   assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["2", "3"]
@@ -191,6 +214,9 @@ def test_streaming_and_more_seeds_repeat_the_first_seed(finished, prepared, tmp_
   if "sweep.seeds" in change:
     assert [(r["threshold"], r["seed"]) for r in rows[3:]] == [(1.0, 1), (0.6, 1), (0.0, 1)]
     assert rows[3:] != [r | {"seed": 1} for r in expected]
+  # The frozen models are those of the first seed.
+  fingerprints = [segmentation.load(d).fingerprints for d in (tmp_path / "run", finished)]
+  assert fingerprints[0] == fingerprints[1]
 
 
 @pytest.mark.slow

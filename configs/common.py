@@ -1,0 +1,82 @@
+"""What the configs of the three clinical tasks share; not a config of its own."""
+
+from ml_collections import ConfigDict
+
+SIZES = ("paper", "demo", "tiny")
+
+
+def check_size(name, size):
+  """Refuses a size that a config does not have."""
+  if size not in SIZES:
+    raise ValueError(f"configs/{name}.py:{size} does not exist; use {', '.join(SIZES)}")
+
+
+def video_task(task, size, *, target):
+  """The fields of every clinical task, with the paper's values."""
+  check_size(task, size)
+  config = ConfigDict()
+  config.task = task
+  config.name = task  # of its results file and its part of the workdir
+  config.seed = 0
+  config.target = target  # the number of each video, or patient, that is predicted
+
+  config.channels = ConfigDict()
+  config.channels.workdir = ""  # the segmentation run; empty: this --workdir
+  config.channels.thresholds = ()  # of its sweep; empty: all
+  config.channels.kind = "probability"  # or binary, at .5
+  config.channels.ablations = ("none", "true")  # video only; the simulator's true masks
+
+  config.data = ConfigDict()
+  config.data.name = ""  # empty: the videos of the segmentation run's data set
+  config.data.dir = ""
+  config.data.prepared_dir = ""  # where prepared data sets live; empty: the segmentation run's
+  config.data.split_seed = 0
+  config.data.cache = "auto"  # frames on the device, streamed, or whichever fits
+
+  config.clip = ConfigDict()
+  config.clip.image_size = 224
+  config.clip.n_segment = 8  # frames of a clip
+
+  config.folds = ConfigDict()
+  config.folds.n = 5
+  config.folds.cv = "paper"  # one test set for all folds; or rotate: every patient is tested once
+  config.folds.leakage = "paper"  # or strict: one segmentation sweep more per fold
+  config.folds.balance = ("readmitted_30d", "sf_ratio")  # what folds are alike in, for all tasks
+  config.folds.seed = 0
+
+  config.model = ConfigDict()
+  config.model.width = 1.0  # factor on every channel count
+  config.model.dtype = "float32"  # of the computation; parameters are float32
+  config.model.init_from = ""  # another task of the same workdir; empty: random weights
+
+  config.optimizer = ConfigDict()
+  config.optimizer.learning_rate = 1e-4  # Adam, cosine with warm restarts
+  config.optimizer.restart_epochs = 10
+  config.optimizer.restart_factor = 2  # each period is so many times as long as the one before
+
+  config.sweep = ConfigDict()
+  config.sweep.strategy = "auto"  # or loop, vmap
+
+  config.train = ConfigDict()
+  config.train.epochs = 50
+  config.train.batch_size = 16  # clips
+  config.train.log_every = 20  # steps
+  config.train.checkpoint_every = 5  # epochs; what a killed run may have to repeat
+
+  if size in ("demo", "tiny"):
+    config.clip.image_size = 48
+    config.clip.n_segment = 4
+    config.model.width = 0.25
+    config.optimizer.learning_rate = 2e-3
+    config.train.epochs = 10
+    config.train.checkpoint_every = 1
+    config.train.batch_size = 8
+  if size == "demo":
+    config.channels.thresholds = (1.0, 0.6, 0.0)
+    config.folds.n = 2
+  if size == "tiny":
+    config.clip.image_size = 32
+    config.clip.n_segment = 2
+    config.model.width = 0.125
+    config.train.epochs = 1
+  return config

@@ -1,0 +1,42 @@
+"""The whole paper: the segmentation sweep, then the three clinical tasks, Tables 1 to 4.
+
+  python -m lus_jax.main --config configs/paper.py --workdir runs/paper       the paper's recipe
+  python -m lus_jax.main --config configs/paper.py:demo --workdir runs/demo   what `make demo` runs
+  python -m lus_jax.main --config configs/paper.py:tiny --workdir runs/tiny   7 x 5 models, toy size
+
+On your own videos (format: README.md, "Your own data"):
+
+  python -m lus_jax.main --config configs/paper.py --config.data.name=lus_folder \
+      --config.data.dir=DIR --workdir runs/mine
+
+`segmentation` has the fields of configs/seg.py, each task those of its own config; what they share
+(seed, data, channels, clip, folds) is set once. The demo takes under 10 minutes on 2 CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, readmission, seg, sf_change, sf_ratio
+
+
+def get_config(size="paper"):
+  common.check_size("paper", size)
+  config = ConfigDict()
+  config.task = "study"
+  config.tasks = ("sf_change", "sf_ratio", "readmission")
+  config.seed = 0
+  config.segmentation = seg.get_config(size)
+  config.sf_change = sf_change.get_config(size)
+  config.sf_ratio = sf_ratio.get_config(size)
+  config.readmission = readmission.get_config(size)
+  config.data = config.segmentation.data
+  for name in ("channels", "clip", "folds"):
+    config[name] = config.sf_change[name]
+  del config.channels.workdir  # the study's own
+  del config.segmentation.seed, config.segmentation.data
+  for name in config.tasks:
+    for shared in ("seed", "data", "channels", "clip", "folds"):
+      del config[name][shared]
+  if size == "tiny":
+    config.data.phantom.n_patients = 24  # fewer leave folds without a readmitted patient
+    config.segmentation.train.epochs = 2
+  return config

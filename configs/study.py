@@ -1,0 +1,24 @@
+"""A study large enough for claims: a big phantom, every patient tested once, no leakage at all.
+
+  python -m lus_jax.main --config configs/study.py --workdir runs/study        on a GPU
+  python -m lus_jax.main --config configs/study.py:demo --workdir runs/study   hours on a CPU
+  python -m lus_jax.main --config configs/study.py:tiny --workdir runs/tiny    a smoke run
+
+As configs/paper.py, with `cv=rotate` (six folds, each the test once) and `leakage=strict` (one
+segmentation sweep more per fold, on that fold's training patients only).
+"""
+
+from configs import paper
+
+
+def get_config(size="paper"):
+  config = paper.get_config(size)
+  config.folds.cv = "rotate"
+  config.folds.leakage = "strict"
+  config.data.phantom.n_patients = 126
+  if size == "tiny":
+    config.data.phantom.n_patients = 16
+    config.folds.n = 2
+    config.segmentation.sweep.thresholds = (0.5, 0.0)
+    config.segmentation.train.epochs = 1
+  return config

@@ -1,0 +1,220 @@
+"""What the frozen segmentation models see in every frame of every video, computed once.
+
+The maps are kept as uint8 in memory-mapped files, named by what they were made from: the same
+models and videos find them again, and other ones never do.
+"""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+import shutil
+import sys
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from tqdm import tqdm
+
+from lus_jax.errors import UserError
+from lus_jax.files import write_text
+
+DIRECTORY = "channels"
+# Frames that go through the networks together, and batches between two notes of how far we are.
+_BATCH, _BATCHES_PER_NOTE = 32, 16
+
+
+class _Growing:
+  """An array file that is being filled from its start; it gets its name once it is full."""
+
+  def __init__(self, file, shape):
+    self.file, self._shape = file, shape
+    self._partial = file.with_suffix(".part")
+    self._note = file.with_suffix(".part.json")
+    self.array = None
+
+  def done(self):
+    """How many of its rows are there."""
+    if self.file.exists():
+      return self._shape[0]
+    with contextlib.suppress(OSError, ValueError):
+      note = json.loads(self._note.read_text())
+      if note["shape"] == list(self._shape) and self._partial.exists():
+        return note["done"]
+    return 0
+
+  def open(self, rows):
+    """Opens it for writing from `rows` on."""
+    self.file.parent.mkdir(parents=True, exist_ok=True)
+    self.array = np.lib.format.open_memmap(
+      self._partial, mode="r+" if rows else "w+", dtype=np.uint8, shape=self._shape
+    )
+    self.note(rows)
+
+  def note(self, rows):
+    """Says on disk that so many rows are there."""
+    self.array.flush()
+    write_text(self._note, json.dumps({"shape": list(self._shape), "done": rows}))
+
+  def close(self):
+    """Gives the full file its name."""
+    self.array.flush()
+    self.array = None
+    self._partial.replace(self.file)
+    self._note.unlink()
+
+
+def make(dataset, table, trained, *, size, workdir):
+  """Makes, or finds, the frames and channels of every video at the size of the video network.
+
+  Args:
+    dataset: a `lus_jax.data.datasets.Dataset` of videos, at the size the models were trained at.
+    table: its `lus_jax.data.clips.VideoTable`.
+    trained: a list of `lus_jax.training.segmentation.Trained`.
+    size: h = w, in pixels.
+    workdir: the run's directory; an interrupted call goes on where it was.
+
+  Returns:
+    `image` [frames, h, w, 1], a list (models) of lists (thresholds) of [frames, h, w, K], and the
+    simulator's true masks [frames, h, w, K] (None of real data): uint8, 255 = 1, memory-mapped.
+
+  Raises:
+    UserError: the disk is too small.
+  """
+  n, classes = int(table.n_frames.sum()), len(trained[0].classes)
+  digest = hashlib.sha256(
+    repr((dataset.version, table.video.tolist(), table.n_frames.tolist(), size)).encode()
+  )
+  directory = pathlib.Path(workdir) / DIRECTORY / digest.hexdigest()[:12]
+
+  image = _Growing(directory / "frames.npy", (n, size, size, 1))
+  truth = None
+  if dataset.simulated:
+    truth = _Growing(directory / "truth.npy", (n, size, size, classes))
+  by_key = {
+    key: _Growing(directory / f"{key}.npy", (n, size, size, classes))
+    for one in trained
+    for key in one.fingerprints
+  }
+  maps = [[by_key[key] for key in one.fingerprints] for one in trained]
+  files = {f.file: f for f in (image, truth, *by_key.values()) if f is not None}
+  for file in list(directory.glob("*")):
+    # Whole or partial: what other models saw.
+    if directory / f"{file.name.partition('.')[0]}.npy" not in files:
+      file.unlink()
+
+  needed = sum(np.prod(f._shape) for f in files.values() if not f.done())
+  directory.mkdir(parents=True, exist_ok=True)
+  if needed > shutil.disk_usage(directory).free:
+    raise UserError(
+      f"{directory}: the channels of {n} frames take {needed / 2**30:.1f} GiB, more than is free; "
+      "name another --workdir, fewer --config.channels.thresholds or a smaller "
+      "--config.clip.image_size."
+    )
+  start = min(f.done() for f in files.values())
+  if start < n:
+    _fill(dataset, table, trained, files, start, size=size, image=image, truth=truth, maps=maps)
+
+  def opened(growing):
+    return np.load(growing.file, mmap_mode="r")
+
+  return (
+    opened(image),
+    [[opened(f) for f in row] for row in maps],
+    None if truth is None else opened(truth),
+  )
+
+
+def _fill(dataset, table, trained, files, start, *, size, image, truth, maps):
+  start -= start % _BATCH
+  n = int(table.n_frames.sum())
+  growing = [f for f in files.values() if f.done() < n]
+  for f in growing:
+    f.open(start)
+  pending = {f.file for f in growing}
+
+  @jax.jit
+  def resize(x):
+    x = jax.image.resize(
+      x.astype(jnp.float32), (x.shape[0], size, size, x.shape[-1]), "linear", antialias=True
+    )
+    return jnp.rint(x).astype(jnp.uint8)
+
+  def segment(one):
+    def fn(weights, member, frames, where):
+      p = one.probability(weights, member, frames.astype(jnp.float32) / 255, where)
+      return resize(255 * p)
+
+    return one.sweep.compile(fn)
+
+  segments = [segment(one) for one in trained]
+  bar = tqdm(
+    total=n,
+    initial=start,
+    unit="frame",
+    desc="segmentation channels",
+    mininterval=0.2 if sys.stderr.isatty() else 10,
+  )
+  with bar:
+    for i, (at, batch) in enumerate(_frames(dataset, table, start, with_truth=truth is not None)):
+      m = batch["count"]
+      if image.file in pending:
+        image.array[at : at + m] = np.asarray(resize(batch["frames"]))[:m]
+      if truth is not None and truth.file in pending:
+        truth.array[at : at + m] = np.asarray(resize(batch["truth"]))[:m]
+      for one, compiled, row in zip(trained, segments, maps, strict=True):
+        if not any(f.file in pending for f in row):
+          continue
+        results = compiled(one.weights, one.sweep.members, batch["frames"], batch["where"])
+        for f, result in zip(row, one.sweep.to_host(results), strict=True):
+          if f.file in pending:
+            f.array[at : at + m] = result[:m]
+      if (i + 1) % _BATCHES_PER_NOTE == 0:
+        for f in growing:
+          f.note(at + m)
+      bar.update(m)
+  for f in growing:
+    f.close()
+
+
+def _frames(dataset, table, start, *, with_truth):
+  """Yields the frames of all videos from `start` on, in batches of one size."""
+  fields = ("frames", "valid_box", *(["truth"] if with_truth else []))
+  held, at = [], start
+  ends = np.cumsum(table.n_frames)
+  sources = (example for source in dataset.splits.values() for example in _Lazy(source, fields))
+  for end, example in zip(ends.tolist(), sources, strict=True):
+    if end <= start:
+      continue
+    example = example()
+    n = len(example["frames"])
+    first = max(0, start - (end - n))
+    top, left, bottom, right = example["valid_box"]
+    where = np.zeros((n, *example["frames"].shape[1:3], 1), bool)
+    where[:, top:bottom, left:right] = True
+    arrays = {name: example[name][first:] for name in fields if name != "valid_box"}
+    held.append(arrays | {"where": where[first:]})
+    if sum(len(x["frames"]) for x in held) >= _BATCH:
+      joined = {name: np.concatenate([x[name] for x in held]) for name in held[0]}
+      whole = len(joined["frames"]) // _BATCH * _BATCH
+      for j in range(0, whole, _BATCH):
+        yield at, {name: x[j : j + _BATCH] for name, x in joined.items()} | {"count": _BATCH}
+        at += _BATCH
+      held = [{name: x[whole:] for name, x in joined.items()}]
+  joined = {name: np.concatenate([x[name] for x in held]) for name in held[0]}
+  count = len(joined["frames"])
+  if count:
+    padding = np.zeros(_BATCH, int)
+    padding[:count] = np.arange(count)
+    yield at, {name: x[padding] for name, x in joined.items()} | {"count": count}
+
+
+class _Lazy:
+  """The examples of a source as functions: those already done are not even read."""
+
+  def __init__(self, source, fields):
+    self._source = source.only(*fields)
+
+  def __iter__(self):
+    for i in range(len(self._source)):
+      yield lambda i=i: self._source[i]

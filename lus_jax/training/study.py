@@ -1,0 +1,67 @@
+"""The whole study in one directory: the segmentation sweep, then the clinical tasks."""
+
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from lus_jax.errors import UserError
+from lus_jax.training import checkpoints, downstream, segmentation, tasks
+
+# Says which study a directory belongs to.
+DIRECTORY = "study"
+
+SHARED = ("channels", "clip", "folds")
+
+
+def parts(config):
+  """The configs of the segmentation and of each task, with what they share filled in.
+
+  Args:
+    config: a study's config (`configs/paper.py`); without `segmentation` its `channels.workdir`
+      names a segmentation run.
+
+  Returns:
+    A dict of configs by name, in the order they run.
+
+  Raises:
+    UserError: a task is not known.
+  """
+  found = {}
+  own = "segmentation" in config
+  for name in (*(["segmentation"] if own else []), *config.tasks):
+    if name not in config:
+      known = [key for key in config if getattr(config[key], "task", None) in tasks.TASKS]
+      raise UserError(f"config.tasks: '{name}' is not known; choose of {', '.join(known)}.")
+    part = config[name].to_dict() | {"seed": config.seed, "data": config.data.to_dict()}
+    if name != "segmentation":
+      part |= {shared: config[shared].to_dict() for shared in SHARED}
+      if own:
+        # The videos of the data set that was just segmented, and the models of this directory.
+        part["data"] = {"name": "", "prepared_dir": "", "cache": config.data.cache}
+        part["channels"] |= {"workdir": ""}
+    found[name] = ConfigDict(part)
+  return found
+
+
+def train_and_evaluate(config, workdir):
+  """Runs every part that is not finished.
+
+  Args:
+    config: a study's config.
+    workdir: the run's directory.
+
+  Raises:
+    UserError: a part of the config or the data are not in order.
+  """
+  configs = parts(config)
+  for name, part in configs.items():
+    (segmentation if name == "segmentation" else downstream).check(part)
+  directory, settings = pathlib.Path(workdir) / DIRECTORY, json.loads(config.to_json())
+  checkpoints.check_claim(directory, settings)
+  for i, (name, part) in enumerate(configs.items()):
+    print(f"== {i + 1} of {len(configs)}: {name}", flush=True)
+    task = segmentation if name == "segmentation" else downstream
+    task.train_and_evaluate(part, workdir)
+    # Not before: where the first part refuses its data, nothing is left behind.
+    checkpoints.claim(directory, settings, {})

@@ -1,0 +1,193 @@
+"""What the clinical tasks build on, in small: toy networks, a phantom, a segmentation run."""
+
+import json
+import os
+import pathlib
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax import numpy as jnp
+from ml_collections import ConfigDict
+
+from configs import readmission, seg, sf_change, sf_ratio
+from lus_jax import models
+from lus_jax.data import datasets, summary
+from lus_jax.evaluation import results
+from lus_jax.models import layers
+from lus_jax.models.mobilenet_v2 import ConvNorm
+from lus_jax.training import checkpoints, segmentation
+from lus_jax.training import state as state_lib
+from lus_jax.training.sweep import Sweep
+
+# Six patients, three of them readmitted; all with a view that was recorded on both days.
+PHANTOM = {"n_patients": 6, "seed": 57, "missing_views": 0.6, "n_frames": 3}
+
+
+class ToySegmentation(nnx.Module):
+  """All that counts of a segmentation network: weights, running statistics, logits per pixel."""
+
+  def __init__(self, in_channels, classes, *, rngs):
+    self.conv = layers.conv(in_channels, classes, 3, dtype=jnp.float32, rngs=rngs)
+    self.norm = layers.BatchNorm(classes)
+
+  def __call__(self, image, *, train, key=None):
+    return 3 * self.norm(self.conv(image), train=train)
+
+
+class ToyVideo(nnx.Module):
+  """Stands in for the video network: features over frames, hidden layers, a bias not added."""
+
+  def __init__(self, in_channels, outputs, hidden, *, rngs):
+    conv = layers.conv(in_channels, 8, 3, stride=2, dtype=jnp.float32, rngs=rngs)
+    self.features = nnx.List([ConvNorm(conv, 8, dtype=jnp.float32)])
+    sizes = (8, *hidden)
+    self.hidden = nnx.List(
+      nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+    )
+    self.head = nnx.Linear(sizes[-1], outputs, use_bias=False, rngs=rngs)
+    self.bias = nnx.Param(jnp.zeros(outputs))
+
+  def __call__(self, clip, *, train, key=None):
+    x = self.features[0](clip.reshape(-1, *clip.shape[2:]), train=train)
+    x = x.reshape(*clip.shape[:2], -1, x.shape[-1]).mean((1, 2))
+    for layer in self.hidden:
+      x = jax.nn.relu(layer(x))
+    return self.head(x)
+
+
+@pytest.fixture(scope="module")
+def toy_networks():
+  """Networks that compile in a moment in place of the real ones."""
+
+  def build_model(config, *, in_channels, classes, seed):
+    return ToySegmentation(in_channels, classes, rngs=nnx.Rngs(seed))
+
+  def build_video_model(config, *, in_channels, outputs, hidden, seed):
+    return ToyVideo(in_channels, outputs, hidden, rngs=nnx.Rngs(seed))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(models, "build_model", build_model)
+    patch.setattr(models, "build_video_model", build_video_model)
+    yield
+
+
+@pytest.fixture(scope="session")
+def toy_trained():
+  """`make(seeds) -> Trained`, one model a seed, of two classes and random running statistics."""
+
+  def make(seeds, strategy="loop", loss="weighted_cross_entropy"):
+    states = []
+    for seed in seeds:
+      network = state_lib.Network(ToySegmentation(1, 2, rngs=nnx.Rngs(seed)))
+      mean = np.random.default_rng(seed).uniform(-0.2, 0.2, 2).astype(np.float32)
+      stats = jax.tree.map(lambda x, m=mean: x * 0.1 + m**2, network.batch_stats)
+      states.append({"params": network.params, "batch_stats": stats})
+    thresholds = tuple(np.linspace(0, 1, len(seeds)).tolist())
+    members = [{"threshold": np.float32(t), "seed": np.int32(0)} for t in thresholds]
+    config = {"model": {"width": 1.0}, "loss": {"name": loss}, "sweep": {"thresholds": thresholds}}
+    return segmentation.Trained(
+      config=ConfigDict(config),
+      dataset={"name": "toy", "classes": ["a", "b"]},
+      patients={"train": ["p0"], "validation": ["p1"], "test": ["p2"]},
+      network=network,
+      sweep=Sweep(members, strategy),
+      weights=states if strategy == "loop" else jax.tree.map(lambda *x: jnp.stack(x), *states),
+    )
+
+  return make
+
+
+def pretend(config, workdir, patients=None):
+  """Leaves what a finished segmentation run leaves, but untrained.
+
+  It stands in for `segmentation.train_and_evaluate`; every threshold and set of patients gets
+  weights of its own.
+  """
+  dataset = datasets.open_dataset(config.data, "frames")
+  if patients is not None:
+    dataset = dataset.regroup(patients)
+  settings = json.loads(config.to_json())
+  first = zlib.crc32(repr(patients).encode()) >> 8
+  networks = [
+    state_lib.Network(
+      models.build_model(config.model, in_channels=1, classes=len(dataset.classes), seed=seed)
+    )
+    for seed in range(first, first + len(config.sweep.thresholds))
+  ]
+  best = jax.tree.map(
+    lambda *x: jnp.stack(x),
+    *({"params": n.params, "batch_stats": n.batch_stats} for n in networks),
+  )
+  checkpoints.claim(workdir, settings, dataset.summary())
+  manager = checkpoints.Checkpoints(workdir)
+  manager.save(1, {"step": np.int32(1)}, best, {"epoch": 1})
+  manager.close()
+  for name in segmentation.RESULTS:
+    rows = summary.summarize(dataset) if name == "dataset" else []
+    results.write(workdir, name, config=settings, dataset=dataset.summary(), rows=rows)
+
+
+@pytest.fixture(scope="session")
+def prepared_phantom(tmp_path_factory):
+  """Where the phantom's TFDS files go."""
+  return tmp_path_factory.mktemp("phantom")
+
+
+@pytest.fixture(scope="session")
+def segmentation_config(prepared_phantom):
+  """The smallest segmentation: two thresholds, frames of 32 x 32."""
+  config = seg.get_config("tiny")
+  config.data.image_size = 32
+  config.data.phantom.update(PHANTOM)
+  config.data.prepared_dir = os.fspath(prepared_phantom)
+  config.sweep.thresholds = (0.6, 0.0)
+  return config
+
+
+@pytest.fixture(scope="module")
+def toy_segmentation(toy_networks, segmentation_config, tmp_path_factory):
+  """A directory with a finished run of toy segmentation networks; copy it to write in it."""
+  workdir = tmp_path_factory.mktemp("runs") / "segmentation"
+  pretend(segmentation_config, workdir)
+  return workdir
+
+
+@pytest.fixture(scope="session")
+def pretended():
+  """See `pretend`."""
+  return pretend
+
+
+@pytest.fixture(scope="session")
+def task_config():
+  """`make(task, **changes)`: the tiny config of a clinical task, in two folds."""
+
+  def make(task, **changes):
+    config = {"sf_change": sf_change, "sf_ratio": sf_ratio, "readmission": readmission}[
+      task
+    ].get_config("tiny")
+    config.folds.n = 2
+    for name, value in changes.items():
+      *path, field = name.split(".")
+      part = config
+      for key in path:
+        part = part[key]
+      assert field in part, name
+      with part.ignore_type():
+        part[field] = value
+    return config
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def contents():
+  """`read(workdir) -> bytes by name` of the results files of a run."""
+
+  def read(workdir):
+    return {p.name: p.read_bytes() for p in (pathlib.Path(workdir) / "results").iterdir()}
+
+  return read
