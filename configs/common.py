@@ -68,7 +68,7 @@ def video_task(task, size, *, target):
     config.clip.n_segment = 4
     config.model.width = 0.25
     config.optimizer.learning_rate = 2e-3
-    config.train.epochs = 10
+    config.train.epochs = config.optimizer.restart_epochs = 6
     config.train.checkpoint_every = 1
     config.train.batch_size = 8
   if size == "demo":
@@ -78,5 +78,5 @@ def video_task(task, size, *, target):
     config.clip.image_size = 32
     config.clip.n_segment = 2
     config.model.width = 0.125
-    config.train.epochs = 1
+    config.train.epochs = config.optimizer.restart_epochs = 1
   return config
