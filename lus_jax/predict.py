@@ -11,7 +11,6 @@ writes, in the geometry of the input's own frames:
 so that `masks/threshold_0.6` can stand as `masks/` of a lus_folder data set.
 """
 
-import dataclasses
 import io
 import json
 import os
@@ -81,7 +80,8 @@ def predict(trained, clip, *, thresholds, frames):
   Raises:
     UserError: the clip is damaged.
   """
-  sweep, weights = _select(trained, thresholds)
+  trained = trained.only([trained.thresholds.index(threshold) for threshold in thresholds])
+  sweep, weights = trained.sweep, trained.weights
   probability = sweep.compile(trained.probability)
   n = min(_BATCH, len(frames))
   for numbers, images in _batches(clip, frames, n):
@@ -93,15 +93,6 @@ def predict(trained, clip, *, thresholds, frames):
     members = sweep.to_host(probability(weights, sweep.members, fitted[filled], where[filled]))
     for i, (number, image) in enumerate(zip(numbers, images, strict=True)):
       yield number, image, [restore(member[i], box, *image.shape) for member in members]
-
-
-def _select(trained, thresholds):
-  """The sweep over some of the thresholds, and its weights."""
-  chosen = [trained.thresholds.index(threshold) for threshold in thresholds]
-  sweep = dataclasses.replace(trained.sweep, members=[trained.sweep.members[i] for i in chosen])
-  if sweep.strategy == "vmap":
-    return sweep, jax.tree.map(lambda x: x[np.array(chosen)], trained.weights)
-  return sweep, [trained.weights[i] for i in chosen]
 
 
 def _batches(clip, frames, n):

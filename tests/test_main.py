@@ -45,7 +45,7 @@ def run(*args, check=False):
       "/no/such",
     ),
     (["--config=configs/sf_change.py", "--config.pairs=all"], "config.pairs: 'all'"),
-    (["--config=configs/sf_ratio.py"], "run holds no segmentation run; train one with"),
+    (["--config=configs/sf_ratio.py"], "run holds no segmentation run; name one with"),
     (["--config=configs/paper.py", "--config.tasks=('change',)"], "config.tasks: 'change'"),
     (["--config=configs/paper.py:huge"], ":huge does not exist"),
     (

@@ -79,16 +79,23 @@ def read_table(dataset, names):
       source = source.only(*dict.fromkeys((*texts, "day", "frames", *names)))
     except KeyError as error:
       raise UserError(
-        f"the videos of {dataset.name} have no number {error}; name another with --config.target."
+        f"the videos of {dataset.name} have no number {error}; name another with --config.target "
+        "or --config.folds.balance."
       ) from error
     for example in source:
+      for name in names:
+        if np.ndim(example[name]) or isinstance(example[name], bytes):
+          raise UserError(
+            f"'{name}' of the videos of {dataset.name} is no number; name another with "
+            "--config.target or --config.folds.balance."
+          )
       rows.append(
         {name: example[name].decode() for name in texts}
         | {"day": int(example["day"]), "split": split, "n_frames": len(example["frames"])}
-        | {name: float(example[name]) for name in names}
+        | {f"value {name}": float(example[name]) for name in names}
       )
   columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-  values = {name: columns.pop(name) for name in names}
+  values = {name: columns.pop(f"value {name}") for name in names}
   return VideoTable(
     **columns, values={name: np.where(x >= 0, x, np.nan) for name, x in values.items()}
   )

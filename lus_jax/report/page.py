@@ -161,6 +161,7 @@ def _task(page, name, number):
     "id": f"task-{number}",
     "task": task,
     "papers": papers,
+    "days": content["config"].get("days"),
     "title": tables.title(content),
     "table": f"Table {tables.TASKS[task].number}" + ("" if papers else f" ({name})"),
     "target": tables.target(content),

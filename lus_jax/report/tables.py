@@ -251,6 +251,15 @@ def patients(n):
   return f"{n} test patient{'' if n == 1 else 's'}"
 
 
+def _other_domain(content):
+  segmentation = content.get("segmentation", {})
+  if segmentation.get("same_data_set") is False:
+    yield (
+      f"Note: the segmentation models were trained on {segmentation['dataset']}, another data set: "
+      "how well they see these frames is not known."
+    )
+
+
 def downstream(content):
   """Tables 2 to 4 from a downstream task's results file, the paper's figures beside its own target.
 
@@ -305,6 +314,7 @@ def downstream(content):
       *([_REPORTED_NOTE] if beside else []),
       *(f"Left out: {one['count']} {one['what']} ({one['why']})." for one in content["left_out"]),
       *(f"Note: {note}" for note in content["notes"]),
+      *_other_domain(content),
     ]
   )
 

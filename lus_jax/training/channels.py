@@ -64,7 +64,7 @@ class _Growing:
     self._note.unlink()
 
 
-def make(dataset, table, trained, *, size, workdir):
+def make(dataset, table, trained, *, size, workdir, keep=()):
   """Makes, or finds, the frames and channels of every video at the size of the video network.
 
   Args:
@@ -73,6 +73,7 @@ def make(dataset, table, trained, *, size, workdir):
     trained: a list of `lus_jax.training.segmentation.Trained`.
     size: h = w, in pixels.
     workdir: the run's directory; an interrupted call goes on where it was.
+    keep: fingerprints of other models whose maps stay; those of models unknown here are removed.
 
   Returns:
     `image` [frames, h, w, 1], a list (models) of lists (thresholds) of [frames, h, w, K], and the
@@ -98,13 +99,16 @@ def make(dataset, table, trained, *, size, workdir):
   }
   maps = [[by_key[key] for key in one.fingerprints] for one in trained]
   files = {f.file: f for f in (image, truth, *by_key.values()) if f is not None}
+  known = {file.stem for file in files} | set(keep)
   for file in list(directory.glob("*")):
-    # Whole or partial: what other models saw.
-    if directory / f"{file.name.partition('.')[0]}.npy" not in files:
+    # Whole or partial: what models saw that are no more.
+    if file.name.partition(".")[0] not in known:
       file.unlink()
 
   needed = sum(np.prod(f._shape) for f in files.values() if not f.done())
   directory.mkdir(parents=True, exist_ok=True)
+  if needed:
+    print(f"the channels take {needed / 2**30:.2f} GiB in {directory}")
   if needed > shutil.disk_usage(directory).free:
     raise UserError(
       f"{directory}: the channels of {n} frames take {needed / 2**30:.1f} GiB, more than is free; "

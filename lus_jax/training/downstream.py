@@ -5,10 +5,12 @@ masks). Members share batches within a fold, initial weights and compiled progra
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -91,9 +93,8 @@ def check(config):
   if config.task == "sf_ratio" and not config.target_scale > 0:
     raise UserError(f"config.target_scale: {config.target_scale} must be positive.")
   if (
-    not config.name
+    not re.fullmatch(r"\w+", config.name)
     or config.name.startswith("segmentation")
-    or "/" in config.name
     or config.name in RESERVED
   ):
     raise UserError(f"config.name: '{config.name}' cannot name a results file of this task.")
@@ -177,8 +178,11 @@ def fold_segmentations(config, trained, splits, workdir):
     A list of `Trained`, one a fold.
   """
   labelled = {name for names in trained.patients.values() for name in names}
+  recipe = trained.config.copy_and_resolve_references()
+  with recipe.unlocked():
+    recipe.sweep.seeds = 1  # the clinical tasks see the first seed's models
   models_, frames = len(trained.sweep.members), sum(trained.dataset["splits"].values())
-  epochs = trained.config.train.epochs
+  epochs = recipe.train.epochs
   print(
     f"leakage=strict: {len(splits)} extra segmentation sweeps of {models_} models, {epochs} epochs "
     f"of at most {frames} frames: up to {len(splits) * models_ * epochs * frames:,} model-frames"
@@ -196,7 +200,7 @@ def fold_segmentations(config, trained, splits, workdir):
     }
     directory = pathlib.Path(workdir) / "segmentation" / f"fold_{f}"
     print(f"segmentation of fold {f}")
-    segmentation.train_and_evaluate(trained.config, directory, patients)
+    segmentation.train_and_evaluate(recipe, directory, patients)
     found.append(segmentation.load(directory))
   return found
 
@@ -321,7 +325,7 @@ def _biases(sweep, weights):
   return sweep.to_host(sweep.map(lambda one: one["params"]["bias"], weights))
 
 
-def initial_weights(config, network, places, splits, workdir):
+def initial_weights(config, network, places, splits, workdir, summary):
   """The weights that every member starts from.
 
   Args:
@@ -330,6 +334,7 @@ def initial_weights(config, network, places, splits, workdir):
     places: source and fold of each member.
     splits: `Fold`s.
     workdir: the run's directory.
+    summary: what this run's claim says of its data and segmentation models.
 
   Returns:
     A list of dicts `params` and `batch_stats`, and for each fold the patients that these were
@@ -347,7 +352,7 @@ def initial_weights(config, network, places, splits, workdir):
   if claim is None or not results.exists(workdir, name):
     raise UserError(
       f"{config.name} starts from the models of {name}, and {workdir} has none that are finished; "
-      f"run configs/{name}.py with this workdir first, or use --config.model.init_from= for random "
+      f"run the task {name} with this workdir first, or use --config.model.init_from= for random "
       "weights."
     )
   content = results.read(workdir, name)
@@ -361,11 +366,15 @@ def initial_weights(config, network, places, splits, workdir):
     {**theirs, "init_from": ""} != {**ours, "init_from": ""}
     or missing
     or content["config"]["clip"] != json.loads(config.clip.to_json())
+    or content["config"]["folds"] != json.loads(config.folds.to_json())
+    or content["config"]["channels"]["kind"] != config.channels.kind
+    or claim["dataset"]["population"] != summary["population"]
+    or not set(summary["segmentation"]) <= set(claim["dataset"]["segmentation"])
   ):
     raise UserError(
-      f"the models of {name} in {workdir} are of another size or lack sources or folds of "
-      f"{config.name}; give both the same --config.model, --config.clip, --config.channels and "
-      "--config.folds."
+      f"the models of {name} in {workdir} are of another size, saw other data or channels, or lack "
+      f"sources or folds of {config.name}; give both the same --config.model, --config.clip, "
+      "--config.data, --config.channels and --config.folds."
     )
   source = tasks.TASKS[content["task"]]
   theirs = state_lib.Network(
@@ -447,55 +456,91 @@ def train_and_evaluate(config, workdir):
       segmentation=None if seen is None else [seen] * len(splits),
     )
   summary = dataset.summary() | {"segmentation": trained.fingerprints}
-  checkpoints_lib.claim(directory, settings, summary)
-
-  names = (config.name, f"{config.name}_history")
-  if not results.exists(workdir, *names):
-    trained_by_fold = [trained]
-    if strict:
-      trained_by_fold = [
-        one.only(chosen) for one in fold_segmentations(config, whole, splits, workdir)
-      ]
-      seen = [[*one.patients["train"], *one.patients["validation"]] for one in trained_by_fold]
-      folds.audit(splits, leakage="strict", segmentation=seen)
-    _run(config, settings, workdir, dataset, table, splits, task, trained_by_fold, same)
-  print(tables.downstream(results.read(workdir, config.name)))
-
-
-def _run(config, settings, workdir, dataset, table, splits, task, trained_by_fold, same):
-  n_folds, base = len(splits), trained_by_fold[0]
-  image, maps, truth = channels_lib.make(
-    dataset, table, trained_by_fold, size=config.clip.image_size, workdir=workdir
-  )
-  ablations = [a for a in config.channels.ablations if a != "true" or truth is not None]
-  stored, thresholds = sum(maps, []), list(base.thresholds)
-  per_model = np.arange(len(stored)).reshape(len(maps), -1).tolist()
-  if "true" in ablations:
-    stored.append(truth)
-    per_model = [[*row, len(stored) - 1] for row in per_model]
-  cache = pipeline.choose_cache_for(config.data.cache, image.nbytes + sum(x.nbytes for x in stored))
-  store = clips.ClipStore(
-    image=image,
-    channels=stored,
-    fold_channels=np.array(per_model if len(per_model) == n_folds else per_model * n_folds),
-    offset=table.offset,
-    n_frames=table.n_frames,
-    n_segment=config.clip.n_segment,
-    cache=cache,
-  )
-  names, places, members = make_members(thresholds, ablations, n_folds)
+  # What a second run could not use is refused before anything that takes long.
+  ablations = [a for a in config.channels.ablations if a != "true" or dataset.simulated]
+  names, places, members = make_members(list(trained.thresholds), ablations, len(splits))
   network = state_lib.Network(
     models.build_video_model(
       config.model,
-      in_channels=1 + len(base.classes),
+      in_channels=1 + len(trained.classes),
       outputs=task.outputs,
       hidden=task.hidden,
       seed=config.seed,
     )
   )
-  started, trained_on = initial_weights(config, network, places, splits, workdir)
+  started, trained_on = initial_weights(config, network, places, splits, workdir, summary)
   folds.audit(splits, leakage=config.folds.leakage, initial=trained_on)
-  sweep = Sweep(members, choose_strategy(config.sweep.strategy))
+  if config.model.init_from:
+    summary["initial"] = _digest(started)
+  files = (config.name, f"{config.name}_history")
+  if checkpoints_lib.read_claim(directory) is None:
+    # Its directory was removed to start anew: what it found before is not its result.
+    for name in files:
+      (pathlib.Path(workdir) / results.DIRECTORY / f"{name}.json").unlink(missing_ok=True)
+  checkpoints_lib.claim(directory, settings, summary)
+
+  if not results.exists(workdir, *files):
+    trained_by_fold, keep = [trained], set(whole.fingerprints)
+    if strict:
+      by_fold = fold_segmentations(config, whole, splits, workdir)
+      trained_by_fold = [one.only(chosen) for one in by_fold]
+      keep = keep.union(*(one.fingerprints for one in by_fold))
+      seen = [[*one.patients["train"], *one.patients["validation"]] for one in trained_by_fold]
+      folds.audit(splits, leakage="strict", segmentation=seen)
+    store = make_store(config, workdir, dataset, table, trained_by_fold, ablations, splits, keep)
+    sweep = Sweep(members, choose_strategy(config.sweep.strategy))
+    notes = _notes(config, dataset, table, trained, same)
+    print(_describe(config, dataset, network, sweep, table, splits, task, store, places, notes))
+    state, meta, tested = _fit(
+      config, settings, workdir, network, sweep, names, started, task, store, splits
+    )
+    write_results(
+      workdir, config, settings, dataset, splits, task, places, meta, tested, trained, same, notes
+    )
+  print(tables.downstream(results.read(workdir, config.name)))
+
+
+def _digest(trees):
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(trees):
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()[:12]
+
+
+def make_store(config, workdir, dataset, table, trained_by_fold, ablations, splits, keep):
+  """Makes the channels of all videos, and the `lus_jax.data.clips.ClipStore` of them.
+
+  Args:
+    config: a run's config.
+    workdir: the run's directory.
+    dataset: the videos.
+    table: their `VideoTable`.
+    trained_by_fold: the segmentation models of each fold, or of all (one).
+    ablations: of 'none' and 'true'.
+    splits: `Fold`s.
+    keep: fingerprints of models whose channels other runs in this directory may still need.
+  """
+  image, maps, truth = channels_lib.make(
+    dataset, table, trained_by_fold, size=config.clip.image_size, workdir=workdir, keep=keep
+  )
+  stored = sum(maps, [])
+  per_model = np.arange(len(stored)).reshape(len(maps), -1).tolist()
+  if "true" in ablations:
+    stored.append(truth)
+    per_model = [[*row, len(stored) - 1] for row in per_model]
+  cache = pipeline.choose_cache_for(config.data.cache, image.nbytes + sum(x.nbytes for x in stored))
+  return clips.ClipStore(
+    image=image,
+    channels=stored,
+    fold_channels=np.array(per_model if len(maps) > 1 else per_model * len(splits)),
+    offset=table.offset,
+    n_frames=table.n_frames,
+    n_segment=config.clip.n_segment,
+    cache=cache,
+  )
+
+
+def _fit(config, settings, workdir, network, sweep, names, started, task, store, splits):
   tx, schedule = make_optimizer(config.optimizer, task.steps_per_epoch, config.train.epochs)
   states = [state_lib.create_state(one["params"], one["batch_stats"], tx) for one in started]
   state = states if sweep.strategy == "loop" else jax.tree.map(lambda *x: jnp.stack(x), *states)
@@ -514,11 +559,10 @@ def _run(config, settings, workdir, dataset, table, splits, task, trained_by_fol
     return [
       function(found, bias, int(member["fold"]))
       for found, bias, member in zip(
-        outputs(weights, split), _biases(sweep, weights), members, strict=True
+        outputs(weights, split), _biases(sweep, weights), sweep.members, strict=True
       )
     ]
 
-  print(_describe(config, dataset, network, sweep, table, splits, task, cache, places))
   directory = pathlib.Path(workdir) / config.name
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(contextlib.closing(checkpoints_lib.Checkpoints(directory)))
@@ -536,7 +580,7 @@ def _run(config, settings, workdir, dataset, table, splits, task, trained_by_fol
       ),
       sweep,
       state,
-      store.batches(make_plan(task, store, config, n_folds)),
+      store.batches(make_plan(task, store, config, len(splits))),
       config=config.train,
       steps_per_epoch=task.steps_per_epoch,
       key=jax.random.key(config.seed),
@@ -544,18 +588,38 @@ def _run(config, settings, workdir, dataset, table, splits, task, trained_by_fol
       writer=writer,
     )
     tested = judge(state, "test", task.evaluate, best=True)
-    write_results(
-      workdir, config, settings, dataset, splits, task, places, meta, tested, base, thresholds, same
-    )
     step = config.train.epochs * task.steps_per_epoch
     for name, (ratios, _) in zip(names, tested, strict=True):
       values = {k: v for k, v in metrics.fold_row(ratios).items() if v is not None}
       writer.write_scalars(step, {f"test_{k}/{name}": float(v) for k, v in values.items()})
     writer.flush()
+  return state, meta, tested
+
+
+def _notes(config, dataset, table, trained, same):
+  """What a reader of the results has to know."""
+  notes = list(dataset.notes)
+  if not same and not dataset.simulated:
+    known = {name for names in trained.patients.values() for name in names}
+    if both := sorted(known & set(table.patient.tolist())):
+      notes.append(
+        f"patients of these names are in the segmentation's data set too ({', '.join(both[:5])}): "
+        "if they are the same persons, they stand on both sides."
+      )
+  if not same and config.folds.leakage == "strict":
+    notes.append("the segmentation is of another data set, so strict needed no sweep of its own.")
+  if config.folds.leakage == "strict" and config.model.init_from:
+    notes.append(
+      f"the networks start from those of {config.model.init_from}, whose best epochs were chosen "
+      "on the validation patients of the same fold; test patients chose nothing."
+    )
+  if "true" in config.channels.ablations and not dataset.simulated:
+    notes.append("no true masks exist for real frames, so there is no row for them.")
+  return notes
 
 
 def write_results(
-  workdir, config, settings, dataset, splits, task, places, meta, tested, base, thresholds, same
+  workdir, config, settings, dataset, splits, task, places, meta, tested, trained, same, notes
 ):
   """Writes `results/<name>.json` and `results/<name>_history.json`."""
   rows, members, confusion, predictions = [], {}, {}, []
@@ -573,14 +637,6 @@ def write_results(
     if "confusion" in extra:
       confusion[source] = confusion.get(source, 0) + extra["confusion"]
     predictions += [{"threshold": source, "fold": f, **row} for row in extra.get("predictions", [])]
-  notes = list(dataset.notes)
-  if not same:
-    notes.append(
-      f"the segmentation models were trained on {base.dataset['name']}, another data set: how well "
-      "they see these frames is not known."
-    )
-  if "true" in config.channels.ablations and not any(s == "true" for s, _ in places):
-    notes.append("no true masks exist for real frames, so there is no row for them.")
   content = {
     "task": config.task,
     "primary": task.primary,
@@ -596,8 +652,8 @@ def write_results(
     "left_out": [row for row in task.left_out if row["count"]],
     "notes": notes,
     "segmentation": {
-      "dataset": base.dataset["name"],
-      "thresholds": thresholds,
+      "dataset": trained.dataset["name"],
+      "thresholds": list(trained.thresholds),
       "same_data_set": same,
     },
   }
@@ -618,19 +674,20 @@ def write_results(
   results.write(workdir, config.name, config=settings, dataset=summary, **content)
 
 
-def _describe(config, dataset, network, sweep, table, splits, task, cache, places):
+def _describe(config, dataset, network, sweep, table, splits, task, store, places, notes):
   millions = sum(x.size for x in jax.tree.leaves(network.params)) / 1e6
   sources = list(dict.fromkeys(str(source) for source, _ in places))
   return "\n".join(
     [
       f"{config.name} on {dataset.name}: {len(table)} videos of {len(set(table.patient))} "
-      f"patients, {len(splits)} folds, {'on the device' if cache == 'device' else 'streamed'}",
+      f"patients, {len(splits)} folds, "
+      f"{'on the device' if store.cache == 'device' else 'streamed'}",
       f"{len(places)} models ({', '.join(sources)}; MobileNetV2 with temporal shift, "
       f"{millions:.1f} M parameters each), {config.train.epochs} epochs, "
       f"{config.train.epochs * task.steps_per_epoch} steps, clips of {config.clip.n_segment} "
       f"frames of {config.clip.image_size} x {config.clip.image_size}, strategy {sweep.strategy} "
       f"on {jax.devices()[0].device_kind}",
-      *(f"note: {note}" for note in dataset.notes),
+      *(f"note: {note}" for note in notes),
       *(f"left out: {x['count']} {x['what']}: {x['why']}" for x in task.left_out if x["count"]),
     ]
   )

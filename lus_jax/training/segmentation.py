@@ -406,8 +406,8 @@ def load(workdir):
   claim = checkpoints_lib.read_claim(workdir)
   if claim is None or claim["config"].get("task") != "segmentation":
     raise UserError(
-      f"{workdir} holds no segmentation run; train one with: python -m lus_jax.main --config "
-      f"configs/seg.py --workdir {workdir}"
+      f"{workdir} holds no segmentation run; name one with --config.channels.workdir=DIR, or train "
+      f"one: python -m lus_jax.main --config configs/seg.py --workdir {workdir}"
     )
   if not results.exists(workdir, *RESULTS):
     raise UserError(

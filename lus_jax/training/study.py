@@ -29,9 +29,9 @@ def parts(config):
   """
   found = {}
   own = "segmentation" in config
+  known = [key for key in config if getattr(config[key], "task", None) in tasks.TASKS]
   for name in (*(["segmentation"] if own else []), *config.tasks):
-    if name not in config:
-      known = [key for key in config if getattr(config[key], "task", None) in tasks.TASKS]
+    if name not in known and name != "segmentation":
       raise UserError(f"config.tasks: '{name}' is not known; choose of {', '.join(known)}.")
     part = config[name].to_dict() | {"seed": config.seed, "data": config.data.to_dict()}
     if name != "segmentation":

@@ -121,7 +121,8 @@ class SfChange:
     else:
       self.steps_per_epoch = -(-max(map(len, self._training)) // size)
     counts = [pairs.class_counts(zone[fold["train"]], sf[fold["train"]]) for fold in self._sides]
-    self._majority = [(int(c.argmax()), int(c[2] > c[0] + c[1])) for c in counts]
+    # Increase is never more frequent than Decrease, since both orders count.
+    self._majority = [(int(c.argmax()), 0) for c in counts]
 
   def plan(self, fold, step):
     """In a batch of clips every ordered pair of one zone counts; sampled pairs are a few of them.
@@ -273,6 +274,12 @@ class Readmission:
     index, self.left_out = _first_recordings(table)
     n_days = {"difference": 2, "single": 1}[config.days]
     labels = table.of_patient(config.target)
+    odd = sorted({x for x in labels.values() if x == x and x not in (0, 1)})
+    if odd:
+      raise UserError(
+        f"config.target: '{config.target}' has the value {odd[0]:g}, and has to be 0 or 1 for "
+        "every patient; name another, or make it binary in the data set."
+      )
     names = sorted({name for fold in splits for side in vars(fold).values() for name in side})
     self._slots, reasons = {}, {}
     for name in names:

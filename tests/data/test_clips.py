@@ -148,8 +148,19 @@ def test_the_table_holds_what_is_known_in_the_order_of_the_splits():
 
 
 def test_a_number_that_the_videos_do_not_have_is_one_line():
-  with pytest.raises(UserError, match=r"the videos of mine have no number 'height'; .*target\.$"):
+  with pytest.raises(UserError, match=r"the videos of mine have no number 'height'; .*balance\.$"):
     clips.read_table(dataset(train=[video("a", "p1")]), ("height",))
+
+
+@pytest.mark.parametrize("name", ["patient", "frames"])
+def test_what_is_no_number_cannot_be_predicted(name):
+  with pytest.raises(UserError, match=f"'{name}' of the videos of mine is no number; .*target"):
+    clips.read_table(dataset(train=[video("a", "p1")]), (name,))
+
+
+def test_the_day_can_be_a_value_too():
+  table = clips.read_table(dataset(train=[video("a", "p1", day=3)]), ("day",))
+  assert table.values["day"].tolist() == [3.0] and table.day.tolist() == [3]
 
 
 # Frame i of the store is the number i; channel c adds 100 c.

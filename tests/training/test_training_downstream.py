@@ -539,7 +539,7 @@ def test_models_of_another_population_have_seen_nobody(workdir, task_config, swe
   content = results.read(workdir, "sf_ratio")
   assert not sweeps and len(content["folds"]) == 3
   assert content["segmentation"]["same_data_set"] is False
-  assert content["notes"][-1].startswith("the segmentation models were trained on elsewhere")
+  assert "strict needed no sweep of its own" in content["notes"][-1]
 
 
 # --- readmission starts from sf_change ---------------------------------------------------------
@@ -601,9 +601,20 @@ def test_readmission_before_sf_change_is_one_line(workdir, task_config):
   refused(
     lambda: downstream.train_and_evaluate(task_config("readmission"), workdir),
     "readmission starts from the models of sf_change",
-    "run configs/sf_change.py with this workdir first",
+    "run the task sf_change with this workdir first",
     "--config.model.init_from=",
   )
+
+
+def test_a_removed_task_starts_anew(finished, task_config, tmp_path):
+  workdir = shutil.copytree(finished, tmp_path / "run")
+  shutil.rmtree(workdir / "sf_ratio")
+  changed = task_config("sf_ratio", **{"optimizer.learning_rate": 0.5})
+  downstream.train_and_evaluate(changed, workdir)
+  for name in ("sf_ratio", "sf_ratio_history"):
+    found = results.read(workdir, name)
+    assert found["config"]["optimizer"]["learning_rate"] == 0.5
+    assert found["rows"] != results.read(finished, name)["rows"]
 
 
 @pytest.fixture
@@ -683,8 +694,8 @@ def other_task(workdir):
 @pytest.mark.parametrize(
   ("damage", "message"),
   [
-    (shutil.rmtree, "holds no segmentation run; train one with"),
-    (other_task, "holds no segmentation run; train one with"),
+    (shutil.rmtree, "holds no segmentation run; name one with"),
+    (other_task, "holds no segmentation run; name one with"),
     (unfinished, "is not finished; repeat its command"),
     (without_checkpoints, "no checkpoints/ with its best models"),
     (empty_checkpoints, "checkpoints holds no checkpoint; train again"),
@@ -740,7 +751,7 @@ def test_a_segmentation_run_that_is_not_in_order_is_one_line(
     (
       "readmission",
       {"target": "sf_ratio"},
-      "no patient has two recorded days and a known sf_ratio",
+      "and has to be 0 or 1 for every patient",
     ),
     ("readmission", {"folds.n": 5}, "readmitted_30d: validation of fold 0"),
   ],
