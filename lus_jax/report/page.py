@@ -149,7 +149,7 @@ def _task(page, name, number):
   page.section(
     f"{name}_curves.files",
     lambda files: figures.render(
-      figures.source_curves, files[past]["rows"], tables.primary(files[name])
+      figures.source_curves, files[past]["rows"], tables.score(files[name])
     ),
     past,
     name,

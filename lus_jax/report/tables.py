@@ -339,6 +339,11 @@ def primary(content):
   return TASKS[content["task"]].metrics[content["primary"]]
 
 
+def score(content):
+  """What a task's history calls score: higher is better, so of errors the negative."""
+  return ("minus " if content["task"] == "sf_ratio" else "") + primary(content)
+
+
 def probability(p):
   """Three decimals, but never 0; a dash where undefined."""
   return "< 0.001" if p is not None and p < 0.001 else number(p)
