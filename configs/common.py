@@ -72,7 +72,7 @@ def video_task(task, size, *, target):
     config.train.checkpoint_every = 1
     config.train.batch_size = 8
   if size == "demo":
-    config.channels.thresholds = (1.0, 0.6, 0.0)
+    config.channels.thresholds = (0.6, 0.0)
     config.folds.n = 2
   if size == "tiny":
     config.clip.image_size = 32
