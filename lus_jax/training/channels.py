@@ -186,11 +186,12 @@ def _frames(dataset, table, start, *, with_truth):
   fields = ("frames", "valid_box", *(["truth"] if with_truth else []))
   held, at = [], start
   ends = np.cumsum(table.n_frames)
-  sources = (example for source in dataset.splits.values() for example in _Lazy(source, fields))
-  for end, example in zip(ends.tolist(), sources, strict=True):
+  sources = [source.only(*fields) for source in dataset.splits.values()]
+  places = [(source, i) for source in sources for i in range(len(source))]
+  for end, (source, i) in zip(ends.tolist(), places, strict=True):
     if end <= start:
       continue
-    example = example()
+    example = source[i]
     n = len(example["frames"])
     first = max(0, start - (end - n))
     top, left, bottom, right = example["valid_box"]
@@ -211,14 +212,3 @@ def _frames(dataset, table, start, *, with_truth):
     padding = np.zeros(_BATCH, int)
     padding[:count] = np.arange(count)
     yield at, {name: x[padding] for name, x in joined.items()} | {"count": count}
-
-
-class _Lazy:
-  """The examples of a source as functions: those already done are not even read."""
-
-  def __init__(self, source, fields):
-    self._source = source.only(*fields)
-
-  def __iter__(self):
-    for i in range(len(self._source)):
-      yield lambda i=i: self._source[i]

@@ -491,7 +491,7 @@ def train_and_evaluate(config, workdir):
     sweep = Sweep(members, choose_strategy(config.sweep.strategy))
     notes = _notes(config, dataset, table, trained, same)
     print(_describe(config, dataset, network, sweep, table, splits, task, store, places, notes))
-    state, meta, tested = _fit(
+    meta, tested = _fit(
       config, settings, workdir, network, sweep, names, started, task, store, splits
     )
     write_results(
@@ -593,7 +593,7 @@ def _fit(config, settings, workdir, network, sweep, names, started, task, store,
       values = {k: v for k, v in metrics.fold_row(ratios).items() if v is not None}
       writer.write_scalars(step, {f"test_{k}/{name}": float(v) for k, v in values.items()})
     writer.flush()
-  return state, meta, tested
+  return meta, tested
 
 
 def _notes(config, dataset, table, trained, same):
