@@ -125,7 +125,7 @@ def test_masks_are_what_the_evaluation_sees(strategy, tmp_path, monkeypatch, mod
   out = tmp_path / "out"
   assert call(workdir="run", input=tmp_path / "clip.npy", out=out, thresholds="0,.8") == 0
   maps, _ = model.reference(frames)
-  assert maps.std(axis=(1, 2, 3)).min() > 0.02  # frames and places differ,
+  assert maps.std(axis=(1, 2, 3)).min() > 0.01  # frames and places differ,
   assert abs(maps[0] - maps[2]).max() > 0.2  # and so do members
   for t, threshold in ((0, 0.8), (2, 0.0)):
     for i in range(len(frames)):

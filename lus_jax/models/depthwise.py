@@ -62,26 +62,42 @@ def _along_channels(vector):
   return vector[None, None, None]
 
 
-def _input_gradient(shape, kernel, dy, stride):
-  if stride == 1:
-    return depthwise_conv(dy, kernel[::-1, ::-1])
+def spread(contribution, images, height, width):
+  """The transpose of `taps` at stride 2: what every output sends to the pixels under it, added up.
+
+  Args:
+    contribution: `(tap, *images) -> array`: what outputs send to the pixels under tap 0 .. 8.
+    images: arrays [B, ceil(H / 2), ceil(W / 2), C] of the outputs; `contribution` sees cuts of
+      them, with zeros beyond the last row and column.
+    height: H.
+    width: W.
+
+  Returns:
+    [B, H, W, C].
+  """
   # Every second pixel lies under other taps than its neighbours: an even row (or column) under the
-  # kernel's middle one, an odd one under the last of this output and the first of the next.
-  # So each of the four phases is computed by itself, without multiplying the zeros of a dilated dy.
-  batch, height, width, channels = shape
-  rows, columns = dy.shape[1:3]
-  dy = jnp.pad(dy, ((0, 0), (0, 1), (0, 1), (0, 0)))
+  # middle one, an odd one under the last of this output and the first of the next. So each of the
+  # four phases is computed by itself, without adding the zeros of dilated images.
+  batch, rows, columns, channels = images[0].shape
+  images = [jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))) for x in images]
   under = (((1, 0),), ((2, 0), (0, 1)))  # (tap, offset of the output)
 
   def phase(of_row, of_column):
     return sum(
-      _along_channels(kernel[i, j, 0]) * dy[:, y : y + rows, x : x + columns]
+      contribution(3 * i + j, *(image[:, y : y + rows, x : x + columns] for image in images))
       for i, y in under[of_row]
       for j, x in under[of_column]
     )
 
   dx = jnp.stack([jnp.stack([phase(r, c) for c in (0, 1)], axis=3) for r in (0, 1)], axis=2)
   return dx.reshape(batch, 2 * rows, 2 * columns, channels)[:, :height, :width]
+
+
+def _input_gradient(shape, kernel, dy, stride):
+  if stride == 1:
+    return depthwise_conv(dy, kernel[::-1, ::-1])
+  factors = kernel.reshape(len(TAPS), -1)
+  return spread(lambda tap, dy: _along_channels(factors[tap]) * dy, [dy], *shape[1:3])
 
 
 def _kernel_gradient(x, dy, stride):

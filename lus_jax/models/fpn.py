@@ -8,7 +8,13 @@ import jax
 from flax import nnx
 from jax import numpy as jnp
 
-from lus_jax.models.layers import conv, scale_channels, upsample_bilinear, upsample_nearest
+from lus_jax.models.layers import (
+  Conv,
+  GroupNorm,
+  scale_channels,
+  upsample_bilinear,
+  upsample_nearest,
+)
 from lus_jax.models.resnet import ResNet
 
 # Every stride of the encoder divides it, so features of neighbouring levels fit each other.
@@ -28,16 +34,8 @@ class SegmentationBranch(nnx.Module):
     self.upsamplings = upsamplings
     convs, norms = [], []
     for _ in range(max(1, upsamplings)):
-      convs.append(conv(c_in, channels, 3, dtype=dtype, rngs=rngs, kernel_init=_he_uniform))
-      norms.append(
-        nnx.GroupNorm(
-          channels,
-          num_groups=channels // CHANNELS_PER_GROUP,
-          epsilon=1e-5,
-          dtype=dtype,
-          rngs=rngs,
-        )
-      )
+      convs.append(Conv(c_in, channels, 3, dtype=dtype, rngs=rngs, kernel_init=_he_uniform))
+      norms.append(GroupNorm(channels, num_groups=channels // CHANNELS_PER_GROUP, dtype=dtype))
       c_in = channels
     self.convs, self.norms = nnx.List(convs), nnx.List(norms)
 
@@ -83,7 +81,7 @@ class FPN(nnx.Module):
     self.dtype = dtype
     self.encoder = ResNet(encoder, in_channels=in_channels, width=width, dtype=dtype, rngs=rngs)
     self.laterals = nnx.List(
-      conv(c, pyramid_channels, 1, bias=True, dtype=dtype, rngs=rngs, kernel_init=_he_uniform)
+      Conv(c, pyramid_channels, 1, bias=True, dtype=dtype, rngs=rngs, kernel_init=_he_uniform)
       for c in self.encoder.out_channels
     )
     self.branches = nnx.List(
@@ -92,7 +90,7 @@ class FPN(nnx.Module):
     )
     # Whole channels are dropped, as torch's Dropout2d.
     self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
-    self.segmentation_head = conv(
+    self.segmentation_head = Conv(
       segmentation_channels,
       classes,
       1,

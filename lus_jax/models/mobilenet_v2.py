@@ -9,8 +9,9 @@ from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
+from lus_jax.models.convolution import pointwise_conv
 from lus_jax.models.depthwise import depthwise_conv, taps
-from lus_jax.models.layers import BatchNorm, PointwiseConv, he_fan_out, pointwise_conv
+from lus_jax.models.layers import BatchNorm, Conv, he_fan_out
 from lus_jax.models.temporal_shift import temporal_shift
 
 # Expansion, channels, blocks, stride of the first block.
@@ -72,11 +73,11 @@ class InvertedResidual(nnx.Module):
     self.stride, self.dtype = stride, dtype
     expands = expansion != 1
     self.shifted = self.residual and expands
-    self.expand = PointwiseConv(c_in, channels, dtype=dtype, rngs=rngs) if expands else None
+    self.expand = Conv(c_in, channels, 1, dtype=dtype, rngs=rngs) if expands else None
     self.expand_bn = BatchNorm(channels, dtype=dtype) if expands else None
     self.depthwise = nnx.Param(he_fan_out(rngs.params(), (3, 3, 1, channels)))
     self.depthwise_bn = BatchNorm(channels, dtype=dtype)
-    self.project = PointwiseConv(channels, c_out, dtype=dtype, rngs=rngs)
+    self.project = Conv(channels, c_out, 1, dtype=dtype, rngs=rngs)
     self.project_bn = BatchNorm(c_out, dtype=dtype)
 
   def __call__(self, x, *, n_segment, train):
@@ -110,17 +111,17 @@ class MobileNetV2(nnx.Module):
   def __init__(self, *, in_channels, outputs, hidden=(), width=1.0, dtype=jnp.float32, rngs):
     self.dtype = dtype
     options = {"dtype": dtype, "rngs": rngs}
-    c = _round_channels(32 * width)
+    c = round_channels(32 * width)
     features = [ConvNorm(StemConv(in_channels, c, **options), c, dtype=dtype)]
     for expansion, channels, blocks, stride in STAGES:
-      c_out = _round_channels(channels * width)
+      c_out = round_channels(channels * width)
       for i in range(blocks):
         features.append(
           InvertedResidual(c, c_out, stride=1 if i else stride, expansion=expansion, **options)
         )
         c = c_out
-    c_out = _round_channels(1280 * max(1.0, width))
-    features.append(ConvNorm(PointwiseConv(c, c_out, **options), c_out, dtype=dtype))
+    c_out = round_channels(1280 * max(1.0, width))
+    features.append(ConvNorm(Conv(c, c_out, 1, **options), c_out, dtype=dtype))
     self.features = nnx.List(features)
     sizes = (c_out, *hidden)
     # Not torchvision's normal(0, .01), which suits a last layer: through several of them next to
@@ -165,7 +166,7 @@ def relu6(x):
   return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6, x.dtype))
 
 
-def _round_channels(channels):
+def round_channels(channels):
   """The nearest multiple of 8, at least 8, and not more than 10 % below (torchvision's rule)."""
   rounded = max(8, int(channels + 4) // 8 * 8)
   return rounded + 8 if rounded < 0.9 * channels else rounded

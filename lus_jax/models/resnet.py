@@ -4,7 +4,8 @@ import jax
 from flax import nnx
 from jax import numpy as jnp
 
-from lus_jax.models.layers import BatchNorm, conv, scale_channels
+from lus_jax.models.layers import BatchNorm, Conv, scale_channels
+from lus_jax.models.max_pool import max_pool
 
 # Blocks per stage, and whether they are bottlenecks.
 DEPTHS = {
@@ -20,9 +21,9 @@ class BasicBlock(nnx.Module):
   expansion = 1
 
   def __init__(self, c_in, channels, *, stride, dtype, rngs):
-    self.conv1 = conv(c_in, channels, 3, stride=stride, dtype=dtype, rngs=rngs)
+    self.conv1 = Conv(c_in, channels, 3, stride=stride, dtype=dtype, rngs=rngs)
     self.bn1 = BatchNorm(channels, dtype=dtype)
-    self.conv2 = conv(channels, channels, 3, dtype=dtype, rngs=rngs)
+    self.conv2 = Conv(channels, channels, 3, dtype=dtype, rngs=rngs)
     self.bn2 = BatchNorm(channels, dtype=dtype)
     self.downsample = _shortcut(c_in, channels, stride=stride, dtype=dtype, rngs=rngs)
 
@@ -40,11 +41,11 @@ class Bottleneck(nnx.Module):
 
   def __init__(self, c_in, channels, *, stride, dtype, rngs):
     c_out = channels * self.expansion
-    self.conv1 = conv(c_in, channels, 1, dtype=dtype, rngs=rngs)
+    self.conv1 = Conv(c_in, channels, 1, dtype=dtype, rngs=rngs)
     self.bn1 = BatchNorm(channels, dtype=dtype)
-    self.conv2 = conv(channels, channels, 3, stride=stride, dtype=dtype, rngs=rngs)
+    self.conv2 = Conv(channels, channels, 3, stride=stride, dtype=dtype, rngs=rngs)
     self.bn2 = BatchNorm(channels, dtype=dtype)
-    self.conv3 = conv(channels, c_out, 1, dtype=dtype, rngs=rngs)
+    self.conv3 = Conv(channels, c_out, 1, dtype=dtype, rngs=rngs)
     self.bn3 = BatchNorm(c_out, dtype=dtype)
     self.downsample = _shortcut(c_in, c_out, stride=stride, dtype=dtype, rngs=rngs)
 
@@ -60,7 +61,7 @@ class Downsample(nnx.Module):
   """The projection shortcut: a strided 1x1 convolution and its norm."""
 
   def __init__(self, c_in, c_out, *, stride, dtype, rngs):
-    self.conv = conv(c_in, c_out, 1, stride=stride, dtype=dtype, rngs=rngs)
+    self.conv = Conv(c_in, c_out, 1, stride=stride, dtype=dtype, rngs=rngs)
     self.bn = BatchNorm(c_out, dtype=dtype)
 
   def __call__(self, x, *, train):
@@ -92,7 +93,7 @@ class ResNet(nnx.Module):
     blocks, bottleneck = DEPTHS[name]
     block = Bottleneck if bottleneck else BasicBlock
     c = scale_channels(64, width)
-    self.conv1 = conv(in_channels, c, 7, stride=2, dtype=dtype, rngs=rngs)
+    self.conv1 = Conv(in_channels, c, 7, stride=2, dtype=dtype, rngs=rngs)
     self.bn1 = BatchNorm(c, dtype=dtype)
     self.out_channels = []
     stages = []
@@ -111,7 +112,7 @@ class ResNet(nnx.Module):
   def __call__(self, x, *, train):
     """Maps images [B, H, W, C] to features at strides 4, 8, 16 and 32."""
     x = jax.nn.relu(self.bn1(self.conv1(x), train=train))
-    x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    x = max_pool(x)
     features = []
     for stage in self.stages:
       for block in stage:

@@ -35,6 +35,19 @@ def test_bfloat16_keeps_the_mean_of_what_it_normalises(key):
   np.testing.assert_allclose(jnp.mean(y.astype(jnp.float32), axis=(0, 1, 2)), 0, atol=0.005)
 
 
+def test_group_norm_follows_flax(key):
+  x = 3 + 2 * jax.random.normal(key, (2, 3, 4, 12))
+  ours = layers.GroupNorm(12, num_groups=3)
+  theirs = nnx.GroupNorm(12, num_groups=3, epsilon=1e-5, rngs=nnx.Rngs(0))
+  for norm in (ours, theirs):
+    norm.scale[...] = jnp.arange(1.0, 13.0)
+    norm.bias[...] = -jnp.arange(12.0)
+  np.testing.assert_allclose(ours(x), theirs(x), atol=1e-4)
+  dy = jax.random.normal(jax.random.fold_in(key, 1), x.shape)
+  by_ours, by_theirs = (jax.vjp(norm, x)[1](dy)[0] for norm in (ours, theirs))
+  np.testing.assert_allclose(by_ours, by_theirs, atol=1e-4)
+
+
 def test_bilinear_upsampling_keeps_corners_and_ramps(key):
   x = jax.random.normal(key, (2, 3, 5, 4))
   y = layers.upsample_bilinear(x, 4)
@@ -63,7 +76,7 @@ def test_nearest_upsampling_repeats():
 def test_a_strided_convolution_pads_as_pytorch():
   # PyTorch's padding=1 puts the first window at -1; 'SAME' would put it at 0 on even sizes.
   x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1)
-  convolution = layers.conv(1, 1, 3, stride=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  convolution = layers.Conv(1, 1, 3, stride=2, dtype=jnp.float32, rngs=nnx.Rngs(0))
   np.testing.assert_allclose(
     convolution(x)[0, 0, 0, 0], convolution.kernel[...][1, 1, 0, 0], rtol=1e-6
   )

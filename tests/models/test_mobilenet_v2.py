@@ -215,7 +215,7 @@ def test_stacked_models_give_what_each_gives_alone(network, gradient, key):
   [
     ({"width": 0}, "width: 0 must be above 0"),
     ({"width": 4.5}, "width: 4.5 must be above 0"),
-    ({"dtype": "int8"}, "'int8' is not known; choose one of float32, bfloat16"),
+    ({"dtype": "int8"}, "'int8' is not known; choose one of auto, float32, bfloat16"),
   ],
 )
 def test_a_config_out_of_range_is_refused(change, message):

@@ -30,7 +30,7 @@ class ToySegmentation(nnx.Module):
   """All that counts of a segmentation network: weights, running statistics, logits per pixel."""
 
   def __init__(self, in_channels, classes, *, rngs):
-    self.conv = layers.conv(in_channels, classes, 3, dtype=jnp.float32, rngs=rngs)
+    self.conv = layers.Conv(in_channels, classes, 3, dtype=jnp.float32, rngs=rngs)
     self.norm = layers.BatchNorm(classes)
 
   def __call__(self, image, *, train, key=None):
@@ -41,7 +41,7 @@ class ToyVideo(nnx.Module):
   """Stands in for the video network: features over frames, hidden layers, a bias not added."""
 
   def __init__(self, in_channels, outputs, hidden, *, rngs):
-    conv = layers.conv(in_channels, 8, 3, stride=2, dtype=jnp.float32, rngs=rngs)
+    conv = layers.Conv(in_channels, 8, 3, stride=2, dtype=jnp.float32, rngs=rngs)
     self.features = nnx.List([ConvNorm(conv, 8, dtype=jnp.float32)])
     sizes = (8, *hidden)
     self.hidden = nnx.List(

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
-from lus_jax import losses
+from lus_jax import losses, parallel
 from lus_jax.errors import UserError
 from lus_jax.models import layers
 from lus_jax.models.fpn import FPN
@@ -21,10 +21,10 @@ class Small(nnx.Module):
   """All that a sweep can get wrong in one small network: weights, running statistics, dropout."""
 
   def __init__(self, *, rngs):
-    self.conv = layers.conv(1, 8, 3, dtype=jnp.float32, rngs=rngs)
+    self.conv = layers.Conv(1, 8, 3, dtype=jnp.float32, rngs=rngs)
     self.norm = layers.BatchNorm(8)
     self.dropout = nnx.Dropout(0.5, broadcast_dims=(1, 2))
-    self.head = layers.conv(8, 2, 1, dtype=jnp.float32, rngs=rngs)
+    self.head = layers.Conv(8, 2, 1, dtype=jnp.float32, rngs=rngs)
 
   def __call__(self, image, *, train, key=None):
     x = jax.nn.relu(self.norm(self.conv(image), train=train))
@@ -67,18 +67,22 @@ def train(thresholds, strategy, *, steps, tx, seeds=None, name="small"):
     for t, s in zip(thresholds, seeds, strict=True)
   ]
   sweep = Sweep(members, strategy)
-  state = [
-    state_lib.create_state(network(name).params, network(name).batch_stats, tx) for _ in thresholds
-  ]
-  if strategy == "vmap":
-    state = jax.tree.map(lambda *x: jnp.stack(x), *state)
+  state = sweep.place(
+    [
+      state_lib.create_state(network(name).params, network(name).batch_stats, tx)
+      for _ in thresholds
+    ]
+  )
   step = sweep.compile(
     state_lib.make_train_step(functools.partial(loss_fn, name=name), tx), updates_state=True
   )
   history = []
   for i in range(steps):
     key = jax.random.fold_in(jax.random.key(7), i)
-    state, loss = step(state, sweep.members, inputs(key), key)
+    batch = inputs(key)
+    if strategy == "sharded":
+      batch = parallel.split(sweep.mesh, jax.device_get(batch), len(batch["image"]))
+    state, loss = step(state, sweep.members, batch, key)
     history.append(sweep.to_host(loss))
   return sweep, state, np.asarray(history)
 
@@ -92,21 +96,45 @@ def test_with_loop_all_together_equal_each_alone_to_the_bit():
     jax.tree.map(np.testing.assert_array_equal, alone[0], together[i])
 
 
-@pytest.mark.slow
-def test_vmap_and_loop_agree_in_the_first_step():
+def same_first_step(thresholds, strategy, name):
   # Plain gradient descent with rate 1: the change of the weights is the gradient. Adam's first step
   # would turn rounding into whole learning rates.
   tx = optax.sgd(1.0)
-  loop, looped, loop_losses = train(THRESHOLDS, "loop", steps=1, tx=tx, name="fpn")
-  vmap, mapped, vmap_losses = train(THRESHOLDS, "vmap", steps=1, tx=tx, name="fpn")
-  np.testing.assert_allclose(loop_losses, vmap_losses, rtol=1e-4)
-  looped, mapped = loop.stack(looped), vmap.stack(mapped)
-  for name in ("params", "batch_stats"):
-    a, b = getattr(looped, name), getattr(mapped, name)
-    start = getattr(network("fpn"), name)
+  loop, looped, loop_losses = train(thresholds, "loop", steps=1, tx=tx, name=name)
+  other, found, other_losses = train(thresholds, strategy, steps=1, tx=tx, name=name)
+  np.testing.assert_allclose(loop_losses, other_losses, rtol=1e-4)
+  looped, found = loop.stack(looped), other.stack(found)
+  for part in ("params", "batch_stats"):
+    a, b = getattr(looped, part), getattr(found, part)
+    start = getattr(network(name), part)
     for x, y, z in zip(*map(jax.tree.leaves, (a, b, start)), strict=True):
       scale = float(jnp.max(jnp.abs(x - z[None])))
       np.testing.assert_allclose(x, y, atol=1e-4 * scale + 1e-6)
+  return other
+
+
+@pytest.mark.slow
+def test_vmap_and_loop_agree_in_the_first_step():
+  same_first_step(THRESHOLDS, "vmap", "fpn")
+
+
+@pytest.mark.parametrize("name", ["small", pytest.param("fpn", marks=pytest.mark.slow)])
+def test_two_devices_that_share_a_batch_give_the_numbers_of_one(name):
+  sweep = same_first_step((0.6,), "sharded", name)
+  assert sweep.mesh.shape == {"member": 1, "data": 2}
+
+
+def test_members_on_two_devices_have_the_numbers_of_a_loop():
+  # Three members are two rounds, the second one half empty. No sum crosses devices, so that several
+  # steps stay close.
+  tx = optax.adam(1e-3)
+  _, looped, loop_losses = train(THRESHOLDS, "loop", steps=3, tx=tx)
+  sweep, state, sharded_losses = train(THRESHOLDS, "sharded", steps=3, tx=tx)
+  assert sweep.mesh.shape == {"member": 2, "data": 1}
+  np.testing.assert_allclose(sharded_losses, loop_losses, rtol=1e-6)
+  for a, b in zip(sweep.to_host(state), looped, strict=True):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+      np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
 def test_members_differ_in_their_threshold_alone():
@@ -120,7 +148,7 @@ def test_members_differ_in_their_threshold_alone():
   assert seeded[0, 0] != seeded[0, 1]  # another seed drops other channels
 
 
-@pytest.mark.parametrize("strategy", ["loop", "vmap"])
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "sharded"])
 def test_stack_and_unstack_are_inverses(strategy):
   members = [{"threshold": np.float32(t)} for t in THRESHOLDS]
   sweep = Sweep(members, strategy)
@@ -129,15 +157,20 @@ def test_stack_and_unstack_are_inverses(strategy):
   np.testing.assert_array_equal(sweep.stack(state)["a"], stacked["a"])
   assert len(sweep.to_host(state)) == 3
   np.testing.assert_array_equal(sweep.to_host(state)[1]["a"], [2, 3])
+  placed = sweep.place([{"a": np.arange(2.0) + 2 * i} for i in range(3)])
+  np.testing.assert_array_equal(sweep.stack(placed)["a"], stacked["a"])
+  picked = sweep.to_host(sweep.map(lambda one: one["a"], state))
+  np.testing.assert_array_equal(picked, stacked["a"])
 
 
-def test_keep_best_takes_the_weights_of_the_members_that_improved():
+@pytest.mark.parametrize("strategy", ["loop", "sharded"])
+def test_keep_best_takes_the_weights_of_the_members_that_improved(strategy):
   tx = optax.sgd(0.1)
-  sweep, state, _ = train((0.6, 0.5), "loop", steps=1, tx=tx)
+  sweep, state, _ = train((0.6, 0.5), strategy, steps=1, tx=tx)
   keep = sweep.compile(state_lib.keep_best, updates_state=True)
-  state = keep(state, [np.bool_(True), np.bool_(False)])
+  state = sweep.to_host(keep(state, [np.bool_(True), np.bool_(False)]))
   same = [
-    jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), s.best_params, s.params))
+    jax.tree.all(jax.tree.map(lambda a, b: bool(np.all(a == b)), s.best_params, s.params))
     for s in state
   ]
   assert same == [True, False]
@@ -148,3 +181,15 @@ def test_auto_is_a_loop_on_the_cpu_and_unknown_names_are_refused():
   assert choose_strategy("auto") == "loop"
   with pytest.raises(UserError, match=r"config\.sweep\.strategy: 'pmap'"):
     choose_strategy("pmap")
+
+
+def test_auto_is_sharded_on_several_gpus_and_in_several_processes(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert choose_strategy("auto") == "sharded"
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  assert choose_strategy("auto") != "sharded"
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+  assert choose_strategy("auto") == "sharded"
+  with pytest.raises(UserError, match=r"strategy: 'loop' is for one process, and there are 2"):
+    choose_strategy("loop")

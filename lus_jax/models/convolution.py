@@ -1,0 +1,105 @@
+"""Convolutions, each by the fastest way there is for its shape on this backend.
+
+`direct_conv` is the plain reference that all of them agree with.
+"""
+
+import functools
+
+import jax
+from jax import lax
+from jax import numpy as jnp
+
+from lus_jax.models.winograd import n_tiles, winograd_conv
+
+# The maps of the kernel have to be shared by many tiles, those of the image by many channels,
+# and in small layers it gains less than it takes to compile.
+MIN_TILES, MIN_CHANNELS, MIN_FLOP = 64, 16, 1e8
+# Patches of images of fewer pixels are small beside a kernel of so many channels.
+MAX_PIXELS, MIN_PATCH_CHANNELS = 1024, 128
+
+
+def conv(x, kernel, stride=1):
+  """A square convolution padded as PyTorch's `padding=size // 2`.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [size, size, C, D] of x's dtype, size odd.
+    stride: of rows and columns.
+
+  Returns:
+    [B, ceil(H / stride), ceil(W / stride), D].
+  """
+  size, _, channels, outputs = kernel.shape
+  if size == 1:
+    return pointwise_conv(x[:, ::stride, ::stride], kernel[0, 0])
+  if jax.default_backend() != "cpu" or x.dtype != jnp.float32:
+    return direct_conv(x, kernel, stride)
+  if size == 3 and stride == 1 and n_tiles(x.shape) >= MIN_TILES and channels >= MIN_CHANNELS:
+    large = 2 * x.size * size**2 * outputs >= MIN_FLOP
+    return winograd_conv(x, kernel) if large else direct_conv(x, kernel)
+  if x.size // channels <= MAX_PIXELS and channels >= MIN_PATCH_CHANNELS:
+    return patch_conv(x, kernel, stride)
+  return direct_conv(x, kernel, stride)
+
+
+def direct_conv(x, kernel, stride=1):
+  """`conv` by XLA."""
+  padding = (kernel.shape[0] // 2,) * 2
+  return lax.conv_general_dilated(
+    x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+@jax.custom_vjp
+def pointwise_conv(x, kernel):
+  """A 1x1 convolution as a matrix product: [B, H, W, C], [C, D] -> [B, H, W, D].
+
+  On CPUs it is faster than XLA's convolution, and as fast where a sweep maps it over models.
+  """
+  return x @ kernel
+
+
+def _pointwise_backward(residuals, dy):
+  x, kernel = residuals
+  # Automatic differentiation computes the transpose of this product, for which XLA first copies
+  # dy, the larger factor, into another memory layout.
+  by_kernel = jnp.einsum("nc,nd->cd", x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]))
+  return dy @ kernel.T, by_kernel
+
+
+pointwise_conv.defvjp(
+  lambda x, kernel: (pointwise_conv(x, kernel), (x, kernel)), _pointwise_backward
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def patch_conv(x, kernel, stride=1):
+  """`direct_conv` as patches and matrix products: for small images of many channels."""
+  return _patch_forward(x, kernel, stride)[0]
+
+
+def _patch_forward(x, kernel, stride):
+  patches = _patches(x, kernel.shape[0], stride)
+  y = patches @ kernel.reshape(-1, kernel.shape[-1])
+  return y, (x, kernel)
+
+
+def _patch_backward(stride, residuals, dy):
+  x, kernel = residuals
+  patches, fold = jax.vjp(lambda x: _patches(x, kernel.shape[0], stride), x)
+  matrix = kernel.reshape(-1, kernel.shape[-1])
+  d_patches, d_matrix = _pointwise_backward((patches, matrix), dy)
+  return *fold(d_patches), d_matrix.reshape(kernel.shape)
+
+
+patch_conv.defvjp(_patch_forward, _patch_backward)
+
+
+def _patches(x, size, stride):
+  """What lies under a kernel, row by row: [B, H, W, C] -> [B, h, w, size * size * C]."""
+  height, width = x.shape[1:3]
+  x = jnp.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
+  taps = [
+    x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)
+  ]
+  return jnp.concatenate(taps, axis=-1)
