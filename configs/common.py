@@ -11,6 +11,15 @@ def check_size(name, size):
     raise ValueError(f"configs/{name}.py:{size} does not exist; use {', '.join(SIZES)}")
 
 
+def distributed():
+  """A run on several processes: on each the same command, but for `process_id`."""
+  config = ConfigDict()
+  config.coordinator_address = ""  # HOST:PORT of process 0; empty: from srun or mpirun, if at all
+  config.num_processes = 0
+  config.process_id = -1
+  return config
+
+
 def video_task(task, size, *, target):
   """The fields of every clinical task, with the paper's values."""
   check_size(task, size)
@@ -46,8 +55,11 @@ def video_task(task, size, *, target):
 
   config.model = ConfigDict()
   config.model.width = 1.0  # factor on every channel count
-  config.model.dtype = "float32"  # of the computation; parameters are float32
-  config.model.init_from = ""  # another task of the same workdir; empty: random weights
+  # Of the computation; parameters are float32. auto: bfloat16 on the GPUs that are fast in it.
+  config.model.dtype = "auto"
+  # Another task of the same workdir, or PyTorch's weights, a .pth or .safetensors file; empty:
+  # random weights.
+  config.model.init_from = ""
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-4  # Adam, cosine with warm restarts
@@ -55,7 +67,7 @@ def video_task(task, size, *, target):
   config.optimizer.restart_factor = 2  # each period is so many times as long as the one before
 
   config.sweep = ConfigDict()
-  config.sweep.strategy = "auto"  # or loop, vmap
+  config.sweep.strategy = "auto"  # or loop, vmap, sharded
 
   config.train = ConfigDict()
   config.train.epochs = 50
@@ -63,10 +75,13 @@ def video_task(task, size, *, target):
   config.train.log_every = 20  # steps
   config.train.checkpoint_every = 5  # epochs; what a killed run may have to repeat
 
+  config.distributed = distributed()
+
   if size in ("demo", "tiny"):
     config.clip.image_size = 48
     config.clip.n_segment = 4
     config.model.width = 0.25
+    config.model.dtype = "float32"
     config.optimizer.learning_rate = 2e-3
     config.train.epochs = config.optimizer.restart_epochs = 6
     config.train.checkpoint_every = 1

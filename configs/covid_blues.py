@@ -32,6 +32,7 @@ def get_config(size="paper"):
 
   config.data = config.severity.data
   config.data.name = "covid_blues"
+  config.distributed = config.severity.distributed
   config.channels = config.severity.channels
   config.channels.ablations = ("none",)
   config.clip = config.severity.clip
@@ -45,6 +46,6 @@ def get_config(size="paper"):
       config[name].train.epochs = config[name].optimizer.restart_epochs = 20
   for name in config.tasks:
     config[name].name = name
-    for shared in ("seed", "data", "channels", "clip", "folds"):
+    for shared in ("seed", "data", "distributed", "channels", "clip", "folds"):
       del config[name][shared]
   return config

@@ -30,12 +30,13 @@ def get_config(size="paper"):
   config.sf_ratio = sf_ratio.get_config(size)
   config.readmission = readmission.get_config(size)
   config.data = config.segmentation.data
+  config.distributed = config.segmentation.distributed
   for name in ("channels", "clip", "folds"):
     config[name] = config.sf_change[name]
   del config.channels.workdir  # the study's own
-  del config.segmentation.seed, config.segmentation.data
+  del config.segmentation.seed, config.segmentation.data, config.segmentation.distributed
   for name in config.tasks:
-    for shared in ("seed", "data", "channels", "clip", "folds"):
+    for shared in ("seed", "data", "distributed", "channels", "clip", "folds"):
       del config[name][shared]
   if size == "tiny":
     config.data.phantom.n_patients = 24  # fewer leave folds without a readmitted patient

@@ -17,6 +17,8 @@ days there and needs a GPU.
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 
 def get_config(size="paper"):
   config = ConfigDict()
@@ -44,12 +46,14 @@ def get_config(size="paper"):
   config.model.encoder = "resnet34"
   config.model.width = 1.0  # factor on every channel count
   config.model.dropout = 0.2
-  config.model.dtype = "float32"  # of the computation; parameters are float32
+  # Of the computation; parameters are float32. auto: bfloat16 on the GPUs that are fast in it.
+  config.model.dtype = "auto"
+  config.model.init_from = ""  # PyTorch's weights, a .pth or .safetensors file; empty: random ones
 
   config.sweep = ConfigDict()
   config.sweep.thresholds = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
   config.sweep.seeds = 1  # repetitions of the whole sweep from other initial weights
-  config.sweep.strategy = "auto"  # or loop, vmap
+  config.sweep.strategy = "auto"  # or loop, vmap, sharded
 
   config.loss = ConfigDict()
   config.loss.name = "weighted_cross_entropy"
@@ -69,9 +73,11 @@ def get_config(size="paper"):
 
   config.train = ConfigDict()
   config.train.epochs = 100
-  config.train.batch_size = 16
+  config.train.batch_size = 0  # 0: the paper's 16, or what fits the device and the data
   config.train.log_every = 20  # steps
   config.train.checkpoint_every = 10  # epochs; what a killed run may have to repeat
+
+  config.distributed = common.distributed()
 
   if size == "paper":
     pass
@@ -82,6 +88,7 @@ def get_config(size="paper"):
     config.data.phantom.n_frames = 8
     config.model.encoder = "resnet18"
     config.model.width = 0.5
+    config.model.dtype = "float32"
     config.optimizer.learning_rate = 2e-3
     config.train.epochs = 3
     config.train.checkpoint_every = 1
@@ -92,6 +99,7 @@ def get_config(size="paper"):
     config.data.phantom.n_frames = 4
     config.model.encoder = "resnet18"
     config.model.width = 0.25
+    config.model.dtype = "float32"
     config.optimizer.learning_rate = 3e-3
     config.train.epochs = 6
     config.train.checkpoint_every = 1

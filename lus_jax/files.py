@@ -2,9 +2,16 @@
 
 import pathlib
 
+from lus_jax import parallel
+
 
 def write_bytes(file, content):
-  """Writes a file under a temporary name first, so that a kill leaves the old one or none."""
+  """Writes a file under a temporary name first, so that a kill leaves the old one or none.
+
+  Of several processes the main one writes, the others do nothing.
+  """
+  if not parallel.is_main():
+    return
   file = pathlib.Path(file)
   file.parent.mkdir(parents=True, exist_ok=True)
   temporary = file.with_name(file.name + ".tmp")

@@ -1,5 +1,7 @@
 """The command line: `python -m lus_jax.main --config configs/seg.py --workdir runs/seg`."""
 
+import contextlib
+import io
 import os
 import re
 import sys
@@ -11,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lus_jax import report
+from lus_jax import parallel, report
 from lus_jax.errors import UserError
 
 DOWNSTREAM = ("sf_change", "sf_ratio", "readmission")
@@ -40,13 +42,20 @@ def run(config, workdir):
     known = ", ".join(("segmentation", *DOWNSTREAM, "study"))
     raise UserError(f"config.task: '{config.task}' is not known; choose one of {known}.")
   task.train_and_evaluate(config, workdir)
-  print(f"Report: {report.build(workdir)}")
+  if parallel.is_main():
+    print(f"Report: {report.build(workdir)}")
+  parallel.sync("end")
 
 
 def main(argv):
   """Parses the command line and runs; returns the exit code (2 after a user's mistake)."""
   try:
-    run(_parse(argv), os.path.expanduser(WORKDIR.value))
+    config = _parse(argv)
+    if "distributed" in config:
+      parallel.initialize(config.distributed)
+    # Of several processes one prints; errors of all show.
+    with contextlib.redirect_stdout(sys.stdout if parallel.is_main() else io.StringIO()):
+      run(config, os.path.expanduser(WORKDIR.value))
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -34,3 +34,16 @@ def real_data():
   if not REAL_DATA.is_dir():
     pytest.skip(f"needs the real data sets in {REAL_DATA.name}/ beside the project")
   return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def torch():
+  """PyTorch with the networks we are measured against; the test is skipped where it is missing."""
+  # After the environment above is set.
+  from lus_jax.benchmarks import peers
+  from lus_jax.errors import UserError
+
+  try:
+    return peers.import_torch()
+  except UserError as error:
+    pytest.skip(str(error))

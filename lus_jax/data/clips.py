@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
+from lus_jax import parallel
 from lus_jax.data import pipeline
 from lus_jax.errors import UserError
 
@@ -174,6 +175,8 @@ class ClipStore:
     n_frames: [n].
     n_segment: N.
     cache: 'device' or 'stream'.
+    mesh: of several devices (`lus_jax.parallel`), over whose data axis the clips M of a batch are
+      laid; None for the default one.
   """
 
   image: Any
@@ -183,10 +186,12 @@ class ClipStore:
   n_frames: np.ndarray
   n_segment: int
   cache: str
+  mesh: Any = None
 
   @functools.cached_property
   def _on_device(self):
-    return jax.device_put((np.asarray(self.image), [np.asarray(x) for x in self.channels]))
+    arrays = (np.asarray(self.image), [np.asarray(x) for x in self.channels])
+    return parallel.replicate(self.mesh, arrays)
 
   def clips(self, video, generator=None):
     """Which frames each clip takes: [..., N] places in the store."""
@@ -194,32 +199,41 @@ class ClipStore:
     return self.offset[video][..., None] + frames
 
   def load(self, batch):
-    """Replaces `frames` [F, M, N] of a batch by the pixels; on the host where they are streamed.
+    """Reads the pixels of the `frames` [F, M, N] of a batch, where they are streamed.
 
     Args:
       batch: a dict of arrays.
 
     Returns:
-      The batch with `image` [F, M, N, h, w, 1] and `channels` [F, c, M, N, h, w, K] uint8.
+      The batch, if streamed with `image` [F, m, N, h, w, 1] and `channels` [F, c, m, N, h, w, K]
+      uint8 of the clips m of M that this process needs.
     """
     if self.cache == "device":
       return batch
     frames = batch["frames"]
+    frames = frames[:, parallel.own_rows(self.mesh, frames.shape[1])]
     channels = [
       np.stack([self.channels[c][frames[f]] for c in row])
       for f, row in enumerate(self.fold_channels)
     ]
-    rest = {name: x for name, x in batch.items() if name != "frames"}
-    return rest | {"image": self.image[frames], "channels": np.stack(channels)}
+    return batch | {"image": self.image[frames], "channels": np.stack(channels)}
 
   def finish(self, batch):
-    """Brings a loaded batch to the device."""
+    """Brings a loaded batch to the devices: pixels of all M clips in place of `frames`."""
+    batch = dict(batch)
+    frames = batch.pop("frames")
+    n = frames.shape[1]
     if self.cache == "stream":
-      return jax.device_put(batch)
-    frames = batch["frames"]
-    rest = {name: x for name, x in batch.items() if name != "frames"}
-    chosen = tuple(map(tuple, self.fold_channels.tolist()))
-    return jax.device_put(rest) | _take(*self._on_device, frames, fold_channels=chosen)
+      pixels = {
+        "image": parallel.split(self.mesh, batch.pop("image"), n, axis=1),
+        "channels": parallel.split(self.mesh, batch.pop("channels"), n, axis=2),
+      }
+    else:
+      own = frames[:, parallel.own_rows(self.mesh, n)]
+      places = parallel.split(self.mesh, own, n, axis=1)
+      chosen = tuple(map(tuple, self.fold_channels.tolist()))
+      pixels = _take(*self._on_device, places, fold_channels=chosen)
+    return parallel.replicate(self.mesh, batch) | pixels
 
   def batches(self, plan, *, threads=4):
     """Training batches, made ahead of use.

@@ -3,12 +3,12 @@
 Both ways give the same batches: the order depends on the seed and the number of frames alone.
 """
 
-import functools
 from concurrent import futures
 
 import jax
 import numpy as np
 
+from lus_jax import parallel
 from lus_jax.errors import UserError
 
 # What a training or evaluation step needs of a stored frame.
@@ -63,17 +63,20 @@ class Frames:
     source: a `lus_jax.data.datasets.Source`, or a dict of arrays with a leading example axis.
     cache: 'device' keeps all frames on the device, 'stream' reads them as they are needed.
     fields: the names of the features that batches hold.
+    mesh: of several devices (`lus_jax.parallel`); None for the default one. Training batches are
+      laid over its data axis, and each process reads its rows of them only; in evaluation every
+      device has the whole batch.
   """
 
-  def __init__(self, source, *, cache, fields=FIELDS):
+  def __init__(self, source, *, cache, fields=FIELDS, mesh=None):
     arrays = isinstance(source, dict)
-    self.fields = fields
+    self.fields, self._mesh = fields, mesh
     if not arrays:
       source = source.only(*fields)
     self.size = len(next(iter(source.values()))) if arrays else len(source)
     self._source, self._on_device = source, None
     if cache == "device":
-      self._on_device = jax.device_put(source if arrays else load(source, fields))
+      self._on_device = parallel.replicate(mesh, source if arrays else load(source, fields))
     elif arrays:
       self._source = [{k: v[i] for k, v in source.items()} for i in range(self.size)]
 
@@ -91,7 +94,7 @@ class Frames:
       A `Batches`.
 
     Raises:
-      UserError: fewer frames than one batch needs.
+      UserError: fewer frames than one batch needs, or a batch that devices cannot share.
     """
     import grain
 
@@ -100,15 +103,22 @@ class Frames:
         f"config.train.batch_size: {batch_size} is more than the {self.size} training frames; "
         f"use --config.train.batch_size={max(1, self.size // 2)} or less."
       )
-    if self._on_device is not None:
-      order = grain.MapDataset.range(self.size)
-      options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-      finish = functools.partial(_take, self._on_device)
+    parallel.check_batch(self._mesh, batch_size)
+    order = grain.MapDataset.range(self.size).shuffle(seed=seed)
+    order = order.batch(batch_size, drop_remainder=True).repeat()
+    # All processes agree on the order, and each takes its own rows.
+    own = parallel.own_rows(self._mesh, batch_size)
+    order = order.map(lambda indices: indices[own])
+    if self._on_device is None:
+      order = order.map(self._read)
+      options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     else:
-      order = grain.MapDataset.source(self._source).map(self._select)
-      options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
-      finish = jax.device_put
-    order = order.shuffle(seed=seed).batch(batch_size, drop_remainder=True).repeat()
+      options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+    def finish(batch):
+      batch = parallel.split(self._mesh, batch, batch_size)
+      return batch if self._on_device is None else _take(self._on_device, batch)
+
     return Batches(iter(order.to_iter_dataset(options)), finish)
 
   def evaluation_batches(self, batch_size):
@@ -125,14 +135,13 @@ class Frames:
         batch = _take(self._on_device, indices)
       else:
         with futures.ThreadPoolExecutor() as pool:
-          examples = list(pool.map(lambda i: self._select(self._source[i]), indices.tolist()))
-        batch = jax.device_put(
-          {name: np.stack([example[name] for example in examples]) for name in self.fields}
-        )
+          batch = self._read(indices, map=pool.map)
+        batch = parallel.replicate(self._mesh, batch)
       yield batch | {"mask": mask}
 
-  def _select(self, example):
-    return {name: example[name] for name in self.fields}
+  def _read(self, indices, *, map=map):
+    examples = list(map(self._source.__getitem__, indices.tolist()))
+    return {name: np.stack([example[name] for example in examples]) for name in self.fields}
 
 
 class Batches:

@@ -4,6 +4,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from lus_jax.errors import UserError
+from lus_jax.models import torch_weights
 from lus_jax.models.fpn import FPN
 from lus_jax.models.mobilenet_v2 import MobileNetV2
 from lus_jax.models.resnet import DEPTHS
@@ -38,12 +39,39 @@ def check_video(config):
   Raises:
     UserError: an unknown dtype, or a width out of range.
   """
-  if config.dtype not in DTYPES:
+  # auto becomes one of the others before a network is built.
+  if config.dtype not in ("auto", *DTYPES):
     raise UserError(
-      f"config.model.dtype: '{config.dtype}' is not known; choose one of {', '.join(DTYPES)}."
+      f"config.model.dtype: '{config.dtype}' is not known; choose one of auto, {', '.join(DTYPES)}."
     )
   if not 0 < config.width <= 4:
     raise UserError(f"config.model.width: {config.width} must be above 0 and at most 4.")
+
+
+def check_init_from(config, *, video):
+  """Refuses a file of initial weights that does not fit, as far as that can be known before a run.
+
+  Args:
+    config: the `model` part of a run's config, checked; `init_from` names a file.
+    video: whether it is of the downstream tasks.
+
+  Raises:
+    UserError: the file is missing, cannot be read, or is of another network or size.
+  """
+  tensors = torch_weights.read(config.init_from)
+
+  def build():
+    options = {"width": config.width, "rngs": nnx.Rngs(0)}
+    if video:
+      return MobileNetV2(in_channels=torch_weights.in_channels(tensors), outputs=1, **options)
+    return FPN(config.encoder, classes=1, **options)
+
+  shapes = nnx.eval_shape(build)
+  params, batch_stats = (
+    nnx.to_pure_dict(nnx.state(shapes, kind)) for kind in (nnx.Param, nnx.BatchStat)
+  )
+  # The head depends on the data.
+  torch_weights.load_into(params, batch_stats, tensors, source=config.init_from, head=False)
 
 
 def build_model(config, *, in_channels, classes, seed):

@@ -16,6 +16,7 @@ import numpy as np
 from jax import numpy as jnp
 from tqdm import tqdm
 
+from lus_jax import parallel
 from lus_jax.errors import UserError
 from lus_jax.files import write_text
 
@@ -100,12 +101,13 @@ def make(dataset, table, trained, *, size, workdir, keep=()):
   maps = [[by_key[key] for key in one.fingerprints] for one in trained]
   files = {f.file: f for f in (image, truth, *by_key.values()) if f is not None}
   known = {file.stem for file in files} | set(keep)
-  for file in list(directory.glob("*")):
+  for file in list(directory.glob("*")) if parallel.is_main() else []:
     # Whole or partial: what models saw that are no more.
     if file.name.partition(".")[0] not in known:
       file.unlink()
 
-  needed = sum(np.prod(f._shape) for f in files.values() if not f.done())
+  done = parallel.from_main([f.done() for f in files.values()])
+  needed = sum(np.prod(f._shape) for f, d in zip(files.values(), done, strict=True) if not d)
   directory.mkdir(parents=True, exist_ok=True)
   if needed:
     print(f"the channels take {needed / 2**30:.2f} GiB in {directory}")
@@ -115,9 +117,10 @@ def make(dataset, table, trained, *, size, workdir, keep=()):
       "name another --workdir, fewer --config.channels.thresholds or a smaller "
       "--config.clip.image_size."
     )
-  start = min(f.done() for f in files.values())
-  if start < n:
-    _fill(dataset, table, trained, files, start, size=size, image=image, truth=truth, maps=maps)
+  if min(done) < n:
+    unfinished = [f for f, d in zip(files.values(), done, strict=True) if d < n]
+    arrays = {"image": image, "truth": truth, "maps": maps}
+    _fill(dataset, table, trained, unfinished, min(done), size=size, **arrays)
 
   def opened(growing):
     return np.load(growing.file, mmap_mode="r")
@@ -129,13 +132,14 @@ def make(dataset, table, trained, *, size, workdir, keep=()):
   )
 
 
-def _fill(dataset, table, trained, files, start, *, size, image, truth, maps):
+def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, maps):
+  # All processes compute, the main one writes.
   start -= start % _BATCH
   n = int(table.n_frames.sum())
-  growing = [f for f in files.values() if f.done() < n]
+  growing = unfinished if parallel.is_main() else []
   for f in growing:
     f.open(start)
-  pending = {f.file for f in growing}
+  pending = {f.file for f in unfinished}
 
   @jax.jit
   def resize(x):
@@ -158,20 +162,21 @@ def _fill(dataset, table, trained, files, start, *, size, image, truth, maps):
     unit="frame",
     desc="segmentation channels",
     mininterval=0.2 if sys.stderr.isatty() else 10,
+    disable=not parallel.is_main(),
   )
   with bar:
     for i, (at, batch) in enumerate(_frames(dataset, table, start, with_truth=truth is not None)):
       m = batch["count"]
-      if image.file in pending:
+      if image in growing:
         image.array[at : at + m] = np.asarray(resize(batch["frames"]))[:m]
-      if truth is not None and truth.file in pending:
+      if truth in growing:
         truth.array[at : at + m] = np.asarray(resize(batch["truth"]))[:m]
       for one, compiled, row in zip(trained, segments, maps, strict=True):
         if not any(f.file in pending for f in row):
           continue
         results = compiled(one.weights, one.sweep.members, batch["frames"], batch["where"])
         for f, result in zip(row, one.sweep.to_host(results), strict=True):
-          if f.file in pending:
+          if f in growing:
             f.array[at : at + m] = result[:m]
       if (i + 1) % _BATCHES_PER_NOTE == 0:
         for f in growing:
@@ -179,6 +184,7 @@ def _fill(dataset, table, trained, files, start, *, size, image, truth, maps):
       bar.update(m)
   for f in growing:
     f.close()
+  parallel.sync("channels")
 
 
 def _frames(dataset, table, start, *, with_truth):

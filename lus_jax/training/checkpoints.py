@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from lus_jax.errors import UserError
@@ -61,7 +62,8 @@ class Checkpoints:
     """Reads the newest checkpoint.
 
     Args:
-      state: a pytree of the structure, shapes and types that were saved.
+      state: a pytree of the structure, shapes and types that were saved; NumPy arrays are restored
+        as such, jax arrays on the devices where these are.
       best: likewise.
 
     Returns:
@@ -80,11 +82,13 @@ class Checkpoints:
     return restored[_RESUMABLE], restored[_BEST], restored[_META]
 
   def restore_best(self, best):
-    """Reads the best models of the newest checkpoint alone.
+    """Reads the best models of the newest checkpoint alone, to the host.
 
     Args:
       best: a pytree of the structure, shapes and types that were saved.
     """
+    # Without memory: only shape and type count.
+    best = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), best)
     restored = self._manager.restore(
       self._manager.latest_step(),
       args=ocp.args.Composite(**{_BEST: ocp.args.StandardRestore(_abstract(best))}),
@@ -97,7 +101,20 @@ class Checkpoints:
 
 
 def _abstract(tree):
-  return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+  # A NumPy array stays what it is: as a mere shape it would be restored to the devices that it was
+  # saved from, which may be no more.
+  return jax.tree.map(
+    lambda x: x if isinstance(x, np.ndarray) else ocp.utils.to_shape_dtype_struct(x), tree
+  )
+
+
+def settings(config):
+  """A run's config as nested dicts, for its claim and results.
+
+  How many processes there are is left out: a run goes on with any number.
+  """
+  fields = json.loads(config.to_json())
+  return {name: value for name, value in fields.items() if name != "distributed"}
 
 
 def read_claim(workdir):
@@ -152,8 +169,10 @@ def check_claim(workdir, config, dataset=None):
       "repeat the same config to go on, or remove the directory to start anew."
     )
   if dataset is not None and theirs["dataset"] != ours["dataset"]:
+    changed = list(_differences(theirs["dataset"], ours["dataset"]))
+    what = "what its weights start from" if changed == ["initial"] else "the data set"
     raise UserError(
-      f"{workdir} holds a run on other data: the data set has changed since it began; give another "
+      f"{workdir} holds a run on other data: {what} has changed since it began; give another "
       "--workdir, or remove the directory to start anew."
     )
 

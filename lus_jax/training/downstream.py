@@ -17,16 +17,17 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from lus_jax import models
+from lus_jax import models, parallel
 from lus_jax.data import clips, datasets, folds, pipeline
 from lus_jax.errors import UserError
 from lus_jax.evaluation import downstream as metrics
 from lus_jax.evaluation import results, statistics
 from lus_jax.labels import SLACK
+from lus_jax.models import flops, torch_weights
 from lus_jax.report import tables
 from lus_jax.training import channels as channels_lib
 from lus_jax.training import checkpoints as checkpoints_lib
-from lus_jax.training import loop, segmentation, tasks, writers
+from lus_jax.training import hardware, loop, segmentation, tasks, writers
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
 
@@ -99,6 +100,8 @@ def check(config):
   ):
     raise UserError(f"config.name: '{config.name}' cannot name a results file of this task.")
   models.check_video(config.model)
+  if torch_weights.is_file(config.model.init_from):
+    models.check_init_from(config.model, video=True)
   choose_strategy(config.sweep.strategy)
 
 
@@ -329,7 +332,8 @@ def initial_weights(config, network, places, splits, workdir, summary):
   """The weights that every member starts from.
 
   Args:
-    config: a run's config; `model.init_from` names a task of the same directory, or nothing.
+    config: a run's config; `model.init_from` names a task of the same directory, a file of
+      PyTorch's weights, or nothing.
     network: the `Network`.
     places: source and fold of each member.
     splits: `Fold`s.
@@ -341,12 +345,19 @@ def initial_weights(config, network, places, splits, workdir, summary):
     trained on (None where they were not).
 
   Raises:
-    UserError: that task did not run here, or with other networks or folds.
+    UserError: that task did not run here, or with other networks or folds, or the file does not
+      fit.
   """
   own = {"params": network.params, "batch_stats": network.batch_stats}
   name = config.model.init_from
   if not name:
     return [own] * len(places), None
+  if torch_weights.is_file(name):
+    # The head is the task's own.
+    params, batch_stats = torch_weights.load_into(
+      own["params"], own["batch_stats"], torch_weights.read(name), source=name, head=False
+    )
+    return [{"params": params, "batch_stats": batch_stats}] * len(places), None
   directory = pathlib.Path(workdir) / name
   claim = checkpoints_lib.read_claim(directory)
   if claim is None or not results.exists(workdir, name):
@@ -361,9 +372,11 @@ def initial_weights(config, network, places, splits, workdir, summary):
     {field: (tuple(c[field]) if isinstance(c[field], list) else c[field]) for field in c}
     for c in (claim["config"]["model"], config.model.to_dict())
   )
+  # Weights are float32 whatever they were computed in.
+  same = {"init_from": "", "dtype": ""}
   missing = [place for place in places if place not in there]
   if (
-    {**theirs, "init_from": ""} != {**ours, "init_from": ""}
+    {**theirs, **same} != {**ours, **same}
     or missing
     or content["config"]["clip"] != json.loads(config.clip.to_json())
     or content["config"]["folds"] != json.loads(config.folds.to_json())
@@ -428,13 +441,16 @@ def train_and_evaluate(config, workdir):
     UserError: the config, the data or the segmentation run are not in order.
   """
   check(config)
-  settings = json.loads(config.to_json())
   directory = pathlib.Path(workdir) / config.name
+  device = hardware.find_device()
+  config, why = hardware.resolve(hardware.as_begun(config, directory), device)
+  settings = checkpoints_lib.settings(config)
   checkpoints_lib.check_claim(directory, settings)
   whole = segmentation.load(os.path.expanduser(config.channels.workdir) or workdir)
   chosen = choose_thresholds(config, whole)
   trained = whole.only(chosen)
-  dataset = open_videos(config, trained)
+  with parallel.main_first("videos"):
+    dataset = open_videos(config, trained)
   table = clips.read_table(dataset, tuple(dict.fromkeys((*config.folds.balance, config.target))))
   same = dataset.population == trained.dataset["population"]
   # Models of another data set have seen none of these patients: there is nothing to train anew.
@@ -459,6 +475,10 @@ def train_and_evaluate(config, workdir):
   # What a second run could not use is refused before anything that takes long.
   ablations = [a for a in config.channels.ablations if a != "true" or dataset.simulated]
   names, places, members = make_members(list(trained.thresholds), ablations, len(splits))
+  sweep = Sweep(members, choose_strategy(config.sweep.strategy))
+  parallel.check_batch(
+    sweep.mesh, config.train.batch_size, rows=task.clips_per_batch // config.train.batch_size
+  )
   network = state_lib.Network(
     models.build_video_model(
       config.model,
@@ -473,11 +493,12 @@ def train_and_evaluate(config, workdir):
   if config.model.init_from:
     summary["initial"] = _digest(started)
   files = (config.name, f"{config.name}_history")
-  if checkpoints_lib.read_claim(directory) is None:
+  if checkpoints_lib.read_claim(directory) is None and parallel.is_main():
     # Its directory was removed to start anew: what it found before is not its result.
     for name in files:
       (pathlib.Path(workdir) / results.DIRECTORY / f"{name}.json").unlink(missing_ok=True)
   checkpoints_lib.claim(directory, settings, summary)
+  parallel.sync("claim")
 
   if not results.exists(workdir, *files):
     trained_by_fold, keep = [trained], set(whole.fingerprints)
@@ -487,16 +508,19 @@ def train_and_evaluate(config, workdir):
       keep = keep.union(*(one.fingerprints for one in by_fold))
       seen = [[*one.patients["train"], *one.patients["validation"]] for one in trained_by_fold]
       folds.audit(splits, leakage="strict", segmentation=seen)
-    store = make_store(config, workdir, dataset, table, trained_by_fold, ablations, splits, keep)
-    sweep = Sweep(members, choose_strategy(config.sweep.strategy))
+    store = make_store(
+      config, workdir, dataset, table, trained_by_fold, ablations, splits, keep, sweep.mesh
+    )
     notes = _notes(config, dataset, table, trained, same)
-    print(_describe(config, dataset, network, sweep, table, splits, task, store, places, notes))
+    print(_describe(config, dataset, network, table, splits, task, places, notes))
+    print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=store.cache))
     meta, tested = _fit(
       config, settings, workdir, network, sweep, names, started, task, store, splits
     )
     write_results(
       workdir, config, settings, dataset, splits, task, places, meta, tested, trained, same, notes
     )
+  parallel.sync("task results")
   print(tables.downstream(results.read(workdir, config.name)))
 
 
@@ -507,7 +531,7 @@ def _digest(trees):
   return digest.hexdigest()[:12]
 
 
-def make_store(config, workdir, dataset, table, trained_by_fold, ablations, splits, keep):
+def make_store(config, workdir, dataset, table, trained_by_fold, ablations, splits, keep, mesh):
   """Makes the channels of all videos, and the `lus_jax.data.clips.ClipStore` of them.
 
   Args:
@@ -519,6 +543,7 @@ def make_store(config, workdir, dataset, table, trained_by_fold, ablations, spli
     ablations: of 'none' and 'true'.
     splits: `Fold`s.
     keep: fingerprints of models whose channels other runs in this directory may still need.
+    mesh: of the sweep.
   """
   image, maps, truth = channels_lib.make(
     dataset, table, trained_by_fold, size=config.clip.image_size, workdir=workdir, keep=keep
@@ -537,13 +562,14 @@ def make_store(config, workdir, dataset, table, trained_by_fold, ablations, spli
     n_frames=table.n_frames,
     n_segment=config.clip.n_segment,
     cache=cache,
+    mesh=mesh,
   )
 
 
 def _fit(config, settings, workdir, network, sweep, names, started, task, store, splits):
   tx, schedule = make_optimizer(config.optimizer, task.steps_per_epoch, config.train.epochs)
   states = [state_lib.create_state(one["params"], one["batch_stats"], tx) for one in started]
-  state = states if sweep.strategy == "loop" else jax.tree.map(lambda *x: jnp.stack(x), *states)
+  state = sweep.place(states)
   outputs = make_outputs(network, sweep, task, store, config, splits)
 
   def loss_fn(params, batch_stats, member, inputs, key):
@@ -577,6 +603,20 @@ def _fit(config, settings, workdir, network, sweep, names, started, task, store,
         schedule=schedule,
         validate=lambda state: (judge(state, "validation", task.validate, best=False), {}),
         unit="clip",
+        work=hardware.Work(
+          images=task.clips_per_batch,
+          flop=flops.TRAINING
+          * flops.video(
+            size=config.clip.image_size,
+            n_segment=config.clip.n_segment,
+            in_channels=_in_channels(network),
+            outputs=task.outputs,
+            hidden=task.hidden,
+            width=config.model.width,
+          ),
+          validated=max(len(task.videos(f, "validation")) for f in range(len(splits))),
+          dtype=config.model.dtype,
+        ),
       ),
       sweep,
       state,
@@ -608,7 +648,12 @@ def _notes(config, dataset, table, trained, same):
       )
   if not same and config.folds.leakage == "strict":
     notes.append("the segmentation is of another data set, so strict needed no sweep of its own.")
-  if config.folds.leakage == "strict" and config.model.init_from:
+  if torch_weights.is_file(config.model.init_from):
+    notes.append(
+      f"the networks start from the weights in {os.path.basename(config.model.init_from)}, trained "
+      "elsewhere: no test patient may have been among its data."
+    )
+  elif config.folds.leakage == "strict" and config.model.init_from:
     notes.append(
       f"the networks start from those of {config.model.init_from}, whose best epochs were chosen "
       "on the validation patients of the same fold; test patients chose nothing."
@@ -674,19 +719,17 @@ def write_results(
   results.write(workdir, config.name, config=settings, dataset=summary, **content)
 
 
-def _describe(config, dataset, network, sweep, table, splits, task, store, places, notes):
+def _describe(config, dataset, network, table, splits, task, places, notes):
   millions = sum(x.size for x in jax.tree.leaves(network.params)) / 1e6
   sources = list(dict.fromkeys(str(source) for source, _ in places))
   return "\n".join(
     [
       f"{config.name} on {dataset.name}: {len(table)} videos of {len(set(table.patient))} "
-      f"patients, {len(splits)} folds, "
-      f"{'on the device' if store.cache == 'device' else 'streamed'}",
+      f"patients, {len(splits)} folds",
       f"{len(places)} models ({', '.join(sources)}; MobileNetV2 with temporal shift, "
       f"{millions:.1f} M parameters each), {config.train.epochs} epochs, "
       f"{config.train.epochs * task.steps_per_epoch} steps, clips of {config.clip.n_segment} "
-      f"frames of {config.clip.image_size} x {config.clip.image_size}, strategy {sweep.strategy} "
-      f"on {jax.devices()[0].device_kind}",
+      f"frames of {config.clip.image_size} x {config.clip.image_size}",
       *(f"note: {note}" for note in notes),
       *(f"left out: {x['count']} {x['what']}: {x['why']}" for x in task.left_out if x["count"]),
     ]

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from lus_jax import parallel
 from lus_jax.errors import UserError
+from lus_jax.training import hardware
 from lus_jax.training import state as state_lib
 
 
@@ -29,6 +31,7 @@ class Task:
       which the latter selects the best epoch (higher is better; None, undefined, never wins), and
       pictures for the writer, [n, H, W, 3] uint8 by name.
     unit: what a batch is counted in, for the curves of the speed.
+    work: what an estimate of the run's time is made of; None for no estimate.
   """
 
   names: list[str]
@@ -38,6 +41,7 @@ class Task:
   schedule: Callable
   validate: Callable
   unit: str = "image"
+  work: hardware.Work | None = None
 
 
 def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoints, writer):
@@ -84,7 +88,14 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
     unit="step",
     desc=f"training {len(task.names)} models",
     mininterval=0.2 if sys.stderr.isatty() else 10,
-    disable=step == total,
+    disable=step == total or not parallel.is_main(),
+  )
+  first_steps = hardware.FirstSteps(
+    task.work,
+    members=len(task.names),
+    steps_per_epoch=steps_per_epoch,
+    epochs=config.epochs - meta["epoch"],
+    unit=task.unit,
   )
   with bar:
     for epoch in range(meta["epoch"] + 1, config.epochs + 1):
@@ -93,6 +104,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
         augment_key, model_key = jax.random.split(jax.random.fold_in(key, step))
         inputs = prepare(next(batches), augment_key)
         state, loss = train_step(state, sweep.members, inputs, model_key)
+        first_steps.tick(loss)
         pending.append(loss)
         step += 1
         if step % config.log_every == 0 or i + 1 == steps_per_epoch:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import pathlib
 from typing import Any
@@ -14,16 +13,17 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from lus_jax import losses, models
+from lus_jax import losses, models, parallel
 from lus_jax.data import augment as augment_lib
 from lus_jax.data import datasets, pipeline, summary
 from lus_jax.errors import UserError
 from lus_jax.evaluation import metrics, results
 from lus_jax.evaluation.segmentation import collect, evaluate, predict
 from lus_jax.labels import SLACK, label
+from lus_jax.models import flops, torch_weights
 from lus_jax.report import palette, tables
 from lus_jax.training import checkpoints as checkpoints_lib
-from lus_jax.training import loop, writers
+from lus_jax.training import hardware, loop, writers
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
 
@@ -51,7 +51,7 @@ def check(config):
       raise UserError(f"config.sweep.thresholds: {threshold} stands there twice; name it once.")
   for name, low in {
     "train.epochs": 1,
-    "train.batch_size": 1,
+    "train.batch_size": 0,
     "train.log_every": 1,
     "train.checkpoint_every": 1,
     "sweep.seeds": 1,
@@ -70,6 +70,8 @@ def check(config):
   inputs = {"confidence": pixels, "where": jax.ShapeDtypeStruct((1, 1, 1, 1), bool)}
   jax.eval_shape(lambda logits, inputs: _loss(config.loss, logits, inputs, 0.5), pixels, inputs)
   models.check(config.model)
+  if config.model.init_from:
+    models.check_init_from(config.model, video=False)
   augment_lib.check(config.augment)
   pipeline.choose_cache_for(config.data.cache, 0)
   choose_strategy(config.sweep.strategy)
@@ -123,7 +125,7 @@ def make_optimizer(config, steps):
   return optax.adam(schedule), schedule
 
 
-def create_sweep(config, *, in_channels, classes, tx):
+def create_sweep(config, *, in_channels, classes, tx, weights=None):
   """Builds the network and the initial state of all members.
 
   Args:
@@ -131,6 +133,7 @@ def create_sweep(config, *, in_channels, classes, tx):
     in_channels: channels of the image.
     classes: K.
     tx: the optimizer.
+    weights: a PyTorch state dict that every member starts from; what it lacks is random.
 
   Returns:
     The `Network`, the `Sweep`, its initial state and the members' names. Members of one seed start
@@ -144,6 +147,11 @@ def create_sweep(config, *, in_channels, classes, tx):
     )
     for seed in range(config.sweep.seeds)
   ]
+  if weights is not None:
+    for network in networks:
+      network.params, network.batch_stats = torch_weights.load_into(
+        network.params, network.batch_stats, weights, source=config.model.init_from
+      )
   names, members = make_members(config)
   sweep = Sweep(members, choose_strategy(config.sweep.strategy))
   states = [
@@ -152,9 +160,7 @@ def create_sweep(config, *, in_channels, classes, tx):
     )
     for member in members
   ]
-  if sweep.strategy == "vmap":
-    states = jax.tree.map(lambda *x: jnp.stack(x), *states)
-  return networks[0], sweep, states, names
+  return networks[0], sweep, sweep.place(states), names
 
 
 def make_validation(network, sweep, frames, config):
@@ -235,7 +241,7 @@ def _panels(inputs, predictions, thresholds):
   return np.stack(panels)
 
 
-def make_task(network, sweep, names, validation, config, *, tx, schedule):
+def make_task(network, sweep, names, validation, config, *, tx, schedule, work=None):
   """What `lus_jax.training.loop.fit` needs to know of segmentation."""
   return loop.Task(
     names=names,
@@ -244,6 +250,18 @@ def make_task(network, sweep, names, validation, config, *, tx, schedule):
     tx=tx,
     schedule=schedule,
     validate=make_validation(network, sweep, validation, config),
+    work=work,
+  )
+
+
+def training_flop(config, *, classes):
+  """FLOP of one model's training step on one image, forward and backward."""
+  return flops.TRAINING * flops.fpn(
+    config.model.encoder,
+    size=config.data.image_size,
+    in_channels=1,
+    classes=classes,
+    width=config.model.width,
   )
 
 
@@ -259,32 +277,64 @@ def train_and_evaluate(config, workdir, patients=None):
     UserError: the config or the data are not in order, or the directory is another run's.
   """
   check(config)
-  settings = json.loads(config.to_json())
-  checkpoints_lib.check_claim(workdir, settings)
-  dataset = datasets.open_dataset(config.data, "frames")
+  config = hardware.as_begun(config, workdir)
+  checkpoints_lib.check_claim(workdir, checkpoints_lib.settings(config))
+  device = hardware.find_device()
+  finished = results.exists(workdir, *RESULTS)
+  if not finished and (warning := _slow_recipe(config, device)):
+    print(warning, flush=True)
+  with parallel.main_first("data"):
+    dataset = datasets.open_dataset(config.data, "frames")
   if patients is not None:
     dataset = dataset.regroup(patients)
   cache = pipeline.choose_cache(config.data.cache, dataset.splits.values())
+  config, why = hardware.resolve(
+    config,
+    device,
+    frames=len(dataset.splits["train"]),
+    classes=len(dataset.classes),
+    strategy=choose_strategy(config.sweep.strategy),
+  )
+  settings = checkpoints_lib.settings(config)
+  mesh = Sweep(make_members(config)[1], choose_strategy(config.sweep.strategy)).mesh
   train, validation = (
-    pipeline.Frames(dataset.splits[name], cache=cache) for name in ("train", "validation")
+    pipeline.Frames(dataset.splits[name], cache=cache, mesh=mesh)
+    for name in ("train", "validation")
   )
   batches = train.training_batches(config.train.batch_size, seed=config.seed)
   steps_per_epoch = train.size // config.train.batch_size
   tx, schedule = make_optimizer(config.optimizer, config.train.epochs * steps_per_epoch)
+  file = config.model.init_from
   network, sweep, state, names = create_sweep(
-    config, in_channels=1, classes=len(dataset.classes), tx=tx
+    config,
+    in_channels=1,
+    classes=len(dataset.classes),
+    tx=tx,
+    weights=torch_weights.read(file) if file else None,
   )
-  # Splits of equal sizes can be of other patients.
+  # Splits of equal sizes can be of other patients, and files of one name of other weights.
   own = {} if patients is None else {"patients": patients}
+  if file:
+    own["initial"] = torch_weights.digest(file)
   checkpoints_lib.claim(workdir, settings, dataset.summary() | own)
-  print(_describe(config, dataset, network, sweep, cache, config.train.epochs * steps_per_epoch))
+  steps = config.train.epochs * steps_per_epoch
+  print(_describe(config, dataset, network, sweep, steps), flush=True)
+  print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=cache), flush=True)
 
-  if not results.exists(workdir, *RESULTS):
+  if not finished:
     with contextlib.ExitStack() as stack:
       checkpoints = stack.enter_context(contextlib.closing(checkpoints_lib.Checkpoints(workdir)))
       writer = stack.enter_context(contextlib.closing(writers.create_writer(workdir)))
       writers.write_overview(writer, settings, network.params)
-      task = make_task(network, sweep, names, validation, config, tx=tx, schedule=schedule)
+      work = hardware.Work(
+        images=config.train.batch_size,
+        flop=training_flop(config, classes=len(dataset.classes)),
+        validated=validation.size,
+        dtype=config.model.dtype,
+      )
+      task = make_task(
+        network, sweep, names, validation, config, tx=tx, schedule=schedule, work=work
+      )
       state, meta = loop.fit(
         task,
         sweep,
@@ -303,7 +353,7 @@ def train_and_evaluate(config, workdir, patients=None):
         state,
         train=train,
         validation=validation,
-        test=pipeline.Frames(dataset.splits["test"], cache=cache, fields=fields),
+        test=pipeline.Frames(dataset.splits["test"], cache=cache, fields=fields, mesh=mesh),
         classes=dataset.classes,
         thin=dataset.thin,
         config=config,
@@ -317,6 +367,7 @@ def train_and_evaluate(config, workdir, patients=None):
         dict(zip(names, evaluation.members, strict=True)),
         config.sweep.thresholds,
       )
+  parallel.sync("segmentation results")
   print(tables.segmentation(results.read(workdir, "segmentation")))
 
 
@@ -356,10 +407,8 @@ class Trained:
     with config.unlocked():
       config.sweep.thresholds = tuple(self.thresholds[i] for i in numbers)
     sweep = Sweep([self.sweep.members[i] for i in numbers], self.sweep.strategy)
-    if sweep.strategy == "loop":
-      weights = [self.weights[i] for i in numbers]
-    else:
-      weights = jax.tree.map(lambda x: x[np.array(numbers)], self.weights)
+    held = self.sweep.to_host(self.weights)
+    weights = sweep.place([held[i] for i in numbers])
     return dataclasses.replace(self, config=config, sweep=sweep, weights=weights)
 
   def probability(self, weights, member, image, where):
@@ -448,7 +497,8 @@ def load(workdir):
       )
     weights = checkpoints.restore_best(stacked)
   n = len(config.sweep.thresholds)
-  sweep = Sweep(members[:n], choose_strategy(config.sweep.strategy))
+  # How models are run is up to the machine they are run on.
+  sweep = Sweep(members[:n], choose_strategy("auto"))
   return Trained(
     config=config,
     dataset=claim["dataset"],
@@ -497,16 +547,24 @@ def make_examples(network, sweep, state, evaluation, dataset, config):
   }
 
 
-def _describe(config, dataset, network, sweep, cache, steps):
+def _slow_recipe(config, device):
+  # Before the data are prepared, which takes minutes itself, the paper's numbers have to do.
+  frames, classes = 355, 6
+  if config.data.name == "lus_phantom":
+    frames = frames / 42 * config.data.phantom.n_patients
+  images = len(make_members(config)[0]) * config.train.epochs * frames
+  dtype = hardware.resolve(config, device)[0].model.dtype
+  return hardware.slow_recipe(images * training_flop(config, classes=classes), device, dtype=dtype)
+
+
+def _describe(config, dataset, network, sweep, steps):
   millions = sum(x.size for x in jax.tree.leaves(network.params)) / 1e6
   sizes = ", ".join(f"{len(source)} {name}" for name, source in dataset.splits.items())
   size = config.data.image_size
   lines = [
-    f"{dataset.name}: {sizes} frames of {size} x {size}, {len(dataset.classes)} classes, "
-    f"{'on the device' if cache == 'device' else 'streamed'}",
+    f"{dataset.name}: {sizes} frames of {size} x {size}, {len(dataset.classes)} classes",
     f"{len(sweep.members)} models (FPN {config.model.encoder}, {millions:.1f} M parameters each), "
-    f"{config.train.epochs} epochs, {steps} steps of {config.train.batch_size} frames, "
-    f"strategy {sweep.strategy} on {jax.devices()[0].device_kind}",
+    f"{config.train.epochs} epochs, {steps} steps",
     *(f"note: {note}" for note in dataset.notes),
   ]
   return "\n".join(lines)

@@ -1,6 +1,5 @@
 """The whole study in one directory: the segmentation sweep, then the clinical tasks."""
 
-import json
 import pathlib
 
 from ml_collections import ConfigDict
@@ -33,7 +32,8 @@ def parts(config):
   for name in (*(["segmentation"] if own else []), *config.tasks):
     if name not in known and name != "segmentation":
       raise UserError(f"config.tasks: '{name}' is not known; choose of {', '.join(known)}.")
-    part = config[name].to_dict() | {"seed": config.seed, "data": config.data.to_dict()}
+    part = config[name].to_dict() | {"seed": config.seed}
+    part |= {shared: config[shared].to_dict() for shared in ("data", "distributed")}
     if name != "segmentation":
       part |= {shared: config[shared].to_dict() for shared in SHARED}
       if own:
@@ -57,7 +57,7 @@ def train_and_evaluate(config, workdir):
   configs = parts(config)
   for name, part in configs.items():
     (segmentation if name == "segmentation" else downstream).check(part)
-  directory, settings = pathlib.Path(workdir) / DIRECTORY, json.loads(config.to_json())
+  directory, settings = pathlib.Path(workdir) / DIRECTORY, checkpoints.settings(config)
   checkpoints.check_claim(directory, settings)
   for i, (name, part) in enumerate(configs.items()):
     print(f"== {i + 1} of {len(configs)}: {name}", flush=True)

@@ -8,15 +8,16 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
+from lus_jax import parallel
+
 DIRECTORY = "tensorboard"
 
 
 class JsonLinesWriter:
   """Stands in for clu's writers where TensorFlow is not installed: one JSON object a line."""
 
-  def __init__(self, directory):
-    pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
-    self._file = (pathlib.Path(directory) / "metrics.jsonl").open("a")
+  def __init__(self, file):
+    self._file = open(file, "a")  # noqa: SIM115
 
   def write_scalars(self, step, scalars):
     """Writes numbers by name."""
@@ -44,7 +45,12 @@ class JsonLinesWriter:
 
 
 def create_writer(workdir):
-  """The run's metric writer: TensorBoard by clu, or JSON lines where TensorFlow is missing."""
+  """The run's metric writer: TensorBoard by clu, or JSON lines where TensorFlow is missing.
+
+  Of several processes only the main one's writes.
+  """
+  if not parallel.is_main():
+    return JsonLinesWriter(os.devnull)
   directory = pathlib.Path(workdir) / DIRECTORY
   # TensorFlow only writes files here; this keeps its greeting off the terminal.
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -52,7 +58,8 @@ def create_writer(workdir):
     from clu import metric_writers
   except ImportError as error:
     logging.warning("No TensorBoard (%s): metrics go to %s/metrics.jsonl.", error, directory)
-    return JsonLinesWriter(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    return JsonLinesWriter(directory / "metrics.jsonl")
   # Without clu's own logging writer: the progress bar and the tables say it better.
   return metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(directory))])
 

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from lus_jax import parallel
 from lus_jax.data import clips
 from lus_jax.data.datasets import Dataset
 from lus_jax.errors import UserError
@@ -168,7 +169,7 @@ N_FRAMES = np.array([4, 1, 9, 6])
 OFFSET = np.array([0, 4, 5, 14])
 
 
-def store(cache, fold_channels=((0, 2), (1, 2), (0, 1))):
+def store(cache, fold_channels=((0, 2), (1, 2), (0, 1)), mesh=None):
   index = np.arange(20, dtype=np.uint8)[:, None, None, None]
   return clips.ClipStore(
     image=np.broadcast_to(index, (20, 2, 3, 1)).copy(),
@@ -178,6 +179,7 @@ def store(cache, fold_channels=((0, 2), (1, 2), (0, 1))):
     n_frames=N_FRAMES,
     n_segment=3,
     cache=cache,
+    mesh=mesh,
   )
 
 
@@ -228,6 +230,27 @@ def test_device_and_stream_give_the_same_batches_from_any_place():
     again.set_state(place)
     for expected in seen[3:]:
       np.testing.assert_array_equal(next(again)["channels"], expected["channels"])
+
+
+@pytest.mark.parametrize("cache", ["device", "stream"])
+def test_two_devices_share_the_clips_of_a_batch(cache):
+  one, two = store(cache), store(cache, mesh=parallel.make_mesh(1))
+  expected, found = next(one.batches(plan)), next(two.batches(plan))
+  assert expected.keys() == found.keys()
+  for name in expected:
+    np.testing.assert_array_equal(expected[name], found[name])
+  for name, axis in (("image", 1), ("channels", 2)):
+    shapes = [shard.data.shape for shard in found[name].addressable_shards]
+    assert [shape[axis] for shape in shapes] == [1, 1]
+  assert found["target"].is_fully_replicated
+
+
+def test_a_process_reads_only_the_clips_of_its_devices(monkeypatch):
+  whole = store("stream").load(plan(0))
+  monkeypatch.setattr(parallel, "own_rows", lambda mesh, n: slice(n // 2, n))
+  part = store("stream").load(plan(0))
+  np.testing.assert_array_equal(part["image"], whole["image"][:, 1:])
+  np.testing.assert_array_equal(part["channels"], whole["channels"][:, :, 1:])
 
 
 def test_the_papers_and_per_fold_channels():

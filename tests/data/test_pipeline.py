@@ -1,6 +1,8 @@
+import jax
 import numpy as np
 import pytest
 
+from lus_jax import parallel
 from lus_jax.data.pipeline import Frames, choose_cache, load
 from lus_jax.errors import UserError
 
@@ -42,6 +44,32 @@ def test_what_does_not_fill_a_batch_is_left_out_of_that_epoch_only():
   seen = epochs(Frames(frames(7), cache="device").training_batches(3, seed=0), 20, 2)
   assert all(len(set(sum(epoch, []))) == 6 for epoch in seen)
   assert set(sum(sum(seen, []), [])) == set(range(7))
+
+
+@pytest.mark.parametrize("cache", ["device", "stream"])
+def test_two_devices_share_the_same_batches(cache):
+  one = epochs(Frames(frames(11), cache=cache).training_batches(4, seed=5), 2, 2)
+  source = Frames(frames(11), cache=cache, mesh=parallel.make_mesh(1))
+  batches = source.training_batches(4, seed=5)
+  assert epochs(batches, 2, 2) == one
+  for x in jax.tree.leaves(next(batches)):
+    assert [shard.data.shape[0] for shard in x.addressable_shards] == [2, 2]
+  for x in jax.tree.leaves(next(source.evaluation_batches(4))):
+    assert len(x) == 4 and getattr(x, "is_fully_replicated", True)
+  with pytest.raises(UserError, match="cannot be shared evenly by the 2 devices"):
+    source.training_batches(3, seed=5)
+
+
+@pytest.mark.parametrize("cache", ["device", "stream"])
+def test_a_process_reads_only_its_own_rows_of_a_batch(monkeypatch, cache):
+  whole = epochs(Frames(frames(11), cache=cache).training_batches(4, seed=5), 1, 2)[0]
+  read = []
+  monkeypatch.setattr(parallel, "own_rows", lambda mesh, n: slice(n // 2, n))
+  monkeypatch.setattr(parallel, "split", lambda mesh, tree, n: read.append(tree) or tree)
+  batches = Frames(frames(11), cache=cache).training_batches(4, seed=5)
+  found = [indices(next(batches)) for _ in range(2)]
+  assert found == [batch[2:] for batch in whole]
+  assert {len(x) for x in jax.tree.leaves(read)} == {2}
 
 
 @pytest.mark.parametrize("cache", ["device", "stream"])

@@ -64,9 +64,9 @@ def run(
   tx = optax.adam(1e-2)
   members = [{"target": np.float32(1)}, {"target": np.float32(2)}]
   sweep = Sweep(members, strategy)
-  state = [state_lib.create_state({"w": jnp.zeros(3)}, {"mean": jnp.zeros(3)}, tx) for _ in members]
-  if strategy == "vmap":
-    state = jax.tree.map(lambda *x: jnp.stack(x), *state)
+  state = sweep.place(
+    [state_lib.create_state({"w": jnp.zeros(3)}, {"mean": jnp.zeros(3)}, tx) for _ in members]
+  )
 
   def loss_fn(params, batch_stats, member, inputs, key):
     noise = jax.random.normal(key, (3,))
@@ -113,7 +113,7 @@ def run(
   return jax.device_get(sweep.stack(state)), meta
 
 
-@pytest.mark.parametrize("strategy", ["loop", "vmap"])
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "sharded"])
 def test_a_broken_run_goes_on_to_the_same_numbers(tmp_path, strategy):
   whole, meta = run(tmp_path / "whole", strategy=strategy)
   with pytest.raises(Killed):
@@ -124,6 +124,24 @@ def test_a_broken_run_goes_on_to_the_same_numbers(tmp_path, strategy):
   jax.tree.map(np.testing.assert_array_equal, whole, resumed)
   assert meta == resumed_meta
   assert [row["epoch"] for row in meta["history"]] == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_a_broken_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch):
+  whole, meta = run(tmp_path / "whole", strategy="loop")
+  with pytest.raises(Killed):
+    run(tmp_path / "broken", strategy="loop", kill_after=1)
+  with pytest.raises(Killed):
+    run(tmp_path / "broken", strategy="sharded", kill_after=1)
+  with monkeypatch.context() as patch:
+    one = jax.devices()[:1]
+    patch.setattr(jax, "devices", lambda: one)
+    with pytest.raises(Killed):
+      run(tmp_path / "broken", strategy="sharded", kill_after=1)
+  resumed, resumed_meta = run(tmp_path / "broken", strategy="vmap")
+  assert [row["epoch"] for row in resumed_meta["history"]] == [1, 1, 2, 2, 3, 3, 4, 4]
+  assert resumed_meta["best"][0]["epoch"] == meta["best"][0]["epoch"]
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 def test_a_finished_run_trains_no_more(tmp_path):

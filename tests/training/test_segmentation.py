@@ -58,7 +58,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(prepared, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "run"
-  segmentation.train_and_evaluate(small(prepared), workdir)
+  segmentation.train_and_evaluate(small(prepared, **{"model.dtype": "auto"}), workdir)
   return workdir
 
 
@@ -68,6 +68,7 @@ def test_results_follow_their_schema(finished):
   assert results["split"] == "test"
   assert set(results["versions"]) >= {"lus_jax", "jax", "flax", "optax", "numpy", "python"}
   assert results["config"]["train"]["epochs"] == 3
+  assert results["config"]["model"]["dtype"] == "float32"  # what auto was, on a CPU
   classes = results["dataset"]["classes"]
   assert len(classes) == 6
   assert set(results["dataset"]["splits"]) == {"train", "validation", "test"}
@@ -178,8 +179,11 @@ def test_tensorboard_holds_curves_pictures_and_settings(finished):
 
 def test_a_finished_run_prints_its_table_again_and_changes_nothing(finished, prepared, capsys):
   before = {p: p.read_bytes() for p in (finished / "results").iterdir()}
-  segmentation.train_and_evaluate(small(prepared), finished)
-  assert "Table 1" in capsys.readouterr().out
+  # What is automatic is as the run began, though 16 frames would fit.
+  automatic = {"model.dtype": "auto", "train.batch_size": 0}
+  segmentation.train_and_evaluate(small(prepared, **automatic), finished)
+  printed = capsys.readouterr().out
+  assert "Table 1" in printed and "float32, batches of 4, strategy loop (auto for 2 cpu)" in printed
   assert {p: p.read_bytes() for p in (finished / "results").iterdir()} == before
 
 
@@ -296,6 +300,7 @@ def test_a_killed_run_ends_with_the_same_bytes(finished, prepared, tmp_path):
     ({"loss.subthreshold_weight": "x"}, "config.loss.subthreshold_weight: 'x'"),
     ({"sweep.strategy": "pmap"}, "config.sweep.strategy: 'pmap'"),
     ({"model.encoder": "vgg"}, "config.model.encoder: 'vgg'"),
+    ({"model.dtype": "int8"}, "config.model.dtype: 'int8' is not known; choose one of auto, float"),
     ({"data.name": "mnist"}, "config.data.name: 'mnist'"),
     ({"data.cache": "disk"}, "config.data.cache: 'disk'"),
     ({"data.split_unit": "eye"}, "config.data.split_unit: 'eye'"),

@@ -1,0 +1,324 @@
+"""What computes here, which settings follow from it, and how long a run will take."""
+
+import dataclasses
+import os
+import time
+
+import jax
+from tqdm import tqdm
+
+from lus_jax import parallel
+from lus_jax.benchmarks import peak
+from lus_jax.data.pipeline import CACHE_SHARE
+from lus_jax.models import flops
+from lus_jax.training import checkpoints as checkpoints_lib
+
+PAPER_BATCH = 16
+# Settings left to us, by what stands in a config then. They change the numbers of a run.
+AUTOMATIC = {("model", "dtype"): "auto", ("train", "batch_size"): 0}
+
+# Of a network at width 1: activations per pixel of an image, and parameters.
+NETWORKS = {"resnet18": (250, 13.1e6), "resnet34": (320, 23.2e6), "resnet50": (745, 26.2e6)}
+# Room for what a backend keeps beside them: gradients of activations, other layouts, convolution
+# workspaces. XLA for CPUs needs .7 to .9 of the activations in all, from width .5 on.
+WORKSPACE = 2
+# float32 arrays of the size of the confidences: inputs, logits, the loss and its gradient.
+CLASS_ARRAYS = 8
+# Weights, gradients, Adam's two moments, the best weights, a copy for the checkpoint.
+STATES = 6
+
+# The share of the matrix rate that training is taken to reach on a CPU before anything was timed:
+# ResNet-34 at 256 x 256 reached .42 to .56 of it on 2 cores.
+CPU_EFFICIENCY = 0.5
+LONG = 2 * 3600  # seconds
+# No CPU takes that long for less work, so that the matrix rate need not be measured.
+LONG_WORK = 1e14  # FLOP
+# Measuring the matrix rate takes a second, which a short run on a CPU is spared.
+WORTH_MEASURING = 120  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """What a run computes on.
+
+  Attributes:
+    platform: 'cpu', 'gpu' or 'tpu'.
+    kind: its name.
+    memory: bytes that a process may use.
+    capability: CUDA's compute capability; 0 where there is none.
+    count: such devices.
+  """
+
+  platform: str
+  kind: str
+  memory: int
+  capability: float = 0.0
+  count: int = 1
+
+  def __str__(self):
+    several = f"{self.count} x " if self.count > 1 else ""
+    return f"{several}{self.kind} ({self.memory / 1e9:.0f} GB to use)"
+
+
+def find_device():
+  """The `Device` that JAX computes on by default; of several processes, the main one's for all."""
+  first = jax.local_devices()[0]
+  # XLA takes three quarters of a GPU's memory; a CPU's is shared with others too.
+  memory = (first.memory_stats() or {}).get("bytes_limit") or 3 * _host_memory() // 4
+  try:
+    capability = float(getattr(first, "compute_capability", 0))
+  except ValueError:  # AMD's have names
+    capability = 0.0
+  # They have to come to the same settings.
+  mebibytes, tenths = parallel.from_main([memory >> 20, round(10 * capability)])
+  memory, capability = mebibytes << 20, tenths / 10
+  return Device(first.platform, first.device_kind, memory, capability, jax.device_count())
+
+
+def _host_memory():
+  try:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  except (AttributeError, ValueError):  # not on Windows
+    return 8 * 2**30
+
+
+def choose_dtype(device):
+  """The compute type for a device, and why."""
+  if device.platform == "gpu" and device.capability >= 8:
+    return "bfloat16", f"compute capability {device.capability:g}"
+  return "float32", f"no fast bfloat16 on this {device.platform}"
+
+
+def step_memory(config, *, batch, classes, strategy, devices=1):
+  """Bytes of one device that a training step takes: an estimate that errs on the high side.
+
+  Activations are `NETWORKS` per pixel x width x bytes of the compute type x `WORKSPACE`, and
+  `CLASS_ARRAYS` float32 values per pixel and class, for the images of a batch and the models that
+  the device trains at the same time. The state is `STATES` x parameters x width^2 x 4 bytes for
+  every model that lies on it.
+
+  Args:
+    config: a run's config, its dtype resolved.
+    batch: B.
+    classes: K.
+    strategy: of the sweep, resolved.
+    devices: over which 'sharded' lays models and batches.
+  """
+  models = _count(config)
+  at_once = models if strategy == "vmap" else 1
+  if strategy == "sharded":
+    rows, columns = parallel.mesh_shape(models, devices)
+    models, at_once = -(-models // rows), 1 / columns
+  elements, parameters = NETWORKS[config.model.encoder]
+  width = config.model.width
+  a_pixel = elements * width * WORKSPACE * (2 if config.model.dtype == "bfloat16" else 4)
+  a_pixel += CLASS_ARRAYS * classes * 4
+  activations = at_once * batch * config.data.image_size**2 * a_pixel
+  return int(activations + models * STATES * parameters * width**2 * 4)
+
+
+def _count(config):
+  return len(config.sweep.thresholds) * config.sweep.seeds
+
+
+def choose_batch(config, device, *, frames, classes, strategy):
+  """The paper's batch, or the largest of its halves that fits a device and the frames.
+
+  Where 'sharded' splits batches over d devices, a multiple of d.
+
+  Args:
+    config: a run's config, its dtype resolved.
+    device: a `Device`.
+    frames: of the training split.
+    classes: K.
+    strategy: of the sweep, resolved.
+
+  Returns:
+    B, and why; the least where nothing fits.
+  """
+  room = device.memory * (1 - CACHE_SHARE)  # the rest is for the frames
+  unit = 1
+  if strategy == "sharded":
+    _, unit = parallel.mesh_shape(_count(config), device.count)
+  half = PAPER_BATCH
+  while True:
+    batch = max(unit, half // unit * unit)
+    need = step_memory(
+      config, batch=batch, classes=classes, strategy=strategy, devices=device.count
+    )
+    if half == 1 or (need <= room and batch <= frames):
+      break
+    half //= 2
+  share = f"a step needs at most {need / 1e9:.2g} GB"
+  return batch, f"the paper's; {share}" if batch == PAPER_BATCH else share
+
+
+def as_begun(config, workdir):
+  """The config with the automatic settings of the run that a directory holds, if it holds one.
+
+  A run that goes on, here or on another machine, so repeats its numbers.
+  """
+  try:
+    claim = checkpoints_lib.read_claim(workdir)
+  except OSError:  # `check_claim` says what is wrong with it
+    claim = None
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    for (section, field), automatic in AUTOMATIC.items():
+      if claim and config[section][field] == automatic:
+        config[section][field] = claim["config"].get(section, {}).get(field, automatic)
+  return config
+
+
+def resolve(config, device, *, frames=PAPER_BATCH, classes=6, strategy="loop"):
+  """Fills in the automatic settings.
+
+  Args:
+    config: a run's config, checked.
+    device: a `Device`.
+    frames: of the training split.
+    classes: K.
+    strategy: of the sweep, resolved.
+
+  Returns:
+    The config, and a dict: why, for `dtype` and `batch_size` where they were automatic.
+  """
+  config, why = config.copy_and_resolve_references(), {}
+  with config.unlocked():
+    if config.model.dtype == "auto":
+      config.model.dtype, why["dtype"] = choose_dtype(device)
+    if config.train.batch_size == 0:
+      config.train.batch_size, why["batch_size"] = choose_batch(
+        config, device, frames=frames, classes=classes, strategy=strategy
+      )
+  return config, why
+
+
+def describe(config, device, why, *, strategy, cache):
+  """One line on what a run computes on, and the settings, with why of those that were automatic.
+
+  Args:
+    config: a run's config, resolved.
+    device: a `Device`.
+    why: of `resolve`.
+    strategy: of the sweep, resolved.
+    cache: 'device' or 'stream'.
+  """
+  why = dict(why)
+  if config.sweep.strategy == "auto":
+    why["strategy"] = f"auto for {device.count} {device.platform}"
+  if config.data.cache == "auto":
+    why["cache"] = "they fit" if cache == "device" else "too many for it"
+  texts = {
+    "dtype": config.model.dtype,
+    "batch_size": f"batches of {config.train.batch_size}",
+    "strategy": f"strategy {strategy}",
+    "cache": "data on the device" if cache == "device" else "data streamed from disk",
+  }
+  return f"on {device}: " + ", ".join(
+    f"{text} ({why[name]})" if name in why else text for name, text in texts.items()
+  )
+
+
+def slow_recipe(flop, device, *, dtype, rate=None):
+  """What to say before a run that takes hours for want of an accelerator; empty if it does not.
+
+  Args:
+    flop: of the whole run.
+    device: a `Device`.
+    dtype: the compute type.
+    rate: FLOP/s of matrix products; measured by default.
+  """
+  if device.platform != "cpu" or flop < LONG_WORK:
+    return ""
+  rate = rate or peak.matmul_rate(dtype)
+  seconds = flop / (rate * CPU_EFFICIENCY)
+  if seconds < LONG:
+    return ""
+  return (
+    f"There is no accelerator: this recipe takes about {duration(seconds)} on this CPU ({flop:.1e} "
+    f"FLOP at {CPU_EFFICIENCY:.0%} of the {rate / 1e9:.0f} GFLOP/s of its matrix products). "
+    "Reduced to minutes: --config configs/seg.py:demo, or configs/paper.py:demo for the whole study"
+  )
+
+
+def duration(seconds):
+  """A time in the unit that suits it."""
+  for unit, length, most in (("s", 1, 100), ("minutes", 60, 100), ("hours", 3600, 48)):
+    if seconds < most * length:
+      return f"{seconds / length:.{int(unit == 'hours')}f} {unit}"
+  return f"{seconds / 86400:.0f} days"
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What a step and an epoch of one member consist of, for estimates.
+
+  Attributes:
+    images: images (clips) in a training step.
+    flop: of a training step on one image, forward and backward.
+    validated: images of the validation after an epoch, forward only.
+    dtype: the compute type.
+  """
+
+  images: int
+  flop: int
+  validated: int
+  dtype: str
+
+
+class FirstSteps:
+  """Times the first steps of a run, the compilation left out, and prints what follows from them.
+
+  Args:
+    work: a `Work`; None for no estimate.
+    members: T.
+    steps_per_epoch: of training.
+    epochs: that are left.
+    unit: what a batch is counted in.
+  """
+
+  LAST = 11  # step
+  ENOUGH = 10  # seconds
+
+  def __init__(self, work, *, members, steps_per_epoch, epochs, unit):
+    self._work, self._members, self._unit = work, members, unit
+    self._steps, self._epochs = steps_per_epoch, epochs
+    # Within an epoch, for between two of them is the validation.
+    self._last = min(self.LAST, steps_per_epoch) if work else 0
+    self._step, self._from = 0, None
+
+  def tick(self, loss):
+    """To be called after every step with its results, for which it waits three times at most."""
+    self._step += 1
+    if self._step > self._last or self._step not in (1, 2, self._last):
+      return
+    jax.block_until_ready(loss)
+    now = time.perf_counter()
+    if self._from is not None:
+      step, since = self._from
+      if self._step == self._last or now - since > self.ENOUGH:
+        self._last = 0
+        if parallel.is_main():
+          device_count = len(jax.tree.leaves(loss)[0].sharding.device_set)
+          tqdm.write(self.describe((now - since) / (self._step - step), devices=device_count))
+    self._from = self._step, now
+
+  def describe(self, seconds, *, devices=1, platform=None, peak_rate=None):
+    """One line on the run.
+
+    Args:
+      seconds: of a step of all members.
+      devices: that share it.
+      platform: the default backend by default.
+      peak_rate: FLOP/s of matrix products on one of them; measured by default.
+    """
+    rate = self._members * self._work.images / seconds
+    validations = self._work.validated / flops.TRAINING / self._work.images
+    left = self._epochs * (self._steps + validations) * seconds
+    text = f"about {duration(left)} to go: {rate:.3g} model-{self._unit}s/s"
+    if (platform or jax.default_backend()) != "cpu" or left > WORTH_MEASURING:
+      peak_rate = devices * (peak_rate or peak.matmul_rate(self._work.dtype))
+      share = rate * self._work.flop / peak_rate
+      text += f", {share:.0%} of the {peak_rate / 1e12:.3g} TFLOP/s of {self._work.dtype} products"
+    return text

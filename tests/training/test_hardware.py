@@ -1,0 +1,168 @@
+"""Settings by device, and estimates by value; no device but the CPU is needed."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from configs import readmission, seg
+from lus_jax import models
+from lus_jax.training import checkpoints, hardware
+from lus_jax.training.state import Network
+
+GIB = 2**30
+# What XLA leaves of a device: three quarters.
+H200 = hardware.Device("gpu", "NVIDIA H200", 141 * GIB * 3 // 4, 9.0)
+A6000 = hardware.Device("gpu", "NVIDIA RTX A6000", 36 * GIB, 8.6)
+V100 = hardware.Device("gpu", "Tesla V100-SXM2-16GB", 12 * GIB, 7.0)
+RTX3060 = hardware.Device("gpu", "NVIDIA GeForce RTX 3060", 9 * GIB, 8.6)
+CPU = hardware.Device("cpu", "cpu", 48 * GIB)
+
+
+@pytest.mark.parametrize(
+  ("device", "strategy", "dtype", "batch"),
+  [
+    (H200, "loop", "bfloat16", 16),
+    (H200, "vmap", "bfloat16", 16),
+    (A6000, "loop", "bfloat16", 16),
+    (A6000, "vmap", "bfloat16", 8),
+    (V100, "loop", "float32", 4),
+    (RTX3060, "loop", "bfloat16", 8),
+    (CPU, "loop", "float32", 16),
+  ],
+)
+def test_the_papers_recipe_on_devices(device, strategy, dtype, batch):
+  config, why = hardware.resolve(seg.get_config(), device, frames=355, strategy=strategy)
+  assert (config.model.dtype, config.train.batch_size) == (dtype, batch)
+  assert set(why) == {"dtype", "batch_size"}
+  need = hardware.step_memory(config, batch=batch, classes=6, strategy=strategy)
+  assert need <= 0.75 * device.memory
+  if batch < 16:
+    twice = hardware.step_memory(config, batch=2 * batch, classes=6, strategy=strategy)
+    assert twice > 0.75 * device.memory
+
+
+def test_what_is_set_stays():
+  config = seg.get_config()
+  config.model.dtype, config.train.batch_size = "float32", 3
+  resolved, why = hardware.resolve(config, H200)
+  assert resolved.to_dict() == config.to_dict() and why == {}
+  for size in ("demo", "tiny"):
+    assert hardware.resolve(seg.get_config(size), H200)[1] == {}
+    assert hardware.resolve(readmission.get_config(size), H200)[1] == {}
+  task, _ = hardware.resolve(readmission.get_config(), H200)
+  assert (task.model.dtype, task.train.batch_size) == ("bfloat16", 2)
+
+
+def test_the_batch_rises_with_memory_and_falls_with_size_models_and_frames():
+  def batch(memory=24, frames=355, strategy="loop", count=1, thresholds=None, **data):
+    config = seg.get_config()
+    config.data.update(data)
+    config.sweep.thresholds = thresholds or config.sweep.thresholds
+    device = hardware.Device("gpu", "x", int(memory * GIB), 8.0, count)
+    resolved, _ = hardware.resolve(config, device, frames=frames, strategy=strategy)
+    return resolved.train.batch_size
+
+  by_memory = [batch(memory) for memory in (0.5, 6, 7, 8, 10, 16, 24, 1000)]
+  assert by_memory == sorted(by_memory) and set(by_memory) == {1, 2, 4, 8, 16}
+  assert batch(image_size=1024) == 8 < batch() == 16
+  assert batch(frames=11) == 8 and batch(frames=1) == 1
+  assert batch(strategy="vmap") < batch() == batch(strategy="sharded", count=2)
+  # One model's batch over 3 devices; a third of it lies on each.
+  assert batch(thresholds=(0.5,), strategy="sharded", count=3) == 15
+  assert batch(5, thresholds=(0.5,)) == 8 < batch(5, thresholds=(0.5,), strategy="sharded", count=2)
+
+
+@pytest.mark.parametrize("encoder", hardware.NETWORKS)
+def test_the_table_of_parameters_is_that_of_the_networks(encoder):
+  config = seg.get_config()
+  config.model.update(encoder=encoder, dtype="float32")
+  params = jax.eval_shape(
+    lambda: Network(models.build_model(config.model, in_channels=1, classes=6, seed=0)).params
+  )
+  n = sum(np.prod(x.shape) for x in jax.tree.leaves(params))
+  assert n <= hardware.NETWORKS[encoder][1] <= 1.01 * n
+
+
+def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path):
+  begun, _ = hardware.resolve(seg.get_config(), RTX3060, frames=355)
+  checkpoints.claim(tmp_path, json.loads(begun.to_json()), {})
+  config = hardware.as_begun(seg.get_config().lock(), tmp_path)
+  assert (config.model.dtype, config.train.batch_size) == ("bfloat16", 8)
+  assert hardware.resolve(config, CPU, frames=355)[0].to_dict() == begun.to_dict()
+  # What the user says counts, and a new directory says nothing.
+  config = seg.get_config()
+  config.train.batch_size = 2
+  assert hardware.as_begun(config, tmp_path).train.batch_size == 2
+  assert hardware.as_begun(seg.get_config(), tmp_path / "new").model.dtype == "auto"
+
+
+def test_a_long_recipe_on_a_cpu_is_announced_by_value():
+  # 4e15 FLOP at half of 100 GFLOP/s: 80,000 s.
+  text = hardware.slow_recipe(4e15, CPU, dtype="float32", rate=1e11)
+  assert "about 22.2 hours on this CPU (4.0e+15 FLOP at 50% of the 100 GFLOP/s" in text
+  assert "--config configs/seg.py:demo" in text
+  # 2 hours are the limit: 3.6e14 FLOP here.
+  assert hardware.slow_recipe(3.7e14, CPU, dtype="float32", rate=1e11)
+  assert not hardware.slow_recipe(3.5e14, CPU, dtype="float32", rate=1e11)
+  assert not hardware.slow_recipe(4e15, H200, dtype="float32", rate=1e11)
+
+
+@pytest.mark.parametrize(
+  ("seconds", "text"),
+  [(99, "99 s"), (150, "2 minutes"), (5999, "100 minutes"), (9000, "2.5 hours"), (8e5, "9 days")],
+)
+def test_durations_have_the_unit_that_suits_them(seconds, text):
+  assert hardware.duration(seconds) == text
+
+
+def test_settings_are_told_with_their_reasons():
+  config, why = hardware.resolve(seg.get_config(), V100, frames=355)
+  config.sweep.strategy = "vmap"
+  text = hardware.describe(config, V100, why, strategy="vmap", cache="stream")
+  assert text == (
+    "on Tesla V100-SXM2-16GB (13 GB to use): float32 (no fast bfloat16 on this gpu), batches of 4 "
+    "(a step needs at most 6.8 GB), strategy vmap, data streamed from disk (too many for it)"
+  )
+
+
+WORK = hardware.Work(images=4, flop=10**9, validated=30, dtype="float32")
+
+
+def first_steps(steps_per_epoch=50, epochs=3):
+  return hardware.FirstSteps(
+    WORK, members=7, steps_per_epoch=steps_per_epoch, epochs=epochs, unit="image"
+  )
+
+
+def test_the_estimate_by_value():
+  # A step of 2 s: 14 model-images/s. 3 epochs of 50 steps, and 30 images forward (a third) as 2.5.
+  text = first_steps().describe(2.0, devices=2, platform="gpu", peak_rate=2e10)
+  assert text == (
+    "about 5 minutes to go: 14 model-images/s, 35% of the 0.04 TFLOP/s of float32 products"
+  )
+  # Not worth a measurement on a CPU.
+  text = first_steps().describe(0.1, platform="cpu")
+  assert text == "about 16 s to go: 280 model-images/s"
+
+
+@pytest.mark.parametrize(
+  ("seconds", "steps", "expected"),
+  [(0.5, 50, (0.5, 11)), (0.5, 4, (0.5, 4)), (30.0, 50, (30.0, 2)), (0.5, 1, None)],
+)
+def test_the_first_steps_are_timed_without_the_compilation(monkeypatch, seconds, steps, expected):
+  clock, printed = [0.0], []
+  monkeypatch.setattr(hardware.time, "perf_counter", lambda: clock[0])
+  monkeypatch.setattr(hardware.tqdm, "write", printed.append)
+  meter, told = first_steps(steps), []
+  monkeypatch.setattr(meter, "describe", lambda step, devices: told.append(step) or "line")
+  at = None
+  for i in range(60):
+    clock[0] += 100 if i == 0 else seconds
+    meter.tick([jnp.zeros(())] * 7)
+    if told and at is None:
+      at = i + 1
+  assert printed == ["line"] * (expected is not None)
+  assert (told, at) == (([expected[0]], expected[1]) if expected else ([], None))
