@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
+from lus_jax.benchmarks import throughput
 from lus_jax.data.pipeline import Frames
 from lus_jax.evaluation.segmentation import evaluate
 from lus_jax.training import checkpoints, loop, segmentation, writers
@@ -80,6 +81,8 @@ evaluation = evaluate(
 )
 assert 0 <= evaluation.members[0]["iou"] <= 1
 assert set(evaluation.baselines) == {"prevalence", "mean_map"}
+options = "--what predict --size 32 --batch 1 --width .125 --classes 1 --thresholds 1 --steps 1"
+assert throughput.main([*options.split(), "--strategy", "loop"]) == 0
 assert not any(sys.modules.get(name) for name in BLOCKED)
 print("trained alone")
 """
