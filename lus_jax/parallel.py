@@ -212,7 +212,9 @@ def by_member(mesh, tree):
 
 def _put(tree, sharding):
   return jax.tree.map(
-    lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree
+    # Copies: devices of a CPU may otherwise share the array's own memory, which steps reuse.
+    lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: np.array(x[index])),
+    tree,
   )
 
 

@@ -240,6 +240,11 @@ def main(argv=None):
   )
   parser.add_argument("--out", help="a JSON file")
   args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+  for name in ("size", "batch", "pieces"):
+    if getattr(args, name) < 1:
+      parser.error(f"--{name} must be at least 1")
+  if min(args.scales) < 1:
+    parser.error("--scales must be at least 1")
   result = run(args)
   print(f"{result['machine']}; " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()))
   print(f"{args.size} x {args.size}, batch {args.batch}\n\n{table(result)}")

@@ -48,7 +48,9 @@ def choose_cache_for(cache, n_bytes):
   if cache != "auto":
     return cache
   memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 8 * 2**30)
-  return "device" if n_bytes <= CACHE_SHARE * memory else "stream"
+  # All processes have to come to the same choice.
+  (fits,) = parallel.from_main([n_bytes <= CACHE_SHARE * memory])
+  return "device" if fits else "stream"
 
 
 @jax.jit

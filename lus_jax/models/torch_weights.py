@@ -105,6 +105,10 @@ def _read_safetensors(path):
     return safetensors.numpy.load_file(path)
   except (safetensors.SafetensorError, OSError) as error:
     raise UserError(f"{path} is no safetensors file, or is damaged ({error}).") from error
+  except (KeyError, TypeError) as error:  # NumPy has no bfloat16
+    raise UserError(
+      f"{path} holds numbers that NumPy does not have ({error}); save it in float32."
+    ) from error
 
 
 def _read_torch(path):
@@ -198,7 +202,7 @@ def load_into(params, batch_stats, tensors, *, source="the state dict", head=Tru
     x = np.asarray(tensors[names[name]], np.float32)
     converted = _convert(x, leaf.shape, is_first=name in _FIRST_CONVOLUTIONS)
     if converted.shape != leaf.shape:
-      misshapen.append(f"{names[name]} {x.shape} for {_torch_shape(leaf.shape, x.ndim)}")
+      misshapen.append(f"{names[name]} {x.shape} for {_torch_shape(leaf.shape)}")
       return leaf
     return jnp.asarray(converted)
 
@@ -317,11 +321,10 @@ def _convert(x, shape, *, is_first):
   x = x.transpose(2, 3, 1, 0)
   if is_first and x.shape[2] == 3 != shape[-2]:
     x = np.repeat(x.sum(2, keepdims=True) / shape[-2], shape[-2], axis=2)
-  # A 1x1 convolution may be a matrix here.
-  return x.reshape(shape) if x.shape == (1, 1, *shape) else x
+  return x
 
 
-def _torch_shape(shape, ndim):
+def _torch_shape(shape):
   if len(shape) == 4:
     return shape[3], shape[2], shape[0], shape[1]
-  return (*shape[::-1], *(1, 1)[: max(0, ndim - 2)]) if len(shape) == 2 else shape
+  return shape[::-1] if len(shape) == 2 else shape

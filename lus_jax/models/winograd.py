@@ -50,7 +50,7 @@ def winograd_conv(x, kernel):
     kernel: [3, 3, C, D], of x's dtype.
 
   Returns:
-    [B, H, W, D]; in float32 within a few 1e-6 of the direct sum, relative to the largest value.
+    [B, H, W, D]; in float32 within 1e-5 of the direct sum, relative to the largest value.
   """
   return _forward(x, kernel)[0]
 

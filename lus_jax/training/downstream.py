@@ -491,7 +491,10 @@ def train_and_evaluate(config, workdir):
   started, trained_on = initial_weights(config, network, places, splits, workdir, summary)
   folds.audit(splits, leakage=config.folds.leakage, initial=trained_on)
   if config.model.init_from:
-    summary["initial"] = _digest(started)
+    file = config.model.init_from
+    summary["initial"] = (
+      torch_weights.digest(file) if torch_weights.is_file(file) else _digest(started)
+    )
   files = (config.name, f"{config.name}_history")
   if checkpoints_lib.read_claim(directory) is None and parallel.is_main():
     # Its directory was removed to start anew: what it found before is not its result.

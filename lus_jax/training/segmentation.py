@@ -479,6 +479,7 @@ def load(workdir):
   from ml_collections import ConfigDict
 
   config = ConfigDict(claim["config"])
+  config.model.init_from = config.model.get("init_from", "")  # runs from before it lack the field
   _, members = make_members(config)
   network = state_lib.Network(
     models.build_model(

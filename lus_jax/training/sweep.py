@@ -25,7 +25,8 @@ from jax.experimental import multihost_utils
 from lus_jax import parallel
 from lus_jax.errors import UserError
 
-# What the benchmark showed fastest (lus_jax/benchmarks/RESULTS.md). A vmapped convolution becomes a
+# What the benchmark showed fastest (lus_jax/benchmarks/RESULTS.md), and where nothing was measured,
+# on GPUs, the one that needs least memory. A vmapped convolution becomes a
 # grouped one, which is several times slower than a loop over members on CPU backends.
 FASTEST = {"cpu": "loop"}
 STRATEGIES = ("auto", "loop", "vmap", "sharded")
