@@ -6,7 +6,7 @@ VENV ?= .venv
 WORKDIR ?= runs/demo
 PYTEST_ARGS ?=
 
-# Huge pages for large arrays: a training step on a CPU spends a fifth of its time less (glibc only).
+# Huge pages for large arrays shorten a training step on a CPU (glibc only).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo test lint pictures clean

@@ -30,7 +30,7 @@ def import_torch():
     except RuntimeError as error:
       if "operator torchvision::" not in str(error):
         raise
-      _define_schemas(torch)
+      _define_schemas()
       importlib.import_module("torchvision")
     importlib.import_module("segmentation_models_pytorch")
   except ModuleNotFoundError as error:
@@ -40,16 +40,16 @@ def import_torch():
   return torch
 
 
-def _define_schemas(torch):
+def _define_schemas():
+  from torch import library
+
   # What the failed import left behind would be taken for the whole.
   for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
     del sys.modules[name]
-  # The library lives as long as this object.
-  _define_schemas.library = torch.library.Library("torchvision", "FRAGMENT")
+  # Schemas live as long as this object.
+  _define_schemas.held = held = library.Library("torchvision", "FRAGMENT")
   for name in _MISSING_SCHEMAS:
-    _define_schemas.library.define(
-      f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-    )
+    held.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def fpn(encoder, *, in_channels, classes):
