@@ -9,8 +9,8 @@ from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
-from lus_jax.models.convolution import pointwise_conv
-from lus_jax.models.depthwise import depthwise_conv, taps
+from lus_jax.models.convolution import patch_conv
+from lus_jax.models.depthwise import depthwise_conv
 from lus_jax.models.layers import BatchNorm, Conv, he_fan_out
 from lus_jax.models.temporal_shift import temporal_shift
 
@@ -39,9 +39,7 @@ class StemConv(nnx.Module):
 
   def __call__(self, x):
     """Maps [B, H, W, c_in] to [B, ceil(H / 2), ceil(W / 2), c_out]."""
-    kernel = self.kernel[...].astype(self.dtype)
-    patches = jnp.concatenate(taps(x, 2), axis=-1)
-    return pointwise_conv(patches, kernel.reshape(-1, kernel.shape[-1]))
+    return patch_conv(x, self.kernel[...].astype(self.dtype), 2)
 
 
 class ConvNorm(nnx.Module):
