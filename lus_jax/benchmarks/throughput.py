@@ -10,18 +10,23 @@ smaller ones in float32 on a CPU. Prints a table and, with --out, writes JSON.
 Both sides compute the same step on the same arrays, which lie on the device: forward pass, loss,
 gradients and Adam. Augmentation is timed apart (`augment_ms`). All runs take turns, so that a
 machine that slows down does so for all; a figure is the median over their samples after a warm-up,
-and a sample ends when every result is there. PyTorch trains one model at a time, 'eager' as is, in
-float32, and as well as a user gets it: channels_last and a fused Adam, on a GPU with torch.compile,
-in bfloat16 under autocast. Needs no TensorFlow, and the `peers` extra for PyTorch only.
+and a sample ends when every result is there. PyTorch trains one model at a time, in float32 'eager'
+as is and 'channels_last', and as well as a user gets it: channels_last and a fused Adam, on a GPU
+with torch.compile, in bfloat16 under autocast. Needs no TensorFlow, and PyTorch (the `peers` extra)
+only for its side.
 """
 
 import argparse
+import collections
 import datetime
 import json
 import os
+import pathlib
 import platform
+import re
 import statistics
 import sys
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -64,6 +69,9 @@ ROUNDS = 2
 # Where the batch is not the first axis of an input.
 BATCH_AXIS = {("tsm", "image"): 1, ("tsm", "channels"): 2}
 LEARNING_RATE = 1e-4
+# PyTorch's ways to compute the same, each faster than the one before; 'tuned' also compiles and
+# takes our dtype, where there is a GPU.
+VARIANTS = ("eager", "channels_last", "tuned")
 HIDDEN = (256, 64)  # the layers of the `sf_ratio` task
 LOSS = SimpleNamespace(
   name="weighted_cross_entropy", weights="paper", subthreshold_weight="threshold", reduction="mean"
@@ -208,10 +216,11 @@ class Torch:
 
   Args:
     args: of `parse`.
-    tuned: False for the network as is, in float32.
+    variant: one of `VARIANTS`.
   """
 
-  def __init__(self, args, *, tuned):
+  def __init__(self, args, variant):
+    channels_last, tuned = variant != "eager", variant == "tuned"
     self._torch = torch = peers.import_torch()
     self._device = {"gpu": "cuda"}.get(jax.default_backend(), "cpu")
     torch.set_num_threads(_cores())
@@ -235,17 +244,22 @@ class Torch:
       )
     else:
       images = inputs["image"]
-      self.target = self._tensor(inputs["confidence"], channels_last=tuned)
+      self.target = self._tensor(inputs["confidence"], channels_last=channels_last)
       self._loss = weighted_cross_entropy
       model = peers.fpn(args.encoder, in_channels=1, classes=args.classes)
-    self.images = self._tensor(images, channels_last=tuned)
+    self.images = self._tensor(images, channels_last=channels_last)
     model = model.to(self._device).train(self._trains)
-    if tuned:
+    if channels_last:
       model = model.to(memory_format=torch.channels_last)
     # None leaves the choice to PyTorch; False would be the slowest one.
     self._optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=tuned or None)
     self.model = torch.compile(model) if compiled else model
-    parts = {"channels_last": tuned, "compiled": compiled, "bf16": self._bfloat16}
+    parts = {
+      "channels_last": channels_last,
+      "fused_adam": tuned and self._trains,
+      "compiled": compiled,
+      "bf16": self._bfloat16,
+    }
     self.seconds = []
     self.row = _row(args, 1, "torch") | {
       "dtype": "bfloat16" if self._bfloat16 else "float32",
@@ -348,6 +362,43 @@ def measure_augmentation(args):
   return round(1000 * statistics.median(seconds[1:]), 1)
 
 
+def profile(run, *, steps=4):
+  """Where the time of our step goes, by XLA's operations.
+
+  Args:
+    run: an `Ours`.
+    steps: how many are traced.
+
+  Returns:
+    A list of `{"operation", "calls", "ms", "share"}`, the longest first: operations that differ in
+    their number alone are one; milliseconds of a step, added over all threads; share of the sum.
+  """
+  milliseconds, calls = collections.Counter(), collections.Counter()
+  with tempfile.TemporaryDirectory() as directory:
+    with jax.profiler.trace(directory):
+      for _ in range(steps):
+        run.sample(1)
+    (file,) = pathlib.Path(directory).rglob("*.xplane.pb")
+    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+      for line in plane.lines:
+        for event in line.events:
+          operation = next((value for name, value in event.stats if name == "hlo_op"), None)
+          if operation is not None:
+            kind = re.sub(r"[.\d]+$", "", operation)
+            milliseconds[kind] += event.duration_ns / 1e6 / steps
+            calls[kind] += 1
+  total = sum(milliseconds.values())
+  return [
+    {
+      "operation": kind,
+      "calls": round(calls[kind] / steps),
+      "ms": round(ms, 2),
+      "share": round(ms / total, 4),
+    }
+    for kind, ms in milliseconds.most_common()
+  ]
+
+
 def step_flops(args):
   """Floating point operations that one image (clip) of a step takes, by `lus_jax.models.flops`."""
   if args.what == "tsm":
@@ -373,7 +424,8 @@ def measure(args):
 
   Returns:
     A dict of `date`, `machine`, `versions`, `load_before` (the machine's load average, over one
-    minute, before the first run), `matmul_rate` (FLOP/s by dtype), `flop_per_image` and `rows`.
+    minute, before the first run), `matmul_rate` (FLOP/s by dtype), `flop_per_image`, `rows` and, if
+    asked for, `profile` (of the first row).
   """
   load = os.getloadavg()[0]
   runs = []
@@ -393,7 +445,9 @@ def measure(args):
   if not runs:
     raise UserError("nothing fits into memory; use a smaller --batch or --size.")
   if args.peer:
-    runs += [Torch(args, tuned=tuned) for tuned in (False, True)]
+    # Nothing is left to tune where a CPU only predicts.
+    last = -1 if args.what == "predict" and jax.default_backend() == "cpu" else None
+    runs += [Torch(args, variant) for variant in VARIANTS[:last]]
   dtypes = {run.row["dtype"] for run in runs}
   augment_ms = measure_augmentation(args) if args.what == "fpn" else None
   rates = {dtype: [] for dtype in sorted(dtypes)}
@@ -406,10 +460,11 @@ def measure(args):
         run.sample(queued)
   rates = {dtype: statistics.mean(found) for dtype, found in rates.items()}
   rows = [_finish(run, rates, step_flops(args)) for run in runs]
-  compare(rows)
   for row in rows:
     if row["side"] == "ours" and augment_ms is not None:
       row["augment_ms"] = augment_ms
+  compare(rows)
+  profiled = {"profile": profile(runs[0])} if args.profile else {}
   device = jax.devices()[0]
   torch = {"torch": peers.import_torch().__version__} if args.peer else {}
   return {
@@ -421,6 +476,7 @@ def measure(args):
     "matmul_rate": rates,
     "flop_per_image": step_flops(args),
     "rows": rows,
+    **profiled,
   }
 
 
@@ -441,21 +497,27 @@ def _finish(run, rates, flop):
 def compare(rows):
   """Adds what our rows are to others.
 
-  `ratio` is to the fastest PyTorch of the same dtype and `ratio_eager` to the eager one, both with
-  one model; `cost_to_one` is the time per model to that of our fastest run of one model.
+  `ratio` is to the fastest PyTorch of the same dtype, `ratio_eager` and `ratio_channels_last` to
+  these variants, in float32, all with one model; `cost_to_one` is the time per model to that of our
+  fastest run of one model, both with the augmentation, which the models of a step share.
   """
   ours = [row for row in rows if row["side"] == "ours"]
   torch = [row for row in rows if row["side"] == "torch"]
-  one = max((row["images_per_s"] for row in ours if row["thresholds"] == 1), default=None)
+
+  def per_model(row):
+    return (row["ms_per_step"] + row.get("augment_ms", 0)) / row["thresholds"]
+
+  one = min((per_model(row) for row in ours if row["thresholds"] == 1), default=None)
   for row in ours:
     if one is not None:
-      row["cost_to_one"] = round(one / row["images_per_s"], 3)
+      row["cost_to_one"] = round(per_model(row) / one, 3)
     alike = [other["images_per_s"] for other in torch if other["dtype"] == row["dtype"]]
     if alike:
       row["ratio"] = round(row["images_per_s"] / max(alike), 3)
     for other in torch:
-      if other["variant"] == "eager":
-        row["ratio_eager"] = round(row["images_per_s"] / other["images_per_s"], 3)
+      if other["variant"] in ("eager", "channels_last"):
+        ratio = round(row["images_per_s"] / other["images_per_s"], 3)
+        row[f"ratio_{other['variant']}"] = ratio
 
 
 def table(result):
@@ -470,6 +532,7 @@ def table(result):
     f"model-{unit}/s": lambda r: f"{r['images_per_s']:.4g}",
     "cost per model to one": lambda r: _number(r.get("cost_to_one"), ".2f"),
     "to best PyTorch": lambda r: _number(r.get("ratio"), ".2f"),
+    "to channels_last": lambda r: _number(r.get("ratio_channels_last"), ".2f"),
     "to eager": lambda r: _number(r.get("ratio_eager"), ".2f"),
     "share of peak": lambda r: f"{r['peak_share']:.1%}",
     "memory MiB": lambda r: _number(r["memory_bytes"], ".0f", 2**20),
@@ -478,6 +541,18 @@ def table(result):
   lines = [list(columns), ["---"] * len(columns)]
   lines += [[str(cell(row)) for cell in columns.values()] for row in result["rows"]]
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def profile_table(rows, *, longest=12):
+  """The longest rows of `profile` as Markdown."""
+  lines = ["| operation | calls | ms, all threads | share |", "| --- | --- | --- | --- |"]
+  for row in rows[:longest]:
+    lines.append(f"| {row['operation']} | {row['calls']} | {row['ms']:.1f} | {row['share']:.1%} |")
+  rest = rows[longest:]
+  if rest:
+    ms, share = (sum(row[name] for row in rest) for name in ("ms", "share"))
+    lines.append(f"| {len(rest)} others | | {ms:.1f} | {share:.1%} |")
+  return "\n".join(lines)
 
 
 def _number(value, spec, unit=1):
@@ -563,6 +638,9 @@ def parse(argv):
   parser.add_argument(
     "--steps", type=positive, default=3, help=f"samples in each of {ROUNDS} rounds"
   )
+  parser.add_argument(
+    "--profile", action="store_true", help="also where the time of the first row's step goes"
+  )
   parser.add_argument("--out", help="a JSON file")
   args = parser.parse_args(argv)
   if args.peer:
@@ -601,6 +679,8 @@ def main(argv=None):
     args = parse(argv)
     result = measure(args)
     print(f"{_describe(args, result)}\n\n{table(result)}")
+    if args.profile:
+      print(f"\n{profile_table(result['profile'])}")
     if args.out:
       command = " ".join(["python -m lus_jax.benchmarks.throughput", *argv])
       write_text(args.out, json.dumps({"command": command, **result}, indent=1) + "\n")

@@ -1,4 +1,5 @@
 import json
+import os
 
 import jax
 import numpy as np
@@ -70,14 +71,15 @@ def test_every_run_is_measured_and_written(
     else flops.fpn("resnet18", size=32, in_channels=1, classes=2)
   )
   assert result["flop_per_image"] == forward * (1 if what == "predict" else 3)
-  one = max(r["images_per_s"] for r in rows if r["thresholds"] == 1)
+  one = min(r["ms_per_step"] + r.get("augment_ms", 0) for r in rows if r["thresholds"] == 1)
   for row in rows:
     rate = 1000 * row["batch"] * row["thresholds"] / row["ms_per_step"]
     assert row["images_per_s"] == pytest.approx(rate, rel=2e-2)
     assert row["ms_fastest"] <= row["ms_per_step"]
     share = result["flop_per_image"] * rate / result["matmul_rate"]["float32"]
     assert row["peak_share"] == pytest.approx(share, rel=2e-2, abs=1e-4)
-    assert row["cost_to_one"] == pytest.approx(one / row["images_per_s"], abs=1e-3)
+    cost = (row["ms_per_step"] + row.get("augment_ms", 0)) / row["thresholds"] / one
+    assert row["cost_to_one"] == pytest.approx(cost, abs=1e-3)
     assert row["compile_s"] >= 0
     assert (row["what"], row["side"], row["size"], row["batch"]) == (what, "ours", 32, 2)
     assert row.get("frames") == (3 if what == "tsm" else None)
@@ -115,19 +117,28 @@ def test_a_strategy_that_takes_too_much_memory_is_left_out(
 
 def test_rows_are_compared_with_the_best_peer_of_their_dtype():
   def row(side, rate, dtype, thresholds=1, **own):
-    return {"side": side, "images_per_s": rate, "dtype": dtype, "thresholds": thresholds} | own
+    ms = 1000 * thresholds / rate
+    row = {"side": side, "images_per_s": rate, "ms_per_step": ms, "dtype": dtype}
+    return row | {"thresholds": thresholds} | own
 
   rows = [
     row("ours", 30.0, "bfloat16"),
     row("ours", 40.0, "bfloat16"),
     row("ours", 60.0, "bfloat16", 7),
     row("torch", 5.0, "float32", variant="eager"),
-    row("torch", 20.0, "bfloat16", variant="channels_last compiled bf16"),
+    row("torch", 10.0, "float32", variant="channels_last"),
+    row("torch", 20.0, "bfloat16", variant="channels_last fused_adam compiled bf16"),
   ]
   throughput.compare(rows)
-  assert [r.get("ratio") for r in rows] == [1.5, 2.0, 3.0, None, None]
-  assert [r.get("ratio_eager") for r in rows] == [6.0, 8.0, 12.0, None, None]
-  assert [r.get("cost_to_one") for r in rows] == [1.333, 1.0, 0.667, None, None]
+  assert [r.get("ratio") for r in rows] == [1.5, 2.0, 3.0, None, None, None]
+  assert [r.get("ratio_eager") for r in rows] == [6.0, 8.0, 12.0, None, None, None]
+  assert [r.get("ratio_channels_last") for r in rows] == [3.0, 4.0, 6.0, None, None, None]
+  assert [r.get("cost_to_one") for r in rows] == [1.333, 1.0, 0.667, None, None, None]
+  # What the models of a step share counts once for all of them.
+  for r in rows[:3]:
+    r["augment_ms"] = 7.0
+  throughput.compare(rows)
+  assert [r["cost_to_one"] for r in rows[:3]] == [1.26, 1.0, round((1000 / 60 + 1) / 32, 3)]
 
 
 @pytest.mark.parametrize(
@@ -165,17 +176,18 @@ def test_pytorchs_loss_is_ours(threshold, torch):
 @pytest.mark.parametrize("what", ["fpn", "tsm", "predict"])
 def test_pytorch_computes_on_the_same_arrays(what, torch, toy_networks, tmp_path):
   result = run(tmp_path, f"--what={what}", "--thresholds=1", "--strategy=loop", "--peer=torch")
-  ours, eager, tuned = result["rows"]
-  assert [r["side"] for r in result["rows"]] == ["ours", "torch", "torch"]
-  assert (eager["variant"], tuned["variant"]) == ("eager", "channels_last")
-  best = max(eager["images_per_s"], tuned["images_per_s"])
+  ours, *theirs = result["rows"]
+  assert ours["side"] == "ours" and {row["side"] for row in theirs} == {"torch"}
+  tuned = [] if what == "predict" else ["channels_last fused_adam"]
+  assert [row["variant"] for row in theirs] == ["eager", "channels_last", *tuned]
+  best = max(row["images_per_s"] for row in theirs)
   assert ours["ratio"] == pytest.approx(ours["images_per_s"] / best, rel=1e-2)
   assert result["versions"]["torch"] == torch.__version__
 
 
 def test_pytorch_trains_on_the_batch_it_is_given(torch, toy_networks):
   args = throughput.parse(["--size=32", "--batch=2", "--classes=2"])
-  side = throughput.Torch(args, tuned=True)
+  side = throughput.Torch(args, "tuned")
   frames = throughput.random_frames(batch=2, size=32, classes=2)
   torch.testing.assert_close(side.images[:, 0], torch.tensor(frames["image"][..., 0]) / 255)
   assert side.images.is_contiguous(memory_format=torch.channels_last)
@@ -186,6 +198,21 @@ def test_pytorch_trains_on_the_batch_it_is_given(torch, toy_networks):
   change = (weights.detach() - before).abs().max()
   assert 0 < float(change) <= 1.1 * throughput.LEARNING_RATE
   assert len(side.seconds) == 1
+
+
+def test_a_profile_says_where_the_time_goes(toy_networks, tmp_path, capsys):
+  options = ["--what=fpn", "--strategy=loop", "--thresholds=1"]
+  assert "profile" not in run(tmp_path, *options)
+  capsys.readouterr()
+  result = run(tmp_path, *options, "--profile")
+  rows = result["profile"]
+  assert sum(row["share"] for row in rows) == pytest.approx(1, abs=1e-2)
+  assert [row["ms"] for row in rows] == sorted((row["ms"] for row in rows), reverse=True)
+  assert any("fusion" in row["operation"] for row in rows) and all(row["calls"] for row in rows)
+  # All threads together cannot have worked longer than there was time for.
+  threads = len(os.sched_getaffinity(0)) * result["rows"][0]["ms_per_step"]
+  assert 0 < sum(row["ms"] for row in rows) < 10 * threads
+  assert f"| {rows[0]['operation']} |" in capsys.readouterr().out
 
 
 @pytest.mark.slow
