@@ -26,8 +26,8 @@ def get_config(size="paper"):
   config.seed = 0
 
   config.data = ConfigDict()
-  config.data.name = "lus_phantom"  # or lus_folder
-  config.data.dir = ""  # lus_folder: your folder
+  config.data.name = "lus_phantom"  # or lus_folder, multirater_folder
+  config.data.dir = ""  # the others: your folder
   config.data.prepared_dir = ""  # where prepared data sets live; empty: TFDS's default
   config.data.image_size = 512  # pixels; frames are letterboxed to a square
   config.data.split_unit = "patient"  # 'frame' is for smoke runs on too few patients only
@@ -40,7 +40,11 @@ def get_config(size="paper"):
   config.data.phantom.missing_views = 0.25  # share of the views nobody recorded
   # Shares of the strokes painted with 20, 40, 50, 60, 80 and 100 % confidence.
   config.data.phantom.level_shares = (0.14, 0.16, 0.12, 0.16, 0.18, 0.24)
+  config.data.phantom.raters = False  # whether all simulated experts paint every frame
   config.data.phantom.seed = 0
+
+  config.labels = ConfigDict()
+  config.labels.standardise = "none"  # or quantile, overlap: one scale for all annotators
 
   config.model = ConfigDict()
   config.model.encoder = "resnet34"
@@ -52,6 +56,9 @@ def get_config(size="paper"):
 
   config.sweep = ConfigDict()
   config.sweep.thresholds = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
+  # What is trained beside them, as ("soft", "ordinal", "threshold(.6, loss=dice)"): all kinds stand
+  # in lus_jax/training/members.py.
+  config.sweep.members = ()
   config.sweep.seeds = 1  # repetitions of the whole sweep from other initial weights
   config.sweep.strategy = "auto"  # or loop, vmap, sharded
 
@@ -76,6 +83,9 @@ def get_config(size="paper"):
   config.train.batch_size = 0  # 0: the paper's 16, or what fits the device and the data
   config.train.log_every = 20  # steps
   config.train.checkpoint_every = 10  # epochs; what a killed run may have to repeat
+
+  # Or temperature, isotonic: fitted on the validation split, used by all that predicts.
+  config.calibration = "none"
 
   config.distributed = common.distributed()
 

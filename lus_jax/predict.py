@@ -2,7 +2,8 @@
 
   python -m lus_jax.predict --workdir runs/seg --input clip.mp4 --out masks --thresholds .6,.5
 
-writes, in the geometry of the input's own frames:
+(or `--members soft,ordinal` for what was trained beside the thresholds) writes, in the geometry of
+the input's own frames:
 
   masks/prediction.json                     what was predicted, from what, by which models
   masks/threshold_0.6/000010/<class>.png    8-bit grey, 255 = probability 1
@@ -23,7 +24,6 @@ from absl import flags, logging
 from PIL import Image
 from tqdm import tqdm
 
-from lus_jax import losses
 from lus_jax.errors import UserError
 from lus_jax.evaluation import results
 from lus_jax.files import write_bytes, write_text
@@ -65,22 +65,21 @@ def restore(probability, box, height, width):
   return np.rint(255 * np.stack(resized, axis=-1)).astype(np.uint8)
 
 
-def predict(trained, clip, *, thresholds, frames):
-  """Runs the models of some thresholds over frames of a clip, a few at a time.
+def predict(trained, clip, *, frames):
+  """Runs models over frames of a clip, a few at a time.
 
   Args:
     trained: a `lus_jax.training.segmentation.Trained`.
     clip: a `tfds_builders.media.Media`.
-    thresholds: T of the thresholds of `trained`.
     frames: numbers of frames, counted from 0, rising.
 
   Yields:
-    The number of a frame, its grey values [h, w] uint8, and T probabilities [h, w, K] uint8.
+    The number of a frame, its grey values [h, w] uint8, and for every view of `trained` the
+    probabilities [h, w, K] uint8.
 
   Raises:
     UserError: the clip is damaged.
   """
-  trained = trained.only([trained.thresholds.index(threshold) for threshold in thresholds])
   sweep, weights = trained.sweep, trained.weights
   probability = sweep.compile(trained.probability)
   n = min(_BATCH, len(frames))
@@ -114,7 +113,7 @@ def _fit(images, size):
   return np.stack([image for image, _ in fitted])[..., None].astype(np.float32) / 255, box
 
 
-def run(*, workdir, source, out, thresholds=None, frames=None):
+def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
   """Predicts an image or clip and writes masks, overlays and `prediction.json`.
 
   Args:
@@ -122,7 +121,8 @@ def run(*, workdir, source, out, thresholds=None, frames=None):
     source: mp4, avi, gif, npy, png, or a folder of numbered PNGs.
     out: a directory: a new one, an empty one, or that of the same prediction, which is written
       again.
-    thresholds: which of the run's thresholds; all by default.
+    thresholds: which of the run's thresholds; all by default, none where there are `members`.
+    members: names of members beside the thresholds, as in `results/members.json`.
     frames: numbers of frames, counted from 0, in any order; all by default.
 
   Returns:
@@ -133,20 +133,26 @@ def run(*, workdir, source, out, thresholds=None, frames=None):
   """
   clip = _probe(source)
   frames = _choose_frames(clip, frames)
-  trained = segmentation.load(os.path.expanduser(workdir))
-  thresholds = _choose_thresholds(trained.thresholds, thresholds, workdir)
+  trained = segmentation.load(os.path.expanduser(workdir), every=members is not None)
+  chosen = _choose(trained, thresholds, members, workdir)
+  trained = trained.only(chosen)
+  names = [view.name for view in trained.views]
   size = trained.config.data.image_size
   _, box = _fit(np.zeros((1, clip.height, clip.width), np.uint8), size)
-  soft = trained.config.loss.name in losses.SOFT
   content = {
     "schema": SCHEMA,
     "complete": False,
     "input": os.fspath(source),
     "workdir": os.fspath(workdir),
-    "thresholds": thresholds,
+    "thresholds": [t for t in trained.thresholds if t is not None],
+    "members": names,
     "classes": list(trained.classes),
     "colours": {name: palette.css(k) for k, name in enumerate(trained.classes)},
-    "meaning": f"value / 255 = {'confidence' if soft else 'P(confidence >= threshold)'}",
+    "meaning": {
+      view.name: "value / 255 = "
+      + ("confidence" if view.threshold is None else f"P(confidence >= {view.threshold:g})")
+      for view in trained.views
+    },
     "frames": frames,
     "height": clip.height,
     "width": clip.width,
@@ -162,16 +168,15 @@ def run(*, workdir, source, out, thresholds=None, frames=None):
     # It goes first, so that what a kill leaves behind is known for what it is.
     _write_record(out, content)
     bar = tqdm(
-      predict(trained, clip, thresholds=thresholds, frames=frames),
+      predict(trained, clip, frames=frames),
       total=len(frames),
       unit="frame",
-      desc=f"predicting {len(thresholds)} thresholds",
+      desc=f"predicting with {len(names)} models",
       mininterval=0.2 if sys.stderr.isatty() else 10,
       delay=5,
     )
     for number, image, maps in bar:
-      for threshold, probability in zip(thresholds, maps, strict=True):
-        name = f"threshold_{threshold:g}"
+      for name, probability in zip(names, maps, strict=True):
         for k, label in enumerate(trained.classes):
           _write_png(out / name / f"{number:06d}" / f"{label}.png", probability[..., k])
         overlay = palette.overlay(image, probability / np.float32(255))
@@ -206,6 +211,24 @@ def _choose_frames(clip, frames):
         f"({'only 0' if clip.n_frames == 1 else f'0 to {clip.n_frames - 1}'})."
       )
   return sorted(set(frames))
+
+
+def _choose(trained, thresholds, members, workdir):
+  """Numbers of the views that were asked for."""
+  chosen = []
+  if members is not None:
+    names = [view.name for view in trained.views]
+    for name in members:
+      if name not in names:
+        raise UserError(
+          f"--members: no model of {workdir} is called '{name}'; there are {', '.join(names)}."
+        )
+    chosen = [names.index(name) for name in members]
+    if thresholds is None:
+      return list(dict.fromkeys(chosen))
+  plain = trained.thresholds[: trained.objective.n_thresholds]
+  wanted = _choose_thresholds(plain, thresholds, workdir)
+  return list(dict.fromkeys([*(plain.index(t) for t in wanted), *chosen]))
 
 
 def _choose_thresholds(known, thresholds, workdir):
@@ -268,7 +291,11 @@ def main(argv):
   except KeyboardInterrupt:
     print("\nInterrupted. The same command writes all of it again.", file=sys.stderr)
     return 130
-  counts = {name: len(content[name]) for name in ("frames", "thresholds", "classes")}
+  counts = {
+    "frames": len(content["frames"]),
+    "models": len(content["members"]),
+    "classes": len(content["classes"]),
+  }
   print(f"{', '.join(f'{n} {name}' for name, n in counts.items())}: {options['out']}/{RECORD}")
   return 0
 
@@ -284,6 +311,7 @@ def _parse(argv):
   text("input", None, "mp4, avi, gif, npy, png, or a folder of numbered PNGs.")
   text("out", None, "Where masks and overlays go: a new directory, or the same prediction's.")
   text("thresholds", None, "Which models, as .6,.5; all of the run's by default.")
+  text("members", None, "Which models beside the thresholds, as soft,ordinal.")
   text("frames", None, "Which frames, counted from 0, as 0,10,20; all by default.")
   text("compilation_cache", "~/.cache/lus_jax", "Where compiled programs are kept; empty: nowhere.")
   flags.DEFINE_bool("help", False, "Show this.", flag_values=values)
@@ -310,6 +338,7 @@ def _parse(argv):
     "source": values.input,
     "out": values.out,
     "thresholds": _numbers("thresholds", values.thresholds, float),
+    "members": values.members.split(",") if values.members else None,
     "frames": _numbers("frames", values.frames, int),
   }
 

@@ -21,7 +21,7 @@ import numpy as np
 from lus_jax.benchmarks import throughput
 from lus_jax.data.pipeline import Frames
 from lus_jax.evaluation.segmentation import evaluate
-from lus_jax.training import checkpoints, loop, segmentation, writers
+from lus_jax.training import checkpoints, loop, members, segmentation, writers
 
 r = np.random.default_rng(0)
 image = r.integers(0, 256, (8, 32, 32, 1), dtype=np.uint8)
@@ -60,9 +60,14 @@ class Batches:
 
 frames = Frames(arrays, cache="device")
 tx, schedule = segmentation.make_optimizer(config.optimizer, 10)
-network, sweep, state, names = segmentation.create_sweep(config, in_channels=1, classes=1, tx=tx)
+objective = members.Objective(config)
+network, sweep, state, names = segmentation.create_sweep(
+  config, objective, in_channels=1, classes=1, tx=tx
+)
 start = jax.device_get(sweep.stack(state).params)
-task = segmentation.make_task(network, sweep, names, frames, config, tx=tx, schedule=schedule)
+task = segmentation.make_task(
+  network, sweep, names, frames, config, objective, tx=tx, schedule=schedule
+)
 with tempfile.TemporaryDirectory() as workdir:
   manager, writer = checkpoints.Checkpoints(workdir), writers.create_writer(workdir)
   assert isinstance(writer, writers.JsonLinesWriter), writer
@@ -76,8 +81,8 @@ with tempfile.TemporaryDirectory() as workdir:
 end = jax.device_get(sweep.stack(state).params)
 assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (start, end))))
 evaluation = evaluate(
-  network, sweep, state, train=frames, validation=frames, test=frames, classes=("bright",),
-  thin=("bright",), config=config,
+  network, sweep, state, objective=objective, thresholds=config.sweep.thresholds, train=frames,
+  validation=frames, test=frames, classes=("bright",), thin=("bright",), config=config,
 )
 assert 0 <= evaluation.members[0]["iou"] <= 1
 assert set(evaluation.baselines) == {"prevalence", "mean_map"}

@@ -18,7 +18,7 @@ from scipy import ndimage
 from lus_jax import predict
 from lus_jax.evaluation import segmentation as evaluation
 from lus_jax.report import palette
-from lus_jax.training import segmentation
+from lus_jax.training import members, segmentation
 from tfds_builders import media
 from tfds_builders.letterbox import letterbox
 from tfds_builders.lus_folder import manifest
@@ -47,7 +47,7 @@ class Model:
     }
     trained = self.trained
     maps = evaluation.predict(
-      trained.network, trained.sweep, self.state, batch, loss=trained.config.loss.name
+      trained.network, trained.sweep, self.state, batch, objective=trained.objective
     )
     return maps, fitted[0][1]
 
@@ -60,11 +60,12 @@ def model():
       "data": {"image_size": SIZE},
       "model": {"encoder": "resnet18", "width": 0.125, "dropout": 0.2, "dtype": "float32"},
       "sweep": {"thresholds": THRESHOLDS, "seeds": 1, "strategy": "loop"},
-      "loss": {"name": "weighted_cross_entropy"},
+      "loss": {"name": "weighted_cross_entropy", "weights": "paper"},
     }
   )
+  objective = members.Objective(config)
   network, sweep, state, _ = segmentation.create_sweep(
-    config, in_channels=1, classes=len(CLASSES), tx=optax.identity()
+    config, objective, in_channels=1, classes=len(CLASSES), tx=optax.identity()
   )
   r = np.random.default_rng(0)
 
@@ -75,6 +76,8 @@ def model():
   state = [dataclasses.replace(one, best_params=shaken(one.best_params)) for one in state]
   trained = segmentation.Trained(
     config=config,
+    objective=objective,
+    views=members.views(config),
     dataset={"name": "made_up", "classes": list(CLASSES)},
     patients={},
     network=network,
@@ -86,7 +89,7 @@ def model():
 
 @pytest.fixture
 def load(model, monkeypatch):
-  monkeypatch.setattr(segmentation, "load", lambda workdir: model.trained)
+  monkeypatch.setattr(segmentation, "load", lambda workdir, every=False: model.trained)
 
 
 def clip(height, width, n=6):
@@ -119,7 +122,7 @@ def test_masks_are_what_the_evaluation_sees(strategy, tmp_path, monkeypatch, mod
       sweep=dataclasses.replace(trained.sweep, strategy="vmap"),
       weights=trained.sweep.stack(trained.weights),
     )
-  monkeypatch.setattr(segmentation, "load", lambda workdir: trained)
+  monkeypatch.setattr(segmentation, "load", lambda workdir, every=False: trained)
   frames = clip(SIZE, SIZE)
   np.save(tmp_path / "clip.npy", frames)
   out = tmp_path / "out"
@@ -166,7 +169,8 @@ def test_masks_and_overlays_have_the_geometry_of_the_frame(tmp_path, load, model
     "width": width,
     "network_size": SIZE,
     "valid_box": [9, 0, 22, 32],
-    "meaning": "value / 255 = P(confidence >= threshold)",
+    "members": ["threshold_0.6"],
+    "meaning": {"threshold_0.6": "value / 255 = P(confidence >= 0.6)"},
   }
   assert {name: record[name] for name in expected} == expected
   assert "jax" in record["versions"]
@@ -233,7 +237,8 @@ def test_a_clip_is_decoded_in_runs_and_compiled_for_once(tmp_path, load, monkeyp
 
 def run_frames(path, frames):
   trained = segmentation.load("run")
-  return predict.predict(trained, media.probe(path), thresholds=[0.6, 0.0], frames=list(frames))
+  chosen = [trained.thresholds.index(threshold) for threshold in (0.6, 0.0)]
+  return predict.predict(trained.only(chosen), media.probe(path), frames=list(frames))
 
 
 def contents(folder):
@@ -266,7 +271,10 @@ def test_an_interrupted_prediction_is_written_again_and_another_one_is_refused(
   assert contents(out) == first
   capsys.readouterr()
   assert call(**options | {"thresholds": ".6,.8", "frames": "1"}) == 2
-  assert "holds another prediction (different: thresholds, frames)" in capsys.readouterr().err
+  assert (
+    "holds another prediction (different: thresholds, members, meaning, frames)"
+    in capsys.readouterr().err
+  )
   assert contents(out) == first
 
 

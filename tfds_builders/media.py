@@ -5,6 +5,7 @@ import dataclasses
 import math
 import pathlib
 import re
+import zlib
 
 import av
 import numpy as np
@@ -221,13 +222,13 @@ def read(media, frames=None):
   return np.stack(images)
 
 
-def _open_mask(path):
+def _open_mask(path, *, palette=False):
   image = Image.open(path)
-  if image.mode not in _MASK_MAXIMUM:
+  if image.mode not in _MASK_MAXIMUM and not (palette and image.mode == "P"):
     image.close()
     raise UserError(
       f"{path} has pixels of type {image.mode}; save masks as 8- or 16-bit grey PNG (one channel, "
-      "no palette, no transparency)."
+      f"{'' if palette else 'no palette, '}no transparency)."
     )
   return image
 
@@ -236,13 +237,13 @@ def _damaged_mask(path):
   return _damage_is_a_user_error(path, "save the mask again as 8- or 16-bit grey PNG")
 
 
-def mask_size(path):
-  """Reads a mask's (height, width) from its header.
+def mask_size(path, *, palette=False):
+  """Reads a mask's (height, width) from its header; `palette` allows a palette PNG too.
 
   Raises:
     UserError: it is not a grey PNG.
   """
-  with _damaged_mask(path), _open_mask(path) as image:
+  with _damaged_mask(path), _open_mask(path, palette=palette) as image:
     return image.height, image.width
 
 
@@ -254,3 +255,68 @@ def read_mask(path):
   """
   with _damaged_mask(path), _open_mask(path) as image:
     return np.asarray(image, np.float32) / np.float32(_MASK_MAXIMUM[image.mode])
+
+
+def read_indices(path):
+  """Reads a mask of label indices, grey or palette PNG: integers [h, w].
+
+  Raises:
+    UserError: it is damaged, or neither a grey nor a palette PNG.
+  """
+  with _damaged_mask(path), _open_mask(path, palette=True) as image:
+    return np.asarray(image, np.int32)
+
+
+@contextlib.contextmanager
+def _opened_nifti(path):
+  # Slow to import, and needed by few.
+  import nibabel
+
+  try:
+    yield nibabel.load(path)
+  except UserError:
+    raise
+  except (
+    nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+  ) as error:
+    raise UserError(
+      f"{path} is missing, damaged or no NIfTI file; save or copy it again."
+    ) from error
+
+
+def _nifti_size(path, nifti):
+  width, height, *more = (*nifti.shape, 1, 1)[: max(2, len(nifti.shape))]
+  if any(length != 1 for length in more):
+    size = " x ".join(str(length) for length in nifti.shape)
+    raise UserError(f"{path} has {size} values; save one picture a file, with two axes.")
+  return height, width
+
+
+def nifti_size(path):
+  """Reads the (height, width) of a flat NIfTI picture from its header.
+
+  Raises:
+    UserError: it is damaged, or has a third axis longer than 1.
+  """
+  with _opened_nifti(path) as nifti:
+    return _nifti_size(path, nifti)
+
+
+def read_nifti(path):
+  """Reads a flat NIfTI picture in its own values: [h, w], the second axis of the file first.
+
+  Raises:
+    UserError: it is damaged, has a third axis longer than 1, or is no grey picture.
+  """
+  with _opened_nifti(path) as nifti:
+    height, width = _nifti_size(path, nifti)
+    values = np.asanyarray(nifti.dataobj)
+    if values.dtype.kind not in "iuf":
+      raise UserError(f"{path} holds colours or complex numbers; save one grey value a pixel.")
+    # Files count x before y, pictures rows before columns.
+    return values.reshape(width, height).T

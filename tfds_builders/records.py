@@ -61,6 +61,37 @@ def frame_features(height, width, n_classes, *, truth=False):
   return features
 
 
+def rater_features(height, width, n_classes, n_raters, *, truth=False):
+  """Features of one frame that several raters drew: those of `frame_features`, and what each drew.
+
+  Args:
+    height: H of the stored frame, in pixels.
+    width: W of the stored frame, in pixels.
+    n_classes: K.
+    n_raters: R.
+    truth: as in `frame_features`.
+
+  Returns:
+    A dict of TFDS features: `raters` [R, H, W, K] uint8 (0 where a rater drew nothing), `drawn` [R]
+    bool (False: this rater has not seen this frame), and `frame_features`, whose `confidence` is
+    `soft_label`.
+  """
+  return frame_features(height, width, n_classes, truth=truth) | {
+    "raters": _array((n_raters, height, width, n_classes)),
+    "drawn": tfds.features.Tensor(shape=(n_raters,), dtype=np.bool_),
+  }
+
+
+def soft_label(raters, drawn):
+  """The mean over those who drew: [H, W, K] uint8, rounded to nearest.
+
+  Args:
+    raters: [R, H, W, K] uint8.
+    drawn: [R] bool, at least one True.
+  """
+  return np.rint(raters[np.asarray(drawn)].mean(axis=0)).astype(np.uint8)
+
+
 def video_features(height, width, n_classes, *, truth=False):
   """Features of one video.
 

@@ -45,6 +45,7 @@ from lus_jax.files import write_text
 from lus_jax.models import flops, fpn, resnet
 from lus_jax.training import downstream, segmentation
 from lus_jax.training import state as state_lib
+from lus_jax.training.members import Objective
 from lus_jax.training.sweep import STRATEGIES, Sweep, choose_strategy
 
 THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
@@ -142,8 +143,10 @@ def problem(args, thresholds):
   network = state_lib.Network(
     models.build_model(config, in_channels=1, classes=args.classes, seed=0)
   )
-  members = [{"threshold": np.float32(t), "seed": np.int32(0)} for t in THRESHOLDS[:thresholds]]
-  loss_fn = segmentation.make_loss(network, LOSS) if args.what == "fpn" else None
+  sweep = SimpleNamespace(thresholds=THRESHOLDS[:thresholds], seeds=1)
+  objective = Objective(SimpleNamespace(sweep=sweep, loss=LOSS))
+  members = [objective.scalars(member) for member in objective.members]
+  loss_fn = segmentation.make_loss(network, objective) if args.what == "fpn" else None
   frames = random_frames(batch=args.batch, size=args.size, classes=args.classes)
   return network, members, loss_fn, jax.device_get(jax.jit(augment.prepare)(frames))
 

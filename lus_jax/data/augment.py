@@ -8,6 +8,7 @@ import functools
 import math
 
 import jax
+import numpy as np
 from jax import numpy as jnp
 
 from lus_jax.errors import UserError
@@ -18,16 +19,17 @@ def prepare(batch, key=None, augmentation=None):
 
   Args:
     batch: `image` [B, H, W, C] and `confidence` [B, H, W, K] uint8, `valid_box` [B, 4] and
-      `labelled` [B, K].
+      `labelled` [B, K]; of several raters also `staple` [B, H, W, K] and `raters` [B, R, H, W, K]
+      uint8, with `drawn` [B, R].
     key: a jax random key, for the augmentation.
     augmentation: the `augment` part of a run's config (`probability`, `rotation_degrees`,
       `brightness`, `contrast`, `gamma`): each example is flipped, rotated and changed in intensity,
       each with that probability. None: nothing is changed.
 
   Returns:
-    `image` [B, H, W, C] and `confidence` [B, H, W, K], float32 in [0, 1], and `where`
-    [B, H, W, K], True where a pixel was in the original frame and its class was annotated; pixels
-    that a rotation brought in from outside are False.
+    `image` [B, H, W, C], `confidence` [B, H, W, K] and what there is of the raters, float32 in
+    [0, 1], and `where` [B, H, W, K], True where a pixel was in the original frame and its class was
+    annotated; pixels that a rotation brought in from outside are False.
   """
   height, width = batch["image"].shape[1:3]
   top, left, bottom, right = (box[:, None] for box in batch["valid_box"].T)
@@ -35,12 +37,16 @@ def prepare(batch, key=None, augmentation=None):
   inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[
     :, None, :
   ]
-  inputs = {
-    "image": batch["image"].astype(jnp.float32) / 255,
-    "confidence": batch["confidence"].astype(jnp.float32) / 255,
-  }
+  pixels = {name: batch[name] for name in ("image", "confidence", "staple") if name in batch}
+  if "raters" in batch:
+    pixels["raters"] = jnp.moveaxis(batch["raters"], 1, 3).reshape(*batch["image"].shape[:3], -1)
+  inputs = {name: x.astype(jnp.float32) / 255 for name, x in pixels.items()}
   if augmentation is not None:
     inputs, inside = _augment(inputs, inside, key, augmentation)
+  if "raters" in batch:
+    n_raters = batch["raters"].shape[1]
+    raters = inputs["raters"].reshape(*inputs["raters"].shape[:3], n_raters, -1)
+    inputs |= {"raters": jnp.moveaxis(raters, 3, 1), "drawn": batch["drawn"]}
   return inputs | {"where": inside[..., None] & batch["labelled"][:, None, None, :]}
 
 
@@ -110,9 +116,10 @@ def _augment_one(inputs, inside, key, *, config):
   flip, rotation, intensity = jax.random.uniform(choose, (3,)) < config.probability
   n = inputs["image"].shape[-1]
   # One interpolation serves the image, the confidences and the valid area.
-  stack = jnp.concatenate(
-    [inputs["image"], inputs["confidence"], inside[..., None].astype(jnp.float32)], axis=-1
-  )
+  names = ("image", *(name for name in inputs if name != "image"))
+  ends = np.cumsum([inputs[name].shape[-1] for name in names])
+  stack = [*(inputs[name] for name in names), inside[..., None].astype(jnp.float32)]
+  stack = jnp.concatenate(stack, axis=-1)
   stack = jnp.where(flip, stack[:, ::-1], stack)
   limit = jnp.deg2rad(config.rotation_degrees)
   # By angle 0 an image stays itself to the bit; under vmap a branch would cost the same.
@@ -127,4 +134,5 @@ def _augment_one(inputs, inside, key, *, config):
   image = jnp.where(intensity, image, stack[..., :n])
   # A pixel counts only where all four neighbours it was made of are valid.
   inside = stack[..., -1] > 0.999
-  return {"image": image * inside[..., None], "confidence": stack[..., n:-1]}, inside
+  parts = dict(zip(names, jnp.split(stack[..., :-1], ends[:-1], axis=-1), strict=True))
+  return parts | {"image": image * inside[..., None]}, inside

@@ -14,7 +14,7 @@ from absl import logging
 
 from lus_jax.errors import UserError
 
-NAMES = ("lus_phantom", "lus_folder", "covid_blues")
+NAMES = ("lus_phantom", "lus_folder", "covid_blues", "multirater_folder")
 
 
 class Source(Sequence):
@@ -93,6 +93,16 @@ class Dataset:
     return bool(self.metadata.get("simulated"))
 
   @property
+  def raters(self):
+    """The raters R of the feature `raters`, sorted; none where an example has one annotator."""
+    return tuple(self.metadata.get("raters", ()))
+
+  @property
+  def persons(self):
+    """Who each of `raters` is: one person may have drawn with several tools."""
+    return tuple(self.metadata.get("persons", ()))
+
+  @property
   def notes(self):
     """What a reader of any result on this data set has to know."""
     notes = list(self.metadata.get("notes", []))
@@ -114,6 +124,12 @@ class Dataset:
       notes.append(
         "binary masks: members above threshold 0 share their labels (but for interpolated edges) "
         "and differ in the background weight only."
+      )
+    if self.raters and self.metadata.get("soft") is False:
+      notes.append(
+        f"a pixel's confidence is the share of its raters ({len(self.raters)}, of "
+        f"{len(set(self.persons))} persons) who drew it: members whose thresholds lie between the "
+        "same two shares get the same labels (but for interpolated edges)."
       )
     return notes
 
@@ -169,6 +185,7 @@ class Dataset:
       "classes": list(self.classes),
       "split_unit": self.split_unit,
       "splits": {name: len(source) for name, source in self.splits.items()},
+      **({"raters": list(self.raters)} if self.raters else {}),
     }
 
 
@@ -243,14 +260,18 @@ def open_dataset(config, kind):
     if config.dir:
       raise UserError(
         "config.data.dir names a folder, but config.data.name is lus_phantom; add "
-        "--config.data.name=lus_folder (or covid_blues)."
+        "--config.data.name=lus_folder (or covid_blues, or multirater_folder)."
       )
     if config.split_unit != "patient":
       raise UserError("config.data.split_unit: lus_phantom is always split by patient.")
     builder_config = phantom_config(kind, size, size, **config.phantom)
-  elif config.name == "lus_folder":
-    from tfds_builders.lus_folder import LusFolder as Builder
-    from tfds_builders.lus_folder import folder_config
+  elif config.name in ("lus_folder", "multirater_folder"):
+    if config.name == "lus_folder":
+      from tfds_builders.lus_folder import LusFolder as Builder
+      from tfds_builders.lus_folder import folder_config
+    else:
+      from tfds_builders.multirater_folder import MultiraterFolder as Builder
+      from tfds_builders.multirater_folder import multirater_config as folder_config
 
     if not config.dir:
       raise UserError("config.data.dir is empty: name your folder with --config.data.dir=DIR.")

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from lus_jax import labels, losses
+from lus_jax import labels
 from lus_jax.data import augment
-from lus_jax.evaluation import baselines, metrics
+from lus_jax.evaluation import baselines, calibration, metrics, raters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Evaluation:
   """What `evaluate` returns.
 
   Attributes:
-    members: one dict of `metrics.summarize` per member.
+    members: one dict of `metrics.summarize` per view (`lus_jax.training.members.View`).
     baselines: likewise, per baseline and threshold.
-    image_iou: the IoU of every member and test image, the mean over classes; NaN where undefined,
-      [T, N].
+    image_iou: the IoU of every view and test image, the mean over classes; NaN where undefined,
+      [V, N].
   """
 
   members: list[dict[str, Any]]
@@ -66,13 +66,36 @@ class _Confidences:
       yield batch["confidence"], _prepare(batch)["where"] & mask[:, None, None, None]
 
 
-def evaluate(network, sweep, state, *, train, validation, test, classes, thin, config):
-  """Evaluates the best epoch of every member, and the baselines, on the test split.
+def best_logits(network, objective, state, own, inputs):
+  """Logits of the best epoch of one view, calibrated if `own` has a calibration; pure.
 
   Args:
-    network: `(params, batch_stats, image) -> (logits, ...)`.
-    sweep: a `lus_jax.training.sweep.Sweep` whose members have a `threshold`.
+    network: a `lus_jax.training.state.Network`.
+    objective: a `lus_jax.training.members.Objective`.
+    state: of the member.
+    own: `Objective.scalars` of the view, and perhaps `calibration`.
+    inputs: of `augment.prepare`.
+
+  Returns:
+    [B, H, W, K].
+  """
+  raw, _ = objective.logits(network, state.best_params, state.best_batch_stats, inputs["image"])
+  return calibration.calibrate(own.get("calibration", {}), objective.output(raw, inputs, own))
+
+
+def evaluate(
+  network, sweep, state, *, objective, thresholds, train, validation, test, classes, thin, config
+):
+  """Evaluates the best epoch of every view, and the baselines, on the test split.
+
+  Args:
+    network: a `lus_jax.training.state.Network`.
+    sweep: a `lus_jax.training.sweep.Sweep` of views: each member's `Objective.scalars`, and perhaps
+      its `calibration`.
     state: its state.
+    objective: a `lus_jax.training.members.Objective`.
+    thresholds: for each view, what P(confidence >= threshold) it estimates; None for the
+      confidence.
     train: `Frames` that the baselines are fitted to.
     validation: `Frames` on which cut-offs are chosen.
     test: `Frames` to evaluate on; with the field `evidence` also against the true visibility.
@@ -83,6 +106,7 @@ def evaluate(network, sweep, state, *, train, validation, test, classes, thin, c
   Returns:
     An `Evaluation`.
   """
+  aimed_at = ["confidence" if threshold is None else "label" for threshold in thresholds]
   thresholds = np.asarray(config.sweep.thresholds, np.float32)
   thin_index = np.array([classes.index(name) for name in thin], int)
   sums_of = functools.partial(
@@ -91,20 +115,16 @@ def evaluate(network, sweep, state, *, train, validation, test, classes, thin, c
     subthreshold_weight=config.loss.subthreshold_weight,
   )
 
-  def best_logits(state, inputs):
-    logits, _ = network(state.best_params, state.best_batch_stats, inputs["image"])
-    return losses.output_logits(config.loss.name, logits=logits, where=inputs["where"])
-
   def cut_sums(state, member, inputs):
     return metrics.cut_sums(
-      logits=best_logits(state, inputs),
+      logits=best_logits(network, objective, state, member, inputs),
       confidence=inputs["confidence"],
       where=inputs["where"],
       threshold=member["threshold"],
     )
 
   def test_sums(state, member, inputs):
-    logits = best_logits(state, inputs)
+    logits = best_logits(network, objective, state, member, inputs)
     thin_logits = logits[..., thin_index]
     return sums_of(logits=logits, threshold=member["threshold"], **_arguments(inputs)) | {
       "thin": jax.nn.sigmoid(thin_logits) >= 0.5
@@ -148,10 +168,9 @@ def evaluate(network, sweep, state, *, train, validation, test, classes, thin, c
   summarize = functools.partial(
     metrics.summarize, classes=classes, thin=thin, evaluation_thresholds=thresholds
   )
-  target = "confidence" if config.loss.name in losses.SOFT else "label"
   members = [
     summarize(sums, target=target, best_cut=metrics.best_cuts(chosen_on))
-    for sums, chosen_on in zip(on_test[:n_members], on_validation, strict=True)
+    for sums, target, chosen_on in zip(on_test[:n_members], aimed_at, on_validation, strict=True)
   ]
   rest = iter(on_test[n_members:])
   return Evaluation(
@@ -161,26 +180,156 @@ def evaluate(network, sweep, state, *, train, validation, test, classes, thin, c
   )
 
 
-def predict(network, sweep, state, batch, *, loss):
-  """Probabilities of the best epoch of every member.
+def predict(network, sweep, state, batch, *, objective):
+  """Probabilities of the best epoch of every view.
 
   Args:
-    network: `(params, batch_stats, image) -> (logits, ...)`.
-    sweep: a `lus_jax.training.sweep.Sweep`.
+    network: a `lus_jax.training.state.Network`.
+    sweep: a `lus_jax.training.sweep.Sweep` of views, as for `evaluate`.
     state: its state.
     batch: stored frames, as `lus_jax.data.augment.prepare` takes them.
-    loss: the name of the loss the members were trained with.
+    objective: a `lus_jax.training.members.Objective`.
 
   Returns:
-    float32 [T, B, H, W, K] on the host.
+    float32 [V, B, H, W, K] on the host.
   """
 
-  def probability(state, member, inputs):
-    logits, _ = network(state.best_params, state.best_batch_stats, inputs["image"])
-    return jax.nn.sigmoid(losses.output_logits(loss, logits=logits, where=inputs["where"]))
+  def probability(state, own, inputs):
+    return jax.nn.sigmoid(best_logits(network, objective, state, own, inputs))
 
   inputs = _prepare(batch)
   return np.stack(sweep.to_host(sweep.compile(probability)(state, sweep.members, inputs)))
+
+
+def _over_batches(network, sweep, state, frames, objective, batch_size):
+  """Logits of every view [V, n, H, W, K] on the host, with their inputs and batch, n at a time."""
+
+  def logits(state, own, inputs):
+    return best_logits(network, objective, state, own, inputs)
+
+  compiled = sweep.compile(logits)
+  for batch in frames.evaluation_batches(batch_size):
+    mask = batch.pop("mask")
+    inputs = _prepare(batch)
+    found = np.stack(sweep.to_host(compiled(state, sweep.members, inputs)))
+    inputs, batch = ({name: np.asarray(x)[mask] for name, x in y.items()} for y in (inputs, batch))
+    yield found[:, mask], inputs, batch
+
+
+def _targets(thresholds, confidence):
+  """What each view's probability should mean: its own label, or the confidence."""
+  return [confidence if t is None else np.asarray(labels.label(confidence, t)) for t in thresholds]
+
+
+def fit_calibrations(
+  network, sweep, state, *, objective, thresholds, groups, validation, classes, config
+):
+  """Fits every calibration method to every view on the validation split.
+
+  Args:
+    network: as for `evaluate`, as are the following.
+    sweep: of views without a calibration.
+    state: its state.
+    objective: the `Objective`.
+    thresholds: of the views.
+    groups: a name for each view; views of one name share a calibration, so that the levels of an
+      ordinal member stay nested.
+    validation: `Frames` to fit on.
+    classes: K names.
+    config: a run's config.
+
+  Returns:
+    For each method a list of V calibrations (`lus_jax.evaluation.calibration`).
+  """
+  sums = {}
+  batches = _over_batches(network, sweep, state, validation, objective, config.train.batch_size)
+  for logits, inputs, _ in batches:
+    targets = _targets(thresholds, inputs["confidence"])
+    for group, view, target in zip(groups, logits, targets, strict=True):
+      found = calibration.histograms(view, target, inputs["where"])
+      held = sums.get(group)
+      sums[group] = found if held is None else {k: held[k] + found[k] for k in found}
+  return {
+    method: [calibration.fit(method, sums[group], classes) for group in groups]
+    for method in calibration.METHODS
+  }
+
+
+def compare_calibrations(
+  network, sweep, state, *, objective, thresholds, calibrations, test, classes, config
+):
+  """Calibration on the test split before and after every method.
+
+  Args:
+    network: as for `fit_calibrations`, as are the following.
+    sweep: of views without a calibration.
+    state: its state.
+    objective: the `Objective`.
+    thresholds: of the views.
+    calibrations: of `fit_calibrations`.
+    test: `Frames`.
+    classes: K names.
+    config: a run's config.
+
+  Returns:
+    For each method a list of V dicts: `ece` (class mean), `ece_pooled`, `ece_per_class`, `brier`,
+    `reliability` as `metrics.summarize` has them.
+  """
+  held = {method: [[] for _ in thresholds] for method in calibrations}
+  for logits, inputs, _ in _over_batches(
+    network, sweep, state, test, objective, config.train.batch_size
+  ):
+    targets = _targets(thresholds, inputs["confidence"])
+    for method, each in calibrations.items():
+      for v, (one, view, target) in enumerate(zip(each, logits, targets, strict=True)):
+        probability = np.asarray(jax.nn.sigmoid(calibration.apply(one, view)))
+        held[method][v].append(raters.calibration_sums(probability, target, inputs["where"]))
+  return {
+    method: [raters.summarize_calibration(_joined(parts), classes) for parts in views]
+    for method, views in held.items()
+  }
+
+
+def evaluate_raters(
+  network, sweep, state, *, objective, test, patients, persons, classes, curve_of, config
+):
+  """Compares every view, and every rater, with the raters of the test split.
+
+  Args:
+    network: as for `evaluate`, as are the following.
+    sweep: of views, with their calibration if they have one.
+    state: its state.
+    objective: the `Objective`.
+    test: `Frames` with the fields `raters` and `drawn`.
+    patients: the patient of every test image.
+    persons: who each rater is.
+    classes: K names.
+    curve_of: the number of the view whose curve over the number of raters is made.
+    config: a run's config.
+
+  Returns:
+    A list of V dicts of `raters.summarize`, a list of R dicts of `raters.summarize_humans`, the
+    curve of `raters.fused_count_curve`, and the raters' disagreement about every image [N].
+  """
+  held, humans, disagreements, kept = [[] for _ in sweep.members], [], [], []
+  for logits, inputs, batch in _over_batches(
+    network, sweep, state, test, objective, config.train.batch_size
+  ):
+    of_raters = (batch["raters"], batch["drawn"])
+    probability = np.asarray(jax.nn.sigmoid(logits))
+    for parts, view in zip(held, probability, strict=True):
+      parts.append(raters.quantities(view, *of_raters, persons, inputs["where"]))
+    humans.append(raters.humans(*of_raters, persons, inputs["where"]))
+    disagreements.append(raters.disagreement(*of_raters, inputs["where"])[0])
+    kept.append((probability[curve_of], *of_raters, inputs["where"]))
+  members = [raters.summarize(_joined(parts), patients, classes) for parts in held]
+  by_rater = raters.summarize_humans(*map(np.concatenate, zip(*humans, strict=True)), patients)
+  curve = raters.fused_count_curve(*map(np.concatenate, zip(*kept, strict=True)), seed=config.seed)
+  return members, by_rater, curve, np.concatenate(disagreements)
+
+
+def _joined(parts):
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _with_near(inputs, batch):

@@ -100,7 +100,7 @@ class FPN(nnx.Module):
       kernel_init=nnx.initializers.xavier_uniform(),
     )
 
-  def __call__(self, image, *, train, key=None):
+  def __call__(self, image, *, train, key=None, upsample=True):
     """Predicts logits.
 
     Args:
@@ -108,9 +108,10 @@ class FPN(nnx.Module):
         at the bottom and right, and the logits cropped back.
       train: whether to use batch statistics and dropout.
       key: the dropout key; needed in training unless dropout is 0.
+      upsample: False for the head's own logits, which `upsample_logits` finishes.
 
     Returns:
-      float32 logits [B, H, W, K].
+      float32 logits [B, H, W, K]; at a quarter of the padded size without `upsample`.
     """
     height, width = image.shape[1:3]
     image = jnp.pad(
@@ -128,4 +129,9 @@ class FPN(nnx.Module):
     rngs = None if key is None else nnx.Rngs(dropout=key)
     merged = self.dropout(merged, deterministic=not train, rngs=rngs)
     logits = self.segmentation_head(merged).astype(jnp.float32)
-    return upsample_bilinear(logits, 4)[:, :height, :width]
+    return upsample_logits(logits, height, width) if upsample else logits
+
+
+def upsample_logits(logits, height, width):
+  """From the head's logits [B, h, w, K] to the image's size [B, height, width, K]."""
+  return upsample_bilinear(logits, 4)[:, :height, :width]

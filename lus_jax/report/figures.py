@@ -5,7 +5,9 @@ keeps state of its own.
 """
 
 import io
+import itertools
 import math
+import re
 
 import matplotlib
 import numpy as np
@@ -154,22 +156,52 @@ def reliability(rows, classes):
     rows: of segmentation.json.
     classes: K names.
   """
+  ordered = sorted(rows, key=lambda row: row["threshold"])
+  return _reliability([(tables.percent(row["threshold"]), row) for row in ordered], classes, ".")
+
+
+def member_reliability(rows, classes):
+  """`reliability` of members by their names; seeds of one share its colour.
+
+  Args:
+    rows: of raters.json.
+    classes: K names.
+  """
+  # Names have no order that shades could show.
+  named = [(tables.unseeded(row["member"]), row) for row in rows]
+  return _reliability(named, classes, palette.MARKERS)
+
+
+def method_reliability(rows, classes):
+  """`reliability` of one member with each calibration method.
+
+  Args:
+    rows: of calibration.json.
+    classes: K names.
+  """
+  return _reliability([(row["method"], row) for row in rows], classes, palette.MARKERS)
+
+
+def _reliability(rows, classes, markers):
+  """Reliability curves of rows, each with its label; markers repeat in their order."""
   columns = min(2, len(classes))
   lines = math.ceil(len(classes) / columns)
   figure = _figure(1.5 + 2.4 * lines)
   panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-  shades = _shades(sorted({row["threshold"] for row in rows}))
+  shades = _shades(list(dict.fromkeys(label for label, _ in rows)))
+  marked = dict(zip(shades, itertools.cycle(markers)))
   handles = {}
   for k, (name, axes) in enumerate(zip(classes, panels.flat, strict=False)):
     axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1.5)
-    for row in sorted(rows, key=lambda row: row["threshold"]):
+    for label, row in rows:
       curve = row["reliability"][name]
       filled = [i for i, n in enumerate(curve["count"]) if n >= FEWEST_PIXELS]
-      (handles[tables.percent(row["threshold"])],) = axes.plot(
+      (handles[label],) = axes.plot(
         [curve["probability"][i] for i in filled],
         [curve["target"][i] for i in filled],
-        color=shades[row["threshold"]],
-        marker=".",
+        color=shades[label],
+        marker=marked[label],
+        markersize=7 if marked[label] == "." else 5,
         linewidth=1.5,
       )
     axes.set_title(name, fontsize=13)
@@ -194,8 +226,8 @@ def curves(rows):
     rows: of history.json.
   """
   members = list(dict.fromkeys(row["member"] for row in rows))
-  # Seeds of one threshold share its colour.
-  labels = {name: tables.member_label(name).split(", ")[0] for name in members}
+  # Seeds of one member share its colour.
+  labels = {name: tables.unseeded(name) for name in members}
   first = sorted({row["member"] for row in rows}, key=_order)
   shades = _shades(list(dict.fromkeys(labels[name] for name in first)))
   quantities = {
@@ -223,9 +255,94 @@ def curves(rows):
 
 
 def _order(member):
-  label = tables.member_label(member)
-  number = label.split(",")[0].strip("> %")
-  return (float(number) if label != member else math.inf, member)
+  match = re.match(r"threshold_([\d.e-]+)", member)
+  return (float(match[1]) if match else math.inf, member)
+
+
+def raters_fused(rows):
+  """QUBIQ score by the number of raters fused: the prediction's, and that of all raters together.
+
+  Args:
+    rows: of the curve in raters.json.
+  """
+  figure = _figure(4.4)
+  axes = figure.subplots()
+  x = [row["n_raters"] for row in rows]
+  lines = {
+    "fused_vs_all": ("mean of all raters", {"color": "#444444", "marker": "s", "linestyle": "--"}),
+    "prediction_vs_fused": ("prediction", {"color": palette.css(4), "marker": "o"}),
+  }
+  for key, (label, style) in lines.items():
+    axes.plot(x, _floats(row[key] for row in rows), label=label, **style)
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+  axes.set(xlabel="raters fused", ylabel="QUBIQ against them", ylim=(0, 1.03))
+  _legend(figure, *axes.get_legend_handles_labels(), 2)
+  return figure
+
+
+def _ordinal_style(i):
+  return {"color": palette.css(5), "marker": "sD^v"[i % 4], "linestyle": "--"}
+
+
+_SEPARATE_STYLE = {"color": palette.css(4), "marker": "o"}
+
+
+def ordinal(pairs):
+  """IoU by threshold: separate networks, and one ordinal network for all; a line a seed.
+
+  Args:
+    pairs: (name of the ordinal member, row of segmentation.json, row of members.json) of the same
+      threshold and seed.
+  """
+  figure = _figure(4.4)
+  axes = figure.subplots()
+  handles = {}
+  names = list(dict.fromkeys(name for name, _, _ in pairs))
+  for i, name in enumerate(names):
+    for seed in sorted({row["seed"] for _, row, _ in pairs}):
+      mine = [(a, b) for other, a, b in pairs if other == name and a["seed"] == seed]
+      mine.sort(key=lambda pair: pair[0]["threshold"])
+      x = [100 * a["threshold"] for a, _ in mine]
+      lines = {"separate networks": (0, _SEPARATE_STYLE), name: (1, _ordinal_style(i))}
+      for label, (k, style) in lines.items():
+        (handles[label],) = axes.plot(x, _floats(pair[k]["iou"] for pair in mine), **style)
+  _threshold_axis(axes.xaxis, [row["threshold"] for _, row, _ in pairs])
+  axes.set(xlabel="confidence threshold, %", ylabel="IoU on the test split", ylim=(0, None))
+  _legend(figure, handles.values(), handles, 2)
+  return figure
+
+
+def cost(pairs, gflop):
+  """Mean IoU over thresholds by the work of one image at all of them; a point a seed.
+
+  Args:
+    pairs: as `ordinal` takes them.
+    gflop: the `cost` of members.json.
+  """
+  figure = _figure(4.4)
+  axes = figure.subplots()
+  handles = {}
+  names = list(dict.fromkeys(name for name, _, _ in pairs))
+  separate = gflop["thresholds"] * gflop["gflop_per_network"]
+  for i, name in enumerate(names):
+    for seed in sorted({row["seed"] for _, row, _ in pairs}):
+      mine = [(a["iou"], b["iou"]) for other, a, b in pairs if (other, a["seed"]) == (name, seed)]
+      # Both means are over the same thresholds.
+      mine = [pair for pair in mine if None not in pair]
+      if not mine:
+        continue
+      points = {
+        f"{gflop['thresholds']} separate networks": (separate, _SEPARATE_STYLE),
+        name: (gflop["gflop_ordinal"], _ordinal_style(i)),
+      }
+      for (label, (x, style)), y in zip(points.items(), np.mean(mine, axis=0), strict=True):
+        (handles[label],) = axes.plot(x, y, **style | {"linestyle": "none", "markersize": 10})
+  axes.set(xlabel="GFLOP for one image at all thresholds", ylabel="mean IoU over thresholds")
+  # No point lies on the frame.
+  axes.set_xlim(0, 1.1 * max(separate, gflop["gflop_ordinal"]))
+  axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+  _legend(figure, handles.values(), handles, 2)
+  return figure
 
 
 def _places(thresholds):

@@ -1,11 +1,8 @@
 """One HTML page from the results files of a run, with its figures and tables as files beside it."""
 
-import base64
 import contextlib
-import dataclasses
 import functools
 import importlib.util
-import io
 import json
 import pathlib
 import shlex
@@ -15,17 +12,18 @@ import zlib
 import jinja2
 import numpy as np
 from flax import traverse_util
-from PIL import Image
 
 import lus_jax
 from lus_jax import labels
 from lus_jax.errors import UserError
 from lus_jax.evaluation import results
 from lus_jax.files import write_bytes, write_text
-from lus_jax.report import downstream, figures, palette, tables
+from lus_jax.report import downstream, figures, palette, pictures, raters, tables
 
 DIRECTORY = "report"
 FILES = ("segmentation", "segmentation_matrix", "history", "cases", "dataset")
+# What a run of segmentation leaves only if it was asked for, and what each holds beside `_KEYS`.
+MORE_FILES = {"raters": {"humans", "curve", "images"}, "members": {"cost"}, "calibration": set()}
 EXAMPLES = "examples.npz"
 _KEYS = {"config", "versions", "dataset", "rows"}
 _TASK_KEYS = _KEYS | {"target", "primary", "summary"}
@@ -33,8 +31,6 @@ _HISTORY = "_history"
 _ARRAYS = ("index", "role", "image", "confidence", "probability", "labelled", "valid_box")
 _CONFIGS = pathlib.Path(lus_jax.__file__).parents[1] / "configs"
 _SIZES = ("demo", "tiny")
-# Opacities of a picture's layer: fewer compress better, and nobody sees the difference.
-_OPACITIES = 16
 # Below this many test patients no exact test, corrected for 11 comparisons, can reach p < .05.
 _FEWEST_PATIENTS = 9
 _DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
@@ -44,9 +40,10 @@ def write(workdir):
   """Writes the report of a run; see `lus_jax.report.build`."""
   files, tasks, problems = _read(workdir)
   page = _Page(files, problems)
-  segmentation = not files.keys().isdisjoint(FILES)
+  segmentation = not files.keys().isdisjoint((*FILES, *MORE_FILES))
   if segmentation:
     _segmentation(page)
+    _more(page)
   sections = [_task(page, name, number) for number, name in enumerate(tasks, 1)]
   page.section("seed", lambda files: tables.value(files, page.any, "config", "seed", show=str))
   page.section("versions", lambda files: tables.settings(files, page.any, "versions"))
@@ -74,11 +71,12 @@ def write(workdir):
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters["data_url"] = _data_url
+  environment.filters["data_url"] = pictures.data_url
   html = environment.get_template("template.html").render(
     shown=page.context,
     problems=problems,
     segmentation=segmentation,
+    more={name for name in MORE_FILES if name in files},
     tasks=sections,
     dataset=files[page.any]["dataset"],
     config=files[page.any]["config"],
@@ -111,6 +109,33 @@ def _segmentation(page):
   if page.context["examples"]:
     page.section("pictures.files", lambda _: _pictures(page.context["examples"]))
   page.section("summary", _summary)
+
+
+def _more(page):
+  """Makes the parts of the page that show raters, other members and calibration."""
+  for name, make, *needs in (
+    ("raters_scores", raters.scores, "raters"),
+    ("raters_more_scores", raters.more_scores, "raters"),
+    ("raters_people", raters.people, "raters"),
+    ("raters_curve", raters.curve, "raters"),
+    ("raters_images", raters.images, "raters"),
+    ("members_scores", raters.members, "members"),
+    ("members_ordinal", raters.ordinal, "members", "segmentation"),
+    ("calibration_methods", raters.methods, "calibration"),
+  ):
+    page.section(f"{name}.table", make, *needs)
+  for name, keys in (("raters", ("member",)), ("calibration", ("member", "method"))):
+    make = functools.partial(tables.reliability, name=name, keys=keys)
+    page.section(f"{name}_reliability.table", make, name)
+  page.section("raters_curve.files", raters.curve_figure, "raters")
+  page.section("raters_reliability.files", raters.reliability_figure, "raters")
+  page.section("members_ordinal.files", raters.ordinal_figure, "members", "segmentation")
+  page.section("members_cost.files", raters.cost_figure, "members", "segmentation")
+  page.section("calibration_methods.files", raters.methods_figure, "calibration")
+  page.section("raters.facts", raters.facts, "raters")
+  page.section("members.facts", raters.members_facts, "members")
+  page.section("calibration.facts", raters.methods_facts, "calibration")
+  page.section("raters.examples", raters.examples, "raters", "examples")
 
 
 def _task(page, name, number):
@@ -199,7 +224,7 @@ def _read(workdir):
       return None
 
   present = {file.stem for file in directory.glob("*.json")}
-  for name in sorted(present - {*FILES}):
+  for name in sorted(present - {*FILES, *MORE_FILES}):
     if name.removesuffix(_HISTORY) in present - {name}:
       continue  # read beside the task it belongs to
     content = read(name, set())
@@ -208,9 +233,13 @@ def _read(workdir):
         tasks[name] = content
     elif name.endswith(_HISTORY):
       read(name.removesuffix(_HISTORY))  # which is missing
-  with_segmentation = not present.isdisjoint(FILES) or (directory / EXAMPLES).exists()
+  with_segmentation = not present.isdisjoint((*FILES, *MORE_FILES))
+  with_segmentation |= (directory / EXAMPLES).exists()
   for name in FILES if with_segmentation else ():
     if (content := read(name)) is not None:
+      files[name] = content
+  for name, keys in MORE_FILES.items():
+    if name in present and (content := read(name, _KEYS | keys)) is not None:
       files[name] = content
 
   def place(item):
@@ -283,42 +312,6 @@ class _Page:
     self.section(f"{name}.files", make, file)
 
 
-def _data_url(data, kind):
-  return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _png(array):
-  buffer = io.BytesIO()
-  Image.fromarray(array).save(buffer, format="png", optimize=True)
-  return _data_url(buffer.getvalue(), "png")
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-  """A layer of classes over a frame.
-
-  Attributes:
-    caption: a few words below.
-    alt: what a reader who does not see it should know.
-    image: the frame, [H, W] uint8.
-    weights: how opaque each class is, [H, W, K] in [0, 1].
-  """
-
-  caption: str
-  alt: str
-  image: np.ndarray
-  weights: np.ndarray
-
-  @property
-  def layer(self):
-    """The classes alone, as a data URL."""
-    return _png(palette.layer(self.weights))
-
-  def overlaid(self):
-    """The classes over the frame: [H, W, 3] uint8."""
-    return palette.overlay(self.image, self.weights)
-
-
 def _examples(files):
   """The example frames for the template, best first, and which of them stands for all."""
   arrays = files["examples"]
@@ -334,16 +327,9 @@ def _examples(files):
     valid[top:bottom, left:right] = arrays["labelled"][n]
     index = int(arrays["index"][n])
 
-    def picture(caption, weights, what, *, image=image, valid=valid, index=index):
-      weights = np.rint(weights * (valid * _OPACITIES)) / np.float32(_OPACITIES)
-      present = [c for k, c in enumerate(classes) if weights[..., k].any()]
-      return Picture(
-        caption,
-        f"{what} on test frame {index}: {', '.join(present) or 'no class'}",
-        image,
-        weights,
-      )
-
+    picture = functools.partial(
+      pictures.draw, image=image, valid=valid, classes=classes, where=f"test frame {index}"
+    )
     confidence = arrays["confidence"][n] / np.float32(255)
     context = [picture("frame", np.zeros_like(confidence), "Nothing drawn")]
     context.append(picture("painted confidence", confidence, "Painted confidence"))
@@ -376,7 +362,7 @@ def _examples(files):
       {
         "index": index,
         "role": str(arrays["role"][n]),
-        "frame": _png(image),
+        "frame": pictures.png(image),
         "context": context,
         "steps": steps,
         "origin": origin,

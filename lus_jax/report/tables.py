@@ -95,7 +95,9 @@ def text_table(header, rows):
   ]
   line = "-" * (sum(widths) + 2 * (len(widths) - 1))
   lines = [
-    line if row is None else "  ".join(str(x).rjust(w) for x, w in zip(row, widths, strict=True))
+    line
+    if row is None
+    else "  ".join(str(x).rjust(w) for x, w in zip(row, widths, strict=True)).rstrip()
     for row in [header, None, *rows]
   ]
   return "\n".join(lines)
@@ -137,6 +139,65 @@ def segmentation(results):
       "IoU and WeightedCE are at the model's own threshold, so rows do not compare by them alone.",
       *([_REPORTED_NOTE] if beside else []),
       *(f"Note: {note}" for note in results["notes"]),
+    ]
+  )
+
+
+RATER_SCORES = {
+  "qubiq": "QUBIQ",
+  "dice_vs_raters": "Dice vs raters",
+  "dice_vs_consensus": "Dice vs consensus",
+  "ged": "GED",
+  "ece": "ECE",
+  "brier": "Brier",
+}
+# What the people's scores are called in the results file, by column.
+HUMAN_SCORES = {"dice_vs_raters": "dice_vs_others", "dice_vs_consensus": "dice_vs_consensus"}
+
+
+def has_intervals(content):
+  """Whether any row of raters.json has an interval."""
+  rows = content["rows"] + content["humans"]
+  return any(interval is not None for row in rows for interval in row["intervals"].values())
+
+
+def raters(content):
+  """Networks and people beside several raters, from `results/raters.json`.
+
+  Returns:
+    Text of several lines.
+  """
+  with_intervals = has_intervals(content)
+
+  def lines(name, row, keys):
+    """A row of scores, and one of their intervals."""
+    intervals = [row["intervals"].get(key) if key else None for key in keys]
+    yield [name, *(number(row[key]) if key else "" for key in keys)]
+    if with_intervals:
+      yield ["", *(f"[{number(x[0])}, {number(x[1])}]" if x else "" for x in intervals)]
+
+  networks, people = content["rows"], content["humans"]
+  rows = [x for row in networks for x in lines(member_label(row["member"]), row, RATER_SCORES)]
+  rows.append(None)
+  keys = [HUMAN_SCORES.get(key) for key in RATER_SCORES]
+  rows += [x for row in people for x in lines(f"human: {row['rater']}", row, keys)]
+  if networks:
+    keys = [f"human_{key}" if key in HUMAN_SCORES else None for key in RATER_SCORES]
+    rows += lines("humans, mean", networks[0], keys)
+  n_patients = len({image["patient"] for image in content["images"]})
+  judged = content.get("calibration", "none")
+  return "\n".join(
+    [
+      f"Several raters of {content['dataset']['name']} ({len(content['images'])} test images, "
+      f"{patients(n_patients)}).",
+      text_table(["member", *RATER_SCORES.values()], rows),
+      "A person is compared with the other persons and with their consensus, a network with all "
+      "and with the same consensuses.",
+      "[ ]: 95% intervals over patients, one at a time."
+      if with_intervals
+      else f"No intervals: {patients(n_patients)} {'is' if n_patients == 1 else 'are'} too few.",
+      "No test between rows was made: nothing is ranked.",
+      *([f"Outputs after calibration ({judged})."] if judged != "none" else []),
     ]
   )
 
@@ -396,11 +457,13 @@ class Table:
     name: of the CSV file, without its ending.
     header: column names: str or `Column`.
     rows: lists of `Value` or str, or `Cells` in a `Column`; the first of a row names it.
+    groups: indices of the rows that have a line above.
   """
 
   name: str
   header: list[str | Column]
   rows: list[list[Value | Cells | str]]
+  groups: tuple[int, ...] = ()
 
   def csv(self):
     """The table as CSV text with full precision; undefined values are empty."""
@@ -481,7 +544,9 @@ def _scores(files, name, columns, *, reported=(), best_epoch=False):
           *(_reported(row["threshold"], key) if first else "" for key in reported),
         ]
       )
-  return Table(name, header + [f"paper: {_COLUMNS[key]}" for key in reported], rows)
+  header += [f"paper: {_COLUMNS[key]}" for key in reported]
+  groups = tuple(i for i in range(1, len(rows)) if rows[i][0] != rows[i - 1][0])
+  return Table(name, header, rows, groups)
 
 
 def scores(files):
@@ -547,17 +612,17 @@ def calibration(files):
   )
 
 
-def reliability(files):
-  """The points of the reliability curves, for the CSV file."""
+def reliability(files, name="segmentation", keys=("threshold", "seed")):
+  """The points of the reliability curves, for the CSV file; `keys` say whose they are."""
   rows = []
-  for i, row in enumerate(files["segmentation"]["rows"]):
-    for name, curve in row["reliability"].items():
+  for i, row in enumerate(files[name]["rows"]):
+    for one, curve in row["reliability"].items():
       for j in range(len(curve["count"])):
-        at = (files, "segmentation", "rows", i, "reliability", name)
+        at = (files, name, "rows", i, "reliability", one)
         points = [value(*at, key, j) for key in ("count", "probability", "target")]
-        rows.append([str(row["threshold"]), str(row["seed"]), name, str(j + 1), *points])
-  header = ["threshold", "seed", "class", "bin", "pixels", "mean probability", "mean target"]
-  return Table("reliability", header, rows)
+        rows.append([*(str(row[key]) for key in keys), one, str(j + 1), *points])
+  header = [*keys, "class", "bin", "pixels", "mean probability", "mean target"]
+  return Table("reliability" if name == "segmentation" else f"{name}_reliability", header, rows)
 
 
 def matrix(files):
@@ -629,11 +694,19 @@ def origin(files, index):
 
 
 def member_label(name):
-  """'60%' or '60%, seed 1' from a member's name; another name stays as it is."""
-  match = re.fullmatch(r"threshold_([\d.e-]+)(?:_seed_(\d+))?", name)
-  if match is None:
-    return name
-  return percent(float(match[1])) + (f", seed {match[2]}" if match[2] else "")
+  """'60%', 'ordinal 60%' or 'soft, seed 1' from a member's name."""
+  name, seed = re.fullmatch(r"(.*?)(?:_seed_(\d+))?", name, re.DOTALL).groups()
+  match = re.fullmatch(r"(threshold|svls|ordinal\w*?)_([\d.e-]+)(?:_(.+))?", name)
+  if match is not None:
+    kind, threshold, options = match.groups()
+    parts = ["" if kind == "threshold" else kind, percent(float(threshold)), options]
+    name = " ".join(filter(None, parts))
+  return name + (f", seed {seed}" if seed else "")
+
+
+def unseeded(name):
+  """The label of a member's name without its seed."""
+  return member_label(name).split(", seed ")[0]
 
 
 def data_set(files):

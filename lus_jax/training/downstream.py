@@ -183,7 +183,8 @@ def fold_segmentations(config, trained, splits, workdir):
   labelled = {name for names in trained.patients.values() for name in names}
   recipe = trained.config.copy_and_resolve_references()
   with recipe.unlocked():
-    recipe.sweep.seeds = 1  # the clinical tasks see the first seed's models
+    # The clinical tasks see the models of the first seed's thresholds.
+    recipe.sweep.seeds, recipe.sweep.members = 1, ()
   models_, frames = len(trained.sweep.members), sum(trained.dataset["splits"].values())
   epochs = recipe.train.epochs
   print(

@@ -12,6 +12,7 @@ from lus_jax.benchmarks import peak
 from lus_jax.data.pipeline import CACHE_SHARE
 from lus_jax.models import flops
 from lus_jax.training import checkpoints as checkpoints_lib
+from lus_jax.training import members
 
 PAPER_BATCH = 16
 # Settings left to us, by what stands in a config then. They change the numbers of a run.
@@ -118,7 +119,7 @@ def step_memory(config, *, batch, classes, strategy, devices=1):
 
 
 def _count(config):
-  return len(config.sweep.thresholds) * config.sweep.seeds
+  return len(members.read(config)) * config.sweep.seeds
 
 
 def choose_batch(config, device, *, frames, classes, strategy):

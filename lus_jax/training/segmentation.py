@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import math
 import pathlib
 from typing import Any
@@ -15,40 +16,37 @@ from jax import numpy as jnp
 
 from lus_jax import losses, models, parallel
 from lus_jax.data import augment as augment_lib
-from lus_jax.data import datasets, pipeline, summary
+from lus_jax.data import datasets, labelling, pipeline, summary
 from lus_jax.errors import UserError
-from lus_jax.evaluation import metrics, results
-from lus_jax.evaluation.segmentation import collect, evaluate, predict
-from lus_jax.labels import SLACK, label
+from lus_jax.evaluation import calibration, metrics, results
+from lus_jax.evaluation import raters as raters_lib
+from lus_jax.evaluation import segmentation as evaluation_lib
+from lus_jax.files import write_text
+from lus_jax.labels import label
 from lus_jax.models import flops, torch_weights
 from lus_jax.report import palette, tables
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import hardware, loop, writers
+from lus_jax.training import members as members_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
 
 # Results files; the run is finished when all are there.
 RESULTS = ("dataset", "history", "cases", "segmentation_matrix", "segmentation")
+# What each of them is fitted to on the validation split; beside the checkpoints, since whatever
+# predicts needs it.
+CALIBRATION = "calibration.json"
 # Test frames whose predictions are kept for the report, by rank of their mean IoU.
 N_BEST, N_MIDDLE, N_WORST = 2, 1, 2
+# Test images shown that raters agree on most, and least.
+N_AGREED = 2
 # Validation frames shown in TensorBoard, and their largest side in pixels.
 N_PANELS, PANEL_SIZE = 3, 128
 
 
 def check(config):
   """Refuses values of a config that no run could use (`UserError`); nothing is written before."""
-  thresholds = config.sweep.thresholds
-  if not isinstance(thresholds, tuple | list) or not thresholds:
-    raise UserError("config.sweep.thresholds is empty; name at least one, as in '(.6, .5)'.")
-  for threshold in thresholds:
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-      raise UserError(f"config.sweep.thresholds: '{threshold}' is not a number.")
-    if not 0 <= threshold <= 1:
-      raise UserError(f"config.sweep.thresholds: {threshold} is not in [0, 1]; write 60 % as .6.")
-  for i, threshold in enumerate(thresholds):
-    # Closer than half a storage step, two thresholds are the same label.
-    if any(abs(threshold - other) <= SLACK for other in thresholds[:i]):
-      raise UserError(f"config.sweep.thresholds: {threshold} stands there twice; name it once.")
+  members_lib.read(config)
   for name, low in {
     "train.epochs": 1,
     "train.batch_size": 0,
@@ -68,55 +66,56 @@ def check(config):
   # Tracing the loss is the check of its options, whatever they are.
   pixels = jax.ShapeDtypeStruct((1, 1, 1, 1), np.float32)
   inputs = {"confidence": pixels, "where": jax.ShapeDtypeStruct((1, 1, 1, 1), bool)}
-  jax.eval_shape(lambda logits, inputs: _loss(config.loss, logits, inputs, 0.5), pixels, inputs)
+  jax.eval_shape(
+    lambda logits, inputs: losses.training_loss(
+      config.loss.name, logits=logits, threshold=0.5, **_options(config.loss), **inputs
+    ),
+    pixels,
+    inputs,
+  )
   models.check(config.model)
   if config.model.init_from:
     models.check_init_from(config.model, video=False)
   augment_lib.check(config.augment)
   pipeline.choose_cache_for(config.data.cache, 0)
   choose_strategy(config.sweep.strategy)
+  calibration.check_method(config.calibration)
+  labelling.check_method(config.labels.standardise)
 
 
-def make_members(config):
-  """The members of the sweep: every threshold, for every seed.
+def _options(config):
+  return {name: config[name] for name in ("weights", "subthreshold_weight", "reduction")}
+
+
+def make_members(config, objective=None):
+  """The members of the sweep: every threshold and other member, for every seed.
 
   Returns:
-    Their names and a list of `{"threshold", "seed"}` of NumPy scalars.
+    Their names and a list of what the compiled programs know of each (`Objective.scalars`).
   """
+  objective = objective or members_lib.Objective(config)
   names, members = [], []
   for seed in range(config.sweep.seeds):
-    for threshold in config.sweep.thresholds:
-      suffix = f"_seed_{seed}" if config.sweep.seeds > 1 else ""
-      names.append(f"threshold_{threshold:g}{suffix}")
-      members.append({"threshold": np.float32(threshold), "seed": np.int32(seed)})
+    suffix = f"_seed_{seed}" if config.sweep.seeds > 1 else ""
+    names += [f"{member.name}{suffix}" for member in objective.members]
+    members += [objective.scalars(member, seed=seed) for member in objective.members]
   return names, members
 
 
-def make_loss(network, config):
+def make_loss(network, objective):
   """The loss of one member: `(params, batch_stats, member, inputs, key) -> (loss, batch_stats)`.
 
-  Members of one seed share the dropout key, so that they differ in their threshold alone.
+  Members of one seed share the dropout key, so that they differ in their target alone.
   """
 
   def loss_fn(params, batch_stats, member, inputs, key):
     key = jax.random.fold_in(key, member["seed"])
-    logits, batch_stats = network(params, batch_stats, inputs["image"], train=True, key=key)
-    return _loss(config, logits, inputs, member["threshold"]), batch_stats
+    raw, batch_stats = objective.logits(
+      network, params, batch_stats, inputs["image"], train=True, key=key
+    )
+    return objective.loss(raw, inputs, member, key), batch_stats
 
   return loss_fn
-
-
-def _loss(config, logits, inputs, threshold):
-  return losses.training_loss(
-    config.name,
-    logits=logits,
-    confidence=inputs["confidence"],
-    threshold=threshold,
-    where=inputs["where"],
-    weights=config.weights,
-    subthreshold_weight=config.subthreshold_weight,
-    reduction=config.reduction,
-  )
 
 
 def make_optimizer(config, steps):
@@ -125,11 +124,12 @@ def make_optimizer(config, steps):
   return optax.adam(schedule), schedule
 
 
-def create_sweep(config, *, in_channels, classes, tx, weights=None):
+def create_sweep(config, objective, *, in_channels, classes, tx, weights=None):
   """Builds the network and the initial state of all members.
 
   Args:
     config: a run's config.
+    objective: its `members.Objective`.
     in_channels: channels of the image.
     classes: K.
     tx: the optimizer.
@@ -142,7 +142,10 @@ def create_sweep(config, *, in_channels, classes, tx, weights=None):
   networks = [
     state_lib.Network(
       models.build_model(
-        config.model, in_channels=in_channels, classes=classes, seed=config.seed + seed
+        config.model,
+        in_channels=in_channels,
+        classes=classes * objective.head,
+        seed=config.seed + seed,
       )
     )
     for seed in range(config.sweep.seeds)
@@ -152,7 +155,7 @@ def create_sweep(config, *, in_channels, classes, tx, weights=None):
       network.params, network.batch_stats = torch_weights.load_into(
         network.params, network.batch_stats, weights, source=config.model.init_from
       )
-  names, members = make_members(config)
+  names, members = make_members(config, objective)
   sweep = Sweep(members, choose_strategy(config.sweep.strategy))
   states = [
     state_lib.create_state(
@@ -163,14 +166,17 @@ def create_sweep(config, *, in_channels, classes, tx, weights=None):
   return networks[0], sweep, sweep.place(states), names
 
 
-def make_validation(network, sweep, frames, config):
+def make_validation(network, sweep, frames, config, objective):
   """The validation after an epoch: IoU at the member's own threshold, and its loss.
+
+  A member without a threshold, whose output is a confidence, is judged at .5.
 
   Args:
     network: a `Network`.
     sweep: the `Sweep`.
     frames: `lus_jax.data.pipeline.Frames` of the validation split.
     config: a run's config.
+    objective: its `members.Objective`.
 
   Returns:
     `sweep state -> rows, images`: T dicts with `score` (the mean IoU) and `loss` (mean over
@@ -178,20 +184,21 @@ def make_validation(network, sweep, frames, config):
   """
 
   def evaluate(state, member, inputs):
-    logits, _ = network(state.params, state.batch_stats, inputs["image"])
-    each = jax.vmap(
-      lambda logits, one: _loss(
-        config.loss, logits[None], jax.tree.map(lambda x: x[None], one), member["threshold"]
-      )
-    )
-    output = losses.output_logits(config.loss.name, logits=logits, where=inputs["where"])
+    raw, _ = objective.logits(network, state.params, state.batch_stats, inputs["image"])
+
+    def one_loss(raw, one):
+      return objective.loss(raw[None], jax.tree.map(lambda x: x[None], one), member)
+
+    output = objective.output(raw, inputs, member)
     sums = metrics.iou_sums(
       logits=output,
       confidence=inputs["confidence"],
       where=inputs["where"],
       threshold=member["threshold"],
     )
-    return {"loss": each(logits, inputs), **sums}, jax.nn.sigmoid(output[:N_PANELS]) >= 0.5
+    return {"loss": jax.vmap(one_loss)(raw, inputs), **sums}, jax.nn.sigmoid(
+      output[:N_PANELS]
+    ) >= 0.5
 
   evaluate = sweep.compile(evaluate)
 
@@ -201,10 +208,10 @@ def make_validation(network, sweep, frames, config):
     def sums(inputs, batch):
       result, predictions = evaluate(state, sweep.members, inputs)
       if not panels:
-        panels.append(_panels(inputs, sweep.to_host(predictions), config.sweep.thresholds))
+        panels.append(_panels(inputs, sweep.to_host(predictions), objective.members))
       return sweep.to_host(result)
 
-    for images in collect(sums, frames, config.train.batch_size):
+    for images in evaluation_lib.collect(sums, frames, config.train.batch_size):
       loss = float(np.mean(images.pop("loss"), dtype=np.float64))
       iou, *_ = metrics.mean_iou(**images)
       rows.append({"score": None if math.isnan(iou) else iou, "loss": loss})
@@ -213,8 +220,10 @@ def make_validation(network, sweep, frames, config):
   return validate
 
 
-def _panels(inputs, predictions, thresholds):
+def _panels(inputs, predictions, members):
   """Pictures [n, 2 h, (1 + T) w, 3]: the frame and its labels over the confidence and predictions.
+
+  The label of a member without a threshold is the confidence.
 
   Frames are thinned to at most `PANEL_SIZE` pixels: a picture an epoch has to stay small.
   """
@@ -229,9 +238,12 @@ def _panels(inputs, predictions, thresholds):
     def cell(weights, grey=grey):
       return palette.overlay(grey, np.asarray(weights, float))[::stride, ::stride]
 
-    labels = [np.asarray(label(confidence[i], t)) for t in thresholds]
+    labels = [
+      confidence[i] if one.is_soft else np.asarray(label(confidence[i], one.threshold))
+      for one in members
+    ]
     # With several seeds, the first one's.
-    shown = [member[i] for member in predictions[: len(thresholds)]]
+    shown = [member[i] for member in predictions[: len(members)]]
     top = [cell(np.zeros_like(confidence[i])), *map(cell, labels)]
     panels.append(
       np.concatenate(
@@ -241,15 +253,15 @@ def _panels(inputs, predictions, thresholds):
   return np.stack(panels)
 
 
-def make_task(network, sweep, names, validation, config, *, tx, schedule, work=None):
+def make_task(network, sweep, names, validation, config, objective, *, tx, schedule, work=None):
   """What `lus_jax.training.loop.fit` needs to know of segmentation."""
   return loop.Task(
     names=names,
     prepare=lambda batch, key: augment_lib.prepare(batch, key, config.augment),
-    loss_fn=make_loss(network, config.loss),
+    loss_fn=make_loss(network, objective),
     tx=tx,
     schedule=schedule,
-    validate=make_validation(network, sweep, validation, config),
+    validate=make_validation(network, sweep, validation, config, objective),
     work=work,
   )
 
@@ -287,6 +299,11 @@ def train_and_evaluate(config, workdir, patients=None):
     dataset = datasets.open_dataset(config.data, "frames")
   if patients is not None:
     dataset = dataset.regroup(patients)
+  members = members_lib.read(config)
+  members_lib.check_raters(members, dataset.raters)
+  objective = members_lib.Objective(config, dataset.raters)
+  # Only what is learnt from is put on a common scale: the test stays as it was painted.
+  learnt = labelling.standardised(dataset, config.labels.standardise)
   cache = pipeline.choose_cache(config.data.cache, dataset.splits.values())
   config, why = hardware.resolve(
     config,
@@ -297,8 +314,9 @@ def train_and_evaluate(config, workdir, patients=None):
   )
   settings = checkpoints_lib.settings(config)
   mesh = Sweep(make_members(config)[1], choose_strategy(config.sweep.strategy)).mesh
+  fields = (*pipeline.FIELDS, *members_lib.fields(members))
   train, validation = (
-    pipeline.Frames(dataset.splits[name], cache=cache, mesh=mesh)
+    pipeline.Frames(labelling.with_staple(learnt[name]), cache=cache, fields=fields, mesh=mesh)
     for name in ("train", "validation")
   )
   batches = train.training_batches(config.train.batch_size, seed=config.seed)
@@ -307,6 +325,7 @@ def train_and_evaluate(config, workdir, patients=None):
   file = config.model.init_from
   network, sweep, state, names = create_sweep(
     config,
+    objective,
     in_channels=1,
     classes=len(dataset.classes),
     tx=tx,
@@ -333,7 +352,7 @@ def train_and_evaluate(config, workdir, patients=None):
         dtype=config.model.dtype,
       )
       task = make_task(
-        network, sweep, names, validation, config, tx=tx, schedule=schedule, work=work
+        network, sweep, names, validation, config, objective, tx=tx, schedule=schedule, work=work
       )
       state, meta = loop.fit(
         task,
@@ -346,41 +365,152 @@ def train_and_evaluate(config, workdir, patients=None):
         checkpoints=checkpoints,
         writer=writer,
       )
-      fields = (*pipeline.FIELDS, *(["evidence"] if dataset.simulated else []))
-      evaluation = evaluate(
+      extra = (*(["evidence"] if dataset.simulated else []),)
+      extra += ("raters", "drawn") if dataset.raters else ()
+      test = pipeline.Frames(
+        dataset.splits["test"], cache=cache, fields=(*pipeline.FIELDS, *extra), mesh=mesh
+      )
+      finish(
+        workdir,
         network,
         sweep,
         state,
-        train=train,
-        validation=validation,
-        test=pipeline.Frames(dataset.splits["test"], cache=cache, fields=fields, mesh=mesh),
-        classes=dataset.classes,
-        thin=dataset.thin,
+        meta,
+        objective,
+        frames={"train": train, "validation": validation, "test": test},
+        dataset=dataset,
         config=config,
-      )
-      examples = make_examples(network, sweep, state, evaluation, dataset, config)
-      results.write_examples(workdir, **examples)
-      write_results(workdir, evaluation, meta, config, dataset, settings)
-      writers.write_final(
-        writer,
-        config.train.epochs * steps_per_epoch,
-        dict(zip(names, evaluation.members, strict=True)),
-        config.sweep.thresholds,
+        settings=settings,
+        writer=writer,
       )
   parallel.sync("segmentation results")
   print(tables.segmentation(results.read(workdir, "segmentation")))
+  if results.exists(workdir, "raters"):
+    print(tables.raters(results.read(workdir, "raters")))
+
+
+def make_views(config, objective):
+  """Every output of all members of all seeds.
+
+  Returns:
+    A list of `members.View`, and what the compiled programs know of each (`Objective.scalars`).
+  """
+  views, scalars = [], []
+  for seed in range(config.sweep.seeds):
+    suffix = f"_seed_{seed}" if config.sweep.seeds > 1 else ""
+    for view in members_lib.views(config, seed=seed):
+      member = objective.members[view.member - seed * len(objective.members)]
+      views.append(dataclasses.replace(view, name=f"{view.name}{suffix}"))
+      scalars.append(objective.scalars(member, seed=seed, level=view.level))
+  return views, scalars
+
+
+def finish(
+  workdir, network, sweep, state, meta, objective, *, frames, dataset, config, settings, writer
+):
+  """Calibrates and evaluates the best epoch of every member and writes all results.
+
+  Args:
+    workdir: the run's directory.
+    network: a `Network`.
+    sweep: the `Sweep`.
+    state: its state after training.
+    meta: of `loop.fit`.
+    objective: a `members.Objective`.
+    frames: `pipeline.Frames` by split.
+    dataset: a `Dataset` of frames.
+    config: a run's config.
+    settings: of `checkpoints.settings`.
+    writer: of `lus_jax.training.writers`.
+  """
+  views, scalars = make_views(config, objective)
+  numbers = [view.member for view in views]
+  thresholds = [view.threshold for view in views]
+  sweep, state = sweep.take(state, numbers, scalars)
+  common = {"objective": objective, "classes": dataset.classes, "config": config}
+  compared = None
+  if config.calibration != "none":
+    fitted = evaluation_lib.fit_calibrations(
+      network,
+      sweep,
+      state,
+      thresholds=thresholds,
+      # The levels of an ordinal member share one; its mean confidence has its own.
+      groups=[(view.member, view.threshold is None) for view in views],
+      validation=frames["validation"],
+      **common,
+    )
+    compared = evaluation_lib.compare_calibrations(
+      network,
+      sweep,
+      state,
+      thresholds=thresholds,
+      calibrations=fitted,
+      test=frames["test"],
+      **common,
+    )
+    chosen = fitted[config.calibration]
+    _write_calibrations(workdir, views, chosen)
+    sweep = Sweep(
+      [
+        own | {"calibration": calibration.parameters(one)}
+        for own, one in zip(scalars, chosen, strict=True)
+      ],
+      sweep.strategy,
+    )
+  evaluation = evaluation_lib.evaluate(
+    network, sweep, state, thresholds=thresholds, thin=dataset.thin, **frames, **common
+  )
+  rows = _result_rows(views, evaluation, meta, config, objective)
+  against_raters = None
+  if dataset.raters:
+    patients = [x["patient"].decode() for x in dataset.splits["test"].only("patient")]
+    soft = [i for i, threshold in enumerate(thresholds) if threshold is None]
+    curve_of = (soft or [0])[0]
+    against_raters = evaluation_lib.evaluate_raters(
+      network,
+      sweep,
+      state,
+      test=frames["test"],
+      patients=patients,
+      persons=dataset.persons,
+      curve_of=curve_of,
+      **common,
+    )
+  examples = make_examples(network, sweep, state, views, evaluation, dataset, objective)
+  if against_raters is not None:
+    examples |= make_rater_examples(
+      network, sweep, state, views, against_raters[-1], dataset, objective
+    )
+  results.write_examples(workdir, **examples)
+  write = functools.partial(results.write, workdir, config=settings, dataset=dataset.summary())
+  if compared is not None:
+    rows_of = _calibration_rows(views, compared)
+    write("calibration", split="test", chosen=config.calibration, rows=rows_of)
+  if against_raters is not None:
+    found = _rater_results(views, against_raters, rows, dataset, curve_of)
+    write("raters", calibration=config.calibration, **found)
+  write_results(workdir, evaluation, rows, meta, views, config, objective, dataset, settings)
+  writers.write_final(
+    writer,
+    config.train.epochs * (frames["train"].size // config.train.batch_size),
+    {view.name: scores for view, scores in zip(views, evaluation.members, strict=True)},
+    {view.name: t for view, t in zip(views, thresholds, strict=True) if _is_plain(view, objective)},
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """The frozen models of a finished sweep: the best epoch of every threshold (of the first seed).
+  """The frozen models of a finished sweep (of the first seed), as they are to be used.
 
   Attributes:
     config: the run's config.
     dataset: what its results files say of its data set.
     patients: the patients of each split.
     network: a `Network`.
-    sweep: a `Sweep` over the thresholds alone.
+    objective: the run's `members.Objective`.
+    views: what each model puts out: the thresholds first.
+    sweep: a `Sweep` over the views: what is known of each, and its calibration.
     weights: its state: a dict of `params` and `batch_stats`.
   """
 
@@ -388,6 +518,8 @@ class Trained:
   dataset: dict[str, Any]
   patients: dict[str, list[str]]
   network: state_lib.Network
+  objective: members_lib.Objective
+  views: list[members_lib.View]
   sweep: Sweep
   weights: Any
 
@@ -398,59 +530,65 @@ class Trained:
 
   @property
   def thresholds(self):
-    """One number a member."""
-    return tuple(self.config.sweep.thresholds)
+    """The threshold of every view; None of members without one."""
+    members = self.objective.members
+    return tuple(
+      members[view.member].threshold if view.level == members_lib.WHOLE else view.threshold
+      for view in self.views
+    )
 
   def only(self, numbers):
-    """The models of these members alone, by their place in the sweep."""
-    config = self.config.copy_and_resolve_references()
-    with config.unlocked():
-      config.sweep.thresholds = tuple(self.thresholds[i] for i in numbers)
-    sweep = Sweep([self.sweep.members[i] for i in numbers], self.sweep.strategy)
-    held = self.sweep.to_host(self.weights)
-    weights = sweep.place([held[i] for i in numbers])
-    return dataclasses.replace(self, config=config, sweep=sweep, weights=weights)
+    """These views alone, by their number."""
+    sweep, weights = self.sweep.take(self.weights, numbers)
+    views = [self.views[i] for i in numbers]
+    return dataclasses.replace(self, views=views, sweep=sweep, weights=weights)
 
-  def probability(self, weights, member, image, where):
-    """Probabilities of one member, for `sweep.compile`.
+  def probability(self, weights, own, image, where):
+    """Calibrated probabilities of one view, for `sweep.compile`.
 
     Args:
-      weights: of this member.
-      member: the member, not used: it is all in the weights.
+      weights: of this view.
+      own: the sweep's member.
       image: [B, H, W, 1] in [0, 1].
       where: [B, H, W, 1] bool, False where a pixel was not in the original frame.
 
     Returns:
       [B, H, W, K], 0 outside.
     """
-    logits, _ = self.network(weights["params"], weights["batch_stats"], image)
-    where = jnp.broadcast_to(where, logits.shape)
-    output = losses.output_logits(self.config.loss.name, logits=logits, where=where)
-    return jnp.where(where, jax.nn.sigmoid(output), 0)
+    raw, _ = self.objective.logits(self.network, weights["params"], weights["batch_stats"], image)
+    inputs = {"image": image, "where": where}
+    logits = self.objective.output(raw, inputs, own)
+    logits = calibration.calibrate(own.get("calibration", {}), logits)
+    return jnp.where(where, jax.nn.sigmoid(logits), 0)
 
   @functools.cached_property
   def fingerprints(self):
-    """A short text for every threshold that changes with the weights or what becomes of them."""
+    """A short text for every view that changes with the weights or what becomes of them."""
     found = []
-    for weights in self.sweep.to_host(self.weights):
-      digest = hashlib.sha256(repr((self.config.model.to_dict(), self.config.loss.name)).encode())
-      for leaf in jax.tree.leaves(weights):
+    held = self.sweep.to_host(self.weights)
+    for view, own, weights in zip(self.views, self.sweep.members, held, strict=True):
+      loss = self.objective.members[view.member].loss
+      digest = hashlib.sha256(repr((self.config.model.to_dict(), loss)).encode())
+      for leaf in jax.tree.leaves((weights, own.get("calibration", {}))):
         digest.update(np.ascontiguousarray(leaf).tobytes())
+      if view.level != members_lib.WHOLE:
+        digest.update(str(view.level).encode())
       found.append(digest.hexdigest()[:12])
     return found
 
 
-def load(workdir):
+def load(workdir, *, every=False):
   """Loads the frozen models of a finished segmentation run.
 
   Args:
     workdir: the run's directory.
+    every: whether the members beside the thresholds are loaded too.
 
   Returns:
     A `Trained`.
 
   Raises:
-    UserError: there is no finished segmentation run, or it lacks its checkpoint.
+    UserError: there is no finished segmentation run, or it lacks its checkpoint or calibration.
   """
   claim = checkpoints_lib.read_claim(workdir)
   if claim is None or claim["config"].get("task") != "segmentation":
@@ -479,15 +617,31 @@ def load(workdir):
   from ml_collections import ConfigDict
 
   config = ConfigDict(claim["config"])
-  config.model.init_from = config.model.get("init_from", "")  # runs from before it lack the field
-  _, members = make_members(config)
+  # Runs from before them lack these fields.
+  config.model.init_from = config.model.get("init_from", "")
+  config.sweep.members = config.sweep.get("members", ())
+  config.calibration = config.get("calibration", "none")
+  config.labels = config.get("labels", ConfigDict({"standardise": "none"}))
+  objective = members_lib.Objective(config, claim["dataset"].get("raters", ()))
+  views = members_lib.views(config)[: None if every else objective.n_thresholds]
+  own = [objective.scalars(objective.members[view.member], level=view.level) for view in views]
+  if config.calibration != "none":
+    fitted = _read_calibrations(workdir)
+    own = [
+      one | {"calibration": calibration.parameters(fitted[view.name])}
+      for view, one in zip(views, own, strict=True)
+    ]
   network = state_lib.Network(
     models.build_model(
-      config.model, in_channels=1, classes=len(claim["dataset"]["classes"]), seed=config.seed
+      config.model,
+      in_channels=1,
+      classes=len(claim["dataset"]["classes"]) * objective.head,
+      seed=config.seed,
     )
   )
+  names, members = make_members(config, objective)
   stacked = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((len(members), *x.shape), x.dtype),
+    lambda x: jax.ShapeDtypeStruct((len(names), *x.shape), x.dtype),
     {"params": network.params, "batch_stats": network.batch_stats},
   )
   with contextlib.closing(checkpoints_lib.Checkpoints(workdir)) as checkpoints:
@@ -497,37 +651,58 @@ def load(workdir):
         "--workdir."
       )
     weights = checkpoints.restore_best(stacked)
-  n = len(config.sweep.thresholds)
   # How models are run is up to the machine they are run on.
-  sweep = Sweep(members[:n], choose_strategy("auto"))
+  sweep = Sweep(members, choose_strategy("auto"))
+  sweep, weights = sweep.take(sweep.unstack(weights), [view.member for view in views], own)
   return Trained(
     config=config,
     dataset=claim["dataset"],
     patients=patients,
     network=network,
+    objective=objective,
+    views=views,
     sweep=sweep,
-    weights=sweep.unstack(jax.tree.map(lambda x: x[:n], weights)),
+    weights=weights,
   )
 
 
-def make_examples(network, sweep, state, evaluation, dataset, config):
-  """The best, middle and worst test frames with what every member makes of them.
+def _write_calibrations(workdir, views, chosen):
+  fitted = {view.name: one for view, one in zip(views, chosen, strict=True)}
+  write_text(pathlib.Path(workdir) / CALIBRATION, json.dumps(fitted) + "\n")
+
+
+def _read_calibrations(workdir):
+  file = pathlib.Path(workdir) / CALIBRATION
+  try:
+    return json.loads(file.read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"{file} with the calibration of the run's models is missing or damaged; bring it back, or "
+      "train again in another --workdir."
+    ) from error
+
+
+def make_examples(network, sweep, state, views, evaluation, dataset, objective):
+  """The best, middle and worst test frames with what the models of the thresholds make of them.
 
   Args:
     network: a `Network`.
-    sweep: the `Sweep`.
+    sweep: the `Sweep` of views.
     state: its state.
+    views: the views.
     evaluation: what `evaluate` returned.
     dataset: a `Dataset` of frames.
-    config: a run's config.
+    objective: a `members.Objective`.
 
   Returns:
     A dict of arrays: `index` [n] into the test split, `role` [n] ('best', 'middle', 'worst'),
     `image` [n, H, W, 1], `confidence` [n, H, W, K] and `probability` [T, n, H, W, K] uint8,
     `labelled`, `valid_box`; of simulated data also `truth` and `evidence`.
   """
-  defined = ~np.isnan(evaluation.image_iou)
-  mean = np.where(defined, evaluation.image_iou, 0).sum(0) / np.maximum(defined.sum(0), 1)
+  plain = [i for i, view in enumerate(views) if _is_plain(view, objective)]
+  image_iou = evaluation.image_iou[plain]
+  defined = ~np.isnan(image_iou)
+  mean = np.where(defined, image_iou, 0).sum(0) / np.maximum(defined.sum(0), 1)
   ranked = [i for i in np.argsort(-mean, kind="stable").tolist() if defined[:, i].any()]
   ranked = ranked or list(range(len(mean)))
   middle = max(0, (len(ranked) - N_MIDDLE) // 2)
@@ -537,15 +712,68 @@ def make_examples(network, sweep, state, evaluation, dataset, config):
   roles |= {i: "best" for i in ranked[:N_BEST] if roles.get(i) != "middle"}
   chosen = sorted(roles, key=ranked.index)
   fields = (*pipeline.FIELDS, *(["truth", "evidence"] if dataset.simulated else []))
-  test = dataset.splits["test"]
-  arrays = pipeline.load([test[i] for i in chosen], fields)
-  batch = {name: arrays[name] for name in pipeline.FIELDS}
-  probability = predict(network, sweep, state, batch, loss=config.loss.name)
+  arrays, probability = _predicted(
+    network, *sweep.take(state, plain), dataset, chosen, objective, fields
+  )
   return arrays | {
     "index": np.asarray(chosen),
     "role": np.asarray([roles[i] for i in chosen]),
-    "probability": np.rint(255 * probability).astype(np.uint8),
+    "probability": probability,
   }
+
+
+def make_rater_examples(network, sweep, state, views, disagreement, dataset, objective):
+  """The test images that raters agree on most and least, with what every model makes of them.
+
+  Args:
+    network: a `Network`.
+    sweep: the `Sweep` of views.
+    state: its state.
+    views: the views.
+    disagreement: of every test image, [N]; NaN where no rater drew.
+    dataset: a `Dataset` of frames with raters.
+    objective: a `members.Objective`.
+
+  Returns:
+    A dict of arrays: `rater_index` [n] into the test split, `rater_role` [n] ('most_agreed',
+    'least_agreed'), `rater_image` [n, H, W, 1], `rater_confidence` [n, H, W, K] and
+    `rater_probability` [V, n, H, W, K] uint8, `rater_disagreement` [n, H, W, K] (the raters'
+    variance, 0 to .25), `rater_names` [V] and `rater_valid_box` [n, 4].
+  """
+  ranked = [i for i in np.argsort(disagreement, kind="stable").tolist() if disagreement[i] >= 0]
+  roles = dict.fromkeys(ranked[:N_AGREED], "most_agreed")
+  roles |= {i: "least_agreed" for i in ranked[-N_AGREED:] if i not in roles}
+  fields = (*pipeline.FIELDS, "raters", "drawn")
+  arrays, probability = _predicted(network, sweep, state, dataset, list(roles), objective, fields)
+  where = np.asarray(augment_lib.prepare({name: arrays[name] for name in pipeline.FIELDS})["where"])
+  _, variance = raters_lib.disagreement(arrays["raters"], arrays["drawn"], where)
+  return {
+    "rater_index": np.asarray(list(roles)),
+    "rater_role": np.asarray(list(roles.values())),
+    "rater_image": arrays["image"],
+    "rater_confidence": arrays["confidence"],
+    "rater_disagreement": variance.astype(np.float32),
+    "rater_names": np.asarray([view.name for view in views]),
+    "rater_probability": probability,
+    "rater_valid_box": arrays["valid_box"],
+  }
+
+
+def _predicted(network, sweep, state, dataset, chosen, objective, fields):
+  """Some test frames, and every view's probabilities [V, n, H, W, K] uint8."""
+  test = dataset.splits["test"]
+  arrays = pipeline.load([test[i] for i in chosen], fields)
+  batch = {name: arrays[name] for name in pipeline.FIELDS}
+  probability = evaluation_lib.predict(network, sweep, state, batch, objective=objective)
+  return arrays, np.rint(255 * probability).astype(np.uint8)
+
+
+def _is_plain(view, objective):
+  """Whether it is one of `config.sweep.thresholds`, which come first among each seed's members."""
+  return (
+    view.member % len(objective.members) < objective.n_thresholds
+    and view.level == members_lib.WHOLE
+  )
 
 
 def _slow_recipe(config, device):
@@ -571,20 +799,99 @@ def _describe(config, dataset, network, sweep, steps):
   return "\n".join(lines)
 
 
-def write_results(workdir, evaluation, meta, config, dataset, settings):
+def _result_rows(views, evaluation, meta, config, objective):
+  """A dict of JSON values for every view: what it is, its best epoch and its scores."""
+  rows = []
+  for view, scores in zip(views, evaluation.members, strict=True):
+    seed, place = divmod(view.member, len(objective.members))
+    member = objective.members[place]
+    rows.append(
+      {
+        "member": view.name,
+        "target": member.target,
+        "loss": member.loss,
+        "weights": member.weights,
+        # A plain threshold keeps the config's own number, whatever its loss.
+        "threshold": member.threshold if _is_plain(view, objective) else view.threshold,
+        "seed": seed,
+        "best_epoch": meta["best"][view.member]["epoch"],
+        **scores,
+      }
+    )
+  return rows
+
+
+def _without(row, *names):
+  return {name: value for name, value in row.items() if name not in names}
+
+
+def _calibration_rows(views, compared):
+  return [
+    {"member": view.name, "method": method, **scores}
+    for i, view in enumerate(views)
+    for method, each in compared.items()
+    for scores in [each[i]]
+  ]
+
+
+def _rater_results(views, found, rows, dataset, curve_of):
+  members, humans, curve, disagreement = found
+  kept = ("member", "threshold", "seed", "best_epoch")
+  examples = dataset.splits["test"].only("video", "patient")
+  return {
+    "split": "test",
+    "rows": [
+      {name: row[name] for name in kept} | {"threshold": view.threshold} | scores
+      for view, row, scores in zip(views, rows, members, strict=True)
+    ],
+    "humans": [
+      {"rater": rater, "person": person, **scores}
+      for rater, person, scores in zip(dataset.raters, dataset.persons, humans, strict=True)
+    ],
+    "curve": {"member": views[curve_of].name, "rows": curve},
+    "images": [
+      {
+        "index": i,
+        "image": example["video"].decode(),
+        "patient": example["patient"].decode(),
+        "disagreement": None if math.isnan(value) else float(value),
+      }
+      for i, (example, value) in enumerate(zip(examples, disagreement, strict=True))
+    ],
+  }
+
+
+def _cost(config, objective, classes):
+  """GFLOP that segmenting one image takes, by formula (`lus_jax.models.flops`)."""
+
+  def gflop(outputs):
+    options = {"size": config.data.image_size, "in_channels": 1, "width": config.model.width}
+    return flops.fpn(config.model.encoder, classes=outputs, **options) / 1e9
+
+  return {
+    "gflop_per_network": gflop(classes),
+    "thresholds": len(config.sweep.thresholds),
+    "gflop_ordinal": gflop(classes * objective.head) if objective.levels else None,
+  }
+
+
+def write_results(workdir, evaluation, rows, meta, views, config, objective, dataset, settings):
   """Writes the results files of the task (definitions: `lus_jax.evaluation.metrics`)."""
-  names, members = make_members(config)
-  rows, matrix = [], []
-  for member, best, scores in zip(members, meta["best"], evaluation.members, strict=True):
-    # The config's own number: the member's float32 prints as .6000000238.
-    threshold = config.sweep.thresholds[len(rows) % len(config.sweep.thresholds)]
-    seed = int(member["seed"])
-    scores = dict(scores)
+  plain, extra, matrix = [], [], []
+  for view, row in zip(views, rows, strict=True):
+    if not _is_plain(view, objective):
+      extra.append(_without(row, "matrix"))
+      continue
     matrix += [
-      {"model_threshold": threshold, "seed": seed, **row, "evaluation_threshold": t}
-      for row, t in zip(scores.pop("matrix"), config.sweep.thresholds, strict=True)
+      {
+        "model_threshold": row["threshold"],
+        "seed": row["seed"],
+        **scores,
+        "evaluation_threshold": t,
+      }
+      for scores, t in zip(row["matrix"], config.sweep.thresholds, strict=True)
     ]
-    rows.append({"threshold": threshold, "seed": seed, "best_epoch": best["epoch"], **scores})
+    plain.append(_without(row, "member", "target", "loss", "weights", "matrix"))
   predictors = [
     {"predictor": name, "threshold": threshold}
     | {key: value for key, value in scores.items() if key != "matrix"}
@@ -596,23 +903,28 @@ def write_results(workdir, evaluation, meta, config, dataset, settings):
       "index": i,
       **summary.provenance(example),
       "iou": {
-        name: None if math.isnan(iou) else float(iou)
-        for name, iou in zip(names, evaluation.image_iou[:, i], strict=True)
+        view.name: None if math.isnan(iou) else float(iou)
+        for view, iou in zip(views, evaluation.image_iou[:, i], strict=True)
       },
     }
     for i, example in enumerate(dataset.splits["test"])
   ]
   contents = {
+    "members": {
+      "split": "test",
+      "rows": extra,
+      "cost": _cost(config, objective, len(dataset.classes)),
+    },
     "dataset": {"rows": summary.summarize(dataset)},
     "cases": {"split": "test", "rows": cases},
     "history": {"rows": meta["history"]},
     "segmentation_matrix": {"rows": matrix},
     "segmentation": {
       "split": "test",
-      "rows": rows,
+      "rows": plain,
       "predictors": predictors,
       "notes": list(dataset.notes),
     },
   }
-  for name in RESULTS:
+  for name in (*(["members"] if extra else []), *RESULTS):
     results.write(workdir, name, config=settings, dataset=dataset.summary(), **contents[name])

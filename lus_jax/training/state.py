@@ -46,7 +46,7 @@ class Network:
     self._graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     self.params, self.batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
-  def __call__(self, params, batch_stats, image, *, train=False, key=None):
+  def __call__(self, params, batch_stats, image, *, train=False, key=None, **options):
     """Runs the network.
 
     Args:
@@ -55,12 +55,13 @@ class Network:
       image: [B, H, W, C].
       train: whether to use batch statistics and dropout.
       key: the dropout key.
+      **options: of the network's own.
 
     Returns:
       Logits [B, H, W, K] and the new running statistics.
     """
     model = nnx.merge(self._graphdef, params, batch_stats)
-    logits = model(image, train=train, key=key)
+    logits = model(image, train=train, key=key, **options)
     return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 

@@ -118,6 +118,22 @@ class Sweep:
     )
     return looped
 
+  def take(self, state, numbers, members=None):
+    """Some of the members, in any order and as often as wanted: a `Sweep` and its state.
+
+    Args:
+      state: of this sweep.
+      numbers: places in it.
+      members: what the new sweep's members are; the same by default.
+    """
+    sweep = Sweep(members or [self.members[i] for i in numbers], self.strategy)
+    if list(numbers) == list(range(len(self.members))):
+      return sweep, state
+    if self.strategy == "loop":
+      return sweep, [state[i] for i in numbers]
+    held = self.to_host(state)
+    return sweep, sweep.place([held[i] for i in numbers])
+
   def map(self, fn, state):
     """Picks or renames parts of the state, the same of every member."""
     return fn(state) if self.strategy == "vmap" else [fn(one) for one in state]

@@ -92,16 +92,16 @@ def write_final(writer, step, summaries, thresholds):
     writer: of `create_writer`.
     step: the last training step.
     summaries: results by member.
-    thresholds: their thresholds; each metric is also written as a curve over them, with the
-      threshold in percent in place of the step.
+    thresholds: of the members that have one, by name; each metric is also written as a curve over
+      them, with the threshold in percent in place of the step. Of several seeds, the first one's.
   """
   for metric in ("iou", "iou_at_best_cut", "dice", "weighted_ce", "ce", "trimap", "ece", "brier"):
-    # With several seeds, the first one's; steps have to rise.
-    first = zip(thresholds, summaries.values(), strict=False)
-    for threshold, summary in sorted(first, key=lambda pair: pair[0]):
-      if summary.get(metric) is not None:
-        percent = round(100 * threshold)
-        writer.write_scalars(percent, {f"test_over_thresholds/{metric}": summary[metric]})
+    first = {threshold: name for name, threshold in reversed(thresholds.items())}
+    # Steps have to rise.
+    for threshold, name in sorted(first.items()):
+      if summaries[name].get(metric) is not None:
+        percent, value = round(100 * threshold), summaries[name][metric]
+        writer.write_scalars(percent, {f"test_over_thresholds/{metric}": value})
     writer.write_scalars(
       step,
       {

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -29,6 +31,17 @@ def test_notes_say_what_limits_a_result():
   assert "background weight only" in notes(binary=True)[0]
   assert "39%" in notes(largest_confidence=100 / 255)[0]
   assert notes(largest_confidence=1.0, binary=False, patients_are_unknown=False) == []
+  raters = {"raters": ["a", "b"], "persons": ["p", "p"]}
+  assert "share of its raters (2, of 1 persons)" in notes(**raters, soft=False)[0]
+  assert notes(**raters, soft=True) == notes(**raters) == []
+
+
+def test_raters_and_their_persons():
+  dataset = stored()
+  assert dataset.raters == dataset.persons == ()
+  metadata = {"raters": ["a", "b"], "persons": ["p", "p"]}
+  several = dataclasses.replace(dataset, metadata=metadata)
+  assert (several.raters, several.persons) == (("a", "b"), ("p", "p"))
 
 
 # Six videos of four patients in three splits: (video, patient, split, number of frames).

@@ -17,7 +17,7 @@ from lus_jax.benchmarks import peers
 from lus_jax.models import torch_weights
 from lus_jax.models.fpn import FPN
 from lus_jax.models.mobilenet_v2 import MobileNetV2
-from lus_jax.training import segmentation
+from lus_jax.training import members, segmentation
 from lus_jax.training.state import Network, create_state, make_train_step
 
 for library in ("torch", "torchvision", "segmentation_models_pytorch"):
@@ -199,13 +199,15 @@ def test_the_video_network_gives_pytorchs_outputs(hidden):
 
 def fpn_loss(network):
   """Our loss, as training uses it: `(params, batch_stats, member, inputs, key)`."""
-  config = SimpleNamespace(
+  loss = SimpleNamespace(
     name="weighted_cross_entropy",
     weights="paper",
     subthreshold_weight="threshold",
     reduction="mean",
   )
-  return segmentation.make_loss(network, config)
+  sweep = SimpleNamespace(thresholds=(THRESHOLD,))
+  objective = members.Objective(SimpleNamespace(sweep=sweep, loss=loss))
+  return segmentation.make_loss(network, objective)
 
 
 def torch_fpn_loss(model, inputs):

@@ -24,6 +24,20 @@ RUNS = {
     "annotators": ("",),
   },
   "two seeds": {"thresholds": (0.5, 0.0), "seeds": 2, "classes": ("a_line", "b_line")},
+  "several raters": {
+    "classes": ("lesion <1>", "gland"),
+    "thresholds": (0.9, 0.5, 0.1),
+    "patients": 12,
+    "annotators": ("",),
+    "more": {},
+  },
+  "few raters": {
+    "classes": ("lesion",),
+    "thresholds": (0.5, 0.0),
+    "seeds": 2,
+    "simulated": False,
+    "more": {"raters": ("A", "B <i>"), "others": ("majority", "rater_A")},
+  },
 }
 
 
@@ -56,6 +70,145 @@ def scores(rng, classes, *, simulated):
   }
 
 
+RATER_METRICS = ("qubiq", "dice_vs_raters", "dice_vs_consensus", "human_dice_vs_raters") + (
+  "human_dice_vs_consensus", "ged", "ece", "ece_pooled", "brier", "area_error", "area_error_abs"
+)  # fmt: skip
+METHODS = ("none", "temperature", "isotonic")
+
+
+def disc(radius):
+  """A mask [SIZE, SIZE]."""
+  y, x = np.mgrid[:SIZE, :SIZE] - SIZE / 2
+  return np.hypot(x, 1.3 * y) < radius
+
+
+def write_more(
+  workdir,
+  *,
+  config,
+  dataset,
+  patients,
+  raters=("A", "B", "B (loupe)", "C", "D <i>"),
+  others=("soft", "softseg", "svls_0.5", "majority", "random_rater", "rater_A", "ordinal")
+  + ("threshold_0.5_dice",),
+):
+  """Writes raters.json, members.json and calibration.json; returns the examples' arrays."""
+  rng = np.random.default_rng(1)
+  classes, thresholds = dataset["classes"], config["sweep"]["thresholds"]
+  seeds, n_test = config["sweep"]["seeds"], dataset["splits"]["test"]
+  views = [(f"threshold_{t:g}", "threshold", t) for t in thresholds]
+  for name in others:
+    target = name.split("_")[0] if name.startswith(("svls", "threshold")) else name
+    views.append((name, target, 0.5 if target == "threshold" else None))
+    if name == "ordinal":
+      views += [(f"ordinal_{t:g}", "ordinal", t) for t in sorted(thresholds)]
+  views = [
+    (name + (f"_seed_{seed}" if seeds > 1 else ""), target, threshold, seed)
+    for seed in range(seeds)
+    for name, target, threshold in views
+  ]
+
+  def draw(low=0.3, high=0.9):
+    return float(rng.uniform(low, high))
+
+  def interval(x):
+    return [x - 0.1, x + 0.07] if patients >= 10 else None
+
+  def reliability(power):
+    x = (np.arange(BINS) + 0.5) / BINS
+    counts = [100.0] * (BINS - 1) + [5.0]
+    return {
+      name: {"count": counts, "probability": x.tolist(), "target": (x**power).tolist()}
+      for name in classes
+    }
+
+  def write(name, **content):
+    results_lib.write(workdir, name, config=config, dataset=dataset, **content)
+
+  rows = []
+  for name, target, threshold, seed in views:
+    row = {"member": name, "threshold": threshold, "seed": seed, "best_epoch": 2}
+    row |= {key: draw() for key in RATER_METRICS}
+    row |= {"human_dice_vs_raters": 0.71234, "human_dice_vs_consensus": 0.75678}
+    row |= {"ged": None} if target == "svls" else {}
+    row["ece_per_class"] = {one: draw() for one in classes}
+    row["intervals"] = {key: interval(row[key]) if row[key] else None for key in RATER_METRICS}
+    rows.append(row | {"reliability": reliability(draw(0.5, 2))})
+  humans = []
+  for rater in raters:
+    row = {"rater": rater, "person": rater.split(" (")[0], "n_images": n_test - 1}
+    row |= {key: draw() for key in ("dice_vs_others", "dice_vs_consensus")}
+    humans.append(row | {"intervals": {key: interval(row[key]) for key in list(row)[3:]}})
+  soft = next((name for name, _, threshold, _ in views if threshold is None), views[0][0])
+  write(
+    "raters",
+    split="test",
+    calibration="isotonic",
+    rows=rows,
+    humans=humans,
+    curve={
+      "member": soft,
+      "rows": [
+        {"n_raters": m, "n_images": n_test - m // 3}
+        | {"prediction_vs_fused": 0.8 - 0.3 / m, "fused_vs_all": 1 - 0.4 / m + 0.4 / len(raters)}
+        for m in range(1, len(raters) + 1)
+      ],
+    },
+    images=[
+      {"index": i, "image": f"im<age>{i}", "patient": f"p{i % patients}"}
+      | {"disagreement": draw(0, 0.1) if i else None}
+      for i in range(n_test)
+    ],
+  )
+  write(
+    "members",
+    split="test",
+    rows=[
+      {"member": name, "target": target, "loss": "cross_entropy", "weights": "ones"}
+      | {"threshold": threshold, "seed": seed, "best_epoch": 3}
+      | scores(rng, classes, simulated=False)
+      | {"iou_at_best_cut": draw()}
+      for name, target, threshold, seed in views
+      if target != "threshold" or name.startswith("threshold_0.5_dice")
+    ],
+    cost={
+      "gflop_per_network": 31.4159,
+      "thresholds": len(thresholds),
+      "gflop_ordinal": 33.2211 if "ordinal" in others else None,
+    },
+  )
+  write(
+    "calibration",
+    split="test",
+    chosen="isotonic",
+    rows=[
+      {"member": name, "method": method, "ece": draw(), "ece_pooled": draw(), "brier": draw()}
+      | {"ece_per_class": {one: draw() for one in classes}}
+      | {"reliability": reliability({"none": 1.8, "temperature": 1.3, "isotonic": 1.05}[method])}
+      for name, *_ in views
+      for method in METHODS
+    ],
+  )
+  # Raters' discs of other sizes; the networks paint a blurred one.
+  radii = {2: (9.0, 9.5, 10.0, 9.8, 10.2), 5: (3.0, 6.0, 9.0, 12.0, 14.0)}
+  share = [np.mean([disc(r) for r in mine[: len(raters)]], axis=0) for mine in radii.values()]
+  share = np.repeat(np.array(share)[..., None], len(classes), -1)
+  share[..., 1:] *= np.arange(SIZE)[:, None, None] < SIZE / 2
+  blurred = np.mean([disc(r) for r in np.linspace(4, 14, 40)], axis=0)[..., None]
+  blurred = np.rint(255 * blurred * np.ones(len(classes))).astype(np.uint8)
+  probability = np.array([[np.minimum(blurred, 255 - 9 * v)] * 2 for v in range(len(views))])
+  return {
+    "rater_index": np.array(list(radii)),
+    "rater_role": np.array(["most_agreed", "least_agreed"]),
+    "rater_image": rng.integers(40, 140, (2, SIZE, SIZE, 1), dtype=np.uint8),
+    "rater_confidence": np.rint(255 * share).astype(np.uint8),
+    "rater_disagreement": (share * (1 - share)).astype(np.float32),
+    "rater_names": np.array([name for name, *_ in views]),
+    "rater_probability": probability,
+    "rater_valid_box": np.array([[4, 0, 28, 32]] * 2),
+  }
+
+
 def write_results(
   workdir,
   *,
@@ -66,11 +219,15 @@ def write_results(
   patients=4,
   config_size="tiny",
   annotators=("A", "B"),
+  more=None,
 ):
-  """Writes all results files of a run and returns its directory."""
+  """Writes all results files of a run and returns its directory.
+
+  `more` are options of `write_more`: None for a run without raters, other members, calibration.
+  """
   rng = np.random.default_rng(0)
   config = load_config(config_size, thresholds, seeds)
-  n_test = 6
+  n_test = max(6, patients)
   dataset = {
     "name": "lus_phantom" if simulated else "my <lungs> & others",
     "version": "1.0.0 (frames)",
@@ -154,6 +311,9 @@ def write_results(
     "labelled": np.ones((3, len(classes)), bool),
     "valid_box": np.array([[4, 0, 28, 32]] * 3),
   }
+  if more is not None:
+    options = {"config": config, "dataset": dataset, "patients": patients, **more}
+    arrays |= write_more(workdir, **options)
   results_lib.write_examples(workdir, **arrays, **({"truth": confidence} if simulated else {}))
   return workdir
 

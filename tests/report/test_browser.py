@@ -119,9 +119,16 @@ def test_the_page_works(built, tmp_path, width, run, names):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 @pytest.mark.parametrize(
   ("width", "run", "images"),
-  [(400, "other targets", 9), (1000, "study", 20), (1600, "small", 3), (400, "study", 20)],
+  [
+    (400, "other targets", 9),
+    (1000, "study", 20),
+    (1600, "small", 3),
+    (400, "study", 20),
+    (400, "several raters", 40),
+    (1000, "few raters", 40),
+  ],
 )
-def test_the_downstream_tasks_fit(built, tmp_path, width, run, images):
+def test_what_comes_after_the_segmentation_fits(built, tmp_path, width, run, images):
   found = visit(built(run), tmp_path, width)
   assert found["seen"] == []
   assert found["requests"] == []

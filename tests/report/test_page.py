@@ -18,7 +18,7 @@ from lus_jax import report
 from lus_jax.report import figures, page, palette, tables
 
 SEGMENTED = ("phantom", "one class, one threshold", "two seeds")
-RUNS = (*SEGMENTED, "study", "small", "other targets")
+RUNS = (*SEGMENTED, "several raters", "few raters", "study", "small", "other targets")
 FILES = [*(f"{name}.json" for name in page.FILES), page.EXAMPLES]
 VOID = {"meta", "link", "img", "input", "br", "wbr"}
 

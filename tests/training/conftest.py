@@ -18,7 +18,7 @@ from lus_jax.data import datasets, summary
 from lus_jax.evaluation import results
 from lus_jax.models import layers
 from lus_jax.models.mobilenet_v2 import ConvNorm
-from lus_jax.training import checkpoints, segmentation
+from lus_jax.training import checkpoints, members, segmentation
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep
 
@@ -86,14 +86,22 @@ def toy_trained():
       stats = jax.tree.map(lambda x, m=mean: x * 0.1 + m**2, network.batch_stats)
       states.append({"params": network.params, "batch_stats": stats})
     thresholds = tuple(np.linspace(0, 1, len(seeds)).tolist())
-    members = [{"threshold": np.float32(t), "seed": np.int32(0)} for t in thresholds]
-    config = {"model": {"width": 1.0}, "loss": {"name": loss}, "sweep": {"thresholds": thresholds}}
+    config = ConfigDict(
+      {
+        "model": {"width": 1.0},
+        "loss": {"name": loss, "weights": "paper"},
+        "sweep": {"thresholds": thresholds},
+      }
+    )
+    objective = members.Objective(config)
     return segmentation.Trained(
-      config=ConfigDict(config),
+      config=config,
+      objective=objective,
+      views=members.views(config),
       dataset={"name": "toy", "classes": ["a", "b"]},
       patients={"train": ["p0"], "validation": ["p1"], "test": ["p2"]},
       network=network,
-      sweep=Sweep(members, strategy),
+      sweep=Sweep([objective.scalars(member) for member in objective.members], strategy),
       weights=states if strategy == "loop" else jax.tree.map(lambda *x: jnp.stack(x), *states),
     )
 

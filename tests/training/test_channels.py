@@ -89,15 +89,15 @@ def each_frame(dataset):
 
 def probabilities(one, dataset):
   """By `Trained.probability`, a frame at a time: [frames, T, H, W, K] in [0, 1]."""
-  members = one.sweep.to_host(one.weights)
+  members = list(zip(one.sweep.to_host(one.weights), one.sweep.members, strict=True))
 
   @jax.jit
-  def probability(weights, frame, where):
-    return one.probability(weights, None, frame, where)
+  def probability(member, frame, where):
+    return one.probability(*member, frame, where)
 
   return np.stack(
     [
-      np.stack([probability(w, (frame[None] / 255).astype(np.float32), where)[0] for w in members])
+      np.stack([probability(m, (frame[None] / 255).astype(np.float32), where)[0] for m in members])
       for frame, _, where in each_frame(dataset)
     ]
   )

@@ -358,9 +358,10 @@ def test_channels_are_of_the_models_and_the_last_one_is_the_truth(
   np.testing.assert_array_equal(store.channels[2], truth)
   np.testing.assert_array_equal(store.image, frames)
   trained = segmentation.load(workdir)
-  for channel, weights in zip(store.channels, trained.sweep.to_host(trained.weights), strict=False):
+  weights = trained.sweep.to_host(trained.weights)
+  for channel, weights, own in zip(store.channels, weights, trained.sweep.members, strict=False):
     image = frames[:5].astype(np.float32) / 255
-    p = trained.probability(weights, None, image, np.ones(image.shape, bool))
+    p = trained.probability(weights, own, image, np.ones(image.shape, bool))
     assert np.abs(channel[:5] - 255 * np.asarray(p)).max() <= 0.5 + 1e-3
   assert not np.array_equal(store.channels[0], store.channels[1])
 
@@ -444,8 +445,9 @@ def test_strict_segmentation_sees_training_patients_only(
   for f in range(3):
     trained = segmentation.load(workdir / "segmentation" / f"fold_{f}")
     assert trained.patients == sweeps[f]
-    for t, weights in enumerate(trained.sweep.to_host(trained.weights)):
-      p = trained.probability(weights, None, image, np.ones(image.shape, bool))
+    members = zip(trained.sweep.to_host(trained.weights), trained.sweep.members, strict=True)
+    for t, (weights, own) in enumerate(members):
+      p = trained.probability(weights, own, image, np.ones(image.shape, bool))
       found = store.channels[store.fold_channels[f, t]][:4]
       assert np.abs(found - 255 * np.asarray(p)).max() <= 0.5 + 1e-3
       seen.append(found.tobytes())

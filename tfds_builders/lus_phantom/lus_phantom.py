@@ -29,6 +29,7 @@ class PhantomConfig(tfds.core.BuilderConfig):
     missing_views: chance that a view was not recorded.
     level_shares: shares of strokes at the brush levels `annotator.LEVELS`: six numbers, or one row
       of six per class.
+    raters: whether every frame is painted by all experts, not by its patient's alone ('frames').
   """
 
   kind: str = "frames"
@@ -40,6 +41,7 @@ class PhantomConfig(tfds.core.BuilderConfig):
   seed: int = 0
   missing_views: float = 0.25
   level_shares: tuple = annotator.LEVEL_SHARES
+  raters: bool = False
 
   def __post_init__(self):
     annotator.reading(self.setting)
@@ -55,6 +57,11 @@ class PhantomConfig(tfds.core.BuilderConfig):
       raise UserError(
         "lus_phantom needs seed >= 0 and 0 <= missing_views < 1, but they are "
         f"{self.seed} and {self.missing_views}."
+      )
+    if self.raters and self.kind != "frames":
+      raise UserError(
+        f"raters of lus_phantom is True, which kind {self.kind!r} does not know: painted are "
+        "frames only; leave raters out."
       )
 
 
@@ -96,8 +103,8 @@ def simulate(video, config):
     config: a `PhantomConfig`; 'frames' renders one frame, with the pixels of a video's first.
 
   Returns:
-    A dict: `frames` [N, H, W, 1], `truth` and `evidence` [N, H, W, K], and `confidence` [H, W, K]
-    of the first frame, all uint8.
+    A dict: `frames` [N, H, W, 1], `truth` and `evidence` [N, H, W, K], `confidence` [H, W, K] of
+    the first frame and, with `config.raters`, `raters` [R, H, W, K] of the same, all uint8.
   """
   wall = simulator.sample_wall(cohort.generator(config.seed, "wall", video.patient))
   rng = cohort.generator(config.seed, "scene", video.name)
@@ -113,23 +120,26 @@ def simulate(video, config):
   evidence = np.stack([simulator.evidence(*pair) for pair in zip(images, truth, strict=True)])
   decoys = rendered["decoys"][0]
   probe = simulator.Probe()
-  confidence = annotator.annotate(
-    truth=truth[0],
-    evidence=evidence[0],
-    decoys=decoys,
-    decoy_evidence=simulator.evidence(images[0], decoys),
-    style=annotator.STYLES[video.annotator],
-    reading=annotator.reading(config.setting),
-    shares=annotator.level_shares(config.level_shares, len(simulator.CLASSES)),
-    rng=cohort.generator(config.seed, "annotator", video.name),
-    mm_per_pixel=(10 * probe.depth_cm / config.height, 10 * probe.width_cm / config.width),
-  )
-  return {
-    "frames": images[..., None],
-    "truth": truth * np.uint8(255),
-    "evidence": evidence,
-    "confidence": confidence,
-  }
+
+  def paint(expert, *path):
+    return annotator.annotate(
+      truth=truth[0],
+      evidence=evidence[0],
+      decoys=decoys,
+      decoy_evidence=simulator.evidence(images[0], decoys),
+      style=annotator.STYLES[expert],
+      reading=annotator.reading(config.setting),
+      shares=annotator.level_shares(config.level_shares, len(simulator.CLASSES)),
+      rng=cohort.generator(config.seed, "annotator", video.name, *path),
+      mm_per_pixel=(10 * probe.depth_cm / config.height, 10 * probe.width_cm / config.width),
+    )
+
+  arrays = {"frames": images[..., None], "truth": truth * np.uint8(255), "evidence": evidence}
+  if not config.raters:
+    return arrays | {"confidence": paint(video.annotator)}
+  raters = np.stack([paint(expert, expert) for expert in annotator.STYLES])
+  confidence = records.soft_label(raters, np.ones(len(raters), bool))
+  return arrays | {"raters": raters, "confidence": confidence}
 
 
 class LusPhantom(tfds.core.GeneratorBasedBuilder):
@@ -144,17 +154,24 @@ class LusPhantom(tfds.core.GeneratorBasedBuilder):
   def _info(self):
     config = self.builder_config
     size = (config.height, config.width, len(simulator.CLASSES))
-    features = records.frame_features if config.kind == "frames" else records.video_features
+    experts = list(annotator.STYLES)
+    if config.raters:
+      features = records.rater_features(*size, len(experts), truth=True)
+    elif config.kind == "frames":
+      features = records.frame_features(*size, truth=True)
+    else:
+      features = records.video_features(*size, truth=True)
     return self.dataset_info_from_configs(
-      features=tfds.features.FeaturesDict(features(*size, truth=True)),
+      features=tfds.features.FeaturesDict(features),
       metadata=records.metadata(
         classes=simulator.CLASSES,
         thin=simulator.THIN,
         licence="Apache-2.0",
         simulated=True,
-        annotators=list(annotator.STYLES),
+        annotators=experts,
         setting=config.setting,
         seed=config.seed,
+        **({"raters": experts, "persons": experts} if config.raters else {}),
       ),
     )
 
@@ -201,7 +218,7 @@ def _example(video, arrays, config):
       "readmitted_30d": video.readmitted_30d,
       "frames_per_second": simulator.Probe().frames_per_second,
     }
-  return example | {
+  example |= {
     "image": arrays["frames"][0],
     "confidence": arrays["confidence"],
     "labelled": np.ones(len(simulator.CLASSES), bool),
@@ -210,3 +227,7 @@ def _example(video, arrays, config):
     "truth": arrays["truth"][0],
     "evidence": arrays["evidence"][0],
   }
+  if config.raters:
+    drawn = np.ones(len(arrays["raters"]), bool)
+    example |= {"annotator": "", "raters": arrays["raters"], "drawn": drawn}
+  return example

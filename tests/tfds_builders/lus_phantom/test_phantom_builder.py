@@ -3,7 +3,15 @@ import pytest
 from PIL import Image
 
 from lus_jax.errors import UserError
-from tfds_builders.lus_phantom import LusPhantom, lus_phantom, phantom_config, preview, simulator
+from tfds_builders.lus_phantom import (
+  LusPhantom,
+  annotator,
+  cohort,
+  lus_phantom,
+  phantom_config,
+  preview,
+  simulator,
+)
 
 SMALL = {"n_patients": 3, "missing_views": 0.6, "n_frames": 3}
 
@@ -80,6 +88,52 @@ def test_the_same_bytes_whatever_the_number_of_patients(built, tmp_path):
       assert example[key].tobytes() == more[name][key].tobytes()
 
 
+def test_all_experts_paint_every_frame(built, tmp_path):
+  _, one = built["frames"]
+  builder, all_of_them = build("frames", tmp_path, raters=True)
+  metadata = builder.info.metadata
+  assert list(metadata["raters"]) == list(metadata["persons"]) == ["A", "B", "C"]
+  assert "raters" not in built["frames"][0].info.metadata
+  assert "raters" not in next(iter(one.values()))
+  assert one.keys() == all_of_them.keys()
+  raters = np.stack([example["raters"] for example in all_of_them.values()])
+  assert raters.shape == (len(one), 3, 32, 40, 6) and raters.dtype == np.uint8
+  for r, s in ((0, 1), (0, 2), (1, 2)):
+    assert (raters[:, r] != raters[:, s]).any()
+  # Their habits: A is the most confident and C the least.
+  assert raters[:, 0].mean() > raters[:, 2].mean()
+  for name, example in all_of_them.items():
+    assert example["drawn"].tolist() == [True] * 3 and example["annotator"] == b""
+    mean = example["raters"].astype(float).mean(axis=0)
+    np.testing.assert_array_equal(example["confidence"], np.rint(mean))
+    for key in ("image", "truth", "evidence", "patient", "split"):
+      np.testing.assert_array_equal(example[key], one[name][key])
+
+
+def test_each_expert_has_a_generator_of_their_own(built):
+  builder, _ = built["frames"]
+  config = phantom_config("frames", 32, 40, **SMALL, raters=True)
+  (video, *_) = cohort.patient_videos(
+    "p000", seed=0, setting="default", missing_views=0.6, annotators=annotator.STYLES
+  )
+  asked = []
+
+  def generator(seed, *path):
+    asked.append(path)
+    return real(seed, *path)
+
+  real = cohort.generator
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cohort, "generator", generator)
+    lus_phantom.simulate(video, config)
+    painting = [path for path in asked if path[0] == "annotator"]
+    assert painting == [("annotator", video.name, expert) for expert in "ABC"]
+    asked.clear()
+    # One expert draws from where they always drew, so that earlier frames stay what they were.
+    lus_phantom.simulate(video, builder.builder_config)
+    assert [path for path in asked if path[0] == "annotator"] == [("annotator", video.name)]
+
+
 def test_another_seed_is_another_data_set(built, tmp_path):
   _, other = build("frames", tmp_path, seed=1)
   _, frames = built["frames"]
@@ -90,9 +144,16 @@ def test_another_seed_is_another_data_set(built, tmp_path):
 def test_any_setting_changes_the_name():
   names = {
     phantom_config("frames", 32, 32, **settings).name
-    for settings in ({}, {"seed": 1}, {"setting": "null"}, {"n_patients": 5}, {"n_frames": 2})
+    for settings in (
+      {},
+      {"seed": 1},
+      {"setting": "null"},
+      {"n_patients": 5},
+      {"n_frames": 2},
+      {"raters": True},
+    )
   }
-  assert len(names) == 5
+  assert len(names) == 6
   default = phantom_config("frames", 32, 32)
   assert phantom_config("frames", 32, 32, seed=0, n_patients=42).name == default.name
 
@@ -106,6 +167,7 @@ def test_any_setting_changes_the_name():
     ({"n_patients": 2}, "n_patients of lus_phantom must be at least 3, but is 2"),
     ({"missing_views": 1.0}, "0 <= missing_views < 1"),
     ({"seed": -1}, "seed >= 0"),
+    ({"kind": "videos", "raters": True}, "raters of lus_phantom is True, which kind 'videos'"),
   ],
 )
 def test_bad_settings_are_one_clear_line(settings, message):

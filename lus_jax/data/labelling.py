@@ -1,0 +1,185 @@
+"""What becomes of stored labels before anything learns from them: a common scale, STAPLE.
+
+Both wrap a split of a data set, so that readers see one more feature or another `confidence`.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from lus_jax.errors import UserError
+from lus_jax.labels import annotators, fusion
+
+METHODS = ("none", "quantile", "overlap")
+_FRAME = ("video", "frame")
+
+
+def check_method(name):
+  """Refuses an unknown way to standardise annotators (`UserError`)."""
+  if name not in METHODS:
+    raise UserError(
+      f"config.labels.standardise: '{name}' is not known; choose one of {', '.join(METHODS)}."
+    )
+
+
+class WithStaple(Sequence):
+  """A split whose examples have the feature `staple`, [H, W, K] uint8.
+
+  Args:
+    source: a split with `raters`, `drawn` and `valid_box`.
+  """
+
+  def __init__(self, source):
+    self._source, self._known = source, {}
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, index):
+    example = self._source[index]
+    return example | {"staple": self._staple(index, example)}
+
+  def only(self, *names):
+    """See `lus_jax.data.datasets.Source.only`."""
+    if "staple" not in names:
+      return self._source.only(*names)
+    needed = ("raters", "drawn", "valid_box")
+    names = [name for name in names if name != "staple"]
+    return WithStaple(self._source.only(*dict.fromkeys((*names, *needed))))
+
+  def _staple(self, index, example):
+    # Every epoch asks again, and a compressed map takes next to nothing.
+    shape = example["raters"].shape[1:]
+    if index not in self._known:
+      fused = fusion.staple(example["raters"], example["drawn"], box=example["valid_box"])
+      self._known[index] = zlib.compress(np.rint(255 * fused).astype(np.uint8).tobytes(), 1)
+    return np.frombuffer(zlib.decompress(self._known[index]), np.uint8).reshape(shape)
+
+
+class Standardised(Sequence):
+  """A split whose painted confidences are carried to a common scale.
+
+  Args:
+    source: a split.
+    maps: of `lus_jax.labels.annotators`, [A, K, 256].
+    names: A annotators. Where the split has `raters` these are they, and `confidence` becomes the
+      mean of the drawn ones anew.
+    several: whether it has.
+  """
+
+  def __init__(self, source, maps, names, *, several):
+    self._source, self._maps, self._names, self._several = source, maps, names, several
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, index):
+    example = dict(self._source[index])
+    if self._several and "raters" in example:
+      raters = np.stack(
+        [_carry(maps, mask) for maps, mask in zip(self._maps, example["raters"], strict=True)]
+      )
+      mean = np.asarray(fusion.mean(raters.astype(np.float32), example["drawn"]))
+      example |= {"raters": raters, "confidence": np.rint(mean).astype(np.uint8)}
+    elif not self._several and "confidence" in example:
+      maps = self._maps[self._names.index(example["annotator"].decode())]
+      example["confidence"] = _carry(maps, example["confidence"])
+    return example
+
+  def only(self, *names):
+    """See `lus_jax.data.datasets.Source.only`."""
+    if "confidence" in names or "raters" in names:
+      names = (*names, *(("raters", "drawn") if self._several else ("annotator",)))
+    source = self._source.only(*dict.fromkeys(names))
+    return Standardised(source, self._maps, self._names, several=self._several)
+
+
+def _carry(maps, confidence):
+  """Values of one annotator, [H, W, K] uint8, through the tables [K, 256]."""
+  return np.stack([table[confidence[..., k]] for k, table in enumerate(maps)], axis=-1)
+
+
+def with_staple(source):
+  """The same split; examples have `staple` for whoever asks for it."""
+  return WithStaple(source)
+
+
+def standardised(dataset, method):
+  """The splits of a data set, training and validation on a common scale of confidence.
+
+  The maps are fitted to the training split alone.
+
+  Args:
+    dataset: a `lus_jax.data.datasets.Dataset` of frames.
+    method: 'none', 'quantile' or 'overlap' (see `lus_jax.labels.annotators`).
+
+  Returns:
+    A dict of splits. The test split is the data set's own: it stays as it was painted, so that runs
+    with and without can be compared.
+
+  Raises:
+    UserError: no two annotators painted the same frame, and the method needs it.
+  """
+  splits = dict(dataset.splits)
+  if method == "none":
+    return splits
+  several = bool(dataset.raters)
+  names = list(dataset.raters) if several else _annotators(splits)
+  if method == "quantile":
+    maps = annotators.fit_quantile(_histograms(splits["train"], names, dataset, several))
+  else:
+    maps = annotators.fit_overlap(_pairs(splits["train"], names, dataset, several))
+  for split in ("train", "validation"):
+    splits[split] = Standardised(splits[split], maps, names, several=several)
+  return splits
+
+
+def _annotators(splits):
+  sources = [source.only("annotator") for source in splits.values()]
+  return sorted({example["annotator"].decode() for source in sources for example in source})
+
+
+def _paintings(source, names, several):
+  """Every frame's paintings: lists of (annotator's number, confidence [H, W, K])."""
+  if several:
+    for example in source.only("raters", "drawn"):
+      yield [(a, example["raters"][a]) for a in np.flatnonzero(example["drawn"])]
+    return
+  frames = {}
+  for i, example in enumerate(source.only("annotator", *_FRAME)):
+    frames.setdefault(tuple(example[name] for name in _FRAME), []).append(i)
+  pixels = source.only("annotator", "confidence")
+  for indices in frames.values():
+    examples = [pixels[i] for i in indices]
+    yield [(names.index(x["annotator"].decode()), x["confidence"]) for x in examples]
+
+
+def _histograms(source, names, dataset, several):
+  counts = np.zeros((len(names), len(dataset.classes), 256), np.int64)
+  for paintings in _paintings(source, names, several):
+    for a, confidence in paintings:
+      for k in range(counts.shape[1]):
+        counts[a, k] += np.bincount(confidence[..., k].ravel(), minlength=256)
+  return counts
+
+
+def _pairs(source, names, dataset, several):
+  counts = np.zeros((len(names), len(dataset.classes), 256, 256), np.int64)
+  for paintings in _paintings(source, names, several):
+    for i, (a, own) in enumerate(paintings):
+      others = [confidence for j, (_, confidence) in enumerate(paintings) if j != i]
+      if not others:
+        continue
+      mean = np.rint(np.mean(others, axis=0)).astype(np.int64)
+      either = (own > 0) | (mean > 0)
+      for k in range(counts.shape[1]):
+        here = either[..., k]
+        joint = 256 * own[..., k][here].astype(np.int64) + mean[..., k][here]
+        counts[a, k] += np.bincount(joint, minlength=256 * 256).reshape(256, 256)
+  if not counts.any():
+    raise UserError(
+      "config.labels.standardise: no training frame was painted by two annotators, which 'overlap' "
+      "needs; use quantile, which compares their distributions."
+    )
+  return counts

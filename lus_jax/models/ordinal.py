@@ -1,0 +1,53 @@
+"""One network for every threshold: P(confidence >= t), nested by construction.
+
+The head has K logits for each of E rising levels. The first K are those of the lowest level; every
+further level subtracts something positive from the one below, so a lower threshold never predicts
+less.
+"""
+
+import jax
+from jax import lax
+from jax import numpy as jnp
+
+
+def nested_logits(raw, n_levels):
+  """The logits of P(confidence >= t) for rising levels t, from what the head puts out.
+
+  Args:
+    raw: [..., E * K]: K values a level, those of the lowest level first.
+    n_levels: E.
+
+  Returns:
+    float32 [..., E, K], not rising along E.
+  """
+  raw = jnp.asarray(raw, jnp.float32).reshape(*raw.shape[:-1], n_levels, -1)
+  steps = jnp.concatenate([raw[..., :1, :], -jax.nn.softplus(raw[..., 1:, :])], axis=-2)
+  return keep_nested(jnp.cumsum(steps, axis=-2))
+
+
+def keep_nested(logits):
+  """Undoes what rounding did to the order of levels: the running minimum along E, [..., E, K].
+
+  Interpolation keeps the order of levels up to rounding; this makes it exact.
+  """
+  return lax.cummin(logits, axis=logits.ndim - 2)
+
+
+def expected_confidence(logits, levels):
+  """The mean confidence that nested probabilities imply.
+
+  The integral of P(confidence >= t) over t in [0, 1], taking each probability for the whole
+  stretch down to the level below: exact where every confidence is 0 or one of the levels.
+
+  Args:
+    logits: [..., E, K], of `nested_logits`.
+    levels: E thresholds, rising.
+
+  Returns:
+    float32 in [0, 1], [..., K].
+  """
+  widths = [high - low for low, high in zip((0.0, *levels[:-1]), levels, strict=True)]
+  probability = jax.nn.sigmoid(jnp.asarray(logits, jnp.float32))
+  return jnp.einsum(
+    "...ek,e->...k", probability, jnp.asarray(widths, jnp.float32), precision="highest"
+  )

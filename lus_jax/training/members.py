@@ -1,0 +1,387 @@
+"""What the members of a segmentation sweep learn: a target each, with its loss.
+
+Every threshold of `config.sweep.thresholds` is a member. `config.sweep.members` names more, as
+text, all trained together on the same batches:
+
+  threshold(.6, loss=dice)    label(confidence, .6), with another loss or other weights
+  soft                        the confidence itself, by cross entropy (arXiv 2109.12622)
+  softseg                     the confidence, SoftSeg's output and loss (arXiv 2011.09041)
+  svls(.5)                    label(confidence, .5), smoothed along its outline (Islam & Glocker)
+  majority, staple            the raters' majority, or STAPLE's probability of their truth
+  rater(NAME), random_rater   one rater; of every image another one at every step
+  ordinal                     P(confidence >= t) of all thresholds, by one network
+
+The confidence of several raters is their mean.
+"""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from lus_jax import labels, losses
+from lus_jax.errors import UserError
+from lus_jax.labels import SLACK, fusion, smoothing
+from lus_jax.models import fpn, ordinal
+
+# Targets and the loss of each; '' is the config's own.
+TARGETS = {
+  "threshold": "",
+  "soft": "cross_entropy",
+  "softseg": "adaptive_wing",
+  "svls": "cross_entropy",
+  "majority": "cross_entropy",
+  "staple": "cross_entropy",
+  "rater": "cross_entropy",
+  "random_rater": "cross_entropy",
+  "ordinal": "weighted_cross_entropy",
+}
+# What each needs of a data set with several raters.
+NEEDS = {
+  "majority": ("raters", "drawn"),
+  "rater": ("raters", "drawn"),
+  "random_rater": ("raters", "drawn"),
+  "staple": ("staple",),
+}
+# Where a member has no threshold of its own, epochs and cut-offs are judged at this one.
+MIDDLE = 0.5
+# The level of a view that shows all of a member's output.
+WHOLE = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """One member of a sweep.
+
+  Attributes:
+    target: a key of `TARGETS`.
+    threshold: of 'threshold' and 'svls', else None.
+    rater: of 'rater', else ''.
+    loss: a key of `losses.LOSSES`.
+    weights: 'paper' or 'ones'.
+    name: for files and curves.
+  """
+
+  target: str
+  threshold: float | None = None
+  rater: str = ""
+  loss: str = ""
+  weights: str = ""
+  name: str = ""
+
+  @property
+  def is_soft(self):
+    """Whether its output is an estimate of the confidence, not of P(confidence >= threshold)."""
+    return self.target != "threshold" or self.loss in losses.SOFT
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """An output of a member: all of it, or one level of an ordinal one.
+
+  Attributes:
+    name: for tables and files.
+    member: its place in the sweep.
+    level: of the ordinal head, or `WHOLE`.
+    threshold: what P(confidence >= threshold) is estimated; None where it is the confidence.
+  """
+
+  name: str
+  member: int
+  level: int
+  threshold: float | None
+
+
+def parse(text, config_loss):
+  """Reads a member from its text.
+
+  Args:
+    text: as in the module's docstring.
+    config_loss: the `loss` part of a run's config, whose `name` and `weights` are the defaults.
+
+  Returns:
+    A `Member`.
+
+  Raises:
+    UserError: an unknown target, or options that do not belong to it.
+  """
+  where = f"config.sweep.members: {text!r}"
+  found = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text) if isinstance(text, str) else None
+  if not found or found[1] not in TARGETS:
+    raise UserError(
+      f"{where} is not known; write one of {', '.join(TARGETS)}, as in \"('soft', 'rater(A)')\"."
+    )
+  target = found[1]
+  parts = [part.strip() for part in (found[2] or "").split(",") if part.strip()]
+  named = dict(part.split("=", 1) for part in parts if "=" in part)
+  named = {key.strip(): value.strip() for key, value in named.items()}
+  values = [part for part in parts if "=" not in part]
+  takes_value = target in ("threshold", "svls", "rater")
+  known = {"threshold": ("loss", "weights"), "ordinal": ("weights",)}.get(target, ())
+  if len(values) > takes_value or set(named) - set(known):
+    options = ", ".join((["a value"] if takes_value else []) + [f"{name}=" for name in known])
+    raise UserError(f"{where}: {target} takes {options or 'nothing in brackets'}.")
+  if not values and target in ("threshold", "rater"):
+    example = {"threshold": "threshold(.6)", "rater": "rater(NAME)"}[target]
+    raise UserError(f"{where}: say which, as {example}.")
+  threshold, rater = None, ""
+  if target == "rater":
+    rater = values[0].strip("'\"")
+  elif takes_value:
+    threshold = _threshold(values[0], where) if values else MIDDLE
+  loss = named.get("loss", TARGETS[target] or config_loss.name)
+  weights = named.get("weights", config_loss.weights)
+  if loss not in losses.LOSSES:
+    raise UserError(f"{where}: loss {loss!r} is not known; choose {', '.join(losses.LOSSES)}.")
+  if weights not in losses.WEIGHTS:
+    raise UserError(f"{where}: weights must be one of {', '.join(losses.WEIGHTS)}.")
+  name = "_".join([target, *([f"{threshold:g}"] if threshold is not None else [])])
+  name += f"_{re.sub(r'[^A-Za-z0-9.-]', '_', rater)}" if rater else ""
+  name += "".join(f"_{named[key]}" for key in ("loss", "weights") if key in named)
+  return Member(target, threshold, rater, loss, weights, name)
+
+
+def _threshold(text, where):
+  try:
+    value = float(text)
+  except ValueError:
+    value = -1.0
+  if not 0 <= value <= 1:
+    raise UserError(f"{where}: {text} is not a threshold in [0, 1]; write 60 % as .6.")
+  return value
+
+
+def read(config):
+  """The members of one seed: the thresholds in their order, then `config.sweep.members`.
+
+  Args:
+    config: a run's config.
+
+  Returns:
+    A list of `Member`.
+
+  Raises:
+    UserError: a threshold or a member is not in order, or stands there twice.
+  """
+  thresholds = config.sweep.thresholds
+  if not isinstance(thresholds, tuple | list) or not thresholds:
+    raise UserError("config.sweep.thresholds is empty; name at least one, as in '(.6, .5)'.")
+  for threshold in thresholds:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+      raise UserError(f"config.sweep.thresholds: '{threshold}' is not a number.")
+    if not 0 <= threshold <= 1:
+      raise UserError(f"config.sweep.thresholds: {threshold} is not in [0, 1]; write 60 % as .6.")
+  for i, threshold in enumerate(thresholds):
+    # Closer than half a storage step, two thresholds are the same label.
+    if any(abs(threshold - other) <= SLACK for other in thresholds[:i]):
+      raise UserError(f"config.sweep.thresholds: {threshold} stands there twice; name it once.")
+  loss = config.loss
+  found = [
+    Member("threshold", t, "", loss.name, loss.weights, f"threshold_{t:g}") for t in thresholds
+  ]
+  extra = getattr(config.sweep, "members", ())
+  if isinstance(extra, str):
+    raise UserError(f"config.sweep.members: write a tuple, as \"('{extra}',)\".")
+  for text in extra:
+    member = parse(text, loss)
+    if any(member.name == other.name for other in found):
+      raise UserError(f"config.sweep.members: {text!r} stands there twice; name it once.")
+    found.append(member)
+  return found
+
+
+def levels(config):
+  """The levels of an ordinal member: the thresholds, rising."""
+  return tuple(sorted(config.sweep.thresholds))
+
+
+def fields(members):
+  """What the members need of a stored frame beyond `pipeline.FIELDS`."""
+  return tuple(dict.fromkeys(name for member in members for name in NEEDS.get(member.target, ())))
+
+
+def check_raters(members, raters):
+  """Refuses members that need raters whom the data set does not have (`UserError`)."""
+  for member in members:
+    if member.target in NEEDS and len(raters) < 2:
+      raise UserError(
+        f"config.sweep.members: '{member.target}' needs the masks of several raters, and the data "
+        f"set has {len(raters) or 'none'}; use multirater_folder, or leave it out."
+      )
+    if member.rater and member.rater not in raters:
+      raise UserError(
+        f"config.sweep.members: nobody is called '{member.rater}'; the raters are "
+        f"{', '.join(raters)}."
+      )
+
+
+def views(config, *, seed=0):
+  """Every output of the members of one seed: a list of `View`.
+
+  An ordinal member has its mean confidence, and each of its levels.
+  """
+  members = read(config)
+  found = []
+  for i, member in enumerate(members, seed * len(members)):
+    threshold = None if member.is_soft else member.threshold
+    found.append(View(member.name, i, WHOLE, threshold))
+    if member.target == "ordinal":
+      found += [View(f"{member.name}_{t:g}", i, level, t) for level, t in enumerate(levels(config))]
+  return found
+
+
+class Objective:
+  """Losses and outputs of the members of a config, as functions of the network's logits.
+
+  Attributes:
+    members: a list of `Member`, of one seed.
+    n_thresholds: how many of them, at the start, are `config.sweep.thresholds`.
+    levels: of an ordinal member; () without one.
+
+  Args:
+    config: a run's config.
+    raters: names of the data set's raters.
+  """
+
+  def __init__(self, config, raters=()):
+    self.n_thresholds = len(config.sweep.thresholds)
+    self.members, self._config, self._raters = read(config), config.loss, tuple(raters)
+    has_ordinal = any(member.target == "ordinal" for member in self.members)
+    self.levels = levels(config) if has_ordinal else ()
+    # Members of one kind share a branch of the program.
+    kinds = {}
+    for member in self.members:
+      kinds.setdefault(self._kind(member), []).append(member)
+    self._kinds = list(kinds)
+
+  @staticmethod
+  def _kind(member):
+    return member.target, member.loss, member.weights
+
+  @property
+  def head(self):
+    """How many times K values the network's head has."""
+    return max(1, len(self.levels))
+
+  def scalars(self, member, *, seed=0, level=WHOLE):
+    """What the compiled programs know of a member: a dict of NumPy scalars."""
+    threshold = MIDDLE if member.threshold is None else member.threshold
+    if level != WHOLE:
+      threshold = self.levels[level]
+    found = {"threshold": np.float32(threshold), "seed": np.int32(seed)}
+    if len(self._kinds) > 1 or self.levels or self._kinds[0][0] != "threshold":
+      found["kind"] = np.int32(self._kinds.index(self._kind(member)))
+      found["level"] = np.int32(level)
+      found["rater"] = np.int32(self._raters.index(member.rater) if member.rater else 0)
+    return found
+
+  def _choose(self, branches, member, *operands):
+    if len(branches) == 1:
+      return branches[0](member, *operands)
+    return jax.lax.switch(member["kind"], branches, member, *operands)
+
+  def logits(self, network, params, batch_stats, image, **options):
+    """The network's raw output, and its new statistics.
+
+    With an ordinal member it is that of the head, at a quarter of the size: what becomes of it
+    depends on the member.
+    """
+    if self.levels:
+      options["upsample"] = False
+    return network(params, batch_stats, image, **options)
+
+  def loss(self, raw, inputs, member, key=None):
+    """The loss of one member.
+
+    Args:
+      raw: of `logits`.
+      inputs: `image`, `confidence`, `where`, and what `fields` names.
+      member: of `scalars`.
+      key: chooses raters; None where nothing is trained, and all of them count.
+
+    Returns:
+      A float32 scalar.
+    """
+    branches = [functools.partial(self._loss, kind) for kind in self._kinds]
+    # A key is no operand of a branch that is not traced.
+    return self._choose(branches, member, raw, inputs, key)
+
+  def output(self, raw, inputs, member):
+    """Logits [B, H, W, K] whose sigmoid is the output of one member, or of one of its levels.
+
+    Args:
+      raw: of `logits`.
+      inputs: `image` and `where`.
+      member: of `scalars`.
+    """
+    branches = [functools.partial(self._output, kind) for kind in self._kinds]
+    return self._choose(branches, member, raw, inputs)
+
+  def _plain(self, raw, inputs):
+    if not self.levels:
+      return raw
+    k = raw.shape[-1] // len(self.levels)
+    return fpn.upsample_logits(raw[..., :k], *inputs["image"].shape[1:3])
+
+  def _nested(self, raw, inputs):
+    """Logits of all levels, [B, H, W, E, K]."""
+    nested = ordinal.nested_logits(raw, len(self.levels))
+    flat = nested.reshape(*nested.shape[:-2], -1)
+    flat = fpn.upsample_logits(flat, *inputs["image"].shape[1:3])
+    return ordinal.keep_nested(flat.reshape(*flat.shape[:-1], *nested.shape[-2:]))
+
+  def _output(self, kind, member, raw, inputs):
+    target, loss, _ = kind
+    if target != "ordinal":
+      return losses.output_logits(
+        loss, logits=self._plain(raw, inputs), where=inputs["where"]
+      ).astype(jnp.float32)
+    nested = self._nested(raw, inputs)
+    mean = ordinal.expected_confidence(nested, self.levels)
+    mean = jnp.clip(mean, 1e-6, 1 - 1e-6)
+    level = jnp.take(nested, jnp.maximum(member["level"], 0), axis=-2)
+    return jnp.where(member["level"] == WHOLE, jnp.log(mean) - jnp.log1p(-mean), level)
+
+  def _loss(self, kind, member, raw, inputs, key):
+    target, loss, weights = kind
+    confidence, where = inputs["confidence"], inputs["where"]
+
+    def training_loss(logits, confidence, threshold):
+      return losses.training_loss(
+        loss,
+        logits=logits,
+        confidence=confidence,
+        threshold=threshold,
+        where=where,
+        weights=weights,
+        subthreshold_weight=self._config.subthreshold_weight,
+        reduction=self._config.reduction,
+      )
+
+    if target == "ordinal":
+      nested = self._nested(raw, inputs)
+      each = [
+        training_loss(nested[..., i, :], confidence, threshold)
+        for i, threshold in enumerate(self.levels)
+      ]
+      return sum(each) / len(each)
+    logits = self._plain(raw, inputs)
+    if target == "svls":
+      confidence = smoothing.spatially_varying(labels.label(confidence, member["threshold"]))
+    elif target == "majority":
+      confidence = fusion.majority(inputs["raters"], inputs["drawn"])
+    elif target == "staple":
+      confidence = inputs["staple"]
+    elif target == "rater":
+      confidence = jnp.take(inputs["raters"], member["rater"], axis=1)
+      drawn = jnp.take(inputs["drawn"], member["rater"], axis=1)
+      # Images that this rater did not draw teach nothing.
+      where = where & drawn[:, None, None, None]
+    elif target == "random_rater" and key is not None:
+      keys = jax.random.split(key, len(confidence))
+      chosen = jax.vmap(jax.random.categorical)(keys, jnp.log(inputs["drawn"].astype(jnp.float32)))
+      confidence = jax.vmap(lambda raters, i: raters[i])(inputs["raters"], chosen)
+    return training_loss(logits, confidence, member["threshold"])

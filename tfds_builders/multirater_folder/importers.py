@@ -1,0 +1,287 @@
+"""Writes a `multirater_folder` from a folder of masks a rater, or from a task of QUBIQ.
+
+    python -m tfds_builders.multirater_folder.importers folders --images DIR --raters DIR \\
+        --out DIR --class-name NAME [--mask-pattern REGEX] [--polarity black] \\
+        [--person-pattern REGEX]
+    python -m tfds_builders.multirater_folder.importers qubiq --cases DIR --task task01 \\
+        --out DIR --class-name NAME
+
+Both take --name and --licence. Images are copied as they are; masks become 0 or 1.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+
+import numpy as np
+from PIL import Image
+
+from lus_jax.errors import UserError
+from tfds_builders import media
+from tfds_builders.lus_folder import importers as lus_importers
+from tfds_builders.multirater_folder import manifest, pictures
+
+
+@contextlib.contextmanager
+def _new_folder(out):
+  """Yields a temporary folder that becomes `out` if nothing goes wrong, and vanishes if it does."""
+  if out.exists():
+    raise UserError(f"{out} exists already; name a new folder with --out, or remove it.")
+  if not out.parent.is_dir():
+    raise UserError(f"{out.parent} does not exist; make that folder first.")
+  partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+  partial.mkdir()
+  try:
+    (partial / "images").mkdir()
+    (partial / "raters").mkdir()
+    yield partial
+    partial.rename(out)
+  except BaseException:
+    shutil.rmtree(partial)
+    raise
+
+
+def _write_dataset(folder, *, name, licence, class_name, **more):
+  dataset = {"name": name, "licence": licence, "classes": [class_name]} | more
+  (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n", encoding="utf-8")
+
+
+def _group(pattern, text, option):
+  found = pattern.search(text)
+  if pattern.groups != 1:
+    raise UserError(f"{option} {pattern.pattern!r} has {pattern.groups} groups (...); write one.")
+  if not found or not found.group(1):
+    raise UserError(f"{option} finds nothing in {text!r}; mend it, or remove what it is to ignore.")
+  return found.group(1)
+
+
+def _read_two_tone(path):
+  """Returns where a mask is white, [h, w] bool, and how many pixels are neither black nor white."""
+  try:
+    with Image.open(path) as image:
+      if image.mode not in ("1", "L", "RGB"):
+        raise UserError(
+          f"{path} has pixels of type {image.mode}; save masks as black and white PNG (1 bit, "
+          "8-bit grey or RGB)."
+        )
+      pixels = np.asarray(image.convert("RGB"))
+  except (OSError, SyntaxError) as error:
+    raise UserError(f"{path} is damaged or no PNG; save the mask again.") from error
+  if (pixels != pixels[..., :1]).any():
+    raise UserError(f"{path} has colours; save masks in black and white.")
+  grey = pixels[..., 0]
+  return grey >= 128, int(((grey > 0) & (grey < 255)).sum())
+
+
+def _check_undrawn(images, masks):
+  for name, path in images.items():
+    if not any(name in drawn for drawn in masks.values()):
+      raise UserError(f"{path} was drawn by no rater; add a mask or take the image away.")
+
+
+def _match_masks(folder, images, mask_pattern):
+  masks = {}
+  for stem, path in lus_importers._pngs(folder, "--raters").items():
+    name = _group(mask_pattern, stem, f"{path}: --mask-pattern")
+    if name not in images:
+      raise UserError(f"{path}: there is no image {name!r}; add it or remove the mask.")
+    if name in masks:
+      raise UserError(f"{path} and {masks[name].name} are both of image {name!r}; remove one.")
+    masks[name] = path
+  return masks
+
+
+def import_folders(
+  *,
+  images,
+  raters,
+  out,
+  class_name,
+  name=None,
+  licence="unknown",
+  mask_pattern=re.compile("(.+)"),
+  polarity="white",
+  person_pattern=None,
+):
+  """Writes a folder from images and a folder of masks a rater.
+
+  Args:
+    images: a folder of PNG images.
+    raters: a folder that holds a folder a rater: PNG masks of 1 bit, 8-bit grey or RGB.
+    out: the folder to write.
+    class_name: what the masks show.
+    name: of the data set; by default that of `out`.
+    licence: of the data.
+    mask_pattern: a regular expression whose group is the image's name in that of a mask.
+    polarity: what the object is in the masks, 'white' or 'black'.
+    person_pattern: a regular expression whose group is the person in a rater's name; without it,
+      every rater is a person.
+
+  Returns:
+    What a user should know, as lines of text.
+
+  Raises:
+    UserError: the input is wrong; then nothing is written.
+  """
+  lus_importers._check_names([class_name], ())
+  image_of = lus_importers._pngs(images, "--images")
+  folders = manifest.rater_folders(raters)
+  masks = {rater: _match_masks(path, image_of, mask_pattern) for rater, path in folders.items()}
+  _check_undrawn(image_of, masks)
+  persons = {}
+  if person_pattern is not None:
+    persons = {rater: _group(person_pattern, rater, "--person-pattern") for rater in folders}
+  sizes, grey = {}, []
+  with _new_folder(out) as folder:
+    for image, path in image_of.items():
+      header = media.probe(path)
+      sizes[image] = header.height, header.width
+      shutil.copyfile(path, folder / "images" / f"{image}.png")
+    for rater, drawn in masks.items():
+      (folder / "raters" / rater).mkdir()
+      for image, path in drawn.items():
+        mask, n_grey = _read_two_tone(path)
+        if mask.shape != sizes[image]:
+          height, width = sizes[image]
+          raise UserError(
+            f"{path} is {mask.shape[1]} x {mask.shape[0]} and its image {width} x {height} pixels; "
+            "save the mask at the image's size."
+          )
+        if n_grey:
+          grey.append(f"{n_grey} in {rater}/{path.name}")
+        mask = mask if polarity == "white" else ~mask
+        lus_importers._save_mask(folder / "raters" / rater / f"{image}.png", mask)
+    more = {"persons": persons} if persons else {}
+    name = name or out.name
+    _write_dataset(folder, name=name, licence=licence, class_name=class_name, **more)
+  people = f" ({len(set(persons.values()))} persons)" if persons else ""
+  notes = [f"{len(image_of)} images, {len(folders)} raters{people}, class {class_name}."]
+  if grey:
+    notes.append(f"Pixels neither black nor white were cut at half: {', '.join(grey)}.")
+  return [*notes, _PATIENTS_NOTE]
+
+
+_PATIENTS_NOTE = (
+  "Every image counts as a patient of its own: where one gave several images, add patients.csv "
+  "(image,patient), or the test is not independent of the training."
+)
+
+
+def import_qubiq(*, cases, task, out, class_name, name=None, licence="unknown"):
+  """Writes a folder from one task of a QUBIQ 2021 data set.
+
+  Args:
+    cases: a folder of cases: <case>/image.nii.gz and <case>/<task>_seg01.nii.gz, ...
+    task: 'task01', ...
+    out: the folder to write.
+    class_name: what the masks of this task show.
+    name: of the data set; by default that of `out`.
+    licence: of the data.
+
+  Returns:
+    What a user should know, as lines of text.
+
+  Raises:
+    UserError: the input is wrong; then nothing is written.
+  """
+  lus_importers._check_names([class_name], ())
+  if not cases.is_dir():
+    raise UserError(f"{cases} does not exist; mend --cases.")
+  found = {path.parent.name: path for path in sorted(cases.glob("*/image.nii.gz"))}
+  if not found:
+    raise UserError(f"{cases} holds no <case>/image.nii.gz; mend --cases.")
+  of_case = {
+    case: {
+      path.name.removesuffix(".nii.gz").removeprefix(f"{task}_"): path
+      for path in sorted(image.parent.iterdir())
+      if re.fullmatch(rf"{re.escape(task)}_seg\d+\.nii\.gz", path.name)
+    }
+    for case, image in found.items()
+  }
+  left_out = [case for case, masks in of_case.items() if not masks]
+  raters = sorted({rater for masks in of_case.values() for rater in masks})
+  if len(raters) < 2:
+    raise UserError(
+      f"{cases} holds masks {task}_segNN.nii.gz of {len(raters)} raters, but two are needed; mend "
+      "--task or --cases."
+    )
+  with _new_folder(out) as folder:
+    for rater in raters:
+      (folder / "raters" / rater).mkdir()
+    for case, masks in of_case.items():
+      if not masks:
+        continue
+      pixels = pictures.read_image(found[case])
+      shutil.copyfile(found[case], folder / "images" / f"{case}.nii.gz")
+      for rater, path in masks.items():
+        mask = pictures.read_mask(path)
+        if mask.shape != pixels.shape:
+          raise UserError(
+            f"{path} is {mask.shape[1]} x {mask.shape[0]} and its image {pixels.shape[1]} x "
+            f"{pixels.shape[0]} pixels; save the mask at the image's size."
+          )
+        shutil.copyfile(path, folder / "raters" / rater / f"{case}.nii.gz")
+    _write_dataset(folder, name=name or out.name, licence=licence, class_name=class_name)
+  notes = [f"{len(of_case) - len(left_out)} images, {len(raters)} raters, class {class_name}."]
+  if left_out:
+    notes.append(f"Left out, as they have no mask of {task}: {', '.join(left_out)}.")
+  return [*notes, _PATIENTS_NOTE]
+
+
+def _parser():
+  common = argparse.ArgumentParser(add_help=False)
+  common.add_argument("--out", type=pathlib.Path, required=True, help="the folder to write")
+  common.add_argument("--class-name", required=True, help="what the masks show")
+  common.add_argument("--name", help="of the data set; by default that of --out")
+  common.add_argument("--licence", default="unknown", help="licence of the data")
+  parser = lus_importers._Parser(
+    prog="python -m tfds_builders.multirater_folder.importers", description=__doc__
+  )
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  commands = parser.add_subparsers(dest="command", required=True)
+  folders = commands.add_parser("folders", parents=[common], help="a folder of PNG masks a rater")
+  folders.add_argument("--images", type=pathlib.Path, required=True, help="folder of PNG images")
+  folders.add_argument("--raters", type=pathlib.Path, required=True, help="folder of the raters'")
+  folders.add_argument(
+    "--mask-pattern",
+    type=lus_importers._pattern,
+    default=re.compile("(.+)"),
+    help="regular expression: its group is the image's name in a mask's",
+  )
+  folders.add_argument(
+    "--polarity", choices=manifest.POLARITIES, default="white", help="what the object is"
+  )
+  folders.add_argument(
+    "--person-pattern",
+    type=lus_importers._pattern,
+    help="regular expression: its group is the person in a rater's name",
+  )
+  folders.set_defaults(run=import_folders)
+  qubiq = commands.add_parser("qubiq", parents=[common], help="a task of QUBIQ 2021")
+  qubiq.add_argument("--cases", type=pathlib.Path, required=True, help="folder of the cases")
+  qubiq.add_argument("--task", required=True, help="task01, ...")
+  qubiq.set_defaults(run=import_qubiq)
+  return parser
+
+
+def main(argv=None):
+  """Runs the command line; returns the exit code: 0, or 2 after a user's mistake."""
+  try:
+    options = vars(_parser().parse_args(argv))
+    run, _ = options.pop("run"), options.pop("command")
+    notes = run(**options)
+  except (UserError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  print(f"Wrote {options['out']}.", *notes, sep="\n")
+  print(f"Next: --config.data.name=multirater_folder --config.data.dir={options['out']}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,319 @@
+"""Reads and checks a folder of images that several raters drew, before anything is written.
+
+The folder:
+
+    DIR/dataset.json   name, licence, classes; optional:
+                       thin      a list of classes that are lines
+                       polarity  "white" (default) or "black": what the object is in PNG masks
+                       labels    {class: index}: masks hold label indices (grey or palette)
+                       persons   {rater: person}, where one person drew with several tools
+                       soft      true: masks are confidences, value / maximum of the type
+                       patients  "unknown": the patients of patients.csv are stand-ins
+    DIR/images/<image>.png                     or .nii.gz, .nii
+    DIR/raters/<rater>/<image>.png             one class, or label indices
+    DIR/raters/<rater>/<class>/<image>.png     several classes; one without a file is absent
+    DIR/patients.csv   optional, a row an image: image, patient, split (train, validation or test;
+                       for all rows or none, one a patient), and anything else
+
+Binary masks hold 0 and the maximum of the type (NIfTI: 0 and 1). Raters may miss images.
+"""
+
+import dataclasses
+import pathlib
+
+from lus_jax.errors import UserError
+from tfds_builders import records
+from tfds_builders.lus_folder import manifest as tables
+from tfds_builders.multirater_folder import pictures
+
+POLARITIES = ("white", "black")
+DATASET_KEYS = (
+  "name",
+  "licence",
+  "classes",
+  "thin",
+  "polarity",
+  "labels",
+  "persons",
+  "soft",
+  "patients",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+  """One image; `masks` maps each rater who drew it to their mask file by class, `split` may be ''."""
+
+  name: str
+  path: pathlib.Path
+  patient: str
+  split: str
+  masks: dict[str, dict[str, pathlib.Path]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+  """A folder that passed every check.
+
+  Attributes:
+    directory: where it is.
+    name: of the data set.
+    licence: of the data set.
+    classes: K names.
+    thin: those of them that are lines.
+    polarity: what the object is in PNG masks, 'white' or 'black'.
+    labels: the label index of each class; empty where masks are of one class each.
+    soft: whether masks are confidences.
+    raters: R names, sorted.
+    persons: who each of them is.
+    patients_are_unknown: whether the patients are stand-ins, so that a split may share a person.
+    images: all of them, by name.
+    more: what patients.csv says of each image beside its patient, as text.
+    fingerprint: changes whenever a table, an image or a mask does.
+  """
+
+  directory: pathlib.Path
+  name: str
+  licence: str
+  classes: tuple[str, ...]
+  thin: tuple[str, ...]
+  polarity: str
+  labels: dict[str, int]
+  soft: bool
+  raters: tuple[str, ...]
+  persons: tuple[str, ...]
+  patients_are_unknown: bool
+  images: tuple[Image, ...]
+  more: dict[str, dict[str, str]]
+  fingerprint: str
+
+
+def _read_dataset(path):
+  dataset = tables._read_dataset(path)
+  tables._refuse_near_misses(dataset, DATASET_KEYS, f"{path}: key")
+  if "missing_class" in dataset:
+    raise UserError(
+      f"{path}: 'missing_class' is of lus_folder; a class without a mask is absent here, remove it."
+    )
+  polarity, soft = dataset.setdefault("polarity", "white"), dataset.setdefault("soft", False)
+  labels = dataset.setdefault("labels", {})
+  dataset.setdefault("persons", {})
+  if polarity not in POLARITIES:
+    raise UserError(f"{path}: 'polarity' is {polarity!r}; write one of {', '.join(POLARITIES)}.")
+  if not isinstance(soft, bool):
+    raise UserError(f"{path}: 'soft' is {soft!r}; write true or false.")
+  for field, what, kind in (("labels", "class", int), ("persons", "rater", str)):
+    values = dataset[field].values() if isinstance(dataset[field], dict) else [None]
+    # A bool is an int to Python.
+    if any(type(value) is not kind or not value for value in values):
+      value = "an index from 1" if kind is int else "a person"
+      raise UserError(f"{path}: {field!r} must give each {what} {value}; mend it.")
+  if labels:
+    if labels.keys() != set(dataset["classes"]):
+      raise UserError(
+        f"{path}: 'labels' must name the same classes as 'classes'; mend one of them."
+      )
+    if min(labels.values()) < 1 or len(set(labels.values())) < len(labels):
+      raise UserError(f"{path}: 'labels' must give each class an index of its own from 1; mend it.")
+    if soft or polarity == "black":
+      other = "soft" if soft else "polarity"
+      raise UserError(f"{path}: label indices have no {other!r}; remove it, or remove 'labels'.")
+  return dataset
+
+
+def _visible(folder):
+  return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
+def rater_folders(directory):
+  """Lists the folders of the raters, one a rater.
+
+  Args:
+    directory: the folder they are in.
+
+  Returns:
+    A dict from rater to folder, sorted.
+
+  Raises:
+    UserError: there are fewer than two, two have one name, or a mask lies beside them.
+  """
+  if not directory.is_dir():
+    raise UserError(f"{directory} does not exist; put a folder a rater there.")
+  entries = _visible(directory)
+  folders = [path for path in entries if path.is_dir()]
+  for folder in folders:
+    name = folder.name.casefold()
+    for other in entries:
+      twin = other.name.casefold()
+      if other != folder and (twin == name or twin.startswith(f"{name}.")):
+        raise UserError(
+          f"{other} has the name of the rater {folder.name}; rename or remove one of them."
+        )
+  for path in entries:
+    if path not in folders and pictures.stem(path) is not None:
+      raise UserError(f"{path} is in no rater's folder; put it into {directory}/<rater>.")
+  if len(folders) < 2:
+    found = ", ".join(folder.name for folder in folders) or "none"
+    raise UserError(
+      f"{directory} has fewer than two raters' folders ({found}); add a folder a rater, or use "
+      "lus_folder for one annotator."
+    )
+  return {folder.name: folder for folder in folders}
+
+
+def _refuse_pairs(found, path, other):
+  if other is not None:
+    raise UserError(f"{path} and {other.name} are the same {found}; remove one of them.")
+
+
+def _find_images(folder):
+  if not folder.is_dir():
+    raise UserError(f"{folder} does not exist; put <image>.png or <image>.nii.gz there.")
+  images = {}
+  for path in _visible(folder):
+    name = pictures.stem(path)
+    if name is not None:
+      _refuse_pairs("image", path, images.get(name))
+      images[name] = path
+  if not images:
+    raise UserError(f"{folder} holds no image; put <image>.png or <image>.nii.gz there.")
+  return images
+
+
+def _find_masks(folder, dataset, images):
+  """Returns one rater's mask files: {image: {class: path}}."""
+  classes, labels = dataset["classes"], dataset["labels"]
+  files = []
+  for path in _visible(folder):
+    if path.is_dir():
+      if labels:
+        raise UserError(
+          f"{path} is a folder, but with 'labels' in dataset.json each mask serves all classes; "
+          f"put masks into {folder} itself."
+        )
+      if path.name not in classes:
+        raise UserError(
+          f"{path} is the folder of no class ({', '.join(classes)}); rename or remove it."
+        )
+      files += [(file, path.name) for file in _visible(path)]
+    else:
+      if pictures.stem(path) is not None and len(classes) > 1 and not labels:
+        raise UserError(
+          f"{path} is of no class; put it into {folder}/<class> ({', '.join(classes)}), or name "
+          "the label indices in 'labels' of dataset.json."
+        )
+      files.append((path, classes[0]))
+  masks = {}
+  for path, name in files:
+    image = pictures.stem(path)
+    if image is None:
+      if path.stem in images:
+        raise UserError(f"{path} is neither PNG nor NIfTI; save the mask as one of them.")
+      continue
+    if image not in images:
+      raise UserError(
+        f"{path}: there is no image {image!r} in images/; add it, or rename or remove the mask."
+      )
+    _refuse_pairs("mask", path, masks.setdefault(image, {}).get(name))
+    masks[image][name] = path
+  if not masks:
+    raise UserError(f"{folder} holds no mask; add one or remove the folder.")
+  if labels:
+    return {image: dict.fromkeys(classes, paths[classes[0]]) for image, paths in masks.items()}
+  return masks
+
+
+def _check_size(image, masks, *, indices):
+  height, width = pictures.image_size(image)
+  for path in masks:
+    size = pictures.mask_size(path, indices=indices)
+    if size != (height, width):
+      raise UserError(
+        f"{path} is {size[1]} x {size[0]} and its image {width} x {height} pixels; save the mask "
+        "at the image's size."
+      )
+
+
+def _read_patients(path, images):
+  """Returns the patient and the split of each image, and what else the table says of it."""
+  if not path.exists():
+    return {name: (name, "") for name in images}, {}
+  rows = tables._read_table(path, ("image", "patient"), "")
+  tables._refuse_repeats(rows, lambda row: row.required("image"), "image")
+  patients, more, splits = {}, {}, {}
+  for row in rows:
+    name = row.cells["image"]
+    if name not in images:
+      raise row.error(f"there is no image {name!r}; mend the cell (no .png) or remove the row.")
+    patient, split = row.required("patient"), row.choice("split", records.SPLITS)
+    if splits.setdefault(patient, split) != split:
+      raise row.error(f"split {split!r} is not that of the patient's other images; use one.")
+    if bool(split) != bool(rows[0].cells.get("split")):
+      raise row.error("split is empty in some rows only; fill it everywhere or nowhere.")
+    patients[name] = patient, split
+    more[name] = {
+      c: cell for c, cell in row.cells.items() if c not in ("image", "patient", "split")
+    }
+  for name in images:
+    if name not in patients:
+      raise UserError(f"{path} has no row for the image {name!r}; add it.")
+  return patients, more
+
+
+def read_folder(directory):
+  """Reads and checks a folder's tables and the headers of all images and masks.
+
+  Args:
+    directory: the folder.
+
+  Returns:
+    A `Folder`.
+
+  Raises:
+    UserError: anything is missing or contradicts itself; the message names the file.
+  """
+  if not directory:
+    raise UserError("No data folder is given; say --config.data.dir=DIR.")
+  directory = pathlib.Path(directory).expanduser()
+  if not directory.is_dir():
+    raise UserError(f"The data folder {directory} does not exist; mend --config.data.dir.")
+  dataset = _read_dataset(directory / "dataset.json")
+  files = _find_images(directory / "images")
+  folders = rater_folders(directory / "raters")
+  for rater in dataset["persons"]:
+    if rater not in folders:
+      raise UserError(
+        f"{directory / 'dataset.json'}: 'persons' names {rater!r}, which is no folder of raters/ "
+        f"({', '.join(folders)}); mend the name."
+      )
+  patients, more = _read_patients(directory / "patients.csv", files)
+  found = {rater: _find_masks(folder, dataset, files) for rater, folder in folders.items()}
+  images = []
+  for name, path in files.items():
+    masks = {rater: masks[name] for rater, masks in found.items() if name in masks}
+    if not masks:
+      raise UserError(f"{path} was drawn by no rater; add a mask or remove the image.")
+    paths = dict.fromkeys(mask for by_class in masks.values() for mask in by_class.values())
+    _check_size(path, paths, indices=bool(dataset["labels"]))
+    images.append(Image(name, path, *patients[name], masks))
+  return Folder(
+    directory=directory,
+    name=dataset["name"],
+    licence=dataset["licence"],
+    classes=tuple(dataset["classes"]),
+    thin=tuple(dataset.get("thin", [])),
+    polarity=dataset["polarity"],
+    labels=dataset["labels"],
+    soft=dataset["soft"],
+    raters=tuple(folders),
+    persons=tuple(dataset["persons"].get(rater, rater) for rater in folders),
+    patients_are_unknown=not more or "patients" in dataset,
+    images=tuple(images),
+    more=more,
+    fingerprint=tables._fingerprint(
+      directory,
+      ("dataset.json", "patients.csv"),
+      {image.path for image in images}
+      | {path for image in images for masks in image.masks.values() for path in masks.values()},
+    ),
+  )

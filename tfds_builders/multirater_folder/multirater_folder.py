@@ -1,0 +1,199 @@
+"""TFDS builder for images that several raters drew."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from lus_jax.errors import UserError
+from tfds_builders import records
+from tfds_builders.letterbox import letterbox
+from tfds_builders.lus_folder.lus_folder import SPLIT_UNITS
+from tfds_builders.multirater_folder import manifest, pictures
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class MultiraterConfig(tfds.core.BuilderConfig):
+  """What to build; made by `multirater_config`.
+
+  Attributes:
+    folder: the folder, checked.
+    height: H, in pixels.
+    width: W, in pixels.
+    split_unit: 'patient' or 'frame'.
+    splits: the images of each split.
+  """
+
+  # TFDS logs the config: without these two, which hold every image.
+  folder: manifest.Folder = dataclasses.field(repr=False)
+  height: int
+  width: int
+  split_unit: str
+  splits: dict[str, tuple[manifest.Image, ...]] = dataclasses.field(repr=False)
+
+
+def multirater_config(kind, height, width, *, directory, split_unit="patient", seed=0):
+  """Checks a folder and says what to build from it; writes nothing.
+
+  The name holds a fingerprint of the folder, so that changed data are built anew.
+
+  Args:
+    kind: 'frames'.
+    height: H the images are letterboxed to, in pixels.
+    width: W the images are letterboxed to, in pixels.
+    directory: the folder (see `manifest`).
+    split_unit: what is split by seed: 'patient', or 'frame' (images; not an independent test).
+    seed: of the split; the column `split` of patients.csv comes first.
+
+  Returns:
+    A `MultiraterConfig` for `MultiraterFolder(config=..., data_dir=...)`.
+
+  Raises:
+    UserError: an argument or anything in the folder is wrong.
+  """
+  if kind != "frames":
+    raise UserError(f"multirater_folder holds drawn images, no {kind}; use lus_folder for videos.")
+  if split_unit not in SPLIT_UNITS:
+    raise UserError(f"split_unit {split_unit!r} is unknown; use one of {', '.join(SPLIT_UNITS)}.")
+  if min(height, width) < 1:
+    raise UserError(f"The size {height} x {width} is empty; use at least 1 x 1 pixels.")
+  folder = manifest.read_folder(directory)
+  unit = {
+    image.name: image.name if split_unit == "frame" else image.patient for image in folder.images
+  }
+  if not any(image.split for image in folder.images):
+    split_of = records.assign_splits(unit.values(), seed)
+  elif split_unit == "frame":
+    raise UserError(
+      f"{folder.directory / 'patients.csv'} fills the column split, which split_unit='frame' would "
+      "ignore; empty the column or use split_unit='patient'."
+    )
+  else:
+    split_of = {image.patient: image.split for image in folder.images}
+    for name in records.SPLITS:
+      if name not in split_of.values():
+        raise UserError(
+          f"{folder.directory / 'patients.csv'}: no patient is in the split {name!r}; give it at "
+          "least one, or empty the column split to have patients split by seed."
+        )
+  if split_unit == "frame":
+    logging.warning(
+      "split_unit='frame': images of one patient are in several splits. The report will call this "
+      "'not an independent test'."
+    )
+  settings = {"split_unit": split_unit, "seed": seed, "fingerprint": folder.fingerprint}
+  return MultiraterConfig(
+    name=records.config_name(kind, height, width, **settings),
+    description=f"{folder.name}: {len(folder.raters)} raters at {height} x {width}",
+    folder=folder,
+    height=height,
+    width=width,
+    split_unit=split_unit,
+    splits={
+      name: tuple(image for image in folder.images if split_of[unit[image.name]] == name)
+      for name in records.SPLITS
+    },
+  )
+
+
+class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
+  """A folder of images and several raters' masks as a TFDS data set of letterboxed frames."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def __init__(self, *, file_format="array_record", **kwargs):
+    super().__init__(file_format=file_format, **kwargs)
+
+  def _info(self):
+    config, folder = self.builder_config, self.builder_config.folder
+    counts = {
+      name: {"patients": len({image.patient for image in images}), "frames": len(images)}
+      for name, images in config.splits.items()
+    }
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=config.description,
+      features=tfds.features.FeaturesDict(
+        records.rater_features(config.height, config.width, len(folder.classes), len(folder.raters))
+      ),
+      license=folder.licence,
+      metadata=records.metadata(
+        classes=folder.classes,
+        thin=folder.thin,
+        licence=folder.licence,
+        split_unit=config.split_unit,
+        name=folder.name,
+        counts=counts,
+        raters=list(folder.raters),
+        persons=list(folder.persons),
+        soft=folder.soft,
+        patients_are_unknown=folder.patients_are_unknown,
+        images=folder.more,
+      ),
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    shares = []
+    return {
+      name: self._generate_examples(images, shares)
+      for name, images in self.builder_config.splits.items()
+    }
+
+  def _letterbox(self, image, **kwargs):
+    return letterbox(image, self.builder_config.height, self.builder_config.width, **kwargs)
+
+  def _read_masks(self, paths):
+    """Reads what one rater drew: a dict from class to [h, w] in [0, 1]."""
+    folder = self.builder_config.folder
+    if folder.labels:
+      path = paths[folder.classes[0]]
+      indices = pictures.read_indices(path, folder.labels.values())
+      return {name: np.float32(indices == index) for name, index in folder.labels.items()}
+    return {
+      name: pictures.read_mask(path, polarity=folder.polarity, soft=folder.soft)
+      for name, path in paths.items()
+    }
+
+  def _generate_examples(self, images, shares):
+    """Yields examples; `shares` collects how much of a PNG mask is object, over all splits."""
+    config, folder = self.builder_config, self.builder_config.folder
+    for image in images:
+      pixels, box = self._letterbox(pictures.read_image(image.path))
+      raters = np.zeros(
+        (len(folder.raters), config.height, config.width, len(folder.classes)), np.uint8
+      )
+      for rater, paths in image.masks.items():
+        r = folder.raters.index(rater)
+        for name, mask in self._read_masks(paths).items():
+          k = folder.classes.index(name)
+          raters[r, ..., k], _ = self._letterbox(255 * mask, antialias=False)
+          if not folder.labels and not pictures.is_nifti(paths[name]):
+            shares.append(mask.mean())
+      drawn = np.array([rater in image.masks for rater in folder.raters])
+      yield (
+        image.name,
+        {
+          "image": pixels[..., None],
+          "confidence": records.soft_label(raters, drawn),
+          "labelled": np.ones(len(folder.classes), bool),
+          "annotator": "",
+          "frame": 0,
+          "raters": raters,
+          "drawn": drawn,
+          "video": image.name,
+          "patient": image.patient,
+          "view": "",
+          "day": -1,
+          "valid_box": np.array(box, np.int32),
+        },
+      )
+    # TFDS writes the splits in their order.
+    if images is config.splits[records.SPLITS[-1]] and min(shares, default=0) > 0.5:
+      logging.warning(
+        "%s: more than half of the pixels are object in every mask; if that is the background, "
+        'write "polarity": "%s" in dataset.json.',
+        folder.directory,
+        "white" if folder.polarity == "black" else "black",
+      )
