@@ -247,7 +247,13 @@ def curves(rows):
         color=shades[labels[name]],
         marker="." if len(mine) < 30 else None,
       )
-    axes.set(ylabel=title, ylim=(0, None))
+    found = _floats(row[key] for row in rows)
+    positive = found[found > 0]
+    if positive.size and positive.max() > 100 * np.median(positive):
+      # A loss that is a sum would press those that are means onto the axis.
+      axes.set(ylabel=title, yscale="log")
+    else:
+      axes.set(ylabel=title, ylim=(0, None))
   panels[-1].set_xlabel("epoch")
   panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
   _legend(figure, handles.values(), handles, 4)

@@ -135,7 +135,7 @@ def _more(page):
   page.section("raters.facts", raters.facts, "raters")
   page.section("members.facts", raters.members_facts, "members")
   page.section("calibration.facts", raters.methods_facts, "calibration")
-  page.section("raters.examples", raters.examples, "raters", "examples")
+  page.section("raters_examples", raters.examples, "examples", "raters")
 
 
 def _task(page, name, number):
@@ -297,10 +297,11 @@ class _Page:
       self.context[name] = make({key: x for key, x in self.files.items() if key in kept})
     except _DAMAGE as error:
       self._damaged |= set(needs)
-      file = f"results/{needs[0] if needs else self.any}"
+      file = needs[0] if needs else self.any
+      file = f"results/{EXAMPLES if file == 'examples' else f'{file}.json'}"
       what = f"{type(error).__name__}: {error}"
       part = name.rpartition(".")[0] or name
-      self.problems.append(f"{file}.json does not hold what '{part}' needs ({what}).")
+      self.problems.append(f"{file} does not hold what '{part}' needs ({what}).")
 
   def figure(self, name, file, draw, *, with_classes=False):
     """Draws a figure from the rows of a results file."""

@@ -152,7 +152,6 @@ def facts(files):
       at_patients = _COUNT(files, "dataset", "rows", i, "patients")
   persons = [row["person"] for row in content["humans"]]
   return {
-    "images": _COUNT(files, "raters", "dataset", "splits", "test"),
     "patients": at_patients,
     "intervals": tables.has_intervals(content),
     "several_tools": len(set(persons)) < len(persons),

@@ -295,6 +295,15 @@ def test_the_cost_is_of_thresholds_that_both_have(several, monkeypatch):
     assert line.get_ydata()[0] == pytest.approx(expected)
 
 
+def test_a_summed_loss_does_not_hide_the_others(built, monkeypatch):
+  rows = read(built("several raters"), "history.json")["rows"]
+  axes = drawn(monkeypatch, figures.curves, rows)
+  assert [panel.get_yscale() for panel in axes] == ["linear"] * 3
+  summed = [row | {"member": "softseg", "train_loss": 7000.0} for row in rows[:3]]
+  axes = drawn(monkeypatch, figures.curves, rows + summed)
+  assert [panel.get_yscale() for panel in axes] == ["log", "linear", "linear"]
+
+
 def test_disagreement_about_every_image_is_a_file(several):
   rows, images = rows_of(several, "raters_images"), read(several, "raters.json")["images"]
   assert [row["image"] for row in rows] == [image["image"] for image in images]
@@ -317,7 +326,7 @@ SECTIONS = {
 def test_a_run_without_these_files_has_no_such_sections(built):
   html = (built("phantom") / "report" / "index.html").read_text()
   assert not any(text in html for text in SECTIONS.values())
-  assert "#raters" not in html
+  assert 'href="#raters"' not in html
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -361,6 +370,6 @@ def test_examples_without_raters_are_missed(make_run, undrawn):
   np.savez(file, **kept)
   parsed = Parser(report.build(workdir).read_text())
   (line,) = problems(parsed)
-  assert "rater_names" in line
+  assert "results/examples.npz" in line and "rater_names" in line
   assert "images that raters agree on" in parsed.find("p", class_="missing")[0][2]
   assert len(parsed.find("div", class_="viewer")) == 3
