@@ -36,10 +36,12 @@ def run(config, workdir):
     from lus_jax.training import segmentation as task
   elif config.task == "study":
     from lus_jax.training import study as task
+  elif config.task == "which_target":
+    from lus_jax.training import which_target as task
   elif config.task in DOWNSTREAM:
     from lus_jax.training import downstream as task
   else:
-    known = ", ".join(("segmentation", *DOWNSTREAM, "study"))
+    known = ", ".join(("segmentation", *DOWNSTREAM, "study", "which_target"))
     raise UserError(f"config.task: '{config.task}' is not known; choose one of {known}.")
   task.train_and_evaluate(config, workdir)
   if parallel.is_main():

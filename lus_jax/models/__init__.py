@@ -81,7 +81,7 @@ def build_model(config, *, in_channels, classes, seed):
     config: the `model` part of a run's config, checked.
     in_channels: channels of the input image.
     classes: K, the number of logits per pixel.
-    seed: an integer; the same seed gives the same weights.
+    seed: an integer, or a jax random key; the same one gives the same weights.
 
   Returns:
     An `nnx.Module` that maps images [B, H, W, in_channels] to logits [B, H, W, K].

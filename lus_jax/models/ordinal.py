@@ -48,6 +48,8 @@ def expected_confidence(logits, levels):
   """
   widths = [high - low for low, high in zip((0.0, *levels[:-1]), levels, strict=True)]
   probability = jax.nn.sigmoid(jnp.asarray(logits, jnp.float32))
-  return jnp.einsum(
+  mean = jnp.einsum(
     "...ek,e->...k", probability, jnp.asarray(widths, jnp.float32), precision="highest"
   )
+  # Rounded, the widths may add up to a little more.
+  return jnp.minimum(mean, 1)

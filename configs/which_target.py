@@ -1,0 +1,57 @@
+"""Which target is worth learning? Many small simulated studies in which the truth is known.
+
+  python -m lus_jax.main --config configs/which_target.py --workdir runs/which_target
+  python -m lus_jax.main --config configs/which_target.py:tiny --workdir runs/tiny
+
+In each setting of the phantom (what faint strokes are worth) and for each seed (new patients, new
+initial weights) it trains one small FPN per threshold, with the paper's weights and with all-ones
+weights, and the soft label, SoftSeg's recipe and the ordinal network beside them, and scores all
+of them against what was truly there. Seeds are the unit of every interval and test. Writes
+`results/which_target.json` and prints its tables. Under an hour on 2 CPU cores; goes on where it
+was.
+"""
+
+from configs import seg
+
+
+def get_config(size="paper"):
+  if size not in ("paper", "tiny"):
+    raise ValueError(f"configs/which_target.py:{size} does not exist; use which_target.py or :tiny")
+  config = seg.get_config("tiny")
+  config.task = "which_target"
+  config.study = {
+    "settings": ("faint_true", "faint_false", "faint_uninformative", "null"),
+    "seeds": 20,
+    "train_frames": 64,  # of as many patients as it takes
+    "validation_patients": 2,
+    # Studies in which all members have the same target: how often is a winner claimed?
+    "null_repeats": 200,
+    "null_cohorts": 60,  # small ones, of which each repeat draws as many as there are seeds
+  }
+  config.data.image_size = 64
+  config.data.phantom.n_patients = 14
+  config.data.phantom.n_frames = 1
+  config.model.width = 0.25
+  config.sweep.thresholds = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
+  config.sweep.members = (
+    *(f"threshold({t}, weights=ones)" for t in config.sweep.thresholds),
+    "soft",
+    "softseg",
+    "ordinal(weights=ones)",
+  )
+  config.train.epochs = 12
+  config.train.batch_size = 8
+  if size == "tiny":
+    config.study.settings = ("faint_true", "faint_false")
+    config.study.seeds = 2
+    config.study.train_frames = 16
+    config.study.null_repeats = 20
+    config.study.null_cohorts = 4
+    config.data.image_size = 32
+    config.data.phantom.n_patients = 7
+    config.model.width = 0.125
+    config.sweep.thresholds = (1.0, 0.5, 0.0)
+    config.sweep.members = ("threshold(0.5, weights=ones)", "soft", "ordinal(weights=ones)")
+    config.train.epochs = 2
+    config.train.batch_size = 4
+  return config

@@ -1,0 +1,559 @@
+"""Which target is worth learning? Small simulated studies, repeated over seeds and settings.
+
+A unit is one setting of the phantom and one seed: new patients, new initial weights, all members of
+the sweep trained on the same batches to the last epoch, and scored against the truth. The programs
+are compiled once for all units. Every unit is a file; an interrupted study goes on with the next.
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from lus_jax import models
+from lus_jax.data import augment as augment_lib
+from lus_jax.data import datasets, pipeline
+from lus_jax.errors import UserError
+from lus_jax.evaluation import raters, results, statistics
+from lus_jax.evaluation.downstream import Ratio
+from lus_jax.files import write_text
+from lus_jax.labels import label
+from lus_jax.report import which_target as report
+from lus_jax.training import checkpoints as checkpoints_lib
+from lus_jax.training import members as members_lib
+from lus_jax.training import segmentation
+from lus_jax.training import state as state_lib
+from lus_jax.training.sweep import Sweep, choose_strategy
+
+UNITS = "units"
+NULL = "null_repeats"
+# Scores of a view against the truth, and whether higher is better.
+METRICS = {
+  "average_precision": True,
+  "dice": True,
+  "dice_half": True,
+  "ece": False,
+  "brier": False,
+}
+# The pre-named contrast: the mean over low thresholds less that over high ones.
+LOW, HIGH = 0.45, 0.55
+# Members of a null study: alike but for their initial weights and dropout.
+NULL_MEMBERS = 7
+NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 5, 2
+
+
+def check(config):
+  """Refuses a config that no study could use (`UserError`); nothing is written before."""
+  segmentation.check(config)
+  for name in ("seeds", "train_frames", "validation_patients"):
+    if config.study[name] < 1:
+      raise UserError(f"config.study.{name}: {config.study[name]} must be at least 1.")
+  if config.study.train_frames < config.train.batch_size:
+    raise UserError(
+      f"config.study.train_frames: {config.study.train_frames} are fewer than one batch "
+      f"({config.train.batch_size}); use more."
+    )
+  if config.study.null_repeats and config.study.null_cohorts < config.study.seeds:
+    raise UserError(
+      f"config.study.null_cohorts: each repeat draws {config.study.seeds} of "
+      f"{config.study.null_cohorts}; use at least as many."
+    )
+  if config.data.name != "lus_phantom":
+    raise UserError("config.data.name: the truth is known of lus_phantom only.")
+  from tfds_builders.lus_phantom import phantom_config
+
+  for setting in config.study.settings:
+    fields = config.data.phantom.to_dict() | {"setting": setting}
+    phantom_config("frames", 64, 64, **fields)
+
+
+class Trainer:
+  """Trains and scores one unit after another, with programs that are compiled once.
+
+  Args:
+    config: a study's config.
+    same: None, or how many members alike in all but their initial weights are trained instead.
+  """
+
+  def __init__(self, config, same=None):
+    self._config, self._same = config, same
+    self.objective = members_lib.Objective(config)
+    self.views, scalars = segmentation.make_views(config, self.objective)
+    if same:
+      plain = self.objective.members[0]
+      scalars = [self.objective.scalars(plain, seed=i) for i in range(same)]
+      self.views = [members_lib.View(f"copy_{i}", i, -1, plain.threshold) for i in range(same)]
+      members = scalars
+    else:
+      members = segmentation.make_members(config, self.objective)[1]
+    strategy = choose_strategy(config.sweep.strategy)
+    self._sweep, self._scalars = Sweep(members, strategy), scalars
+    steps = config.train.epochs * (config.study.train_frames // config.train.batch_size)
+    self._steps = steps
+    self._tx, _ = segmentation.make_optimizer(config.optimizer, steps)
+    self._network = None
+
+  def _initial(self, seed, classes):
+    """Initial weights of a seed; the network itself is built once."""
+    outputs = classes * self.objective.head
+    if self._network is None:
+      options = {"in_channels": 1, "classes": outputs}
+      self._network = state_lib.Network(models.build_model(self._config.model, seed=0, **options))
+
+      def initialise(key):
+        network = state_lib.Network(models.build_model(self._config.model, seed=key, **options))
+        return network.params, network.batch_stats
+
+      self._initialise = jax.jit(initialise)
+      self._compile()
+    return self._initialise(jax.random.key(seed))
+
+  def _compile(self):
+    network, objective = self._network, self.objective
+    self._prepare = jax.jit(
+      lambda batch, key: augment_lib.prepare(batch, key, self._config.augment)
+    )
+    loss = segmentation.make_loss(network, objective)
+    step = state_lib.make_train_step(loss, self._tx)
+    self._step = self._sweep.compile(step, updates_state=True)
+    self._plain = jax.jit(augment_lib.prepare)
+
+    def probability(state, own, inputs):
+      raw, _ = objective.logits(network, state.params, state.batch_stats, inputs["image"])
+      return jax.nn.sigmoid(objective.output(raw, inputs, own))
+
+    self._probability = Sweep(self._scalars, self._sweep.strategy).compile(probability)
+
+  def run(self, frames, *, seed):
+    """Trains on one cohort and predicts its validation and test frames.
+
+    Args:
+      frames: arrays of `pipeline.FIELDS` by split.
+      seed: of the initial weights, the order and the augmentation.
+
+    Returns:
+      Probabilities [V, n, H, W, K] of the validation and the test frames.
+    """
+    classes = frames["train"]["confidence"].shape[-1]
+    # Copies differ in their weights, members of a sweep do not.
+    first = seed * (self._same or 1)
+    starts = [self._initial(first + i, classes) for i in range(self._same or 1)]
+    starts *= 1 if self._same else len(self._sweep.members)
+    state = self._sweep.place([state_lib.create_state(*one, self._tx) for one in starts])
+    source = pipeline.Frames(frames["train"], cache="device")
+    batches = source.training_batches(self._config.train.batch_size, seed=seed)
+    key = jax.random.key(seed)
+    for step in range(self._steps):
+      augment_key, model_key = jax.random.split(jax.random.fold_in(key, step))
+      inputs = self._prepare(next(batches), augment_key)
+      state, loss = self._step(state, self._sweep.members, inputs, model_key)
+    values = np.asarray(self._sweep.to_host(loss))
+    if not np.isfinite(values).all():
+      raise UserError(
+        f"a loss of seed {seed} is not finite; lower --config.optimizer.learning_rate."
+      )
+    numbers = [view.member for view in self.views]
+    sweep, state = self._sweep.take(state, numbers, self._scalars)
+    found = []
+    for split in ("validation", "test"):
+      parts = []
+      batches = pipeline.Frames(frames[split], cache="device").evaluation_batches(16)
+      for batch in batches:
+        mask = batch.pop("mask")
+        result = self._probability(state, sweep.members, self._plain(batch))
+        parts.append(np.stack(sweep.to_host(result))[:, mask])
+      found.append(np.concatenate(parts, axis=1))
+    return found
+
+
+def cohort(config, setting, seed, *, size=None, n_patients=None):
+  """Simulates the patients of one unit.
+
+  Args:
+    config: a study's config.
+    setting: of the phantom.
+    seed: of the phantom.
+    size: H = W; the config's by default.
+    n_patients: likewise.
+
+  Returns:
+    By split, arrays of `pipeline.FIELDS` and `truth` [n, H, W, K] uint8: `train_frames` training
+    frames, the validation patients', and those of all patients that are left.
+
+  Raises:
+    UserError: too few patients for three splits.
+  """
+  data = config.data.copy_and_resolve_references()
+  with data.unlocked(), tempfile.TemporaryDirectory() as directory:
+    data.prepared_dir, data.phantom.setting, data.phantom.seed = directory, setting, seed
+    data.image_size = size or data.image_size
+    data.phantom.n_patients = n_patients or data.phantom.n_patients
+    dataset = datasets.open_dataset(data, "frames")
+    fields = (*pipeline.FIELDS, "truth", "patient")
+    splits = [pipeline.load(source, fields) for source in dataset.splits.values()]
+  frames = {name: np.concatenate([split[name] for split in splits]) for name in fields}
+  patients = frames.pop("patient")
+  names, counts = np.unique(patients, return_counts=True)
+  enough = int(np.searchsorted(np.cumsum(counts), config.study.train_frames)) + 1
+  ends = np.cumsum([enough, config.study.validation_patients])
+  groups = np.split(names, ends)
+  if ends[-1] >= len(names):
+    raise UserError(
+      f"config.data.phantom.n_patients: {len(names)} patients leave none for the test; use more."
+    )
+  found = {}
+  for split, group in zip(("train", "validation", "test"), groups, strict=True):
+    here = np.flatnonzero(np.isin(patients, group))
+    here = here[: config.study.train_frames] if split == "train" else here
+    found[split] = {name: array[here] for name, array in frames.items()}
+  return found
+
+
+def score(probability, frames, views):
+  """Scores of every view against the truth, on the test frames of a unit.
+
+  Each is taken over all test pixels of a class, then averaged over the classes that are there:
+  `average_precision` of p; `dice` of p at the cut-off that is best, on validation, for the view's
+  own label (at .5 where it has no threshold), and `dice_half` at .5; `ece` and `brier` of p against
+  the truth.
+
+  Args:
+    probability: [V, n, H, W, K] of the validation and the test frames.
+    frames: of `cohort`.
+    views: the views.
+
+  Returns:
+    A list of V dicts.
+  """
+  from sklearn.metrics import average_precision_score
+
+  validation, test = probability
+  truth = frames["test"]["truth"] > 0
+  present = [k for k in range(truth.shape[-1]) if truth[..., k].any() and not truth[..., k].all()]
+  confidence = frames["validation"]["confidence"].astype(np.float32) / 255
+  where = np.ones((*truth.shape[:-1], 1), bool)
+  rows = []
+  for view, held_out, p in zip(views, validation, test, strict=True):
+    threshold = members_lib.MIDDLE if view.threshold is None else view.threshold
+    own = np.asarray(label(confidence, threshold)) > 0
+    precision, dice, half = [], [], []
+    for k in present:
+      precision.append(average_precision_score(truth[..., k].ravel(), p[..., k].ravel()))
+      cut = best_cut(held_out[..., k], own[..., k])
+      dice.append(_dice(p[..., k] >= cut, truth[..., k]))
+      half.append(_dice(p[..., k] >= 0.5, truth[..., k]))
+    sums = raters.calibration_sums(p, truth.astype(np.float32), where)
+    calibration = raters.summarize_calibration(sums, [str(k) for k in range(truth.shape[-1])])
+    rows.append(
+      {
+        "member": view.name,
+        "average_precision": float(np.mean(precision)),
+        "dice": float(np.mean(dice)),
+        "dice_half": float(np.mean(half)),
+        "ece": calibration["ece"],
+        "brier": calibration["brier"],
+      }
+    )
+  return rows
+
+
+def _dice(a, b):
+  return 2 * np.count_nonzero(a & b) / max(np.count_nonzero(a) + np.count_nonzero(b), 1)
+
+
+def best_cut(probability, present):
+  """The cut-off in .05, .1, ..., .95 with the highest Dice; the nearest to .5 of equal ones."""
+  cuts = np.arange(1, 20) / 20
+  scores = [_dice(probability >= cut, present) for cut in cuts]
+  return cuts[np.lexsort((np.abs(cuts - 0.5), -np.asarray(scores)))[0]]
+
+
+def compare(scores, *, higher=True):
+  """What one metric says of the members of one family over all seeds.
+
+  Every member is compared with "above 0" and with 50 %, each pair once, by swapping the two within
+  seeds (`statistics.permutation_test`), corrected by Holm over the family. A winner is claimed
+  where the best mean beats both (the other one, if it is one of them). The contrast is the mean
+  over the thresholds below 50 % less that over those above, with a test of its own.
+
+  Args:
+    scores: by threshold, or by name for members without one, one number a seed [n].
+    higher: whether higher is better.
+
+  Returns:
+    A dict of JSON values: `means` (rows of `member`, `mean`, `interval`, `best`), `comparisons`
+    (rows of `member`, `against`, `difference`, `interval`, `p`, `p_holm`), `winner` (or None) and
+    `contrast` (`difference`, `interval`, `p`).
+  """
+  units = tuple(str(i) for i in range(len(next(iter(scores.values())))))
+  sign = 1 if higher else -1
+
+  def ratio(values):
+    return Ratio(units, np.asarray(values, np.float64), np.ones(len(units)))
+
+  ratios = {name: ratio(values) for name, values in scores.items()}
+  references = [t for t in statistics.REFERENCES if t in ratios]
+  pairs = []
+  for other in references:
+    pairs += [(a, other) for a in ratios if a != other and (other, a) not in pairs]
+  rows = []
+  for a, b in pairs:
+    rows.append(_difference(ratios[a], ratios[b]) | {"member": a, "against": b})
+  corrected = statistics.holm([row["p"] for row in rows]) if rows else []
+  for row, p in zip(rows, corrected, strict=True):
+    row["p_holm"] = p
+  means = {name: float(np.mean(values)) for name, values in scores.items()}
+  best = max(means, key=lambda name: sign * means[name])
+
+  def beats(a, b):
+    for row in rows:
+      if {row["member"], row["against"]} == {a, b}:
+        ahead = row["difference"] * sign * (1 if row["member"] == a else -1)
+        return ahead > 0 and row["p_holm"] < statistics.LEVEL
+    return False
+
+  others = [t for t in references if t != best]
+  winner = best if others and all(beats(best, other) for other in others) else None
+  numbers = [t for t in scores if not isinstance(t, str)]
+  low = [scores[t] for t in numbers if t < LOW]
+  high = [scores[t] for t in numbers if t > HIGH]
+  contrast = None
+  if low and high:
+    contrast = _difference(ratio(np.mean(low, axis=0)), ratio(np.mean(high, axis=0)))
+  return {
+    "means": [
+      {"member": name, "mean": means[name], "interval": _interval(ratios[name])} for name in scores
+    ],
+    "best": best,
+    "winner": winner,
+    "comparisons": rows,
+    "contrast": contrast,
+  }
+
+
+def _interval(ratio):
+  found = statistics.interval(ratio)
+  return None if found is None else list(found[:2])
+
+
+def _difference(a, b):
+  found = statistics.difference_interval(a, b)
+  return {
+    "difference": a.value() - b.value(),
+    "interval": None if found is None else list(found[:2]),
+    "p": statistics.permutation_test(a, b),
+  }
+
+
+def families(objective, views):
+  """The members that are compared with each other: by the weights of the thresholds.
+
+  Returns:
+    A dict from 'paper' and 'ones' (those that there are) to a dict from threshold, or name, to the
+    name of the view; members without a threshold are in both.
+  """
+  found = {}
+  for weights in ("paper", "ones"):
+    own = {}
+    for view in views:
+      member = objective.members[view.member]
+      if view.level == members_lib.WHOLE and member.target == "threshold":
+        if member.weights == weights:
+          own[member.threshold] = view.name
+      elif view.level == members_lib.WHOLE:
+        own[view.name] = view.name
+    if any(not isinstance(name, str) for name in own):
+      found[weights] = own
+  return found
+
+
+def null_repeats(scores, *, repeats, seeds):
+  """How often a winner is claimed where all members have one target.
+
+  Each repeat draws `seeds` cohorts, gives the copies of each the thresholds' names at random, and
+  decides as `compare` does.
+
+  Args:
+    scores: [cohorts, copies], of one metric.
+    repeats: how many.
+    seeds: units a repeat has.
+
+  Returns:
+    A dict: `repeats`, `winners` and `contrasts` (how many claimed either).
+  """
+  thresholds = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)[: scores.shape[1]]
+  r = np.random.default_rng(0)
+  winners = contrasts = 0
+  for _ in range(repeats):
+    chosen = scores[r.permutation(len(scores))[:seeds]]
+    named = r.permuted(chosen, axis=1)
+    found = compare(dict(zip(thresholds, named.T, strict=True)))
+    winners += found["winner"] is not None
+    contrasts += found["contrast"]["p"] < statistics.LEVEL
+  return {"repeats": repeats, "winners": winners, "contrasts": contrasts}
+
+
+def _units(config):
+  return [
+    (setting, seed) for seed in range(config.study.seeds) for setting in config.study.settings
+  ]
+
+
+def train_and_evaluate(config, workdir):
+  """Runs every unit that is not finished, then compares the members over all of them.
+
+  Args:
+    config: a study's config (`configs/which_target.py`).
+    workdir: the run's directory; an interrupted study goes on with the next unit.
+
+  Raises:
+    UserError: the config is not in order, or the directory is another run's.
+  """
+  check(config)
+  settings = checkpoints_lib.settings(config)
+  dataset = {"name": "lus_phantom", "version": "simulated anew for every unit", "splits": {}}
+  checkpoints_lib.claim(workdir, settings, dataset)
+  directory = pathlib.Path(workdir) / UNITS
+  trainer = Trainer(config)
+  jobs = [(directory / f"{setting}_{seed}.json", setting, seed) for setting, seed in _units(config)]
+  null = _null_config(config)
+  copies = Trainer(null, same=NULL_MEMBERS)
+  n_null = config.study.null_cohorts if config.study.null_repeats else 0
+  jobs += [(directory / f"{NULL}_{seed}.json", NULL, seed) for seed in range(n_null)]
+  bar = tqdm(
+    total=len(jobs),
+    unit="cohort",
+    desc=f"training {len(trainer.objective.members)} models each",
+    mininterval=0.2 if sys.stderr.isatty() else 10,
+    initial=sum(file.exists() for file, *_ in jobs),
+    disable=all(file.exists() for file, *_ in jobs),
+  )
+  with bar:
+    for file, setting, seed in jobs:
+      if file.exists():
+        continue
+      one, which = (null, copies) if setting == NULL else (config, trainer)
+      # Cohorts of different settings share nothing; those of null repeats are the default ones.
+      frames = cohort(
+        one, "default" if setting == NULL else setting, _seed_of(config, setting, seed)
+      )
+      inputs = {
+        split: {name: arrays[name] for name in pipeline.FIELDS} for split, arrays in frames.items()
+      }
+      rows = score(which.run(inputs, seed=seed), frames, which.views)
+      write_text(file, json.dumps(rows) + "\n")
+      bar.update()
+  content = summarize(config, trainer, directory)
+  results.write(workdir, report.NAME, config=settings, dataset=dataset, **content)
+  print(report.text(results.read(workdir, report.NAME)))
+
+
+def _seed_of(config, setting, seed):
+  names = (*config.study.settings, NULL)
+  return config.seed + 1000 * (1 + names.index(setting)) + seed
+
+
+def _null_config(config):
+  """The config of the null cohorts: as small as still learns something."""
+  null = config.copy_and_resolve_references()
+  with null.unlocked():
+    null.sweep.thresholds, null.sweep.members = (0.5,), ()
+    null.loss.weights = "ones"
+    null.data.image_size = min(NULL_SIZE, config.data.image_size)
+    null.data.phantom.n_patients = NULL_PATIENTS
+    null.model.width = NULL_WIDTH
+    null.train.epochs = NULL_EPOCHS
+    null.study.train_frames = min(16, config.study.train_frames)
+    null.study.validation_patients = 1
+    null.train.batch_size = min(4, config.train.batch_size)
+  return null
+
+
+def summarize(config, trainer, directory):
+  """Everything `results/which_target.json` holds beside its head.
+
+  Args:
+    config: a study's config.
+    trainer: its `Trainer`.
+    directory: of the finished units.
+
+  Returns:
+    A dict of `rows` (a row a setting, weights and metric: those and what `compare` returns),
+    `units` (all scores), `levels` (ordinal levels beside the separate networks of the same
+    threshold and weights: means and difference) and `null_repeats` (by metric).
+  """
+  units = []
+  for setting, seed in _units(config):
+    for row in json.loads((directory / f"{setting}_{seed}.json").read_text()):
+      units.append({"setting": setting, "seed": seed, **row})
+  scores = {}
+  for row in units:
+    for metric in METRICS:
+      scores.setdefault((row["setting"], row["member"], metric), []).append(row[metric])
+  rows, levels = [], []
+  for setting in config.study.settings:
+    for weights, family in families(trainer.objective, trainer.views).items():
+      for metric, higher in METRICS.items():
+        named = {name: scores[setting, view, metric] for name, view in family.items()}
+        rows.append(
+          {
+            "setting": setting,
+            "weights": weights,
+            "metric": metric,
+            **compare(named, higher=higher),
+          }
+        )
+    levels += _levels(trainer, setting, scores)
+  content = {"rows": rows, "levels": levels, "units": units, "null_repeats": {}}
+  if config.study.null_repeats:
+    cohorts = [
+      json.loads((directory / f"{NULL}_{seed}.json").read_text())
+      for seed in range(config.study.null_cohorts)
+    ]
+    for metric in ("average_precision", "dice"):
+      table = np.array([[row[metric] for row in rows] for rows in cohorts])
+      content["null_repeats"][metric] = null_repeats(
+        table, repeats=config.study.null_repeats, seeds=config.study.seeds
+      )
+  return content
+
+
+def _levels(trainer, setting, scores):
+  """Every level of an ordinal member beside the separate network of its threshold and weights."""
+  found, members = [], trainer.objective.members
+  for view in trainer.views:
+    if view.level == members_lib.WHOLE:
+      continue
+    weights = members[view.member].weights
+    separate = next(
+      (
+        other.name
+        for other in trainer.views
+        if members[other.member].target == "threshold"
+        and members[other.member].weights == weights
+        and other.threshold == view.threshold
+      ),
+      None,
+    )
+    if separate is None:
+      continue
+    for metric in METRICS:
+      a, b = (np.asarray(scores[setting, name, metric]) for name in (view.name, separate))
+      units = tuple(str(i) for i in range(len(a)))
+      pair = [Ratio(units, x, np.ones(len(units))) for x in (a, b)]
+      found.append(
+        {
+          "setting": setting,
+          "threshold": view.threshold,
+          "weights": weights,
+          "metric": metric,
+          "ordinal": float(a.mean()),
+          "separate": float(b.mean()),
+          **_difference(*pair),
+        }
+      )
+  return found
