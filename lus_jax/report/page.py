@@ -18,7 +18,7 @@ from lus_jax import labels
 from lus_jax.errors import UserError
 from lus_jax.evaluation import results
 from lus_jax.files import write_bytes, write_text
-from lus_jax.report import downstream, figures, palette, pictures, raters, tables
+from lus_jax.report import downstream, figures, palette, pictures, raters, tables, which_target
 
 DIRECTORY = "report"
 FILES = ("segmentation", "segmentation_matrix", "history", "cases", "dataset")
@@ -44,11 +44,14 @@ def write(workdir):
   if segmentation:
     _segmentation(page)
     _more(page)
+  if which_target.NAME in files:
+    _targets(page)
   sections = [_task(page, name, number) for number, name in enumerate(tasks, 1)]
   page.section("seed", lambda files: tables.value(files, page.any, "config", "seed", show=str))
   page.section("versions", lambda files: tables.settings(files, page.any, "versions"))
-  page.section("settings", lambda files: _settings(files, [page.any, *tasks]))
-  page.section("commands", lambda files: _commands(files, [page.any, *tasks], workdir))
+  runs = [page.any, *(name for name in (which_target.NAME, *tasks) if name in files)]
+  page.section("settings", lambda files: _settings(files, runs))
+  page.section("commands", lambda files: _commands(files, runs, workdir))
 
   directory = pathlib.Path(workdir) / DIRECTORY
   written = {}
@@ -78,6 +81,7 @@ def write(workdir):
     segmentation=segmentation,
     more={name for name in MORE_FILES if name in files},
     tasks=sections,
+    targets=which_target.NAME in files,
     dataset=files[page.any]["dataset"],
     config=files[page.any]["config"],
     palette=palette,
@@ -136,6 +140,24 @@ def _more(page):
   page.section("members.facts", raters.members_facts, "members")
   page.section("calibration.facts", raters.methods_facts, "calibration")
   page.section("raters_examples", raters.examples, "examples", "raters")
+
+
+def _targets(page):
+  """Makes the parts of the page that show the study of targets."""
+  name = which_target.NAME
+  page.section(f"{name}.facts", which_target.facts, name)
+  page.section(f"{name}_verdicts.table", which_target.verdicts, name)
+  page.section(f"{name}.files", which_target.figure, name)
+  for setting in (page.context[f"{name}.facts"] or {"settings": ()})["settings"]:
+    for family in setting["families"]:
+      options = {"setting": setting["name"], "weights": family["weights"]}
+      for part, make in (("", which_target.scores), ("_comparisons", which_target.comparisons)):
+        page.section(f"{family['key']}{part}.table", functools.partial(make, **options), name)
+  for part, metrics in (("levels", which_target.JUDGED), ("more_levels", which_target.DESCRIBED)):
+    make = functools.partial(which_target.levels, metrics=metrics, name=f"{name}_{part}")
+    page.section(f"{name}_{part}.table", make, name)
+  page.section(f"{name}_null_repeats.table", which_target.null_repeats, name)
+  page.section(f"{name}_cohorts.table", which_target.every_cohort, name)
 
 
 def _task(page, name, number):
@@ -224,7 +246,7 @@ def _read(workdir):
       return None
 
   present = {file.stem for file in directory.glob("*.json")}
-  for name in sorted(present - {*FILES, *MORE_FILES}):
+  for name in sorted(present - {*FILES, *MORE_FILES, which_target.NAME}):
     if name.removesuffix(_HISTORY) in present - {name}:
       continue  # read beside the task it belongs to
     content = read(name, set())
@@ -241,6 +263,10 @@ def _read(workdir):
   for name, keys in MORE_FILES.items():
     if name in present and (content := read(name, _KEYS | keys)) is not None:
       files[name] = content
+  if which_target.NAME in present:
+    content = read(which_target.NAME, _KEYS | which_target.KEYS)
+    if content is not None:
+      files[which_target.NAME] = content
 
   def place(item):
     return tables.TASKS[item[1]["task"]].number, not tables.is_the_papers(item[1])

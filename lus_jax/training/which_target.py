@@ -5,6 +5,8 @@ the sweep trained on the same batches to the last epoch, and scored against the 
 are compiled once for all units. Every unit is a file; an interrupted study goes on with the next.
 """
 
+import contextlib
+import io
 import json
 import pathlib
 import sys
@@ -49,6 +51,14 @@ NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 5, 2
 def check(config):
   """Refuses a config that no study could use (`UserError`); nothing is written before."""
   segmentation.check(config)
+  members_lib.check_raters(members_lib.read(config), ())
+  if config.sweep.seeds != 1:
+    raise UserError(
+      f"config.sweep.seeds: {config.sweep.seeds} must be 1; raise --config.study.seeds instead."
+    )
+  settings = config.study.settings
+  if not settings or len(set(settings)) < len(settings):
+    raise UserError(f"config.study.settings: {settings} must name at least one, each once.")
   for name in ("seeds", "train_frames", "validation_patients"):
     if config.study[name] < 1:
       raise UserError(f"config.study.{name}: {config.study[name]} must be at least 1.")
@@ -192,7 +202,9 @@ def cohort(config, setting, seed, *, size=None, n_patients=None):
     data.prepared_dir, data.phantom.setting, data.phantom.seed = directory, setting, seed
     data.image_size = size or data.image_size
     data.phantom.n_patients = n_patients or data.phantom.n_patients
-    dataset = datasets.open_dataset(data, "frames")
+    # Hundreds of cohorts would each say where they are prepared.
+    with contextlib.redirect_stdout(io.StringIO()):
+      dataset = datasets.open_dataset(data, "frames")
     fields = (*pipeline.FIELDS, "truth", "patient")
     splits = [pipeline.load(source, fields) for source in dataset.splits.values()]
   frames = {name: np.concatenate([split[name] for split in splits]) for name in fields}
@@ -354,16 +366,17 @@ def families(objective, views):
 
   Returns:
     A dict from 'paper' and 'ones' (those that there are) to a dict from threshold, or name, to the
-    name of the view; members without a threshold are in both.
+    name of the view; members without a threshold are in both. Thresholds with another loss than the
+    config's go by their names.
   """
-  found = {}
+  found, plain = {}, objective.members[0].loss
   for weights in ("paper", "ones"):
     own = {}
     for view in views:
       member = objective.members[view.member]
       if view.level == members_lib.WHOLE and member.target == "threshold":
         if member.weights == weights:
-          own[member.threshold] = view.name
+          own[member.threshold if member.loss == plain else view.name] = view.name
       elif view.level == members_lib.WHOLE:
         own[view.name] = view.name
     if any(not isinstance(name, str) for name in own):

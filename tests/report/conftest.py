@@ -41,11 +41,15 @@ RUNS = {
 }
 
 
-def load_config(size, thresholds, seeds):
-  spec = importlib.util.spec_from_file_location("seg", ROOT / "configs" / "seg.py")
+def load_config_file(name, size):
+  spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  config = module.get_config(size)
+  return module.get_config(size)
+
+
+def load_config(size, thresholds, seeds):
+  config = load_config_file("seg", size)
   config.sweep.thresholds, config.sweep.seeds = thresholds, seeds
   config.train.epochs, config.data.image_size = 3, SIZE
   return json.loads(config.to_json())
@@ -492,6 +496,126 @@ def write_task(
   return workdir
 
 
+# How the runs of the study of targets differ.
+TARGET_RUNS = {
+  "targets": {},
+  "few targets": {
+    "settings": ("faint_uninformative",),
+    "seeds": 2,
+    "thresholds": (1.0, 0.5, 0.0),
+    "members": ("threshold(0.5, weights=ones)", "soft"),
+    "found": False,
+    "null_repeats": 0,
+  },
+}
+TARGET_METRICS = ("average_precision", "dice", "dice_half", "ece", "brier")
+
+
+def write_targets(
+  workdir,
+  *,
+  settings=("faint_true", "faint_false", "faint_uninformative", "null"),
+  seeds=12,
+  thresholds=(1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0),
+  members=None,
+  found=True,
+  null_repeats=200,
+):
+  """Writes which_target.json: random numbers; if `found`, one winner and two clear contrasts."""
+  rng = np.random.default_rng(4)
+  config = load_config_file("which_target", "paper")
+  config.study.settings, config.study.seeds = settings, seeds
+  config.study.null_repeats, config.sweep.thresholds = null_repeats, thresholds
+  config.sweep.members = config.sweep.members if members is None else members
+  config = json.loads(config.to_json())
+  with_ones = [
+    t for t in thresholds if f"threshold({t}, weights=ones)" in config["sweep"]["members"]
+  ]
+  named = [x for x in ("soft", "softseg") if x in config["sweep"]["members"]]
+  ordinal = "ordinal(weights=ones)" in config["sweep"]["members"]
+  named += ["ordinal_ones"] if ordinal else []
+
+  def draw(low=0.2, high=0.8):
+    return float(rng.uniform(low, high))
+
+  def interval(x):
+    return [x - 0.03, x + 0.02] if seeds >= 10 else None
+
+  def difference(x, p):
+    return {"difference": x, "interval": interval(x), "p": p}
+
+  def comparison(a, b):
+    p = draw(0.06, 0.9)
+    return difference(draw(-0.05, 0.05), p) | {"p_holm": min(1.0, 4 * p), "member": a, "against": b}
+
+  rows = []
+  for setting in settings:
+    # Members without a threshold are the same in both families.
+    same = {(name, metric): draw() for name in named for metric in TARGET_METRICS}
+    for weights, numbers in (("paper", thresholds), ("ones", with_ones)):
+      family = [*numbers, *named]
+      pairs = [(a, b) for b in (0.0, 0.5) if b in family for a in family if a != b]
+      pairs = [(a, b) for i, (a, b) in enumerate(pairs) if (b, a) not in pairs[:i]]
+      for metric in TARGET_METRICS:
+        means = {name: same.get((name, metric)) or draw() for name in family}
+        rows.append(
+          {
+            "setting": setting,
+            "weights": weights,
+            "metric": metric,
+            "means": [
+              {"member": name, "mean": x, "interval": interval(x)} for name, x in means.items()
+            ],
+            "best": max(means, key=means.get),
+            "winner": None,
+            "comparisons": [comparison(a, b) for a, b in pairs],
+            "contrast": difference(draw(-0.05, 0.05), 0.3) if len(numbers) > 1 else None,
+          }
+        )
+  if found:
+    by_key = {(row["setting"], row["weights"], row["metric"]): row for row in rows}
+    by_key["faint_true", "ones", "dice"] |= {"winner": 0.0, "contrast": difference(0.041, 1e-4)}
+    by_key["faint_false", "paper", "average_precision"]["winner"] = "soft"
+    by_key["faint_false", "ones", "dice"]["contrast"] = difference(-0.032, 0.012)
+  names = [f"threshold_{t:g}" for t in thresholds] + [f"threshold_{t:g}_ones" for t in with_ones]
+  levels = [
+    {"setting": setting, "threshold": t, "weights": "ones", "metric": metric}
+    | {"ordinal": draw(), "separate": draw()}
+    | difference(draw(-0.05, 0.05), draw(0, 1))
+    for setting in settings
+    for t in sorted(with_ones)
+    for metric in TARGET_METRICS
+  ]
+  units = [
+    {"setting": setting, "seed": seed, "member": name} | {m: draw() for m in TARGET_METRICS}
+    for seed in range(seeds)
+    for setting in settings
+    for name in names + named
+  ]
+  tried = {
+    metric: {"repeats": null_repeats, "winners": n, "contrasts": n + 4}
+    for n, metric in enumerate(("average_precision", "dice"), 3)
+  }
+  dataset = {"name": "lus_phantom", "version": "simulated anew for every unit", "splits": {}}
+  results_lib.write(
+    workdir,
+    "which_target",
+    config=config,
+    dataset=dataset,
+    rows=rows,
+    levels=levels if ordinal else [],
+    units=units,
+    null_repeats=tried if null_repeats else {},
+  )
+  return workdir
+
+
+@pytest.fixture(scope="session")
+def make_targets(tmp_path_factory):
+  """`write_targets` into a new directory."""
+  return lambda **changes: write_targets(tmp_path_factory.mktemp("runs") / "run", **changes)
+
+
 @pytest.fixture(scope="session")
 def make_tasks(tmp_path_factory):
   """Writes the results files of downstream tasks into a new directory."""
@@ -514,12 +638,13 @@ def make_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def built(make_run, make_tasks):
-  """The directory of a run of `RUNS` or `TASK_RUNS`, with its report."""
+def built(make_run, make_tasks, make_targets):
+  """The directory of a run of `RUNS`, `TASK_RUNS` or `TARGET_RUNS`, with its report."""
+  makers = ((make_run, RUNS), (make_tasks, TASK_RUNS), (make_targets, TARGET_RUNS))
 
   @functools.cache
   def build(name):
-    workdir = make_run(**RUNS[name]) if name in RUNS else make_tasks(**TASK_RUNS[name])
+    workdir = next(make(**runs[name]) for make, runs in makers if name in runs)
     report.build(workdir)
     return workdir
 

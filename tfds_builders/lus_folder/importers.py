@@ -26,8 +26,13 @@ from tfds_builders import media
 
 
 @contextlib.contextmanager
-def _new_folder(out):
-  """Yields a temporary folder that becomes `out` if nothing goes wrong, and vanishes if it does."""
+def new_folder(out, *parts):
+  """Yields a temporary folder that becomes `out` if nothing goes wrong, and vanishes if it does.
+
+  Args:
+    out: its path.
+    *parts: names of the folders in it.
+  """
   if out.exists():
     raise UserError(f"{out} exists already; name a new folder with --out, or remove it.")
   if not out.parent.is_dir():
@@ -35,8 +40,8 @@ def _new_folder(out):
   partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
   partial.mkdir()
   try:
-    (partial / "videos").mkdir()
-    (partial / "masks").mkdir()
+    for part in parts:
+      (partial / part).mkdir()
     yield partial
     partial.rename(out)
   except BaseException:
@@ -134,7 +139,7 @@ def import_palette(*, images, masks, out, classes, licence, thin=(), patient_pat
     there, lacking = (image_of, masks) if stem in image_of else (mask_of, images)
     raise UserError(f"{there[stem]} has no partner in {lacking}; add it, or take both away.")
   videos, labels = [], []
-  with _new_folder(out) as folder:
+  with new_folder(out, "videos", "masks") as folder:
     for stem, path in image_of.items():
       indices = _read_indices(mask_of[stem], len(classes))
       header = media.probe(path)
@@ -226,7 +231,7 @@ def import_polygons(*, frames, polygons, out, licence, thin=(), patient="patient
   classes = sorted({name for _, _, by_class in labelled for name in by_class})
   _check_names(classes, thin)
   video = frames.resolve().name
-  with _new_folder(out) as folder:
+  with new_folder(out, "videos", "masks") as folder:
     (folder / "videos" / video).mkdir()
     for path in header.files:
       shutil.copyfile(path, folder / "videos" / video / path.name)

@@ -10,9 +10,7 @@ Both take --name and --licence. Images are copied as they are; masks become 0 or
 """
 
 import argparse
-import contextlib
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -25,25 +23,6 @@ from lus_jax.errors import UserError
 from tfds_builders import media
 from tfds_builders.lus_folder import importers as lus_importers
 from tfds_builders.multirater_folder import manifest, pictures
-
-
-@contextlib.contextmanager
-def _new_folder(out):
-  """Yields a temporary folder that becomes `out` if nothing goes wrong, and vanishes if it does."""
-  if out.exists():
-    raise UserError(f"{out} exists already; name a new folder with --out, or remove it.")
-  if not out.parent.is_dir():
-    raise UserError(f"{out.parent} does not exist; make that folder first.")
-  partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-  partial.mkdir()
-  try:
-    (partial / "images").mkdir()
-    (partial / "raters").mkdir()
-    yield partial
-    partial.rename(out)
-  except BaseException:
-    shutil.rmtree(partial)
-    raise
 
 
 def _write_dataset(folder, *, name, licence, class_name, **more):
@@ -137,7 +116,7 @@ def import_folders(
   if person_pattern is not None:
     persons = {rater: _group(person_pattern, rater, "--person-pattern") for rater in folders}
   sizes, grey = {}, []
-  with _new_folder(out) as folder:
+  with lus_importers.new_folder(out, "images", "raters") as folder:
     for image, path in image_of.items():
       header = media.probe(path)
       sizes[image] = header.height, header.width
@@ -210,7 +189,7 @@ def import_qubiq(*, cases, task, out, class_name, name=None, licence="unknown"):
       f"{cases} holds masks {task}_segNN.nii.gz of {len(raters)} raters, but two are needed; mend "
       "--task or --cases."
     )
-  with _new_folder(out) as folder:
+  with lus_importers.new_folder(out, "images", "raters") as folder:
     for rater in raters:
       (folder / "raters" / rater).mkdir()
     for case, masks in of_case.items():

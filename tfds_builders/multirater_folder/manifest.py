@@ -42,7 +42,7 @@ DATASET_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-  """One image; `masks` maps each rater who drew it to their mask file by class, `split` may be ''."""
+  """One image; `masks` maps each rater who drew it to their files by class; `split` may be ''."""
 
   name: str
   path: pathlib.Path

@@ -1,0 +1,376 @@
+"""The study of targets on the page, in its figure and in the text table."""
+
+import csv
+import functools
+import json
+import re
+
+import pytest
+import test_page
+from matplotlib.colors import to_hex
+from test_page import Parser, parse, problems, read
+
+from lus_jax import report
+from lus_jax.report import figures, page, palette, tables, which_target
+from tfds_builders.lus_phantom import annotator
+
+RUNS = ("targets", "few targets")
+FILE = "which_target.json"
+
+
+@pytest.fixture(params=RUNS)
+def run(request, built):
+  workdir = built(request.param)
+  return workdir, parse(workdir), read(workdir, FILE)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+  """Figures are drawn, but not turned into files: that takes most of the time."""
+  monkeypatch.setattr(
+    figures, "render", lambda draw, *args: draw(*args) and {"png": b"", "svg": b""}
+  )
+
+
+def rows_of(workdir, name):
+  with open(workdir / "report" / "tables" / f"{name}.csv") as file:
+    return list(csv.DictReader(file))
+
+
+def words(parsed, name):
+  (text,) = [e[2] for e in parsed.find("section") if e[1].get("id") == name]
+  return " ".join(text.split())
+
+
+def verdicts(parsed):
+  return [" ".join(text.split()) for _, _, text in parsed.find("li", class_="verdict")]
+
+
+def claims(parsed):
+  return [" ".join(text.split()) for _, _, text in parsed.find("li", class_="claim")]
+
+
+def at_pointer(content, at):
+  """What stands at a place of the results file, which is read once."""
+  file, pointer = at.split("#/")
+  assert file == FILE
+  return functools.reduce(
+    lambda found, key: found[int(key) if isinstance(found, list) else key],
+    pointer.split("/"),
+    content,
+  )
+
+
+def row_at(content, *key):
+  (row,) = [r for r in content["rows"] if (r["setting"], r["weights"], r["metric"]) == key]
+  return row
+
+
+def test_every_number_equals_its_results_file(run):
+  _, parsed, content = run
+  assert not problems(parsed) and not parsed.find("p", class_="missing")
+  values = parsed.find("data")
+  assert len(values) > 150
+  for _, attrs, text in values:
+    at, expected = attrs["data-at"], at_pointer(content, attrs["data-at"])
+    if at.endswith(("/member", "/against", "/winner", "/threshold")):
+      assert text == which_target.member(expected)
+    elif isinstance(expected, str | list | bool) or "#/config" in at:
+      assert text == (expected if isinstance(expected, str) else json.dumps(expected))
+    elif at.endswith(("/winners", "/contrasts")):
+      assert text == f"{expected} ({expected / content['config']['study']['null_repeats']:.1%})"
+    elif isinstance(expected, int):
+      assert text == str(expected)
+    elif text == "< 0.001":
+      assert expected < 0.001
+    else:
+      assert re.fullmatch(r"[-+]?\d\.\d{3}", text)
+      assert abs(float(text) - expected) <= 0.0005 + 1e-12
+      signed = "/difference" in at or "/interval" in at and "/means/" not in at
+      assert (text[0] in "+-") == signed
+    assert attrs["value"] == ("" if expected is None else str(expected))
+  for around, text in parsed.texts:
+    if not {"data", "script", "style", "pre", "caption"} & set(around):
+      assert "td" not in around or not re.search(r"\d", text), "a number without a place"
+      assert set(re.findall(r"\d*\.\d+", text)) <= {".5", ".05", "2508.15635"}
+
+
+def test_every_row_is_on_the_page(run):
+  _, parsed, content = run
+  shown = {attrs["data-at"] for _, attrs, _ in parsed.find("data")}
+
+  def has(path, one, *keys):
+    found = {f"{FILE}#/{path}/{key}" for key in keys}
+    ends = {f"{FILE}#/{path}/interval/{k}" for k in (0, 1)}
+    assert found <= shown
+    assert (ends <= shown) == (one["interval"] is not None)
+
+  for i, row in enumerate(content["rows"]):
+    for j, one in enumerate(row["means"]):
+      has(f"rows/{i}/means/{j}", one, "mean")
+    for j, one in enumerate(row["comparisons"]):
+      has(f"rows/{i}/comparisons/{j}", one, "member", "against", "difference", "p", "p_holm")
+    if row["contrast"] and row["metric"] in ("average_precision", "dice"):
+      has(f"rows/{i}/contrast", row["contrast"], "difference", "p")
+  for i, one in enumerate(content["levels"]):
+    has(f"levels/{i}", one, "ordinal", "separate", "difference", "p")
+  for metric in content["null_repeats"]:
+    for key in ("repeats", "winners", "contrasts"):
+      assert f"{FILE}#/null_repeats/{metric}/{key}" in shown
+
+
+def test_it_is_a_whole_page_of_its_own(run):
+  _, parsed, content = run
+  assert [text for _, _, text in parsed.find("h1")] == [
+    "Which target is worth learning? lus_phantom"
+  ]
+  ids = {attrs["id"] for tag, attrs, _ in parsed.elements if tag == "section" and "id" in attrs}
+  assert ids == {"summary", "which-target", "repeat"}
+  assert not parsed.find("div", class_="viewer")
+  settings = content["config"]["study"]["settings"]
+  text = words(parsed, "which-target")
+  assert [h for _, _, h in parsed.find("h3") if h in settings] == settings
+  for setting in settings:
+    assert which_target.SETTINGS[setting][1:] in text
+  ((_, _, command),) = parsed.find("pre", class_="command")
+  assert "--config configs/which_target.py --workdir" in command
+  changed = {line.split("=")[0].strip(" '\"") for line in command.splitlines()[1:]}
+  assert ("--config.study.seeds" in changed) and "--config.optimizer.learning_rate" not in changed
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_keeps_the_rules_of_every_page(built, name):
+  run = built(name), parse(built(name)), name
+  test_page.test_everything_has_a_name_for_those_who_do_not_see_it(run)
+  test_page.test_the_page_loads_nothing_and_its_links_lead_somewhere(run)
+  test_page.test_the_same_results_give_the_same_bytes(built, name)
+
+
+def test_every_setting_of_the_phantom_has_its_words():
+  assert set(which_target.SETTINGS) == set(annotator.SETTINGS)
+
+
+def test_a_winner_and_a_clear_contrast_are_named(built):
+  parsed = parse(built("targets"))
+  found = claims(parsed)
+  assert len(found) == 3
+  wins, soft, contrast = found
+  assert wins.startswith("faint_true, all-ones weights. Dice: > 0% wins")
+  assert "against 50%; low less high +0.041 [+0.011, +0.061], p < 0.001: low thresholds" in wins
+  assert soft.startswith("faint_false, the paper's weights. AP: soft wins")
+  assert "against > 0% and 50%; low less" in soft and soft.endswith("not told apart.")
+  assert contrast.startswith("faint_false, all-ones weights. Dice: no winner; low less high -0.032")
+  assert contrast.endswith("p 0.012: high thresholds are higher.")
+  # Each stands beside its table as well, among those that claim nothing.
+  mine = verdicts(parsed)
+  assert len(mine) == 16
+  assert {one.split(". ", 1)[1] for one in found} <= set(mine)
+  assert sum("wins" in one for one in mine) == 2
+  assert sum("thresholds are higher" in one for one in mine) == 2
+
+
+def test_few_cohorts_cannot_decide(built):
+  parsed = parse(built("few targets"))
+  assert not claims(parsed)
+  paper, dice, ones, ones_dice = verdicts(parsed)
+  assert paper.startswith("AP: no winner, for so few cohorts cannot decide; low less high ")
+  assert paper.endswith("not told apart.") and "[" not in paper
+  # A single threshold has neither a reference nor a contrast.
+  assert ones_dice == "Dice: no winner, for so few cohorts cannot decide."
+  text = words(parsed, "which-target")
+  assert "too few cohorts for intervals" in text and "95% intervals" not in text
+  assert "One ordinal network" not in text and "Where there is nothing to find" not in text
+
+
+def test_what_may_not_be_said(run):
+  _, parsed, _ = run
+  text = words(parsed, "summary")
+  assert "Which target is best for real patients" in text and "no medical device" in text
+  assert "That the highest mean of a table is the best, where no winner is named" in text
+  assert "corrected within one setting, family of weights and metric, not over all" in text
+  assert "Of every other setting, family of weights and metric: nothing." in text
+  assert "by the same truth, not by their own labels" in text
+
+
+def test_members_stand_in_the_rows_of_their_family(built):
+  workdir, content = built("targets"), read(built("targets"), FILE)
+  for setting in content["config"]["study"]["settings"]:
+    for weights in ("paper", "ones"):
+      rows = rows_of(workdir, f"which_target_{setting}_{weights}")
+      assert [row["member"] for row in rows][:2] == ["1.0", "0.8"]
+      assert [row["member"] for row in rows][-3:] == ["soft", "softseg", "ordinal_ones"]
+      for metric, title in which_target.METRICS.items():
+        means = row_at(content, setting, weights, metric)["means"]
+        assert [float(row[title]) for row in rows] == [one["mean"] for one in means]
+        ends = [[float(row[f"{title}, {end}"]) for end in ("low", "high")] for row in rows]
+        assert ends == [one["interval"] for one in means]
+      compared = rows_of(workdir, f"which_target_{setting}_{weights}_comparisons")
+      assert len(compared) == 5 * 17
+      one = row_at(content, setting, weights, "dice")["comparisons"][3]
+      row = [row for row in compared if row["metric"] == "Dice"][3]
+      assert (float(row["p, corrected (Holm)"]), row["against"]) == (one["p_holm"], "0.0")
+
+
+def test_the_table_of_verdicts(built):
+  workdir, content = built("targets"), read(built("targets"), FILE)
+  rows = rows_of(workdir, "which_target_verdicts")
+  assert len(rows) == 8
+  row = rows[1]
+  assert (row["setting"], row["weights"]) == ("faint_true", "all-ones weights")
+  assert (row["Dice: winner"], row["AP: winner"]) == ("0.0", "")
+  assert (float(row["Dice: low less high"]), float(row["Dice: p"])) == (0.041, 0.0001)
+  contrast = row_at(content, "faint_true", "ones", "average_precision")["contrast"]
+  assert float(row["AP: low less high"]) == contrast["difference"]
+  table = which_target.verdicts({"which_target": content})
+  assert table.groups == (2, 4, 6)
+  (few,) = [
+    r for r in rows_of(built("few targets"), "which_target_verdicts") if "ones" in r["weights"]
+  ]
+  assert few["AP: low less high"] == few["AP: p"] == ""
+
+
+def test_levels_stand_beside_separate_networks(built):
+  workdir, content = built("targets"), read(built("targets"), FILE)
+  first = rows_of(workdir, "which_target_levels")
+  more = rows_of(workdir, "which_target_more_levels")
+  assert len(first) == len(more) == 4 * 7
+  by_key = {(r["setting"], r["threshold"], r["metric"]): r for r in content["levels"]}
+  for row, other in zip(first, more, strict=True):
+    key = row["setting"], float(row["threshold"])
+    for table, metric in ((row, "average_precision"), (row, "dice"), (other, "ece")):
+      title, one = which_target.METRICS[metric], by_key[*key, metric]
+      assert float(table[f"{title}, ordinal"]) == one["ordinal"]
+      assert float(table[f"{title}, separate"]) == one["separate"]
+      assert float(table[f"{title}, difference, high"]) == one["interval"][1]
+      assert float(table[f"{title}, p"]) == one["p"]
+
+
+def test_every_cohort_is_a_file(built):
+  rows = rows_of(built("targets"), "which_target_cohorts")
+  units = read(built("targets"), FILE)["units"]
+  assert len(rows) == len(units) == 12 * 4 * 17
+  assert [(row["member"], float(row["AP"])) for row in rows] == [
+    (unit["member"], unit["average_precision"]) for unit in units
+  ]
+
+
+def test_the_figure_shows_the_means_of_every_setting(built):
+  content = read(built("targets"), FILE)
+  drawn = which_target.by_threshold(content["rows"])
+  assert len(drawn.axes) == 8
+  settings = content["config"]["study"]["settings"]
+  assert [axes.get_ylabel() for axes in drawn.axes[::2]] == settings
+  assert [axes.get_title() for axes in drawn.axes[:2]] == [
+    "AP against the truth",
+    "Dice against the truth",
+  ]
+  for i, setting in enumerate(settings):
+    for j, metric in enumerate(("average_precision", "dice")):
+      axes = drawn.axes[2 * i + j]
+      lines = {to_hex(line.get_color()): line for line in axes.lines if len(line.get_xdata()) == 7}
+      for weights, k in (("paper", 4), ("ones", 5)):
+        means = row_at(content, setting, weights, metric)["means"]
+        line = lines[palette.css(k)]
+        assert list(line.get_xdata()) == pytest.approx([0, 20, 40, 50, 60, 80, 100])
+        assert list(line.get_ydata()) == [one["mean"] for one in means[6::-1]]
+      levels = {line.get_ydata()[0] for line in axes.lines if len(line.get_xdata()) == 2}
+      assert levels == {one["mean"] for one in means[7:]}
+      assert len(axes.collections) == 2  # the intervals of both families
+  legend = {text.get_text() for text in drawn.legends[0].get_texts()}
+  assert {"soft", "softseg", "ordinal_ones", "thresholds, all-ones weights"} <= legend
+  few = which_target.by_threshold(read(built("few targets"), FILE)["rows"])
+  assert len(few.axes) == 2 and not few.axes[0].collections
+
+
+def test_the_text_table_says_the_same(built):
+  content = read(built("targets"), FILE)
+  text = which_target.text(content)
+  lines = text.splitlines()
+  at = lines.index("faint_true, all-ones weights")
+  means = [
+    row_at(content, "faint_true", "ones", m)["means"][6]["mean"] for m in which_target.METRICS
+  ]
+  assert lines[at + 9].split() == [">", "0%", *(f"{mean:.3f}" for mean in means)]
+  assert lines[at + 14] == (
+    "Dice: > 0% wins (against 50%, corrected p < .05); low less high +0.041 [+0.011, +0.061], "
+    "p < 0.001: low thresholds higher"
+  )
+  assert text.count("low thresholds higher") == text.count("high thresholds higher") == 1
+  assert "AP: soft wins (against > 0% and 50%, corrected p < .05)" in text
+  mine = [x for x in content["levels"] if (x["setting"], x["metric"]) == ("null", "ece")]
+  mean = sum(x["ordinal"] for x in mine) / len(mine)
+  assert any(line.split()[:3] == ["null", "ECE", f"{mean:.3f}"] for line in lines)
+  assert (
+    "Of 200 studies in which all members had one target, 4 (2.0%) claimed a winner and 8 (4.0%) a "
+    "contrast, by Dice." in lines
+  )
+  few = which_target.text(read(built("few targets"), FILE))
+  assert few.count("no winner (2 cohorts cannot decide)") == 4 and "wins" not in few
+
+
+def test_names_of_members():
+  names = [0.0, 0.5, "soft", "ordinal_ones", "threshold_0.5_dice", None]
+  shown = ["> 0%", "50%", "soft", "ordinal_ones", "50% dice", "none"]
+  assert [which_target.member(name) for name in names] == shown
+
+
+def test_it_stands_beside_other_results(make_run, make_targets, undrawn):
+  workdir = make_run(thresholds=(0.5, 0.0), classes=("a_line",))
+  alone = Parser(report.build(workdir).read_text())
+  assert not [e for e in alone.find("section") if e[1].get("id") == "which-target"]
+  target = make_targets(seeds=2) / "results" / FILE
+  (workdir / "results" / FILE).write_bytes(target.read_bytes())
+  parsed = Parser(report.build(workdir).read_text())
+  assert not problems(parsed)
+  assert "Which target?" in words(parsed, "summary")
+  shown = {attrs["data-at"] for _, attrs, _ in parsed.find("data")}
+  assert f"{FILE}#/rows/0/means/0/mean" in shown and "segmentation.json#/rows/0/iou" in shown
+  assert parsed.find("h1")[0][2] == "Segmentation by confidence threshold: lus_phantom"
+  assert len(parsed.find("pre", class_="command")) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "stripped"])
+def test_a_damaged_file_is_named_and_the_rest_is_shown(make_run, undrawn, damage):
+  workdir = make_run(thresholds=(0.5, 0.0), classes=("a_line",))
+  whole = {"schema": 1}
+  text = json.dumps(whole)
+  (workdir / "results" / FILE).write_text(text if damage == "stripped" else text[:5])
+  parsed = Parser(report.build(workdir).read_text())
+  (line,) = problems(parsed)
+  assert FILE in line and "\n" not in line
+  assert "segmentation.json#/rows/0/iou" in {a["data-at"] for _, a, _ in parsed.find("data")}
+
+
+@pytest.mark.parametrize(
+  ("part", "missed"),
+  [
+    ("rows", {"the winners", "the scores by threshold", "the scores of each setting"}),
+    ("levels", set()),
+    ("null_repeats", set()),
+  ],
+)
+def test_a_damaged_part_leaves_the_others(make_targets, undrawn, part, missed):
+  workdir = make_targets(settings=("null",), seeds=2, found=False)
+  content = read(workdir, FILE)
+  content[part] = {"dice": {}} if part == "null_repeats" else [{}]
+  (workdir / "results" / FILE).write_text(json.dumps(content))
+  parsed = Parser(report.build(workdir).read_text())
+  lines = problems(parsed)
+  assert lines and all(f"results/{FILE} does not hold" in line for line in lines)
+  notes = " ".join(text for _, _, text in parsed.find("p", class_="missing"))
+  assert all(what in notes for what in missed) and bool(notes) == bool(missed)
+  shown = {attrs["data-at"] for _, attrs, _ in parsed.find("data")}
+  for other, place in {
+    "rows": "rows/0/means/0/mean",
+    "levels": "levels/0/ordinal",
+    "null_repeats": "null_repeats/dice/winners",
+  }.items():
+    assert (f"{FILE}#/{place}" in shown) == (other != part)
+
+
+def test_the_command_names_what_differs_from_the_config(built):
+  config = read(built("few targets"), FILE)["config"]
+  command = page._command(config, "runs/x")
+  assert "--config.study.seeds=2" in command
+  assert "'--config.study.settings=('\"'\"'faint_uninformative'\"'\"',)'" in command
+  assert tables.percent(1.0) == "100%" and "--config.sweep.thresholds=(1.0, 0.5, 0.0,)" in command

@@ -1,0 +1,451 @@
+"""The study of targets: what it claims, of whom, and that an interrupted one ends the same."""
+
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+from jax import numpy as jnp
+from sklearn.metrics import average_precision_score, f1_score
+
+from configs import which_target as configs
+from lus_jax import models
+from lus_jax.errors import UserError
+from lus_jax.evaluation import results
+from lus_jax.models import fpn, layers
+from lus_jax.training import members, which_target
+
+THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
+SEEDS = 16
+
+
+def config(**changes):
+  found = configs.get_config("tiny")
+  for name, value in changes.items():
+    *path, field = name.split(".")
+    part = found
+    for key in path:
+      part = part[key]
+    assert field in part, name
+    with part.ignore_type():
+      part[field] = value
+  return found
+
+
+def noise(seed, n=SEEDS):
+  return np.random.default_rng(seed).uniform(0.4, 0.42, n)
+
+
+def exchangeable(names=THRESHOLDS):
+  return {name: noise(i) for i, name in enumerate(names)}
+
+
+def test_a_member_that_is_better_on_every_seed_wins():
+  for best in (*THRESHOLDS, "soft"):
+    scores = exchangeable((*THRESHOLDS, "soft"))
+    scores[best] = noise(99) + 0.1
+    found = which_target.compare(scores)
+    assert found["winner"] == found["best"] == best
+    (mean,) = [one["mean"] for one in found["means"] if one["member"] == best]
+    assert mean == pytest.approx(scores[best].mean())
+    for row in found["comparisons"]:
+      expected = scores[row["member"]].mean() - scores[row["against"]].mean()
+      assert row["difference"] == pytest.approx(expected)
+      assert row["interval"][0] < row["difference"] < row["interval"][1]
+      clear = best in (row["member"], row["against"])
+      assert (row["p_holm"] < 0.05) == clear
+      # The test of 16 seeds is by draws, of which the observed one is one.
+      assert row["p"] == pytest.approx(1 / 10_001, abs=5e-4) if clear else row["p"] > 0.001
+
+
+def test_equal_members_do_not_win():
+  found = which_target.compare(dict.fromkeys(THRESHOLDS, noise(0)))
+  assert found["winner"] is None
+  assert {row["p_holm"] for row in found["comparisons"]} == {1.0}
+  assert found["contrast"]["p"] == 1 and found["contrast"]["difference"] == pytest.approx(0)
+  assert which_target.compare(exchangeable())["winner"] is None
+
+
+def test_who_beats_one_reference_alone_does_not_win():
+  scores = exchangeable()
+  scores[0.2] = noise(50) + 0.1
+  scores[0.5] = scores[0.2] - 0.001 + np.where(np.arange(SEEDS) % 2, 0.01, -0.01)
+  found = which_target.compare(scores)
+  beats = {(r["member"], r["against"]) for r in found["comparisons"] if r["p_holm"] < 0.05}
+  assert {(0.2, 0.0), (0.5, 0.0)} <= beats and (0.2, 0.5) not in beats
+  assert found["best"] == 0.2 and found["winner"] is None
+
+
+def test_the_lowest_wins_where_lower_is_better():
+  scores = exchangeable()
+  scores[0.4] = noise(50) - 0.1
+  scores[0.8] = noise(51) + 0.1
+  found = which_target.compare(scores, higher=False)
+  assert found["winner"] == found["best"] == 0.4
+  assert which_target.compare(scores)["winner"] == 0.8
+
+
+def test_the_contrast_is_low_less_high():
+  low, high = (0.4, 0.2, 0.0), (1.0, 0.8, 0.6)
+  for sign in (1, -1):
+    scores = exchangeable((*THRESHOLDS, "soft"))
+    for t in low:
+      scores[t] = scores[t] + sign * 0.05
+    # Neither the middle nor a member without a threshold takes part.
+    scores[0.5], scores["soft"] = scores[0.5] + 7, scores["soft"] - 0.3
+    found = which_target.compare(scores)["contrast"]
+    expected = np.mean([scores[t] for t in low]) - np.mean([scores[t] for t in high])
+    assert found["difference"] == pytest.approx(expected)
+    assert np.sign(found["difference"]) == sign and found["p"] < 0.001
+    assert found["interval"][0] < expected < found["interval"][1]
+  for names in ((0.5,), (0.5, 0.0), (1.0, 0.5)):
+    assert which_target.compare(exchangeable(names))["contrast"] is None
+
+
+def test_every_member_is_compared_with_both_references_each_pair_once():
+  found = which_target.compare(exchangeable((*THRESHOLDS, "soft", "ordinal")))["comparisons"]
+  pairs = [frozenset((row["member"], row["against"])) for row in found]
+  expected = {frozenset((t, r)) for t in (*THRESHOLDS, "soft", "ordinal") for r in (0.0, 0.5)}
+  expected = {pair for pair in expected if len(pair) == 2}
+  assert len(pairs) == len(set(pairs)) == len(expected) == 15
+  assert set(pairs) == expected
+  # Holm, by hand.
+  p = np.array([row["p"] for row in found])
+  steps = np.sort(p) * np.arange(15, 0, -1)
+  by_hand = np.minimum(1, np.maximum.accumulate(steps))[np.argsort(np.argsort(p))]
+  assert [row["p_holm"] for row in found] == pytest.approx(by_hand.tolist())
+  # Without the reference > 0% there is one comparison a member.
+  assert len(which_target.compare(exchangeable((1.0, 0.5, "soft")))["comparisons"]) == 2
+  assert which_target.compare({0.5: noise(0)})["winner"] is None
+
+
+def test_few_seeds_have_no_intervals_and_no_winner():
+  scores = {t: noise(i, 3) + t for i, t in enumerate(THRESHOLDS)}
+  found = which_target.compare(scores)
+  assert found["best"] == 1.0 and found["winner"] is None
+  assert all(one["interval"] is None for one in (*found["means"], *found["comparisons"]))
+  assert min(row["p"] for row in found["comparisons"]) == 0.25
+
+
+def test_the_best_cut_is_that_of_the_highest_dice():
+  probability = np.array([0.02, 0.12, 0.22, 0.32, 0.42, 0.9])
+  assert which_target.best_cut(probability, probability > 0.3) == 0.3
+  # .25 and .3 are equal, and nearer to .5 is .3; of .45 to .9 it is .5.
+  assert which_target.best_cut(probability, probability > 0.5) == 0.5
+  assert which_target.best_cut(np.array([0.1, 0.7]), np.array([True, True])) == 0.1
+  assert which_target.best_cut(np.full(4, 0.98), np.array([False, True] * 2)) == 0.5
+
+
+def drawn_frames(seed, n, *, classes=3, size=9):
+  """Frames whose last class is nowhere, and probabilities [2, n, H, W, K] that follow the truth."""
+  r = np.random.default_rng(seed)
+  shape = (n, size, size, classes)
+  truth = r.random(shape) < 0.2
+  truth[..., -1] = False
+  confidence = np.where(truth, r.choice([0, 51, 128, 204, 255], shape), 0).astype(np.uint8)
+  probability = np.clip(r.normal(0.25 + 0.35 * truth, 0.2, (2, *shape)), 0, 1).astype(np.float32)
+  return {"truth": truth.astype(np.uint8), "confidence": confidence}, probability
+
+
+def naive_ece(p, truth):
+  total = 0
+  for k in range(15):
+    inside = (p > k / 15) & (p <= (k + 1) / 15) if k else p <= 1 / 15
+    if inside.any():
+      total += inside.mean() * abs(p[inside].mean() - truth[inside].mean())
+  return total
+
+
+def test_scores_are_those_of_sklearn():
+  validation, held_out = drawn_frames(0, 4)
+  test, p = drawn_frames(1, 5)
+  views = [members.View("high", 0, -1, 0.8), members.View("soft", 1, -1, None)]
+  rows = which_target.score((held_out, p), {"validation": validation, "test": test}, views)
+  assert [row["member"] for row in rows] == ["high", "soft"]
+  truth = test["truth"] > 0
+  cuts_used = set()
+  for v, (row, least) in enumerate(zip(rows, (204, 128), strict=True)):
+    dice, half, precision = [], [], []
+    for k in (0, 1):
+      own = (validation["confidence"][..., k] >= least).ravel()
+      mine = held_out[v, ..., k].ravel()
+      cuts = [c / 20 for c in range(1, 20)]
+      by_cut = [f1_score(own, mine >= c) for c in cuts]
+      best = min(
+        (c for c, f in zip(cuts, by_cut, strict=True) if f == max(by_cut)),
+        key=lambda c: abs(c - 0.5),
+      )
+      cuts_used.add(best)
+      true, found = truth[..., k].ravel(), p[v, ..., k].ravel()
+      dice.append(f1_score(true, found >= best))
+      half.append(f1_score(true, found >= 0.5))
+      precision.append(average_precision_score(true, found))
+    assert row["dice"] == pytest.approx(np.mean(dice))
+    assert row["dice_half"] == pytest.approx(np.mean(half))
+    assert row["average_precision"] == pytest.approx(np.mean(precision))
+    flat = [(p[v, ..., k].astype(np.float64).ravel(), truth[..., k].ravel()) for k in range(3)]
+    assert row["ece"] == pytest.approx(np.mean([naive_ece(*one) for one in flat]), abs=1e-6)
+    assert row["brier"] == pytest.approx(np.mean([np.mean((a - b) ** 2) for a, b in flat]))
+  assert cuts_used - {0.5}
+
+
+def test_null_repeats_claim_hardly_anything():
+  scores = np.random.default_rng(0).uniform(0.4, 0.6, (40, 7))
+  found = which_target.null_repeats(scores, repeats=200, seeds=16)
+  assert found["repeats"] == 200
+  assert found["winners"] <= 10
+  assert 1 <= found["contrasts"] <= 22  # 5 % of 200, and 3 standard deviations
+
+
+def test_copies_are_renamed_so_that_none_can_win():
+  scores = np.random.default_rng(1).uniform(0.4, 0.6, (40, 7))
+  scores[:, 2] += 1
+  found = which_target.null_repeats(scores, repeats=100, seeds=16)
+  assert found["winners"] <= 5
+  # Under its own name that copy wins.
+  named = dict(zip(THRESHOLDS, scores[:16].T, strict=True))
+  assert which_target.compare(named)["winner"] == 0.6
+
+
+def families(*extra, thresholds=(1.0, 0.5, 0.0), weights="paper"):
+  found = config(
+    **{"sweep.thresholds": thresholds, "sweep.members": extra, "loss.weights": weights}
+  )
+  return which_target.families(members.Objective(found), members.views(found))
+
+
+def test_families_are_by_weights():
+  found = families("threshold(0.5, weights=ones)", "soft", "ordinal(weights=ones)")
+  others = {"soft": "soft", "ordinal_ones": "ordinal_ones"}
+  plain = {1.0: "threshold_1", 0.5: "threshold_0.5", 0.0: "threshold_0"}
+  assert found == {"paper": plain | others, "ones": {0.5: "threshold_0.5_ones"} | others}
+  assert families("soft") == {"paper": plain | {"soft": "soft"}}
+  assert list(families(weights="ones")) == ["ones"]
+
+
+def test_another_loss_does_not_take_a_thresholds_place():
+  found = families("threshold(0.5, loss=dice)")["paper"]
+  assert found[0.5] == "threshold_0.5"
+  assert found["threshold_0.5_dice"] == "threshold_0.5_dice"
+
+
+@pytest.fixture(scope="module")
+def cohorts():
+  small = config()
+  return {
+    seed: which_target.cohort(small, "faint_true", seed, size=32, n_patients=6) for seed in (0, 1)
+  }
+
+
+def test_a_cohort_has_disjoint_splits(cohorts, monkeypatch):
+  small, named = config(), {}
+  load = which_target.pipeline.load
+
+  def kept(source, fields):
+    found = load(source, fields)
+    for patient, image in zip(found["patient"], found["image"], strict=True):
+      named[image.tobytes()] = patient
+    return found
+
+  monkeypatch.setattr(which_target.pipeline, "load", kept)
+  found = which_target.cohort(small, "faint_true", 0, size=32, n_patients=6)
+  patients = {
+    split: {named[image.tobytes()] for image in arrays["image"]} for split, arrays in found.items()
+  }
+  assert list(patients) == ["train", "validation", "test"]
+  assert len(found["train"]["image"]) == small.study.train_frames == 16
+  assert len(patients["validation"]) == small.study.validation_patients == 2
+  everybody = set.union(*patients.values())
+  assert len(everybody) == sum(map(len, patients.values())) == 6
+  # Of those who are held out every frame counts.
+  held_out = sum(len(found[split]["image"]) for split in ("validation", "test"))
+  assert held_out == sum(patient not in patients["train"] for patient in named.values())
+  for arrays in found.values():
+    assert set(arrays) == {*which_target.pipeline.FIELDS, "truth"}
+    assert arrays["truth"].shape == arrays["confidence"].shape
+    assert arrays["image"].shape[1:] == (32, 32, 1)
+  for split, arrays in cohorts[0].items():
+    for name, array in arrays.items():
+      np.testing.assert_array_equal(array, found[split][name])
+
+
+def test_seeds_and_settings_are_other_cohorts(cohorts):
+  images = [cohorts[seed]["train"]["image"] for seed in (0, 1)]
+  assert not {image.tobytes() for image in images[0]} & {image.tobytes() for image in images[1]}
+  found = config(**{"study.settings": ("null", "faint_true", "faint_false"), "study.seeds": 20})
+  seeds = [which_target._seed_of(found, *unit) for unit in which_target._units(found)]
+  seeds += [which_target._seed_of(found, which_target.NULL, seed) for seed in range(60)]
+  assert len(seeds) == len(set(seeds)) == 120
+
+
+def test_too_few_patients_are_refused():
+  with pytest.raises(UserError, match=r"n_patients: 3 patients leave none for the test"):
+    which_target.cohort(config(), "faint_true", 0, size=32, n_patients=3)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"study.seeds": 0}, r"config\.study\.seeds: 0 must be at least 1"),
+    ({"study.train_frames": 0}, r"study\.train_frames: 0 must be at least 1"),
+    ({"study.validation_patients": 0}, r"validation_patients: 0 must be at least 1"),
+    ({"study.train_frames": 3}, r"train_frames: 3 are fewer than one batch \(4\)"),
+    ({"study.null_cohorts": 1}, r"null_cohorts: each repeat draws 2 of 1"),
+    ({"study.settings": ("faint_true", "fain")}, r"'fain' of lus_phantom is unknown"),
+    ({"study.settings": ("null", "null")}, r"study\.settings: .* each once"),
+    ({"study.settings": ()}, r"study\.settings: .* at least one"),
+    ({"data.name": "lus_folder"}, r"data\.name: the truth is known of lus_phantom only"),
+    ({"sweep.seeds": 2}, r"sweep\.seeds: 2 must be 1"),
+    ({"sweep.members": ("majority",)}, r"'majority' needs the masks of several raters"),
+    ({"sweep.thresholds": ()}, r"sweep\.thresholds is empty"),
+  ],
+)
+def test_a_config_that_no_study_could_use_is_refused(changes, message, tmp_path):
+  with pytest.raises(UserError, match=message):
+    which_target.train_and_evaluate(config(**changes), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_without_null_repeats_their_cohorts_do_not_matter():
+  which_target.check(config(**{"study.null_repeats": 0, "study.null_cohorts": 0}))
+  which_target.check(configs.get_config())
+  with pytest.raises(ValueError, match="demo does not exist"):
+    configs.get_config("demo")
+
+
+SMALLEST = {
+  "study.settings": ("faint_true",),
+  "study.null_repeats": 5,
+  "study.null_cohorts": 2,
+  "study.train_frames": 8,
+  "study.validation_patients": 1,
+  "data.phantom.n_patients": 4,
+  "sweep.members": ("threshold(0.5, weights=ones)", "ordinal(weights=ones)"),
+  "train.epochs": 1,
+}
+
+
+class Toy(nnx.Module):
+  """Compiles in a moment: logits at a quarter of the size, as the FPN's before it upsamples."""
+
+  def __init__(self, in_channels, classes, *, rngs):
+    self.conv = layers.Conv(in_channels, classes, 5, stride=4, dtype=jnp.float32, rngs=rngs)
+    self.norm = layers.BatchNorm(classes)
+
+  def __call__(self, image, *, train, key=None, upsample=True):
+    logits = self.norm(self.conv(image), train=train)
+    return fpn.upsample_logits(logits, *image.shape[1:3]) if upsample else logits
+
+
+@pytest.fixture(scope="module")
+def toy():
+  """A toy in place of the FPN."""
+
+  def build_model(config, *, in_channels, classes, seed):
+    return Toy(in_channels, classes, rngs=nnx.Rngs(seed))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(models, "build_model", build_model)
+    yield
+
+
+@pytest.fixture(scope="module")
+def finished(toy, tmp_path_factory):
+  """A whole run."""
+  workdir = tmp_path_factory.mktemp("runs") / "run"
+  which_target.train_and_evaluate(config(**SMALLEST), workdir)
+  return workdir
+
+
+def test_results_are_what_the_units_say(finished):
+  content = results.read(finished, "which_target")
+  units = {
+    (file.stem, row["member"]): row
+    for file in (finished / "units").iterdir()
+    for row in json.loads(file.read_text())
+  }
+  assert {stem for stem, _ in units} == {
+    "faint_true_0", "faint_true_1", "null_repeats_0", "null_repeats_1",
+  }  # fmt: skip
+  names = ["threshold_1", "threshold_0.5", "threshold_0", "threshold_0.5_ones", "ordinal_ones"]
+  names += [f"ordinal_ones_{t}" for t in ("0", "0.5", "1")]
+  assert [unit["member"] for unit in content["units"]] == 2 * names
+  for unit in content["units"]:
+    mine = units[f"{unit['setting']}_{unit['seed']}", unit["member"]]
+    assert unit == mine | {"setting": unit["setting"], "seed": unit["seed"]}
+    assert all(0 <= unit[metric] <= 1 for metric in which_target.METRICS)
+  keys = [(row["setting"], row["weights"], row["metric"]) for row in content["rows"]]
+  assert keys == [("faint_true", w, m) for w in ("paper", "ones") for m in which_target.METRICS]
+  for row in content["rows"]:
+    assert [one["member"] for one in row["means"]] == (
+      [1.0, 0.5, 0.0, "ordinal_ones"] if row["weights"] == "paper" else [0.5, "ordinal_ones"]
+    )
+    mine = [units[f"faint_true_{i}", "threshold_0.5"][row["metric"]] for i in (0, 1)]
+    if row["weights"] == "paper":
+      assert row["means"][1]["mean"] == pytest.approx(np.mean(mine))
+  # Of the levels one has a separate network of its weights beside it.
+  assert [one["metric"] for one in content["levels"]] == list(which_target.METRICS)
+  for one in content["levels"]:
+    pair = [
+      np.mean([units[f"faint_true_{i}", name][one["metric"]] for i in (0, 1)])
+      for name in ("ordinal_ones_0.5", "threshold_0.5_ones")
+    ]
+    assert [one["ordinal"], one["separate"]] == pytest.approx(pair)
+    assert one["difference"] == pytest.approx(pair[0] - pair[1])
+  copies = [units["null_repeats_0", f"copy_{i}"]["average_precision"] for i in range(7)]
+  assert len(set(copies)) == 7, "copies start from other weights"
+  assert content["null_repeats"]["dice"]["repeats"] == 5
+
+
+@pytest.mark.parametrize(("same", "expected"), [(None, [3, 4]), (2, [6, 7, 8, 9])])
+def test_no_two_cohorts_start_from_the_same_weights(toy, same, expected, monkeypatch):
+  trainer, seeds = which_target.Trainer(config(**SMALLEST), same=same), []
+
+  def place(sweep, states):
+    weights = {np.asarray(state.params["conv"]["kernel"]).tobytes() for state in states}
+    assert len(weights) == (same or 1)
+    raise InterruptedError
+
+  def initial(seed, classes, initial=trainer._initial):
+    seeds.append(seed)
+    return initial(seed, classes)
+
+  monkeypatch.setattr(trainer, "_initial", initial)
+  monkeypatch.setattr(which_target.Sweep, "place", place)
+  for seed in (3, 4):
+    with pytest.raises(InterruptedError):
+      trainer.run({"train": {"confidence": np.zeros((1, 32, 32, 2))}}, seed=seed)
+  assert seeds == expected
+
+
+def test_an_interrupted_study_goes_on_to_the_same_results(finished, tmp_path, monkeypatch, capsys):
+  score, calls = which_target.score, []
+
+  def interrupted(*args):
+    calls.append(args)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    return score(*args)
+
+  small = config(**SMALLEST)
+  with monkeypatch.context() as patch:
+    patch.setattr(which_target, "score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      which_target.train_and_evaluate(small, tmp_path / "run")
+  (first,) = (tmp_path / "run" / "units").iterdir()
+  written = first.stat().st_mtime_ns
+  assert not (tmp_path / "run" / "results").exists()
+  which_target.train_and_evaluate(small, tmp_path / "run")
+  assert first.stat().st_mtime_ns == written, "a finished unit is not done again"
+  mine, theirs = (w / "results" / "which_target.json" for w in (tmp_path / "run", finished))
+  assert mine.read_bytes() == theirs.read_bytes()
+
+  # A finished study trains nothing and prints its tables again.
+  capsys.readouterr()
+  monkeypatch.setattr(which_target.Trainer, "run", None)
+  which_target.train_and_evaluate(small, tmp_path / "run")
+  assert capsys.readouterr().out.startswith("Which target? 2 simulated cohorts a setting")
+  assert mine.read_bytes() == theirs.read_bytes()
+  other = config(**SMALLEST | {"train.epochs": 2})
+  with pytest.raises(UserError, match=r"train\.epochs"):
+    which_target.train_and_evaluate(other, tmp_path / "run")
