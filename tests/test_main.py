@@ -44,6 +44,16 @@ def run(*args, check=False):
       ["--config=configs/seg.py", "--config.data.name=lus_folder", "--config.data.dir=/no/such"],
       "/no/such",
     ),
+    (["--config=configs/seg.py", "--config.calibration=platt"], "config.calibration: 'platt'"),
+    (
+      ["--config=configs/seg.py", "--config.labels.standardise=x"],
+      "config.labels.standardise: 'x'",
+    ),
+    (["--config=configs/seg.py", "--config.sweep.members=hard"], "'hard' is not known; write one"),
+    (
+      ["--config=configs/seg.py", "--config.sweep.members=('soft', 'threshold(.6)')"],
+      "'threshold(.6)' stands there twice",
+    ),
     (["--config=configs/sf_change.py", "--config.pairs=all"], "config.pairs: 'all'"),
     (["--config=configs/sf_ratio.py"], "run holds no segmentation run; name one with"),
     (["--config=configs/paper.py", "--config.tasks=('change',)"], "config.tasks: 'change'"),
@@ -65,6 +75,46 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, args, message):
   assert len(lines) == 1, result.stderr
   assert lines[0].startswith("error: ")
   assert message in lines[0]
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  return tmp_path_factory.mktemp("data")
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    (
+      ["--config.sweep.members=('soft', 'majority')"],
+      "'majority' needs the masks of several raters, and the data set has none",
+    ),
+    (["--config.sweep.members=('rater(A)',)"], "'rater' needs the masks of several raters"),
+    (
+      ["--config.sweep.members=('rater(Z)',)", "--config.data.phantom.raters=True"],
+      "nobody is called 'Z'; the raters are A, B, C.",
+    ),
+    (
+      ["--config.labels.standardise=overlap"],
+      "config.labels.standardise: no training frame was painted by two annotators",
+    ),
+  ],
+)
+def test_what_the_data_cannot_give_is_one_line_and_no_run_is_begun(
+  prepared, tmp_path, args, message
+):
+  small = ("image_size=32", "phantom.n_patients=3", "phantom.n_frames=1")
+  result = run(
+    "--config=configs/seg.py:tiny",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.data.prepared_dir={prepared}",
+    *(f"--config.data.{setting}" for setting in small),
+    *args,
+  )
+  assert result.returncode == 2, result.stderr
+  (line,) = result.stderr.strip().splitlines()
+  assert line.startswith("error: ") and message in line
   assert list(tmp_path.iterdir()) == []
 
 

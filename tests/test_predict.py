@@ -52,17 +52,19 @@ class Model:
     return maps, fitted[0][1]
 
 
-@pytest.fixture(scope="module")
-def model():
-  config = ml_collections.ConfigDict(
+def make_config():
+  return ml_collections.ConfigDict(
     {
       "seed": 0,
       "data": {"image_size": SIZE},
       "model": {"encoder": "resnet18", "width": 0.125, "dropout": 0.2, "dtype": "float32"},
-      "sweep": {"thresholds": THRESHOLDS, "seeds": 1, "strategy": "loop"},
+      "sweep": {"thresholds": THRESHOLDS, "seeds": 1, "strategy": "loop", "members": ()},
       "loss": {"name": "weighted_cross_entropy", "weights": "paper"},
     }
   )
+
+
+def make_model(config):
   objective = members.Objective(config)
   network, sweep, state, _ = segmentation.create_sweep(
     config, objective, in_channels=1, classes=len(CLASSES), tx=optax.identity()
@@ -74,10 +76,12 @@ def model():
     return jax.tree.map(lambda x: x + (0.1 * r.standard_normal(x.shape)).astype(np.float32), params)
 
   state = [dataclasses.replace(one, best_params=shaken(one.best_params)) for one in state]
+  views, own = segmentation.make_views(config, objective)
+  sweep, state = sweep.take(state, [view.member for view in views], own)
   trained = segmentation.Trained(
     config=config,
     objective=objective,
-    views=members.views(config),
+    views=views,
     dataset={"name": "made_up", "classes": list(CLASSES)},
     patients={},
     network=network,
@@ -85,6 +89,11 @@ def model():
     weights=[{"params": one.best_params, "batch_stats": one.best_batch_stats} for one in state],
   )
   return Model(trained, state)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return make_model(make_config())
 
 
 @pytest.fixture
@@ -278,6 +287,105 @@ def test_an_interrupted_prediction_is_written_again_and_another_one_is_refused(
   assert contents(out) == first
 
 
+@pytest.fixture
+def mixed(monkeypatch):
+  """Members beside the thresholds, one of which is calibrated; `load` gives them if asked to."""
+  config = make_config()
+  config.sweep.members = ("soft", "svls(.6)", "ordinal")
+  trained = make_model(config).trained
+  # Calibrations of a run are all of one method, so that its models share a program.
+  temperatures = {view.name: np.full(len(CLASSES), 1, np.float32) for view in trained.views}
+  temperatures["soft"] *= 3
+  own = [
+    one | {"calibration": {"temperature": temperatures[view.name]}}
+    for view, one in zip(trained.views, trained.sweep.members, strict=True)
+  ]
+  trained = dataclasses.replace(trained, sweep=dataclasses.replace(trained.sweep, members=own))
+  asked = []
+
+  def load(workdir, every=False):
+    asked.append(every)
+    return trained if every else trained.only(range(len(THRESHOLDS)))
+
+  monkeypatch.setattr(segmentation, "load", load)
+  return trained, asked
+
+
+def read_member(out, name, frame):
+  folder = out / name / f"{frame:06d}"
+  return np.stack([np.asarray(Image.open(folder / f"{c}.png")) for c in CLASSES], axis=-1)
+
+
+def test_members_are_chosen_by_name_with_or_without_thresholds(tmp_path, mixed):
+  _, asked = mixed
+  np.save(tmp_path / "clip.npy", clip(SIZE, SIZE, n=2))
+  options = {"workdir": "run", "input": tmp_path / "clip.npy"}
+
+  def predicted(out, **more):
+    assert call(**options, out=tmp_path / out, **more) == 0
+    record = json.loads((tmp_path / out / "prediction.json").read_text())
+    folders = {p.name for p in (tmp_path / out).iterdir() if p.is_dir()} - {"overlays"}
+    assert folders == set(record["members"])
+    return record
+
+  # Without --members nothing but thresholds is loaded.
+  record = predicted("plain")
+  assert record["members"] == ["threshold_0.8", "threshold_0.6", "threshold_0"]
+  assert asked == [False]
+  record = predicted("both", members="ordinal_0.6,soft,soft", thresholds=".6")
+  assert asked == [False, True]
+  assert record["members"] == ["threshold_0.6", "ordinal_0.6", "soft"]
+  assert record["meaning"] == {
+    "threshold_0.6": "value / 255 = P(confidence >= 0.6)",
+    "ordinal_0.6": "value / 255 = P(confidence >= 0.6)",
+    "soft": "value / 255 = confidence",
+  }
+  # A threshold's name is a member's too.
+  assert predicted("named", members="threshold_0,ordinal")["members"] == ["threshold_0", "ordinal"]
+  same = [read_member(tmp_path / out, "threshold_0", 1) for out in ("plain", "named")]
+  np.testing.assert_array_equal(*same)
+
+
+def test_levels_are_nested_and_calibrations_applied_in_the_files(tmp_path, mixed):
+  trained, _ = mixed
+  frames = clip(50, 24, n=3)
+  np.save(tmp_path / "clip.npy", frames)
+  out = tmp_path / "out"
+  names = ["ordinal_0", "ordinal_0.6", "ordinal_0.8", "soft"]
+  assert call(workdir="run", input=tmp_path / "clip.npy", out=out, members=",".join(names)) == 0
+  low, middle, high = (
+    np.stack([read_member(out, name, i) for i in range(3)]).astype(int) for name in names[:3]
+  )
+  assert low.shape == (3, 50, 24, len(CLASSES))
+  assert (low >= middle).all() and (middle >= high).all() and (low > high + 10).any()
+  # Divided by 3, logits are nearer to 0 and probabilities to a half.
+  image = letterbox(frames[0], SIZE, SIZE)[0][None, :, :, None].astype(np.float32) / 255
+  _, box = letterbox(frames[0], SIZE, SIZE)
+  where = np.zeros(image.shape, bool)
+  where[:, box[0] : box[2], box[1] : box[3]] = True
+  own = trained.sweep.members[3] | {"calibration": {}}
+  raw = trained.probability(trained.weights[3], own, image, where)
+  raw = np.clip(np.asarray(raw, np.float64)[0], 1e-9, 1 - 1e-9)
+  expected = 1 / (1 + np.exp(-np.log(raw / (1 - raw)) / 3))
+  assert np.abs(expected - raw)[where[0, ..., 0]].max() > 0.05
+  expected = predict.restore(expected.astype(np.float32), box, 50, 24)
+  assert np.abs(read_member(out, "soft", 0).astype(int) - expected).max() <= 1
+
+
+def test_a_member_nobody_knows_is_refused(tmp_path, mixed, capsys):
+  np.save(tmp_path / "clip.npy", clip(20, 30))
+  options = {"workdir": "run", "input": tmp_path / "clip.npy", "out": tmp_path / "out"}
+  for more, message in (
+    ({"members": "soft,hard"}, "no model of run is called 'hard'; there are threshold_0.8, "),
+    ({"members": "ordinal_0.5"}, "'ordinal_0.5'; there are"),
+    ({"members": "soft", "thresholds": ".5"}, "has the threshold 0.5; there are 0.8, 0.6, 0."),
+  ):
+    assert call(**options, **more) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+  assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [
@@ -341,5 +449,5 @@ def test_the_command_line_helps():
     timeout=300,
   )
   assert result.returncode == 0, result.stderr
-  for name in ("--workdir", "--input", "--out", "--thresholds", "--frames"):
+  for name in ("--workdir", "--input", "--out", "--thresholds", "--members", "--frames"):
     assert name in result.stdout

@@ -381,7 +381,8 @@ class Objective:
       # Images that this rater did not draw teach nothing.
       where = where & drawn[:, None, None, None]
     elif target == "random_rater" and key is not None:
-      keys = jax.random.split(key, len(confidence))
+      # Of the key itself the first is also the network's first dropout key.
+      keys = jax.random.split(jax.random.fold_in(key, 1), len(confidence))
       chosen = jax.vmap(jax.random.categorical)(keys, jnp.log(inputs["drawn"].astype(jnp.float32)))
       confidence = jax.vmap(lambda raters, i: raters[i])(inputs["raters"], chosen)
     return training_loss(logits, confidence, member["threshold"])

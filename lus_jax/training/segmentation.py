@@ -87,13 +87,12 @@ def _options(config):
   return {name: config[name] for name in ("weights", "subthreshold_weight", "reduction")}
 
 
-def make_members(config, objective=None):
+def make_members(config, objective):
   """The members of the sweep: every threshold and other member, for every seed.
 
   Returns:
     Their names and a list of what the compiled programs know of each (`Objective.scalars`).
   """
-  objective = objective or members_lib.Objective(config)
   names, members = [], []
   for seed in range(config.sweep.seeds):
     suffix = f"_seed_{seed}" if config.sweep.seeds > 1 else ""
@@ -313,7 +312,7 @@ def train_and_evaluate(config, workdir, patients=None):
     strategy=choose_strategy(config.sweep.strategy),
   )
   settings = checkpoints_lib.settings(config)
-  mesh = Sweep(make_members(config)[1], choose_strategy(config.sweep.strategy)).mesh
+  mesh = Sweep(make_members(config, objective)[1], choose_strategy(config.sweep.strategy)).mesh
   fields = (*pipeline.FIELDS, *members_lib.fields(members))
   train, validation = (
     pipeline.Frames(labelling.with_staple(learnt[name]), cache=cache, fields=fields, mesh=mesh)
@@ -781,7 +780,8 @@ def _slow_recipe(config, device):
   frames, classes = 355, 6
   if config.data.name == "lus_phantom":
     frames = frames / 42 * config.data.phantom.n_patients
-  images = len(make_members(config)[0]) * config.train.epochs * frames
+  n_models = config.sweep.seeds * len(members_lib.read(config))
+  images = n_models * config.train.epochs * frames
   dtype = hardware.resolve(config, device)[0].model.dtype
   return hardware.slow_recipe(images * training_flop(config, classes=classes), device, dtype=dtype)
 

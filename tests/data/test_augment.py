@@ -138,3 +138,58 @@ def test_intensity_follows_its_formula(key):
 def test_a_bad_config_is_refused_by_name(field, value):
   with pytest.raises(UserError, match=f"config.augment.{field}"):
     augment.check(config(**{field: value}))
+
+
+def rated(key, n=8, size=24, n_raters=3, classes=2):
+  stored = batch(key, n=n, size=size, classes=classes, box=[0, 0, size - 4, size])
+  shape = (n, n_raters, size, size, classes)
+  raters = jax.random.randint(jax.random.fold_in(key, 5), shape, 0, 256).astype(jnp.uint8)
+  return stored | {
+    "raters": raters,
+    "confidence": raters[:, 0] // 2 + 20,
+    "staple": 255 - raters[:, 1],
+    "drawn": jnp.arange(n * n_raters).reshape(n, n_raters) % 4 > 0,
+  }
+
+
+@pytest.mark.parametrize("probability", [0.5, 1.0])
+def test_raters_and_staple_move_with_the_confidence(key, probability):
+  stored = rated(key)
+  inputs = augment.prepare(stored, key, config(probability=probability))
+  assert inputs["raters"].shape == stored["raters"].shape
+  assert inputs["raters"].dtype == inputs["staple"].dtype == jnp.float32
+  np.testing.assert_array_equal(inputs["drawn"], stored["drawn"])
+  # Interpolation is linear: what holds between the stored maps holds between the augmented ones.
+  where = inputs["where"]
+  for found, expected in (
+    (inputs["staple"], 1 - inputs["raters"][:, 1]),
+    (inputs["confidence"], inputs["raters"][:, 0] / 2 + 20 / 255),
+  ):
+    gap = jnp.where(where, jnp.abs(found - expected), 0)
+    # The confidence was halved in whole numbers.
+    assert float(gap.max()) < 0.5 / 255 + 1e-6
+  # Raters stay apart, and classes too.
+  assert float(jnp.abs(inputs["raters"][:, 0] - inputs["raters"][:, 1]).mean()) > 0.2
+  moved = jnp.abs(inputs["raters"] - stored["raters"] / 255).max(axis=(1, 2, 3, 4)) > 1e-3
+  assert int(moved.sum()) >= 4
+
+
+def test_the_mean_of_augmented_raters_is_the_augmented_mean(key):
+  stored = rated(key)
+  # Multiples of three have a mean in whole numbers.
+  stored["raters"] = stored["raters"] // 3 * 3
+  stored["confidence"] = stored["raters"].astype(jnp.int32).sum(1) // 3
+  inputs = augment.prepare(stored, key, config(probability=1.0))
+  np.testing.assert_allclose(inputs["raters"].mean(1), inputs["confidence"], atol=1e-6)
+
+
+def test_what_raters_bring_along_changes_nothing_else(key):
+  stored = rated(key)
+  without = {name: stored[name] for name in ("image", "confidence", "valid_box", "labelled")}
+  expected = augment.prepare(without, key, CONFIG)
+  found = augment.prepare(stored, key, CONFIG)
+  for name in ("image", "confidence", "where"):
+    np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+  plain = augment.prepare(stored)
+  np.testing.assert_allclose(plain["raters"], np.asarray(stored["raters"]) / 255, rtol=1e-6)
+  np.testing.assert_allclose(plain["staple"], np.asarray(stored["staple"]) / 255, rtol=1e-6)

@@ -318,6 +318,81 @@ def test_summary_is_the_mean_over_images_then_classes():
   assert set(row["intervals"].values()) == {None}
 
 
+def test_calibration_alone_is_what_a_summary_says_of_it():
+  quantities, patients, (probability, values, drawn) = _cohort(3)
+  names = ("count", "probability", "target", "squared_error")
+  found = raters.summarize_calibration({name: quantities[name] for name in names}, CLASSES)
+  json.dumps(found, allow_nan=False)
+  p, t = (x[1:].astype(np.float64) for x in (probability, raters.soft(values, drawn)))
+  eces = [_ece(p[..., k].ravel(), t[..., k].ravel()) for k in range(K)]
+  assert list(found["ece_per_class"]) == CLASSES
+  assert list(found["ece_per_class"].values()) == pytest.approx(eces)
+  assert found["ece"] == pytest.approx(np.mean(eces))
+  assert found["ece_pooled"] == pytest.approx(_ece(p.ravel(), t.ravel()))
+  assert found["brier"] == pytest.approx(np.mean((p - t) ** 2))
+  row = raters.summarize(quantities, patients, CLASSES)
+  assert found["reliability"] == row["reliability"]
+  for name in ("ece", "ece_pooled", "brier"):
+    assert found[name] == pytest.approx(row[name], abs=1e-12)
+
+
+def test_calibration_of_a_class_without_a_valid_pixel_is_null():
+  probability, values, drawn, _ = _example()
+  where = np.ones((N, H, W, K), bool)
+  where[..., 1] = False
+  sums = raters.calibration_sums(probability, raters.soft(values, drawn), where)
+  found = raters.summarize_calibration(sums, CLASSES)
+  json.dumps(found, allow_nan=False)
+  assert found["ece_per_class"]["line"] is None
+  assert found["ece"] == found["ece_pooled"] == found["ece_per_class"]["pleura"]
+  assert set(found["reliability"]["line"]["probability"]) == {None}
+
+
+def _human_scores(n_patients):
+  """Scores of two images a patient; rater 3 drew nothing, and class 1 of rater 0 is undefined."""
+  scores = np.random.default_rng(5).random((2, 2 * n_patients, R, K))
+  scores[:, ::3, 1] = np.nan
+  scores[:, :, 3] = np.nan
+  scores[:, :, 0, 1] = np.nan
+  return scores, np.repeat([f"p{i:02d}" for i in range(n_patients)], 2)
+
+
+def test_raters_are_summarized_over_images_then_classes():
+  (each, everyone), patients = _human_scores(4)
+  rows = raters.summarize_humans(each, everyone, patients)
+  json.dumps(rows, allow_nan=False)
+  assert [row["n_images"] for row in rows] == [8, 5, 8, 0]
+  for r, row in enumerate(rows[:3]):
+    for name, scores in (("dice_vs_others", each), ("dice_vs_consensus", everyone)):
+      per_class = [_mean(x[~np.isnan(x)]) for x in scores[:, r].T]
+      assert row[name] == pytest.approx(np.nanmean(per_class))
+  assert rows[0]["dice_vs_others"] == pytest.approx(each[:, 0, 0].mean())
+  assert rows[3]["dice_vs_others"] is None and rows[3]["dice_vs_consensus"] is None
+  # Four patients are too few.
+  for row in rows:
+    assert row["intervals"] == {"dice_vs_others": None, "dice_vs_consensus": None}
+
+
+def test_intervals_of_raters_resample_patients():
+  (each, everyone), patients = _human_scores(12)
+  rows = raters.summarize_humans(each, everyone, patients, seed=2)
+  counts = statistics._resamples(12, 2).astype(int)
+  names = np.unique(patients)
+  for r, row in enumerate(rows[:3]):
+    values = []
+    for resample in counts[:500]:
+      index = np.concatenate(
+        [np.tile(np.flatnonzero(patients == p), n) for p, n in zip(names, resample, strict=True)]
+      )
+      per_class = [_mean(x[~np.isnan(x)]) for x in each[index, r].T]
+      values.append(np.nanmean(per_class))
+    low, high = row["intervals"]["dice_vs_others"]
+    assert low < row["dice_vs_others"] < high
+    tolerance = 0.35 * np.std(values)
+    np.testing.assert_allclose([low, high], np.percentile(values, [2.5, 97.5]), atol=tolerance)
+  assert rows[3]["intervals"] == {"dice_vs_others": None, "dice_vs_consensus": None}
+
+
 def test_undefined_metrics_are_null():
   quantities, patients, _ = _cohort(12)
   quantities["ged"][:, 1] = np.nan

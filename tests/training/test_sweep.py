@@ -193,3 +193,27 @@ def test_auto_is_sharded_on_several_gpus_and_in_several_processes(monkeypatch):
   assert choose_strategy("auto") == "sharded"
   with pytest.raises(UserError, match=r"strategy: 'loop' is for one process, and there are 2"):
     choose_strategy("loop")
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "sharded"])
+def test_some_members_are_taken_in_any_order_and_twice(strategy):
+  sweep = Sweep([{"threshold": np.float32(t)} for t in THRESHOLDS], strategy)
+  state = sweep.place([{"a": np.arange(2.0) + 10 * i} for i in range(3)])
+
+  def tell(state, own, shared):
+    return state["a"] + own["threshold"] + shared
+
+  for numbers in ([2, 0], [1, 1, 0, 2, 2], [1], [0, 1, 2]):
+    part, held = sweep.take(state, numbers)
+    assert part.strategy == strategy
+    found = part.to_host(part.compile(tell)(held, part.members, np.float32(100)))
+    expected = [np.arange(2) + 10 * i + np.float32(THRESHOLDS[i]) + 100 for i in numbers]
+    np.testing.assert_allclose(np.stack(found), expected, rtol=1e-6)
+  # Other members may stand in front of the same weights.
+  own = [{"threshold": np.float32(t), "level": np.int32(t)} for t in (5, 6, 7, 8)]
+  part, held = sweep.take(state, [2, 2, 0, 1], own)
+  assert part.members == own
+  found = part.to_host(part.compile(tell)(held, part.members, np.float32(0)))
+  assert [x.tolist() for x in found] == [[25, 26], [26, 27], [7, 8], [18, 19]]
+  same, held = sweep.take(state, [0, 1, 2], own[:3])
+  assert held is state and same.members == own[:3]

@@ -1,0 +1,315 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy import ndimage, stats
+
+from lus_jax.data import datasets, labelling, pipeline
+from lus_jax.errors import UserError
+from lus_jax.labels import fusion
+
+SIZE, K = 40, 2
+# What a confidence c is called: one annotator says it as it is, the other is timid.
+STYLES = {"ann": lambda c: c, "bob": lambda c: c**2}
+RATERS = ("ann", "bob", "cem")
+
+
+class Split(Sequence):
+  """A split that hands out the features asked for and no other."""
+
+  def __init__(self, examples, names=None):
+    self._examples, self._names = examples, names
+
+  def __len__(self):
+    return len(self._examples)
+
+  def __getitem__(self, index):
+    example = self._examples[index]
+    return {name: example[name] for name in self._names or example}
+
+  def only(self, *names):
+    return Split(self._examples, names)
+
+
+def stored(confidence):
+  return np.rint(255 * confidence).astype(np.uint8)
+
+
+def truth(r):
+  """Confidences of a frame: a smooth field on a blob, 0 around it; each class its own."""
+  smooth = ndimage.gaussian_filter(r.normal(size=(2, SIZE, SIZE, K)), (0, 3, 3, 0))
+  ranks = stats.rankdata(smooth[0], axis=None).reshape(smooth[0].shape) / smooth[0].size
+  return np.where(smooth[1] > 0, stats.beta(2, 2).ppf(ranks), 0)
+
+
+def painted(annotator, confidence, *, video="v", frame=0):
+  return {
+    "image": np.full((SIZE, SIZE, 1), frame, np.uint8),
+    "confidence": stored(STYLES[annotator](confidence)),
+    "annotator": annotator.encode(),
+    "labelled": np.ones(K, bool),
+    "valid_box": np.array([0, 0, SIZE, SIZE], np.int32),
+    "video": video.encode(),
+    "frame": np.int32(frame),
+    "patient": b"p",
+  }
+
+
+def rated(r, drawn=(True, True, True)):
+  confidence = truth(r)
+  raters = np.stack([stored(STYLES.get(name, np.sqrt)(confidence)) for name in RATERS])
+  raters = np.where(np.reshape(drawn, (-1, 1, 1, 1)), raters, 0).astype(np.uint8)
+  return painted("ann", confidence) | {
+    "annotator": b"",
+    "raters": raters,
+    "drawn": np.array(drawn),
+    "confidence": np.rint(raters[np.array(drawn)].mean(0)).astype(np.uint8),
+    "valid_box": np.array([4, 0, SIZE - 6, SIZE], np.int32),
+  }
+
+
+def make_dataset(splits, raters=()):
+  return datasets.Dataset(
+    name="mine",
+    version="1",
+    classes=("pleura", "line"),
+    thin=(),
+    split_unit="patient",
+    splits={name: Split(examples) for name, examples in splits.items()},
+    metadata={"raters": list(raters), "persons": list(raters)},
+  )
+
+
+@pytest.fixture(scope="module")
+def two_styles():
+  """Twelve training frames of each annotator, no frame twice."""
+  r = np.random.default_rng(0)
+
+  def frames(n):
+    return [
+      painted(name, truth(r), video=f"{name}{i}") for i in range(n) for name in ("ann", "bob")
+    ]
+
+  return {"train": frames(12), "validation": frames(3), "test": frames(2)}
+
+
+@pytest.fixture(scope="module")
+def several_raters():
+  r = np.random.default_rng(1)
+  drawn = [(True, True, True), (True, False, True), (False, True, True), (True, True, False)]
+  return {
+    "train": [rated(r, d) for d in (*drawn, *drawn)],
+    "validation": [rated(r), rated(r, drawn[1])],
+    "test": [rated(r)],
+  }
+
+
+def distance(split, k):
+  """How far the two annotators' distributions of confidences above 0 are apart."""
+  values = {name: [] for name in STYLES}
+  for example in split.only("confidence", "annotator"):
+    confidence = example["confidence"][..., k]
+    values[example["annotator"].decode()].append(confidence[confidence > 0])
+  return stats.wasserstein_distance(*map(np.concatenate, values.values()))
+
+
+def test_quantile_brings_two_styles_together(two_styles):
+  dataset = make_dataset(two_styles)
+  splits = labelling.standardised(dataset, "quantile")
+  for k in range(K):
+    assert distance(dataset.splits["train"], k) > 30
+    assert distance(splits["train"], k) < 3
+    assert distance(splits["validation"], k) < distance(dataset.splits["validation"], k) / 2
+  # Each annotator's order stays, and so does "above 0".
+  for before, after in zip(two_styles["train"], splits["train"], strict=True):
+    for k in range(K):
+      a, b = (x["confidence"][..., k].astype(int).ravel() for x in (before, after))
+      order = np.argsort(a, kind="stable")
+      assert (np.diff(b[order]) >= 0).all()
+      np.testing.assert_array_equal(a > 0, b > 0)
+
+
+@pytest.mark.parametrize("method", ["none", "quantile"])
+def test_the_test_split_stays_as_it_was_painted(two_styles, method):
+  dataset = make_dataset(two_styles)
+  splits = labelling.standardised(dataset, method)
+  assert splits["test"] is dataset.splits["test"]
+  unchanged = splits["train"] is dataset.splits["train"]
+  assert unchanged == (method == "none")
+
+
+def test_maps_are_fitted_to_the_training_split_alone(two_styles):
+  expected = labelling.standardised(make_dataset(two_styles), "quantile")["train"]
+  white = {"confidence": np.full((SIZE, SIZE, K), 255, np.uint8)}
+  others = two_styles | {
+    name: [example | white for example in two_styles[name]] for name in ("validation", "test")
+  }
+  found = labelling.standardised(make_dataset(others), "quantile")["train"]
+  for a, b in zip(expected, found, strict=True):
+    np.testing.assert_array_equal(a["confidence"], b["confidence"])
+
+
+def test_an_annotator_who_trained_nothing_keeps_the_own_scale(two_styles):
+  splits = two_styles | {"train": [x for x in two_styles["train"] if x["annotator"] == b"ann"]}
+  validation = labelling.standardised(make_dataset(splits), "quantile")["validation"]
+  for before, after in zip(two_styles["validation"], validation, strict=True):
+    if before["annotator"] == b"bob":
+      np.testing.assert_array_equal(before["confidence"], after["confidence"])
+
+
+def both(r, n):
+  for frame in range(n):
+    confidence = truth(r)
+    for name in STYLES:
+      yield painted(name, confidence, frame=frame)
+
+
+def gap(split):
+  """Mean difference of the two annotators where the first painted the same frame."""
+  frames = {}
+  for example in split:
+    key = example["video"], int(example["frame"])
+    frames.setdefault(key, []).append(example["confidence"].astype(int))
+  pairs = [np.abs(a - b)[a > 0] for a, b in frames.values()]
+  return np.concatenate(pairs).mean()
+
+
+def test_overlap_carries_each_to_what_the_other_painted():
+  r = np.random.default_rng(2)
+  splits = {"train": [*both(r, 8)], "validation": [*both(r, 2)], "test": [*both(r, 1)]}
+  dataset = make_dataset(splits)
+  found = labelling.standardised(dataset, "overlap")
+  # With two annotators each map goes to the other's scale: their styles change places.
+  for split in ("train", "validation"):
+    for before, after in zip(splits[split], found[split], strict=True):
+      c = before["confidence"].astype(np.float64) / 255
+      expected = c**2 if before["annotator"] == b"ann" else np.sqrt(c)
+      error = np.abs(255 * expected - after["confidence"])[before["confidence"] > 8]
+      assert error.mean() < 2
+  assert found["test"] is dataset.splits["test"]
+
+
+def test_overlap_brings_three_raters_together(several_raters):
+  dataset = make_dataset(several_raters, RATERS)
+  found = labelling.standardised(dataset, "overlap")["train"]
+
+  def spread(split):
+    spreads = []
+    for example in split:
+      raters = example["raters"][example["drawn"]].astype(np.float64)
+      spreads.append(np.ptp(raters, axis=0)[(raters > 0).all(0)])
+    return np.concatenate(spreads).mean()
+
+  assert spread(found) < 0.7 * spread(dataset.splits["train"])
+
+
+@pytest.mark.parametrize("kind", ["nobody", "other_video", "raters"])
+def test_overlap_needs_frames_that_two_people_painted(two_styles, several_raters, kind):
+  r = np.random.default_rng(3)
+  if kind == "raters":
+    r = np.random.default_rng(4)
+    alone = [rated(r, np.arange(3) == i) for i in range(3)]
+    dataset = make_dataset(several_raters | {"train": alone}, RATERS)
+  elif kind == "other_video":
+    # Frame 0 of one video is not frame 0 of another; and the validation split fits nothing.
+    dataset = make_dataset(two_styles | {"validation": [*both(r, 2)]})
+  else:
+    dataset = make_dataset(two_styles | {"train": [two_styles["train"][0]]})
+  with pytest.raises(UserError, match="no training frame was painted by two annotators") as error:
+    labelling.standardised(dataset, "overlap")
+  assert "\n" not in str(error.value)
+
+
+def test_of_several_raters_each_is_carried_and_their_mean_is_made_anew(several_raters):
+  dataset = make_dataset(several_raters, RATERS)
+  found = labelling.standardised(dataset, "quantile")
+  for split in ("train", "validation"):
+    # Whoever asks for the confidence alone gets the same one.
+    alone = found[split].only("confidence")
+    for before, after, one in zip(several_raters[split], found[split], alone, strict=True):
+      drawn = before["drawn"]
+      assert not after["raters"][~drawn].any()
+      np.testing.assert_array_equal(after["drawn"], drawn)
+      assert np.abs(after["raters"].astype(int) - before["raters"])[drawn].max() > 20
+      expected = np.rint(after["raters"][drawn].mean(0))
+      np.testing.assert_array_equal(after["confidence"], expected)
+      np.testing.assert_array_equal(one["confidence"], expected)
+  first = found["train"][0]["raters"].astype(int)
+  before = several_raters["train"][0]["raters"].astype(int)
+  painted = (before > 0).all(0)
+  assert np.ptp(first, axis=0)[painted].mean() < np.ptp(before, axis=0)[painted].mean() / 2
+
+
+def test_what_is_not_painted_is_handed_on(two_styles, several_raters):
+  for dataset in (make_dataset(two_styles), make_dataset(several_raters, RATERS)):
+    split = labelling.standardised(dataset, "quantile")["train"]
+    example = split.only("image", "patient")[1]
+    assert set(example) == {"image", "patient"}
+    assert len(split) == len(dataset.splits["train"])
+    with pytest.raises(IndexError):
+      split[len(split)]
+
+
+def test_an_unknown_method_is_refused():
+  for method in labelling.METHODS:
+    labelling.check_method(method)
+  with pytest.raises(UserError, match=r"standardise: 'x' is not known; choose one of none, quan"):
+    labelling.check_method("x")
+
+
+@pytest.fixture
+def fused(monkeypatch):
+  """Images that STAPLE was asked for, one entry a call."""
+  calls, staple = [], fusion.staple
+
+  def counted(raters, drawn, *, box):
+    calls.append(raters.tobytes())
+    return staple(raters, drawn, box=box)
+
+  monkeypatch.setattr(fusion, "staple", counted)
+  return calls
+
+
+def test_staple_is_that_of_the_fusion_and_is_made_once(several_raters, fused):
+  split = labelling.with_staple(Split(several_raters["train"]))
+  asked = split.only("image", "staple")
+  assert not fused  # nothing is made before somebody looks at it
+  for _ in range(2):  # two epochs
+    found = [asked[i] for i in range(len(asked))]
+  assert len(fused) == len(set(fused)) == len(several_raters["train"])
+  for example, stored_ in zip(found, several_raters["train"], strict=True):
+    box = stored_["valid_box"]
+    expected = fusion.staple(stored_["raters"], stored_["drawn"], box=box)
+    assert 0.01 < expected.mean() < 0.9
+    assert not expected[: box[0]].any() and not expected[box[2] :].any()
+    assert example["staple"].dtype == np.uint8
+    np.testing.assert_array_equal(example["staple"], np.rint(255 * expected))
+    np.testing.assert_array_equal(example["image"], stored_["image"])
+
+
+def test_staple_costs_nothing_where_nobody_asks(several_raters, two_styles, fused):
+  assert set(labelling.with_staple(Split(several_raters["train"])).only("image")[0]) == {"image"}
+  # Nor does a data set without raters mind.
+  frames = labelling.with_staple(Split(two_styles["train"])).only("image", "confidence")
+  assert set(frames[3]) == {"image", "confidence"}
+  assert not fused
+
+
+@pytest.mark.parametrize("cache", ["device", "stream"])
+def test_batches_hold_the_staple_of_standardised_raters(several_raters, cache, fused):
+  dataset = make_dataset(several_raters, RATERS)
+  split = labelling.standardised(dataset, "quantile")["train"]
+  fields = (*pipeline.FIELDS, "staple")
+  frames = pipeline.Frames(labelling.with_staple(split), cache=cache, fields=fields)
+  batches = list(frames.evaluation_batches(3))
+  staple = np.concatenate([b["staple"] for b in batches])[
+    np.concatenate([b["mask"] for b in batches])
+  ]
+  assert set(batches[0]) == {*fields, "mask"}
+  changed = []
+  for found, example, before in zip(staple, split, several_raters["train"], strict=True):
+    about = {"drawn": example["drawn"], "box": example["valid_box"]}
+    expected = fusion.staple(example["raters"], **about)
+    np.testing.assert_array_equal(found, np.rint(255 * expected))
+    changed.append(np.abs(fusion.staple(before["raters"], **about) - expected).max())
+  assert max(changed) > 0.3
