@@ -5,8 +5,8 @@
 
 In each setting of the phantom (what faint strokes are worth) and for each seed (new patients, new
 initial weights) it trains one small FPN per threshold, with the paper's weights and with all-ones
-weights, and the soft label, SoftSeg's recipe and the ordinal network beside them, and scores all
-of them against what was truly there. Seeds are the unit of every interval and test. Writes
+weights, and the soft label and the ordinal network beside them, and scores all of them
+against what was truly there. Seeds are the unit of every interval and test. Writes
 `results/which_target.json` and prints its tables. Under an hour on 2 CPU cores; goes on where it
 was.
 """
@@ -32,15 +32,17 @@ def get_config(size="paper"):
   config.data.phantom.n_patients = 14
   config.data.phantom.n_frames = 1
   config.model.width = 0.25
-  config.sweep.thresholds = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
+  # Of the paper's without .8 and .2, which cost as much as the others: nothing is painted below
+  # .2, so that "at least .2" and "above 0" are the same label.
+  config.sweep.thresholds = (1.0, 0.6, 0.5, 0.4, 0.0)
   config.sweep.members = (
     *(f"threshold({t}, weights=ones)" for t in config.sweep.thresholds),
     "soft",
-    "softseg",
     "ordinal(weights=ones)",
   )
-  config.train.epochs = 12
-  config.train.batch_size = 8
+  config.optimizer.learning_rate = 4e-3
+  config.train.epochs = 32
+  config.train.batch_size = 4
   if size == "tiny":
     config.study.settings = ("faint_true", "faint_false")
     config.study.seeds = 2

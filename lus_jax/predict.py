@@ -148,11 +148,7 @@ def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
     "members": names,
     "classes": list(trained.classes),
     "colours": {name: palette.css(k) for k, name in enumerate(trained.classes)},
-    "meaning": {
-      view.name: "value / 255 = "
-      + ("confidence" if view.threshold is None else f"P(confidence >= {view.threshold:g})")
-      for view in trained.views
-    },
+    "meaning": {view.name: f"value / 255 = {_meaning(trained, view)}" for view in trained.views},
     "frames": frames,
     "height": clip.height,
     "width": clip.width,
@@ -186,6 +182,20 @@ def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
   except OSError as error:
     raise UserError(f"--out={out} cannot be written ({error.strerror}).") from error
   return content
+
+
+def _meaning(trained, view):
+  if view.threshold is not None:
+    return f"P(confidence >= {view.threshold:g})"
+  member = trained.objective.members[view.member]
+  own = {
+    "majority": "P(most raters drew it)",
+    "staple": "STAPLE's probability",
+    "rater": f"P({member.rater} drew it)",
+  }
+  # A calibration is fitted to the confidence, whatever was learnt.
+  uncalibrated = trained.config.get("calibration", "none") == "none"
+  return own.get(member.target, "confidence") if uncalibrated else "confidence"
 
 
 def _probe(source):
@@ -338,7 +348,7 @@ def _parse(argv):
     "source": values.input,
     "out": values.out,
     "thresholds": _numbers("thresholds", values.thresholds, float),
-    "members": values.members.split(",") if values.members else None,
+    "members": [name.strip() for name in values.members.split(",")] if values.members else None,
     "frames": _numbers("frames", values.frames, int),
   }
 

@@ -80,11 +80,14 @@ class Standardised(Sequence):
       raters = np.stack(
         [_carry(maps, mask) for maps, mask in zip(self._maps, example["raters"], strict=True)]
       )
-      mean = np.asarray(fusion.mean(raters.astype(np.float32), example["drawn"]))
+      mean = raters[np.asarray(example["drawn"], bool)].mean(0)
       example |= {"raters": raters, "confidence": np.rint(mean).astype(np.uint8)}
     elif not self._several and "confidence" in example:
-      maps = self._maps[self._names.index(example["annotator"].decode())]
-      example["confidence"] = _carry(maps, example["confidence"])
+      # Who is not known keeps their scale.
+      name = example["annotator"].decode()
+      if name in self._names:
+        maps = self._maps[self._names.index(name)]
+        example["confidence"] = _carry(maps, example["confidence"])
     return example
 
   def only(self, *names):
@@ -137,7 +140,8 @@ def standardised(dataset, method):
 
 def _annotators(splits):
   sources = [source.only("annotator") for source in splits.values()]
-  return sorted({example["annotator"].decode() for source in sources for example in source})
+  found = {example["annotator"].decode() for source in sources for example in source}
+  return sorted(found - {""})
 
 
 def _paintings(source, names, several):
@@ -152,7 +156,8 @@ def _paintings(source, names, several):
   pixels = source.only("annotator", "confidence")
   for indices in frames.values():
     examples = [pixels[i] for i in indices]
-    yield [(names.index(x["annotator"].decode()), x["confidence"]) for x in examples]
+    named = [(x["annotator"].decode(), x["confidence"]) for x in examples]
+    yield [(names.index(name), confidence) for name, confidence in named if name in names]
 
 
 def _histograms(source, names, dataset, several):

@@ -23,12 +23,13 @@ def load(source, fields=FIELDS):
   return {name: np.stack([example[name] for example in examples]) for name in fields}
 
 
-def choose_cache(cache, sources):
+def choose_cache(cache, sources, fields=FIELDS):
   """Resolves cache='auto': 'device' where the frames take at most a quarter of its memory.
 
   Args:
     cache: 'auto', 'device' or 'stream'.
     sources: the splits that would be held.
+    fields: the features that would be.
 
   Returns:
     'device' or 'stream'.
@@ -37,7 +38,7 @@ def choose_cache(cache, sources):
     UserError: an unknown choice.
   """
   first = next(source[0] for source in sources if len(source))
-  per_frame = sum(np.asarray(first[name]).nbytes for name in FIELDS)
+  per_frame = sum(np.asarray(first[name]).nbytes for name in fields)
   return choose_cache_for(cache, per_frame * sum(len(source) for source in sources))
 
 

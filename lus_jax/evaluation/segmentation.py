@@ -212,7 +212,8 @@ def _over_batches(network, sweep, state, frames, objective, batch_size):
     mask = batch.pop("mask")
     inputs = _prepare(batch)
     found = np.stack(sweep.to_host(compiled(state, sweep.members, inputs)))
-    inputs, batch = ({name: np.asarray(x)[mask] for name, x in y.items()} for y in (inputs, batch))
+    inputs = {name: np.asarray(inputs[name])[mask] for name in ("confidence", "where")}
+    batch = {name: np.asarray(x)[mask] for name, x in batch.items()}
     yield found[:, mask], inputs, batch
 
 

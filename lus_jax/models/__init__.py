@@ -74,22 +74,24 @@ def check_init_from(config, *, video):
   torch_weights.load_into(params, batch_stats, tensors, source=config.init_from, head=False)
 
 
-def build_model(config, *, in_channels, classes, seed):
+def build_model(config, *, in_channels, classes, seed, levels=1):
   """Builds the segmentation network that `config.model` describes.
 
   Args:
     config: the `model` part of a run's config, checked.
     in_channels: channels of the input image.
     classes: K, the number of logits per pixel.
+    levels: of an ordinal head, which has so many times K logits.
     seed: an integer, or a jax random key; the same one gives the same weights.
 
   Returns:
-    An `nnx.Module` that maps images [B, H, W, in_channels] to logits [B, H, W, K].
+    An `nnx.Module` that maps images [B, H, W, in_channels] to logits [B, H, W, levels * K].
   """
   return FPN(
     config.encoder,
     in_channels=in_channels,
     classes=classes,
+    levels=levels,
     width=config.width,
     dropout=config.dropout,
     dtype=DTYPES[config.dtype],

@@ -55,6 +55,8 @@ class FPN(nnx.Module):
     encoder: 'resnet18', 'resnet34' or 'resnet50'.
     in_channels: channels of the input image.
     classes: K.
+    levels: how many times K values the head has (`lus_jax.models.ordinal`); the first K start as
+      those of a head with one level.
     pyramid_channels: channels of the lateral connections (times width).
     segmentation_channels: channels of the segmentation branches (times width).
     width: factor on every channel count, for small runs.
@@ -69,6 +71,7 @@ class FPN(nnx.Module):
     *,
     in_channels=1,
     classes,
+    levels=1,
     pyramid_channels=256,
     segmentation_channels=128,
     width=1.0,
@@ -92,12 +95,12 @@ class FPN(nnx.Module):
     self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
     self.segmentation_head = Conv(
       segmentation_channels,
-      classes,
+      levels * classes,
       1,
       bias=True,
       dtype=dtype,
       rngs=rngs,
-      kernel_init=nnx.initializers.xavier_uniform(),
+      kernel_init=_by_level(nnx.initializers.xavier_uniform(), levels),
     )
 
   def __call__(self, image, *, train, key=None, upsample=True):
@@ -130,6 +133,17 @@ class FPN(nnx.Module):
     merged = self.dropout(merged, deterministic=not train, rngs=rngs)
     logits = self.segmentation_head(merged).astype(jnp.float32)
     return upsample_logits(logits, height, width) if upsample else logits
+
+
+def _by_level(initializer, levels):
+  """An initializer of kernels [..., levels * K], level by level."""
+
+  def initialize(key, shape):
+    each = (*shape[:-1], shape[-1] // levels)
+    keys = [key, *(jax.random.fold_in(key, level) for level in range(1, levels))]
+    return jnp.concatenate([initializer(key, each) for key in keys], axis=-1)
+
+  return initialize
 
 
 def upsample_logits(logits, height, width):

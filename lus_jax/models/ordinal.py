@@ -6,7 +6,6 @@ less.
 """
 
 import jax
-from jax import lax
 from jax import numpy as jnp
 
 
@@ -30,7 +29,11 @@ def keep_nested(logits):
 
   Interpolation keeps the order of levels up to rounding; this makes it exact.
   """
-  return lax.cummin(logits, axis=logits.ndim - 2)
+  # A handful of levels, one after another: on CPUs many times faster than a cumulative minimum.
+  levels = [logits[..., 0, :]]
+  for level in range(1, logits.shape[-2]):
+    levels.append(jnp.minimum(levels[-1], logits[..., level, :]))
+  return jnp.stack(levels, axis=-2)
 
 
 def expected_confidence(logits, levels):

@@ -74,8 +74,8 @@ class Member:
 
   @property
   def is_soft(self):
-    """Whether its output is an estimate of the confidence, not of P(confidence >= threshold)."""
-    return self.target != "threshold" or self.loss in losses.SOFT
+    """Whether its output estimates the confidence, not whether it reaches a threshold."""
+    return self.target not in ("threshold", "svls") or self.loss in losses.SOFT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,8 @@ def parse(text, config_loss):
   named = dict(part.split("=", 1) for part in parts if "=" in part)
   named = {key.strip(): value.strip() for key, value in named.items()}
   values = [part for part in parts if "=" not in part]
+  if len(named) < len(parts) - len(values):
+    raise UserError(f"{where}: an option stands there twice; name it once.")
   takes_value = target in ("threshold", "svls", "rater")
   known = {"threshold": ("loss", "weights"), "ordinal": ("weights",)}.get(target, ())
   if len(values) > takes_value or set(named) - set(known):
@@ -187,10 +189,25 @@ def read(config):
     raise UserError(f"config.sweep.members: write a tuple, as \"('{extra}',)\".")
   for text in extra:
     member = parse(text, loss)
-    if any(member.name == other.name for other in found):
+    if any(member.name == other.name or _alike(member, other) for other in found):
       raise UserError(f"config.sweep.members: {text!r} stands there twice; name it once.")
+    if member.target == "ordinal" and max(thresholds) < MIDDLE:
+      raise UserError(
+        "config.sweep.members: 'ordinal' needs a threshold of at least .5, or its mean confidence "
+        f"never reaches .5; the highest of config.sweep.thresholds is {max(thresholds):g}."
+      )
     found.append(member)
   return found
+
+
+def _alike(a, b):
+  """Whether two members learn the same by the same loss, thresholds to half a storage step."""
+  near = a.threshold == b.threshold or (
+    None not in (a.threshold, b.threshold) and abs(a.threshold - b.threshold) <= SLACK
+  )
+  return near and all(
+    getattr(a, name) == getattr(b, name) for name in ("target", "rater", "loss", "weights")
+  )
 
 
 def levels(config):
@@ -326,8 +343,8 @@ class Objective:
     k = raw.shape[-1] // len(self.levels)
     return fpn.upsample_logits(raw[..., :k], *inputs["image"].shape[1:3])
 
-  def _nested(self, raw, inputs):
-    """Logits of all levels, [B, H, W, E, K]."""
+  def nested(self, raw, inputs):
+    """Logits of all levels of an ordinal member, of `logits` and inputs: [B, H, W, E, K]."""
     nested = ordinal.nested_logits(raw, len(self.levels))
     flat = nested.reshape(*nested.shape[:-2], -1)
     flat = fpn.upsample_logits(flat, *inputs["image"].shape[1:3])
@@ -339,7 +356,7 @@ class Objective:
       return losses.output_logits(
         loss, logits=self._plain(raw, inputs), where=inputs["where"]
       ).astype(jnp.float32)
-    nested = self._nested(raw, inputs)
+    nested = self.nested(raw, inputs)
     mean = ordinal.expected_confidence(nested, self.levels)
     mean = jnp.clip(mean, 1e-6, 1 - 1e-6)
     level = jnp.take(nested, jnp.maximum(member["level"], 0), axis=-2)
@@ -362,7 +379,7 @@ class Objective:
       )
 
     if target == "ordinal":
-      nested = self._nested(raw, inputs)
+      nested = self.nested(raw, inputs)
       each = [
         training_loss(nested[..., i, :], confidence, threshold)
         for i, threshold in enumerate(self.levels)

@@ -143,7 +143,8 @@ def create_sweep(config, objective, *, in_channels, classes, tx, weights=None):
       models.build_model(
         config.model,
         in_channels=in_channels,
-        classes=classes * objective.head,
+        classes=classes,
+        levels=objective.head,
         seed=config.seed + seed,
       )
     )
@@ -152,7 +153,11 @@ def create_sweep(config, objective, *, in_channels, classes, tx, weights=None):
   if weights is not None:
     for network in networks:
       network.params, network.batch_stats = torch_weights.load_into(
-        network.params, network.batch_stats, weights, source=config.model.init_from
+        network.params,
+        network.batch_stats,
+        weights,
+        source=config.model.init_from,
+        head=objective.head == 1,
       )
   names, members = make_members(config, objective)
   sweep = Sweep(members, choose_strategy(config.sweep.strategy))
@@ -303,17 +308,20 @@ def train_and_evaluate(config, workdir, patients=None):
   objective = members_lib.Objective(config, dataset.raters)
   # Only what is learnt from is put on a common scale: the test stays as it was painted.
   learnt = labelling.standardised(dataset, config.labels.standardise)
-  cache = pipeline.choose_cache(config.data.cache, dataset.splits.values())
+  fields = (*pipeline.FIELDS, *members_lib.fields(members))
+  stored = tuple(name for name in fields if name != "staple")  # as large as the confidence
+  cache = pipeline.choose_cache(
+    config.data.cache, dataset.splits.values(), (*stored, *["confidence"] * ("staple" in fields))
+  )
   config, why = hardware.resolve(
     config,
     device,
     frames=len(dataset.splits["train"]),
-    classes=len(dataset.classes),
+    classes=len(dataset.classes) * objective.head,
     strategy=choose_strategy(config.sweep.strategy),
   )
   settings = checkpoints_lib.settings(config)
   mesh = Sweep(make_members(config, objective)[1], choose_strategy(config.sweep.strategy)).mesh
-  fields = (*pipeline.FIELDS, *members_lib.fields(members))
   train, validation = (
     pipeline.Frames(labelling.with_staple(learnt[name]), cache=cache, fields=fields, mesh=mesh)
     for name in ("train", "validation")
@@ -425,6 +433,10 @@ def finish(
   views, scalars = make_views(config, objective)
   numbers = [view.member for view in views]
   thresholds = [view.threshold for view in views]
+  # What only training needs would be copied for every level of an ordinal member.
+  state = sweep.map(
+    lambda one: dataclasses.replace(one, params=(), batch_stats=(), opt_state=()), state
+  )
   sweep, state = sweep.take(state, numbers, scalars)
   common = {"objective": objective, "classes": dataset.classes, "config": config}
   compared = None
@@ -634,7 +646,8 @@ def load(workdir, *, every=False):
     models.build_model(
       config.model,
       in_channels=1,
-      classes=len(claim["dataset"]["classes"]) * objective.head,
+      classes=len(claim["dataset"]["classes"]),
+      levels=objective.head,
       seed=config.seed,
     )
   )

@@ -109,9 +109,8 @@ class Trainer:
 
   def _initial(self, seed, classes):
     """Initial weights of a seed; the network itself is built once."""
-    outputs = classes * self.objective.head
     if self._network is None:
-      options = {"in_channels": 1, "classes": outputs}
+      options = {"in_channels": 1, "classes": classes, "levels": self.objective.head}
       self._network = state_lib.Network(models.build_model(self._config.model, seed=0, **options))
 
       def initialise(key):

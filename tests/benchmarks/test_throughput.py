@@ -23,15 +23,15 @@ class Toy(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(outputs))
     self.pooled = pooled
 
-  def __call__(self, image, *, train, key=None):
+  def __call__(self, image, *, train, key=None, upsample=True):
     x = self.norm(self.linear(image), train=train)
     return x.mean((1, 2, 3)) if self.pooled else x
 
 
 @pytest.fixture
 def toy_networks(monkeypatch):
-  def segmentation(config, *, in_channels, classes, seed):
-    return Toy(in_channels, classes, rngs=nnx.Rngs(seed))
+  def segmentation(config, *, in_channels, classes, seed, levels=1):
+    return Toy(in_channels, levels * classes, rngs=nnx.Rngs(seed))
 
   def video(config, *, in_channels, outputs, hidden, seed):
     return Toy(in_channels, outputs, rngs=nnx.Rngs(seed), pooled=True)
@@ -61,9 +61,9 @@ def test_every_run_is_measured_and_written(
 ):
   result = run(tmp_path, f"--what={what}", f"--strategy={strategy}", "--thresholds", "1", "3")
   rows = result["rows"]
-  assert [(r["thresholds"], r["strategy"]) for r in rows] == [
-    (t, strategy) for t in (1, 3) for strategy in strategies
-  ]
+  expected = [(t, strategy) for t in (1, 3) for strategy in strategies]
+  expected += [(7, "ordinal")] * (what == "predict")
+  assert [(r["thresholds"], r["strategy"]) for r in rows] == expected
   printed = capsys.readouterr().out
   forward = (
     flops.video(size=32, n_segment=3, in_channels=3, outputs=1, hidden=(256, 64))
@@ -76,7 +76,8 @@ def test_every_run_is_measured_and_written(
     rate = 1000 * row["batch"] * row["thresholds"] / row["ms_per_step"]
     assert row["images_per_s"] == pytest.approx(rate, rel=2e-2)
     assert row["ms_fastest"] <= row["ms_per_step"]
-    share = result["flop_per_image"] * rate / result["matmul_rate"]["float32"]
+    computed = rate / row["thresholds"] if row["strategy"] == "ordinal" else rate
+    share = result["flop_per_image"] * computed / result["matmul_rate"]["float32"]
     assert row["peak_share"] == pytest.approx(share, rel=2e-2, abs=1e-4)
     cost = (row["ms_per_step"] + row.get("augment_ms", 0)) / row["thresholds"] / one
     assert row["cost_to_one"] == pytest.approx(cost, abs=1e-3)
@@ -176,8 +177,9 @@ def test_pytorchs_loss_is_ours(threshold, torch):
 @pytest.mark.parametrize("what", ["fpn", "tsm", "predict"])
 def test_pytorch_computes_on_the_same_arrays(what, torch, toy_networks, tmp_path):
   result = run(tmp_path, f"--what={what}", "--thresholds=1", "--strategy=loop", "--peer=torch")
-  ours, *theirs = result["rows"]
-  assert ours["side"] == "ours" and {row["side"] for row in theirs} == {"torch"}
+  ours, *_ = result["rows"]
+  theirs = [row for row in result["rows"] if row["side"] == "torch"]
+  assert ours["side"] == "ours"
   tuned = [] if what == "predict" else ["channels_last fused_adam"]
   assert [row["variant"] for row in theirs] == ["eager", "channels_last", *tuned]
   best = max(row["images_per_s"] for row in theirs)

@@ -19,7 +19,10 @@ from lus_jax.training import state as state_lib
 
 E, K = 4, 2
 LEVELS = (0.2, 0.5, 0.6, 1.0)
-EXTREME = st.floats(-1e4, 1e4, width=32) | st.sampled_from([-1e4, -0.0, 0.0, 1e4])
+# Without subnormal numbers, which XLA takes for 0.
+EXTREME = st.floats(-1e4, 1e4, width=32, allow_subnormal=False) | st.sampled_from(
+  [-1e4, -0.0, 0.0, 1e4]
+)
 
 
 def falls(values, axis=-2):

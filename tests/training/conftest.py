@@ -62,7 +62,7 @@ class ToyVideo(nnx.Module):
 def toy_networks():
   """Networks that compile in a moment in place of the real ones."""
 
-  def build_model(config, *, in_channels, classes, seed):
+  def build_model(config, *, in_channels, classes, seed, levels=1):
     return ToySegmentation(in_channels, classes, rngs=nnx.Rngs(seed))
 
   def build_video_model(config, *, in_channels, outputs, hidden, seed):

@@ -134,8 +134,8 @@ def test_the_frozen_models_are_those_of_the_best_epochs(finished, prepared):
     image, expected = examples["image"], examples["probability"]
     assert len(image) == len(examples["valid_box"])
   where = np.ones(image.shape, bool)  # the phantom fills its frames
-  weights = trained.sweep.to_host(trained.weights)
-  for weights, own, found in zip(weights, trained.sweep.members, expected, strict=True):
+  each = trained.sweep.to_host(trained.weights)
+  for weights, own, found in zip(each, trained.sweep.members, expected, strict=True):
     p = np.asarray(trained.probability(weights, own, np.float32(image) / 255, where))
     assert np.abs(255 * p - found).max() <= 0.5 + 0.02
   frames = datasets.open_dataset(small(prepared).data, "frames")

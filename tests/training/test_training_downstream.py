@@ -358,8 +358,8 @@ def test_channels_are_of_the_models_and_the_last_one_is_the_truth(
   np.testing.assert_array_equal(store.channels[2], truth)
   np.testing.assert_array_equal(store.image, frames)
   trained = segmentation.load(workdir)
-  weights = trained.sweep.to_host(trained.weights)
-  for channel, weights, own in zip(store.channels, weights, trained.sweep.members, strict=False):
+  each = trained.sweep.to_host(trained.weights)
+  for channel, weights, own in zip(store.channels, each, trained.sweep.members, strict=False):
     image = frames[:5].astype(np.float32) / 255
     p = trained.probability(weights, own, image, np.ones(image.shape, bool))
     assert np.abs(channel[:5] - 255 * np.asarray(p)).max() <= 0.5 + 1e-3

@@ -341,8 +341,8 @@ class Toy(nnx.Module):
 def toy():
   """A toy in place of the FPN."""
 
-  def build_model(config, *, in_channels, classes, seed):
-    return Toy(in_channels, classes, rngs=nnx.Rngs(seed))
+  def build_model(config, *, in_channels, classes, seed, levels=1):
+    return Toy(in_channels, levels * classes, rngs=nnx.Rngs(seed))
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(models, "build_model", build_model)
