@@ -4,8 +4,8 @@
   python -m lus_jax.main --config configs/raters.py:demo --config.data.dir=DIR --workdir runs/raters
   python -m lus_jax.main --config configs/raters.py:tiny --workdir runs/tiny    simulated raters
 
-DIR is a folder of images and of masks by rater (README.md, "Several raters per image"); without it
-the phantom's three simulated experts paint every frame. It trains one FPN per threshold of the
+DIR is a folder of images and of masks by rater (README.md, "Several raters per image"); in the smoke
+run the phantom's three simulated experts paint every frame. It trains one FPN per threshold of the
 raters' mean and, beside them, the soft label itself, SoftSeg's recipe, label smoothing along
 outlines, three fusions and one ordinal network for all thresholds; writes what configs/seg.py
 writes and `results/raters.json`, `members.json` and `calibration.json`. The demo takes some minutes
@@ -34,8 +34,9 @@ def get_config(size="paper"):
   config.loss.weights = "ones"
   config.calibration = "temperature"
   if size == "demo":
-    config.train.epochs = 60
-    config.train.checkpoint_every = 10
+    # Sets with several raters are small: so many epochs are still few steps.
+    config.train.epochs = 200
+    config.train.checkpoint_every = 20
   elif size == "tiny":
     config.data.name = "lus_phantom"
     config.sweep.thresholds = (1.0, 0.5, 0.2)

@@ -7,7 +7,7 @@ In each setting of the phantom (what faint strokes are worth) and for each seed 
 initial weights) it trains one small FPN per threshold, with the paper's weights and with all-ones
 weights, and the soft label and the ordinal network beside them, and scores all of them
 against what was truly there. Seeds are the unit of every interval and test. Writes
-`results/which_target.json` and prints its tables. Under an hour on 2 CPU cores; goes on where it
+`results/which_target.json` and prints its tables. About an hour on 2 CPU cores; goes on where it
 was.
 """
 
