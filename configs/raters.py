@@ -4,9 +4,9 @@
   python -m lus_jax.main --config configs/raters.py:demo --config.data.dir=DIR --workdir runs/raters
   python -m lus_jax.main --config configs/raters.py:tiny --workdir runs/tiny    simulated raters
 
-DIR is a folder of images and of masks by rater (README.md, "Several raters per image"); in the smoke
-run the phantom's three simulated experts paint every frame. It trains one FPN per threshold of the
-raters' mean and, beside them, the soft label itself, SoftSeg's recipe, label smoothing along
+DIR is a folder of images and of masks by rater (README.md, "Several raters per image"); in the
+smoke run the phantom's three simulated experts paint every frame. It trains one FPN per threshold
+of the raters' mean and, beside them, the soft label itself, SoftSeg's recipe, label smoothing along
 outlines, three fusions and one ordinal network for all thresholds; writes what configs/seg.py
 writes and `results/raters.json`, `members.json` and `calibration.json`. The demo takes some minutes
 on 2 CPU cores; the full size needs a GPU.

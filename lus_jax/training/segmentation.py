@@ -506,7 +506,11 @@ def finish(
     writer,
     config.train.epochs * (frames["train"].size // config.train.batch_size),
     {view.name: scores for view, scores in zip(views, evaluation.members, strict=True)},
-    {view.name: t for view, t in zip(views, thresholds, strict=True) if _is_plain(view, objective)},
+    {
+      row["member"]: row["threshold"]
+      for row, view in zip(rows, views, strict=True)
+      if _is_plain(view, objective)
+    },
   )
 
 

@@ -526,7 +526,12 @@ def write_targets(
   config = load_config_file("which_target", "paper")
   config.study.settings, config.study.seeds = settings, seeds
   config.study.null_repeats, config.sweep.thresholds = null_repeats, thresholds
-  config.sweep.members = config.sweep.members if members is None else members
+  config.sweep.members = members or (
+    *(f"threshold({t}, weights=ones)" for t in thresholds),
+    "soft",
+    "softseg",
+    "ordinal(weights=ones)",
+  )
   config = json.loads(config.to_json())
   with_ones = [
     t for t in thresholds if f"threshold({t}, weights=ones)" in config["sweep"]["members"]

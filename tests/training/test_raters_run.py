@@ -473,4 +473,5 @@ def test_other_strategies_and_seeds_end_in_the_same_files(short, change):
       assert {row["member"][-7:] for row in rows} == {"_seed_0"}
     for a, b in zip(expected[name], rows, strict=True):
       assert b["member"].removesuffix("_seed_0") == a["member"]
-      assert b["brier"] == pytest.approx(a["brier"], rel=0.2)
+      # An epoch of Adam turns rounding into small steps; single steps are compared elsewhere.
+      assert b["brier"] == pytest.approx(a["brier"], rel=0.2, abs=0.01)
