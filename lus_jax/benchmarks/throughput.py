@@ -28,6 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from types import SimpleNamespace
 
 import jax
@@ -392,14 +393,13 @@ def profile(run, *, steps=4):
       for _ in range(steps):
         run.sample(1)
     (file,) = pathlib.Path(directory).rglob("*.xplane.pb")
-    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-      for line in plane.lines:
-        for event in line.events:
-          operation = next((value for name, value in event.stats if name == "hlo_op"), None)
-          if operation is not None:
-            kind = re.sub(r"[.\d]+$", "", operation)
-            milliseconds[kind] += event.duration_ns / 1e6 / steps
-            calls[kind] += 1
+    # jax's types lack what Python 3.12 wants of a built-in one; as an error that would end us.
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore", DeprecationWarning)
+      for name, nanoseconds in _operations(jax.profiler.ProfileData.from_file(str(file))):
+        kind = re.sub(r"[.\d]+$", "", name)
+        milliseconds[kind] += nanoseconds / 1e6 / steps
+        calls[kind] += 1
   total = sum(milliseconds.values())
   return [
     {
@@ -410,6 +410,16 @@ def profile(run, *, steps=4):
     }
     for kind, ms in milliseconds.most_common()
   ]
+
+
+def _operations(data):
+  """XLA's operations in a trace: names and durations in nanoseconds."""
+  for plane in data.planes:
+    for line in plane.lines:
+      for event in line.events:
+        name = next((value for key, value in event.stats if key == "hlo_op"), None)
+        if name is not None:
+          yield name, event.duration_ns
 
 
 def step_flops(args):
