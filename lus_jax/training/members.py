@@ -269,10 +269,7 @@ class Objective:
     has_ordinal = any(member.target == "ordinal" for member in self.members)
     self.levels = levels(config) if has_ordinal else ()
     # Members of one kind share a branch of the program.
-    kinds = {}
-    for member in self.members:
-      kinds.setdefault(self._kind(member), []).append(member)
-    self._kinds = list(kinds)
+    self._kinds = list(dict.fromkeys(map(self._kind, self.members)))
 
   @staticmethod
   def _kind(member):
@@ -323,7 +320,6 @@ class Objective:
       A float32 scalar.
     """
     branches = [functools.partial(self._loss, kind) for kind in self._kinds]
-    # A key is no operand of a branch that is not traced.
     return self._choose(branches, member, raw, inputs, key)
 
   def output(self, raw, inputs, member):

@@ -96,7 +96,9 @@ class Trainer:
     if same:
       plain = self.objective.members[0]
       scalars = [self.objective.scalars(plain, seed=i) for i in range(same)]
-      self.views = [members_lib.View(f"copy_{i}", i, -1, plain.threshold) for i in range(same)]
+      self.views = [
+        members_lib.View(f"copy_{i}", i, members_lib.WHOLE, plain.threshold) for i in range(same)
+      ]
       members = scalars
     else:
       members = segmentation.make_members(config, self.objective)[1]
