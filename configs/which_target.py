@@ -22,6 +22,7 @@ def get_config(size="paper"):
   config.study = {
     "settings": ("faint_true", "faint_false", "faint_uninformative", "null"),
     "seeds": 20,
+    "workers": 0,  # processes that train side by side; 0: one a core, or 1 on an accelerator
     "train_frames": 64,  # of as many patients as it takes
     "validation_patients": 2,
     # Studies in which all members have the same target: how often is a winner claimed?
@@ -40,8 +41,8 @@ def get_config(size="paper"):
     "soft",
     "ordinal(weights=ones)",
   )
-  config.optimizer.learning_rate = 4e-3
-  config.train.epochs = 32
+  config.optimizer.learning_rate = 1e-2
+  config.train.epochs = 30
   config.train.batch_size = 4
   if size == "tiny":
     config.study.settings = ("faint_true", "faint_false")

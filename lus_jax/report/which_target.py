@@ -18,6 +18,7 @@ METRICS = {
   "dice_half": "Dice at .5",
   "ece": "ECE",
   "brier": "Brier",
+  "label_dice": "label's Dice",
 }
 # Verdicts are given on some metrics; the others only describe.
 JUDGED = ("average_precision", "dice")
@@ -60,6 +61,8 @@ def member(name):
 
 
 _MEMBER = functools.partial(value, show=member)
+# What the contrast of `training.which_target.compare` is called.
+CONTRAST = " less ".join(map(member, statistics.REFERENCES))
 
 
 def _beaten(row):
@@ -75,10 +78,11 @@ def _can_decide(content, row):
 
 
 def _higher(contrast):
-  """Which thresholds have the higher mean, 'low' or 'high'; None where that is not clear."""
+  """Which of the two thresholds has the higher mean; None where that is not clear."""
   if contrast["p"] >= statistics.LEVEL:
     return None
-  return "low" if contrast["difference"] > 0 else "high"
+  first, second = statistics.REFERENCES
+  return member(first if contrast["difference"] > 0 else second)
 
 
 def _families(content):
@@ -102,9 +106,9 @@ def verdict(content, row):
     interval = "" if ends is None else f" [{ends[0]:+.3f}, {ends[1]:+.3f}]"
     higher = _higher(contrast)
     words += (
-      f"; low less high {contrast['difference']:+.3f}{interval}, "
+      f"; {CONTRAST} {contrast['difference']:+.3f}{interval}, "
       f"p {tables.probability(contrast['p'])}: "
-      f"{f'{higher} thresholds higher' if higher else 'not told apart'}"
+      f"{f'{higher} higher' if higher else 'not told apart'}"
     )
   return words
 
@@ -206,7 +210,7 @@ def verdicts(files):
   header = ["setting", "weights"]
   for metric in JUDGED:
     header += [f"{METRICS[metric]}: winner"]
-    header += [Column(f"{METRICS[metric]}: low less high", ("", "low", "high"))]
+    header += [Column(f"{METRICS[metric]}: {CONTRAST}", ("", "low", "high"))]
     header += [f"{METRICS[metric]}: p"]
   rows, groups = [], []
   for (setting, weights), places in _families(files[NAME]).items():
@@ -358,6 +362,7 @@ def facts(files):
     "frames": at("study", "train_frames", show=tables.count),
     "epochs": at("train", "epochs", show=tables.count),
     "settings": list(settings.values()),
+    "contrast": CONTRAST,
     "intervals": any(one["interval"] for row in content["rows"] for one in row["means"]),
     "others": sorted(
       {one["member"] for row in content["rows"] for one in row["means"] if _is_named(one)}
@@ -388,6 +393,7 @@ def _facts_of(files, i):
       if contrast["interval"] is None
       else [_SIGNED(*at, "interval", k) for k in (0, 1)],
       "p": _PROBABILITY(*at, "p"),
+      "name": CONTRAST,
       "higher": _higher(contrast),
     }
   return found

@@ -1,16 +1,22 @@
 """Which target is worth learning? Small simulated studies, repeated over seeds and settings.
 
 A unit is one setting of the phantom and one seed: new patients, new initial weights, all members of
-the sweep trained on the same batches to the last epoch, and scored against the truth. The programs
-are compiled once for all units. Every unit is a file; an interrupted study goes on with the next.
+the sweep trained on the same batches to the last epoch, and scored against the truth. Units share
+nothing, so each core works on its own; the programs are compiled once for all units. Every unit is
+a file; an interrupted study goes on with the next.
 """
 
 import contextlib
 import io
 import json
+import multiprocessing
+import os
 import pathlib
+import signal
 import sys
 import tempfile
+import threading
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -33,16 +39,16 @@ from lus_jax.training.sweep import Sweep, choose_strategy
 
 UNITS = "units"
 NULL = "null_repeats"
-# Scores of a view against the truth, and whether higher is better.
+# Scores of a view against the truth, and whether higher is better. The last is of what it learned
+# from.
 METRICS = {
   "average_precision": True,
   "dice": True,
   "dice_half": True,
   "ece": False,
   "brier": False,
+  "label_dice": True,
 }
-# The pre-named contrast: the mean over low thresholds less that over high ones.
-LOW, HIGH = 0.45, 0.55
 # Members of a null study: alike but for their initial weights and dropout.
 NULL_MEMBERS = 7
 NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 5, 2
@@ -59,6 +65,10 @@ def check(config):
   settings = config.study.settings
   if not settings or len(set(settings)) < len(settings):
     raise UserError(f"config.study.settings: {settings} must name at least one, each once.")
+  if config.study.workers < 0:
+    raise UserError(
+      f"config.study.workers: {config.study.workers} must be 0 (one a core) or a number of them."
+    )
   for name in ("seeds", "train_frames", "validation_patients"):
     if config.study[name] < 1:
       raise UserError(f"config.study.{name}: {config.study[name]} must be at least 1.")
@@ -232,7 +242,8 @@ def score(probability, frames, views):
   Each is taken over all test pixels of a class, then averaged over the classes that are there:
   `average_precision` of p; `dice` of p at the cut-off that is best, on validation, for the view's
   own label (at .5 where it has no threshold), and `dice_half` at .5; `ece` and `brier` of p against
-  the truth.
+  the truth; `label_dice` of the test frames' own label, which is what the view would score if it
+  had learned its target and nothing else.
 
   Args:
     probability: [V, n, H, W, K] of the validation and the test frames.
@@ -247,18 +258,21 @@ def score(probability, frames, views):
   validation, test = probability
   truth = frames["test"]["truth"] > 0
   present = [k for k in range(truth.shape[-1]) if truth[..., k].any() and not truth[..., k].all()]
-  confidence = frames["validation"]["confidence"].astype(np.float32) / 255
+  confidences = [
+    frames[split]["confidence"].astype(np.float32) / 255 for split in ("validation", "test")
+  ]
   where = np.ones((*truth.shape[:-1], 1), bool)
   rows = []
   for view, held_out, p in zip(views, validation, test, strict=True):
     threshold = members_lib.MIDDLE if view.threshold is None else view.threshold
-    own = np.asarray(label(confidence, threshold)) > 0
-    precision, dice, half = [], [], []
+    own, aim = (np.asarray(label(confidence, threshold)) > 0 for confidence in confidences)
+    precision, dice, half, target = [], [], [], []
     for k in present:
       precision.append(average_precision_score(truth[..., k].ravel(), p[..., k].ravel()))
       cut = best_cut(held_out[..., k], own[..., k])
       dice.append(_dice(p[..., k] >= cut, truth[..., k]))
       half.append(_dice(p[..., k] >= 0.5, truth[..., k]))
+      target.append(_dice(aim[..., k], truth[..., k]))
     sums = raters.calibration_sums(p, truth.astype(np.float32), where)
     calibration = raters.summarize_calibration(sums, [str(k) for k in range(truth.shape[-1])])
     rows.append(
@@ -269,6 +283,7 @@ def score(probability, frames, views):
         "dice_half": float(np.mean(half)),
         "ece": calibration["ece"],
         "brier": calibration["brier"],
+        "label_dice": float(np.mean(target)),
       }
     )
   return rows
@@ -290,8 +305,9 @@ def compare(scores, *, higher=True):
 
   Every member is compared with "above 0" and with 50 %, each pair once, by swapping the two within
   seeds (`statistics.permutation_test`), corrected by Holm over the family. A winner is claimed
-  where the best mean beats both (the other one, if it is one of them). The contrast is the mean
-  over the thresholds below 50 % less that over those above, with a test of its own.
+  where the best mean beats both (the other one, if it is one of them). The contrast is "above 0"
+  less 50 %, what faint strokes bring: named beforehand, with a test of its own (None where either
+  was not trained).
 
   Args:
     scores: by threshold, or by name for members without one, one number a seed [n].
@@ -331,12 +347,9 @@ def compare(scores, *, higher=True):
 
   others = [t for t in references if t != best]
   winner = best if others and all(beats(best, other) for other in others) else None
-  numbers = [t for t in scores if not isinstance(t, str)]
-  low = [scores[t] for t in numbers if t < LOW]
-  high = [scores[t] for t in numbers if t > HIGH]
   contrast = None
-  if low and high:
-    contrast = _difference(ratio(np.mean(low, axis=0)), ratio(np.mean(high, axis=0)))
+  if len(references) == len(statistics.REFERENCES):
+    contrast = _difference(*(ratios[t] for t in statistics.REFERENCES))
   return {
     "means": [
       {"member": name, "mean": means[name], "interval": _interval(ratios[name])} for name in scores
@@ -417,6 +430,97 @@ def _units(config):
   ]
 
 
+class Worker:
+  """Runs units, with trainers that are made when first needed.
+
+  Args:
+    config: a study's config.
+    directory: of the finished units.
+  """
+
+  def __init__(self, config, directory):
+    self._config, self._directory = config, directory
+    self._trainers = {}
+
+  def run(self, setting, seed):
+    """Simulates, trains and scores one unit and writes its file."""
+    null = setting == NULL
+    config = _null_config(self._config) if null else self._config
+    if null not in self._trainers:
+      self._trainers[null] = Trainer(config, same=NULL_MEMBERS if null else None)
+    trainer = self._trainers[null]
+    # Cohorts of different settings share nothing; those of null repeats are the default ones.
+    frames = cohort(config, "default" if null else setting, _seed_of(self._config, setting, seed))
+    inputs = {
+      split: {name: arrays[name] for name in pipeline.FIELDS} for split, arrays in frames.items()
+    }
+    rows = score(trainer.run(inputs, seed=seed), frames, trainer.views)
+    write_text(unit_file(self._directory, setting, seed), json.dumps(rows) + "\n")
+
+
+def unit_file(directory, setting, seed):
+  """Where a finished unit's scores are."""
+  return pathlib.Path(directory) / f"{setting}_{seed}.json"
+
+
+# The `Worker` of a worker process.
+_worker = None
+
+
+def _start_worker(config, directory, cache):
+  """Makes this process a worker of one thread."""
+  global _worker
+  # The parent stops its workers; should it be killed, they stop by themselves.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+  # Of XLA's thread pools; read when the backend starts.
+  os.environ["NPROC"] = "1"
+  if cache:
+    jax.config.update("jax_compilation_cache_dir", cache)
+  _worker = Worker(config, directory)
+
+
+def _work(setting, seed):
+  _worker.run(setting, seed)
+
+
+def _run_all(config, directory, jobs, done):
+  """Runs units, calling `done` after each: on a CPU in as many processes as it has cores.
+
+  Networks this small leave most of a second core idle: two processes of one thread train 1.4 times
+  as many as one process of two (RESULTS.md). An accelerator is given to this process alone.
+  """
+  count = config.study.workers
+  if not count:
+    one_device = jax.default_backend() != "cpu"
+    count = 1 if one_device else len(getattr(os, "sched_getaffinity", lambda _: [0])(0))
+  if min(count, len(jobs)) <= 1:
+    worker = Worker(config, directory)
+    for job in jobs:
+      worker.run(*job)
+      done()
+    return
+  with futures.ProcessPoolExecutor(
+    min(count, len(jobs)),
+    # A fork of a process with threads can stand still.
+    mp_context=multiprocessing.get_context("spawn"),
+    initializer=_start_worker,
+    initargs=(config, directory, jax.config.jax_compilation_cache_dir),
+  ) as pool:
+    running = [pool.submit(_work, *job) for job in jobs]
+    try:
+      for one in futures.as_completed(running):
+        one.result()
+        done()
+    except BaseException:
+      # Nobody waits for units that are under way; they are done again.
+      for process in list(pool._processes.values()):
+        process.kill()
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+
+
 def train_and_evaluate(config, workdir):
   """Runs every unit that is not finished, then compares the members over all of them.
 
@@ -432,36 +536,21 @@ def train_and_evaluate(config, workdir):
   dataset = {"name": "lus_phantom", "version": "simulated anew for every unit", "splits": {}}
   checkpoints_lib.claim(workdir, settings, dataset)
   directory = pathlib.Path(workdir) / UNITS
-  trainer = Trainer(config)
-  jobs = [(directory / f"{setting}_{seed}.json", setting, seed) for setting, seed in _units(config)]
-  null = _null_config(config)
-  copies = Trainer(null, same=NULL_MEMBERS)
-  n_null = config.study.null_cohorts if config.study.null_repeats else 0
-  jobs += [(directory / f"{NULL}_{seed}.json", NULL, seed) for seed in range(n_null)]
-  bar = tqdm(
+  jobs = _units(config)
+  if config.study.null_repeats:
+    jobs += [(NULL, seed) for seed in range(config.study.null_cohorts)]
+  left = [job for job in jobs if not unit_file(directory, *job).exists()]
+  objective = members_lib.Objective(config)
+  with tqdm(
     total=len(jobs),
     unit="cohort",
-    desc=f"training {len(trainer.objective.members)} models each",
+    desc=f"training {len(objective.members)} models each",
     mininterval=0.2 if sys.stderr.isatty() else 10,
-    initial=sum(file.exists() for file, *_ in jobs),
-    disable=all(file.exists() for file, *_ in jobs),
-  )
-  with bar:
-    for file, setting, seed in jobs:
-      if file.exists():
-        continue
-      one, which = (null, copies) if setting == NULL else (config, trainer)
-      # Cohorts of different settings share nothing; those of null repeats are the default ones.
-      frames = cohort(
-        one, "default" if setting == NULL else setting, _seed_of(config, setting, seed)
-      )
-      inputs = {
-        split: {name: arrays[name] for name in pipeline.FIELDS} for split, arrays in frames.items()
-      }
-      rows = score(which.run(inputs, seed=seed), frames, which.views)
-      write_text(file, json.dumps(rows) + "\n")
-      bar.update()
-  content = summarize(config, trainer, directory)
+    initial=len(jobs) - len(left),
+    disable=not left,
+  ) as bar:
+    _run_all(config, directory, left, bar.update)
+  content = summarize(config, objective, directory)
   results.write(workdir, report.NAME, config=settings, dataset=dataset, **content)
   print(report.text(results.read(workdir, report.NAME)))
 
@@ -487,12 +576,12 @@ def _null_config(config):
   return null
 
 
-def summarize(config, trainer, directory):
+def summarize(config, objective, directory):
   """Everything `results/which_target.json` holds beside its head.
 
   Args:
     config: a study's config.
-    trainer: its `Trainer`.
+    objective: its `members.Objective`.
     directory: of the finished units.
 
   Returns:
@@ -500,9 +589,9 @@ def summarize(config, trainer, directory):
     `units` (all scores), `levels` (ordinal levels beside the separate networks of the same
     threshold and weights: means and difference) and `null_repeats` (by metric).
   """
-  units = []
+  units, views = [], segmentation.make_views(config, objective)[0]
   for setting, seed in _units(config):
-    for row in json.loads((directory / f"{setting}_{seed}.json").read_text()):
+    for row in json.loads(unit_file(directory, setting, seed).read_text()):
       units.append({"setting": setting, "seed": seed, **row})
   scores = {}
   for row in units:
@@ -510,7 +599,7 @@ def summarize(config, trainer, directory):
       scores.setdefault((row["setting"], row["member"], metric), []).append(row[metric])
   rows, levels = [], []
   for setting in config.study.settings:
-    for weights, family in families(trainer.objective, trainer.views).items():
+    for weights, family in families(objective, views).items():
       for metric, higher in METRICS.items():
         named = {name: scores[setting, view, metric] for name, view in family.items()}
         rows.append(
@@ -521,11 +610,11 @@ def summarize(config, trainer, directory):
             **compare(named, higher=higher),
           }
         )
-    levels += _levels(trainer, setting, scores)
+    levels += _levels(objective, views, setting, scores)
   content = {"rows": rows, "levels": levels, "units": units, "null_repeats": {}}
   if config.study.null_repeats:
     cohorts = [
-      json.loads((directory / f"{NULL}_{seed}.json").read_text())
+      json.loads(unit_file(directory, NULL, seed).read_text())
       for seed in range(config.study.null_cohorts)
     ]
     for metric in ("average_precision", "dice"):
@@ -536,17 +625,17 @@ def summarize(config, trainer, directory):
   return content
 
 
-def _levels(trainer, setting, scores):
+def _levels(objective, views, setting, scores):
   """Every level of an ordinal member beside the separate network of its threshold and weights."""
-  found, members = [], trainer.objective.members
-  for view in trainer.views:
+  found, members = [], objective.members
+  for view in views:
     if view.level == members_lib.WHOLE:
       continue
     weights = members[view.member].weights
     separate = next(
       (
         other.name
-        for other in trainer.views
+        for other in views
         if members[other.member].target == "threshold"
         and members[other.member].weights == weights
         and other.threshold == view.threshold
@@ -555,7 +644,8 @@ def _levels(trainer, setting, scores):
     )
     if separate is None:
       continue
-    for metric in METRICS:
+    # The label is the same of both.
+    for metric in (name for name in METRICS if name != "label_dice"):
       a, b = (np.asarray(scores[setting, name, metric]) for name in (view.name, separate))
       units = tuple(str(i) for i in range(len(a)))
       pair = [Ratio(units, x, np.ones(len(units))) for x in (a, b)]

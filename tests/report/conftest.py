@@ -508,7 +508,7 @@ TARGET_RUNS = {
     "null_repeats": 0,
   },
 }
-TARGET_METRICS = ("average_precision", "dice", "dice_half", "ece", "brier")
+TARGET_METRICS = ("average_precision", "dice", "dice_half", "ece", "brier", "label_dice")
 
 
 def write_targets(
@@ -589,7 +589,7 @@ def write_targets(
     | difference(draw(-0.05, 0.05), draw(0, 1))
     for setting in settings
     for t in sorted(with_ones)
-    for metric in TARGET_METRICS
+    for metric in TARGET_METRICS[:-1]
   ]
   units = [
     {"setting": setting, "seed": seed, "member": name} | {m: draw() for m in TARGET_METRICS}

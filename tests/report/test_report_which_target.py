@@ -156,24 +156,24 @@ def test_a_winner_and_a_clear_contrast_are_named(built):
   assert len(found) == 3
   wins, soft, contrast = found
   assert wins.startswith("faint_true, all-ones weights. Dice: > 0% wins")
-  assert "against 50%; low less high +0.041 [+0.011, +0.061], p < 0.001: low thresholds" in wins
+  assert "against 50%; > 0% less 50% +0.041 [+0.011, +0.061], p < 0.001: > 0% is" in wins
   assert soft.startswith("faint_false, the paper's weights. AP: soft wins")
-  assert "against > 0% and 50%; low less" in soft and soft.endswith("not told apart.")
-  assert contrast.startswith("faint_false, all-ones weights. Dice: no winner; low less high -0.032")
-  assert contrast.endswith("p 0.012: high thresholds are higher.")
+  assert "against > 0% and 50%; > 0% less" in soft and soft.endswith("not told apart.")
+  assert contrast.startswith("faint_false, all-ones weights. Dice: no winner; > 0% less 50% -0.032")
+  assert contrast.endswith("p 0.012: 50% is higher.")
   # Each stands beside its table as well, among those that claim nothing.
   mine = verdicts(parsed)
   assert len(mine) == 16
   assert {one.split(". ", 1)[1] for one in found} <= set(mine)
   assert sum("wins" in one for one in mine) == 2
-  assert sum("thresholds are higher" in one for one in mine) == 2
+  assert sum("% is higher" in one for one in mine) == 2
 
 
 def test_few_cohorts_cannot_decide(built):
   parsed = parse(built("few targets"))
   assert not claims(parsed)
   paper, dice, ones, ones_dice = verdicts(parsed)
-  assert paper.startswith("AP: no winner, for so few cohorts cannot decide; low less high ")
+  assert paper.startswith("AP: no winner, for so few cohorts cannot decide; > 0% less 50% ")
   assert paper.endswith("not told apart.") and "[" not in paper
   # A single threshold has neither a reference nor a contrast.
   assert ones_dice == "Dice: no winner, for so few cohorts cannot decide."
@@ -205,7 +205,7 @@ def test_members_stand_in_the_rows_of_their_family(built):
         ends = [[float(row[f"{title}, {end}"]) for end in ("low", "high")] for row in rows]
         assert ends == [one["interval"] for one in means]
       compared = rows_of(workdir, f"which_target_{setting}_{weights}_comparisons")
-      assert len(compared) == 5 * 17
+      assert len(compared) == len(which_target.METRICS) * 17
       one = row_at(content, setting, weights, "dice")["comparisons"][3]
       row = [row for row in compared if row["metric"] == "Dice"][3]
       assert (float(row["p, corrected (Holm)"]), row["against"]) == (one["p_holm"], "0.0")
@@ -218,15 +218,15 @@ def test_the_table_of_verdicts(built):
   row = rows[1]
   assert (row["setting"], row["weights"]) == ("faint_true", "all-ones weights")
   assert (row["Dice: winner"], row["AP: winner"]) == ("0.0", "")
-  assert (float(row["Dice: low less high"]), float(row["Dice: p"])) == (0.041, 0.0001)
+  assert (float(row["Dice: > 0% less 50%"]), float(row["Dice: p"])) == (0.041, 0.0001)
   contrast = row_at(content, "faint_true", "ones", "average_precision")["contrast"]
-  assert float(row["AP: low less high"]) == contrast["difference"]
+  assert float(row["AP: > 0% less 50%"]) == contrast["difference"]
   table = which_target.verdicts({"which_target": content})
   assert table.groups == (2, 4, 6)
   (few,) = [
     r for r in rows_of(built("few targets"), "which_target_verdicts") if "ones" in r["weights"]
   ]
-  assert few["AP: low less high"] == few["AP: p"] == ""
+  assert few["AP: > 0% less 50%"] == few["AP: p"] == ""
 
 
 def test_levels_stand_beside_separate_networks(built):
@@ -292,10 +292,10 @@ def test_the_text_table_says_the_same(built):
   ]
   assert lines[at + 9].split() == [">", "0%", *(f"{mean:.3f}" for mean in means)]
   assert lines[at + 14] == (
-    "Dice: > 0% wins (against 50%, corrected p < .05); low less high +0.041 [+0.011, +0.061], "
-    "p < 0.001: low thresholds higher"
+    "Dice: > 0% wins (against 50%, corrected p < .05); > 0% less 50% +0.041 [+0.011, +0.061], "
+    "p < 0.001: > 0% higher"
   )
-  assert text.count("low thresholds higher") == text.count("high thresholds higher") == 1
+  assert text.count("> 0% higher") == text.count("50% higher") == 1
   assert "AP: soft wins (against > 0% and 50%, corrected p < .05)" in text
   mine = [x for x in content["levels"] if (x["setting"], x["metric"]) == ("null", "ece")]
   mean = sum(x["ordinal"] for x in mine) / len(mine)
