@@ -1,6 +1,7 @@
 """Which target is worth learning? Many small simulated studies in which the truth is known.
 
   python -m lus_jax.main --config configs/which_target.py --workdir runs/which_target
+  python -m lus_jax.main --config configs/which_target.py:scales --workdir runs/scales
   python -m lus_jax.main --config configs/which_target.py:tiny --workdir runs/tiny
 
 In each setting of the phantom (what faint strokes are worth) and for each seed (new patients, new
@@ -9,18 +10,27 @@ weights, and the soft label and the ordinal network beside them, and scores all 
 against what was truly there. Seeds are the unit of every interval and test. Writes
 `results/which_target.json` and prints its tables. About an hour on 2 CPU cores; goes on where it
 was.
+
+`:scales` asks instead what it brings to carry all experts' confidences to one scale: every cohort
+is learned from as painted and standardised in either way. There all experts paint every frame and
+members learn their mean; with `--config.data.phantom.raters=False
+--config.study.standardise="('none','quantile')"` one expert paints all frames of a patient. A
+quarter of an hour.
 """
 
 from configs import seg
 
 
 def get_config(size="paper"):
-  if size not in ("paper", "tiny"):
-    raise ValueError(f"configs/which_target.py:{size} does not exist; use which_target.py or :tiny")
+  if size not in ("paper", "scales", "tiny"):
+    raise ValueError(
+      f"configs/which_target.py:{size} does not exist; use which_target.py, :scales or :tiny"
+    )
   config = seg.get_config("tiny")
   config.task = "which_target"
   config.study = {
     "settings": ("faint_true", "faint_false", "faint_uninformative", "null"),
+    "standardise": ("none",),  # and quantile, overlap: compared with none over the same cohorts
     "seeds": 20,
     "workers": 0,  # processes that train side by side; 0: one a core, or 1 on an accelerator
     "train_frames": 64,  # of as many patients as it takes
@@ -44,7 +54,15 @@ def get_config(size="paper"):
   config.optimizer.learning_rate = 1e-2
   config.train.epochs = 30
   config.train.batch_size = 4
-  if size == "tiny":
+  if size == "scales":
+    config.study.settings = ("default",)
+    config.study.standardise = ("none", "quantile", "overlap")
+    config.study.null_repeats = 0
+    config.data.phantom.raters = True
+    # A map moves neither 0 nor what is above 0, so "above 0" would be the same label.
+    config.sweep.thresholds = (0.6, 0.5, 0.4)
+    config.sweep.members = ("soft",)
+  elif size == "tiny":
     config.study.settings = ("faint_true", "faint_false")
     config.study.seeds = 2
     config.study.train_frames = 16

@@ -15,12 +15,10 @@ METHODS = ("none", "quantile", "overlap")
 _FRAME = ("video", "frame")
 
 
-def check_method(name):
+def check_method(name, field="config.labels.standardise"):
   """Refuses an unknown way to standardise annotators (`UserError`)."""
   if name not in METHODS:
-    raise UserError(
-      f"config.labels.standardise: '{name}' is not known; choose one of {', '.join(METHODS)}."
-    )
+    raise UserError(f"{field}: '{name}' is not known; choose one of {', '.join(METHODS)}.")
 
 
 class WithStaple(Sequence):

@@ -156,6 +156,9 @@ def _targets(page):
   for part, metrics in (("levels", which_target.JUDGED), ("more_levels", which_target.DESCRIBED)):
     make = functools.partial(which_target.levels, metrics=metrics, name=f"{name}_{part}")
     page.section(f"{name}_{part}.table", make, name)
+  for key in ("scales", "spread"):
+    make = functools.partial(which_target.scales, key=key, name=f"{name}_{key}")
+    page.section(f"{name}_{key}.table", make, name)
   page.section(f"{name}_null_repeats.table", which_target.null_repeats, name)
   page.section(f"{name}_cohorts.table", which_target.every_cohort, name)
 

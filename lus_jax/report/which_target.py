@@ -11,7 +11,7 @@ from lus_jax.report.tables import Cells, Column, Table, value
 
 NAME = "which_target"
 # What the results file holds beside the keys of all of them.
-KEYS = {"levels", "units", "null_repeats"}
+KEYS = {"levels", "units", "null_repeats", "scales", "spread"}
 METRICS = {
   "average_precision": "AP",
   "dice": "Dice",
@@ -20,6 +20,7 @@ METRICS = {
   "brier": "Brier",
   "label_dice": "label's Dice",
 }
+SPREAD = "sd between experts"  # `training.which_target.annotator_sd`
 # Verdicts are given on some metrics; the others only describe.
 JUDGED = ("average_precision", "dice")
 DESCRIBED = ("dice_half", "ece", "brier")
@@ -138,6 +139,23 @@ def text(content):
       means = (sum(row[key] for row in rows) / len(rows) for key in ("ordinal", "separate"))
       body.append([setting, METRICS[metric], *map(tables.number, means)])
     lines.append(tables.text_table(["setting", "metric", "ordinal", "separate"], body))
+  if content["scales"]:
+    lines += ["", "Experts on one scale, less as painted (p corrected by Holm)"]
+    body = [
+      [
+        one["setting"],
+        one["standardise"],
+        tables.member_label(one["member"]) if one["metric"] in METRICS else "",
+        METRICS.get(one["metric"], SPREAD),
+        *map(tables.number, (one["none"], one["mean"])),
+        f"{one['difference']:+.3f}",
+        *(["", ""] if one["interval"] is None else [f"{end:+.3f}" for end in one["interval"]]),
+        tables.probability(one["p_holm"]),
+      ]
+      for one in (*content["spread"], *content["scales"])
+    ]
+    header = ["setting", "by", "member", "metric", "as painted", "one scale", "difference"]
+    lines.append(tables.text_table([*header, "low", "high", "p"], body))
   for metric, found in content["null_repeats"].items():
     n = found["repeats"]
     lines.append(
@@ -281,14 +299,43 @@ def null_repeats(files):
   return Table(f"{NAME}_null_repeats", header, rows)
 
 
+def scales(files, *, key, name):
+  """Every way to standardise experts beside none; None where none was tried.
+
+  Args:
+    files: contents of the results files.
+    key: 'scales' or 'spread'.
+    name: of the table.
+  """
+  if not files[NAME][key]:
+    return None
+  rows, groups = [], []
+  for i, one in enumerate(files[NAME][key]):
+    at = (files, NAME, key, i)
+    before = files[NAME][key][i - 1]
+    if i and any(one[name] != before[name] for name in ("setting", "metric")):
+      groups.append(i)
+    row = [_TEXT(*at, "setting"), _TEXT(*at, "standardise")]
+    if key == "scales":
+      row += [value(*at, "member", show=tables.member_label), METRICS[one["metric"]]]
+    row += [value(*at, "none"), value(*at, "mean"), _signed_with_interval(*at)]
+    rows.append([*row, _PROBABILITY(*at, "p_holm")])
+  header = ["setting", "one scale by", *(("member", "metric") if key == "scales" else ())]
+  header += ["as painted", "one scale", Column("difference", ("", "low", "high"))]
+  return Table(name, [*header, "p, corrected (Holm)"], rows, tuple(groups))
+
+
 def every_cohort(files):
   """All scores of every cohort, for the CSV file."""
   rows = []
   for i in range(len(files[NAME]["units"])):
     at = (files, NAME, "units", i)
-    named = [_TEXT(*at, "setting"), _COUNT(*at, "seed"), _TEXT(*at, "member")]
+    named = [_TEXT(*at, "setting"), _TEXT(*at, "standardise"), _COUNT(*at, "seed")]
+    named.append(_TEXT(*at, "member"))
     rows.append([*named, *(value(*at, metric) for metric in METRICS)])
-  return Table(f"{NAME}_cohorts", ["setting", "seed", "member", *METRICS.values()], rows)
+  return Table(
+    f"{NAME}_cohorts", ["setting", "one scale by", "seed", "member", *METRICS.values()], rows
+  )
 
 
 def figure(files):

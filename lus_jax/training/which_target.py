@@ -7,6 +7,7 @@ a file; an interrupted study goes on with the next.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import multiprocessing
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from lus_jax import models
 from lus_jax.data import augment as augment_lib
-from lus_jax.data import datasets, pipeline
+from lus_jax.data import datasets, labelling, pipeline
 from lus_jax.errors import UserError
 from lus_jax.evaluation import raters, results, statistics
 from lus_jax.evaluation.downstream import Ratio
@@ -38,6 +39,7 @@ from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
 
 UNITS = "units"
+SPLITS = ("train", "validation", "test")
 NULL = "null_repeats"
 # Scores of a view against the truth, and whether higher is better. The last is of what it learned
 # from.
@@ -49,6 +51,8 @@ METRICS = {
   "brier": False,
   "label_dice": True,
 }
+# What is compared of the ways to standardise experts.
+SCALED = ("average_precision", "dice")
 # Members of a null study: alike but for their initial weights and dropout.
 NULL_MEMBERS = 7
 NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 5, 2
@@ -68,6 +72,19 @@ def check(config):
   if config.study.workers < 0:
     raise UserError(
       f"config.study.workers: {config.study.workers} must be 0 (one a core) or a number of them."
+    )
+  scales = config.study.standardise
+  for method in scales:
+    labelling.check_method(method, "config.study.standardise")
+  if not scales or scales[0] != "none" or len(set(scales)) < len(scales):
+    raise UserError(
+      f"config.study.standardise: {scales} must begin with 'none', what all others are compared "
+      "with, and name each method once."
+    )
+  if "overlap" in scales and not config.data.phantom.raters:
+    raise UserError(
+      "config.study.standardise: 'overlap' needs frames that several experts painted; set "
+      "--config.data.phantom.raters=True."
     )
   for name in ("seeds", "train_frames", "validation_patients"):
     if config.study[name] < 1:
@@ -191,19 +208,19 @@ class Trainer:
     return found
 
 
-def cohort(config, setting, seed, *, size=None, n_patients=None):
+def cohort(config, setting, seed, *, standardise="none"):
   """Simulates the patients of one unit.
 
   Args:
     config: a study's config.
     setting: of the phantom.
     seed: of the phantom.
-    size: H = W; the config's by default.
-    n_patients: likewise.
+    standardise: how the experts' confidences come to one scale (`labelling.standardised`).
 
   Returns:
-    By split, arrays of `pipeline.FIELDS` and `truth` [n, H, W, K] uint8: `train_frames` training
-    frames, the validation patients', and those of all patients that are left.
+    By split, arrays of `pipeline.FIELDS` and `truth` [n, H, W, K] uint8, and, where all experts
+    paint every frame, `raters` [n, R, H, W, K] uint8: `train_frames` training frames, the
+    validation patients', and those of all patients that are left.
 
   Raises:
     UserError: too few patients for three splits.
@@ -211,29 +228,28 @@ def cohort(config, setting, seed, *, size=None, n_patients=None):
   data = config.data.copy_and_resolve_references()
   with data.unlocked(), tempfile.TemporaryDirectory() as directory:
     data.prepared_dir, data.phantom.setting, data.phantom.seed = directory, setting, seed
-    data.image_size = size or data.image_size
-    data.phantom.n_patients = n_patients or data.phantom.n_patients
     # Hundreds of cohorts would each say where they are prepared.
     with contextlib.redirect_stdout(io.StringIO()):
       dataset = datasets.open_dataset(data, "frames")
-    fields = (*pipeline.FIELDS, "truth", "patient")
-    splits = [pipeline.load(source, fields) for source in dataset.splits.values()]
-  frames = {name: np.concatenate([split[name] for split in splits]) for name in fields}
-  patients = frames.pop("patient")
-  names, counts = np.unique(patients, return_counts=True)
-  enough = int(np.searchsorted(np.cumsum(counts), config.study.train_frames)) + 1
-  ends = np.cumsum([enough, config.study.validation_patients])
-  groups = np.split(names, ends)
-  if ends[-1] >= len(names):
-    raise UserError(
-      f"config.data.phantom.n_patients: {len(names)} patients leave none for the test; use more."
-    )
-  found = {}
-  for split, group in zip(("train", "validation", "test"), groups, strict=True):
-    here = np.flatnonzero(np.isin(patients, group))
-    here = here[: config.study.train_frames] if split == "train" else here
-    found[split] = {name: array[here] for name, array in frames.items()}
-  return found
+    sources = list(dataset.splits.values())
+    places = [(number, i) for number, source in enumerate(sources) for i in range(len(source))]
+    patients = [one["patient"] for source in sources for one in source.only("patient")]
+    names, counts = np.unique(patients, return_counts=True)
+    enough = int(np.searchsorted(np.cumsum(counts), config.study.train_frames)) + 1
+    ends = np.cumsum([enough, config.study.validation_patients])
+    if ends[-1] >= len(names):
+      raise UserError(
+        f"config.data.phantom.n_patients: {len(names)} patients leave none for the test; use more."
+      )
+    splits = {}
+    for split, group in zip(SPLITS, np.split(names, ends), strict=True):
+      here = np.flatnonzero(np.isin(patients, group))
+      here = here[: config.study.train_frames] if split == "train" else here
+      splits[split] = datasets.Subset(sources, [places[i] for i in here])
+    several = ("raters",) if dataset.raters else ()
+    splits = labelling.standardised(dataclasses.replace(dataset, splits=splits), standardise)
+    fields = (*pipeline.FIELDS, "truth", *several)
+    return {split: pipeline.load(source, fields) for split, source in splits.items()}
 
 
 def score(probability, frames, views):
@@ -425,9 +441,14 @@ def null_repeats(scores, *, repeats, seeds):
 
 
 def _units(config):
-  return [
-    (setting, seed) for seed in range(config.study.seeds) for setting in config.study.settings
-  ]
+  """What is trained: (setting, way to standardise, seed), the seed changing last."""
+  study = config.study
+  return list(
+    (setting, standardise, seed)
+    for seed in range(study.seeds)
+    for setting in study.settings
+    for standardise in study.standardise
+  )
 
 
 class Worker:
@@ -442,7 +463,7 @@ class Worker:
     self._config, self._directory = config, directory
     self._trainers = {}
 
-  def run(self, setting, seed):
+  def run(self, setting, standardise, seed):
     """Simulates, trains and scores one unit and writes its file."""
     null = setting == NULL
     config = _null_config(self._config) if null else self._config
@@ -450,17 +471,47 @@ class Worker:
       self._trainers[null] = Trainer(config, same=NULL_MEMBERS if null else None)
     trainer = self._trainers[null]
     # Cohorts of different settings share nothing; those of null repeats are the default ones.
-    frames = cohort(config, "default" if null else setting, _seed_of(self._config, setting, seed))
+    frames = cohort(
+      config,
+      "default" if null else setting,
+      _seed_of(self._config, setting, seed),
+      standardise=standardise,
+    )
     inputs = {
       split: {name: arrays[name] for name in pipeline.FIELDS} for split, arrays in frames.items()
     }
     rows = score(trainer.run(inputs, seed=seed), frames, trainer.views)
-    write_text(unit_file(self._directory, setting, seed), json.dumps(rows) + "\n")
+    if "raters" in frames["validation"]:
+      # Of patients the maps were not fitted to.
+      spread = annotator_sd(frames["validation"]["raters"])
+      rows = [row | {"annotator_sd": spread} for row in rows]
+    file = unit_file(self._directory, setting, standardise, seed)
+    write_text(file, json.dumps(rows) + "\n")
 
 
-def unit_file(directory, setting, seed):
+def annotator_sd(raters):
+  """How far apart several raters' scales are.
+
+  Args:
+    raters: [n, R, H, W, K] uint8, confidences of R raters who all saw every frame.
+
+  Returns:
+    The standard deviation, between raters, of the mean confidence they painted on the pixels that
+    all of them painted: mean over classes. None where there is no such pixel.
+  """
+  found = []
+  for k in range(raters.shape[-1]):
+    values = np.moveaxis(raters[..., k], 1, 0)
+    both = (values > 0).all(axis=0)
+    if both.any():
+      found.append(np.std(values[:, both].mean(axis=1) / 255, ddof=1))
+  return float(np.mean(found)) if found else None
+
+
+def unit_file(directory, setting, standardise, seed):
   """Where a finished unit's scores are."""
-  return pathlib.Path(directory) / f"{setting}_{seed}.json"
+  parts = (setting, *(() if standardise == "none" else (standardise,)), str(seed))
+  return pathlib.Path(directory) / f"{'_'.join(parts)}.json"
 
 
 # The `Worker` of a worker process.
@@ -481,8 +532,8 @@ def _start_worker(config, directory, cache):
   _worker = Worker(config, directory)
 
 
-def _work(setting, seed):
-  _worker.run(setting, seed)
+def _work(*job):
+  _worker.run(*job)
 
 
 def _run_all(config, directory, jobs, done):
@@ -538,7 +589,7 @@ def train_and_evaluate(config, workdir):
   directory = pathlib.Path(workdir) / UNITS
   jobs = _units(config)
   if config.study.null_repeats:
-    jobs += [(NULL, seed) for seed in range(config.study.null_cohorts)]
+    jobs += [(NULL, "none", seed) for seed in range(config.study.null_cohorts)]
   left = [job for job in jobs if not unit_file(directory, *job).exists()]
   objective = members_lib.Objective(config)
   with tqdm(
@@ -556,6 +607,7 @@ def train_and_evaluate(config, workdir):
 
 
 def _seed_of(config, setting, seed):
+  # The same patients however the experts are standardised.
   names = (*config.study.settings, NULL)
   return config.seed + 1000 * (1 + names.index(setting)) + seed
 
@@ -587,16 +639,19 @@ def summarize(config, objective, directory):
   Returns:
     A dict of `rows` (a row a setting, weights and metric: those and what `compare` returns),
     `units` (all scores), `levels` (ordinal levels beside the separate networks of the same
-    threshold and weights: means and difference) and `null_repeats` (by metric).
+    threshold and weights: means and difference), `null_repeats` (by metric), `scales` (every way
+    to standardise beside none: a row a setting, way, member and metric) and `spread` (the same of
+    `annotator_sd`). All but the last two are of confidences as they were painted.
   """
   units, views = [], segmentation.make_views(config, objective)[0]
-  for setting, seed in _units(config):
-    for row in json.loads(unit_file(directory, setting, seed).read_text()):
-      units.append({"setting": setting, "seed": seed, **row})
+  for setting, standardise, seed in _units(config):
+    for row in json.loads(unit_file(directory, setting, standardise, seed).read_text()):
+      units.append({"setting": setting, "standardise": standardise, "seed": seed, **row})
   scores = {}
   for row in units:
     for metric in METRICS:
-      scores.setdefault((row["setting"], row["member"], metric), []).append(row[metric])
+      if row["standardise"] == "none":
+        scores.setdefault((row["setting"], row["member"], metric), []).append(row[metric])
   rows, levels = [], []
   for setting in config.study.settings:
     for weights, family in families(objective, views).items():
@@ -612,9 +667,13 @@ def summarize(config, objective, directory):
         )
     levels += _levels(objective, views, setting, scores)
   content = {"rows": rows, "levels": levels, "units": units, "null_repeats": {}}
+  content |= {"scales": _scales(config, units, SCALED), "spread": []}
+  if "annotator_sd" in units[0]:
+    first = [row for row in units if row["member"] == views[0].name]
+    content["spread"] = _scales(config, first, ("annotator_sd",))
   if config.study.null_repeats:
     cohorts = [
-      json.loads(unit_file(directory, NULL, seed).read_text())
+      json.loads(unit_file(directory, NULL, "none", seed).read_text())
       for seed in range(config.study.null_cohorts)
     ]
     for metric in ("average_precision", "dice"):
@@ -623,6 +682,40 @@ def summarize(config, objective, directory):
         table, repeats=config.study.null_repeats, seeds=config.study.seeds
       )
   return content
+
+
+def _scales(config, units, metrics):
+  """Every way to standardise beside none, over the same cohorts; Holm within setting and metric."""
+  found = []
+  for setting in config.study.settings:
+    for metric in metrics:
+      values = {}
+      for row in units:
+        if row["setting"] == setting:
+          values.setdefault((row["member"], row["standardise"]), []).append(row[metric])
+      rows = []
+      for (name, method), mine in values.items():
+        if method == "none":
+          continue
+        pair = np.array([mine, values[name, "none"]], np.float64)
+        # A cohort without a pixel that all experts painted has no spread.
+        known = np.isfinite(pair).all(axis=0)
+        cohorts = tuple(map(str, np.flatnonzero(known)))
+        a, b = (Ratio(cohorts, x[known], np.ones(len(cohorts))) for x in pair)
+        rows.append(
+          {
+            "setting": setting,
+            "standardise": method,
+            "member": name,
+            "metric": metric,
+            "mean": a.value(),
+            "none": b.value(),
+            **_difference(a, b),
+          }
+        )
+      corrected = statistics.holm([row["p"] for row in rows]) if rows else []
+      found += [row | {"p_holm": p} for row, p in zip(rows, corrected, strict=True)]
+  return found
 
 
 def _levels(objective, views, setting, scores):

@@ -592,11 +592,27 @@ def write_targets(
     for metric in TARGET_METRICS[:-1]
   ]
   units = [
-    {"setting": setting, "seed": seed, "member": name} | {m: draw() for m in TARGET_METRICS}
+    {"setting": setting, "standardise": "none", "seed": seed, "member": name}
+    | {m: draw() for m in TARGET_METRICS}
     for seed in range(seeds)
     for setting in settings
     for name in names + named
   ]
+
+  def scale(setting, member, metric):
+    at = {"setting": setting, "standardise": "quantile", "member": member, "metric": metric}
+    both = {"mean": draw(), "none": draw()}
+    return at | both | difference(draw(-0.05, 0.05), 0.02) | {"p_holm": 0.04}
+
+  scales, spread = [], []
+  if found:
+    scales = [
+      scale(setting, name, metric)
+      for setting in settings
+      for metric in TARGET_METRICS[:2]
+      for name in names[:2]
+    ]
+    spread = [scale(setting, names[0], "annotator_sd") for setting in settings]
   tried = {
     metric: {"repeats": null_repeats, "winners": n, "contrasts": n + 4}
     for n, metric in enumerate(("average_precision", "dice"), 3)
@@ -611,6 +627,8 @@ def write_targets(
     levels=levels if ordinal else [],
     units=units,
     null_repeats=tried if null_repeats else {},
+    scales=scales,
+    spread=spread,
   )
   return workdir
 

@@ -114,6 +114,9 @@ def test_every_row_is_on_the_page(run):
       has(f"rows/{i}/contrast", row["contrast"], "difference", "p")
   for i, one in enumerate(content["levels"]):
     has(f"levels/{i}", one, "ordinal", "separate", "difference", "p")
+  for key in ("scales", "spread"):
+    for i, one in enumerate(content[key]):
+      has(f"{key}/{i}", one, "none", "mean", "difference", "p_holm")
   for metric in content["null_repeats"]:
     for key in ("repeats", "winners", "contrasts"):
       assert f"{FILE}#/null_repeats/{metric}/{key}" in shown
@@ -245,6 +248,27 @@ def test_levels_stand_beside_separate_networks(built):
       assert float(table[f"{title}, p"]) == one["p"]
 
 
+def test_ways_to_standardise_stand_beside_none(built):
+  workdir, content = built("targets"), read(built("targets"), FILE)
+  rows = rows_of(workdir, "which_target_scales")
+  assert len(rows) == len(content["scales"]) == 4 * 2 * 2
+  for row, one in zip(rows, content["scales"], strict=True):
+    assert (row["setting"], row["one scale by"]) == (one["setting"], "quantile")
+    assert row["member"] == one["member"]
+    assert row["metric"] == which_target.METRICS[one["metric"]]
+    assert (float(row["as painted"]), float(row["one scale"])) == (one["none"], one["mean"])
+    assert float(row["difference, low"]) == one["interval"][0]
+    assert float(row["p, corrected (Holm)"]) == one["p_holm"]
+  rows = rows_of(workdir, "which_target_spread")
+  assert [float(row["as painted"]) for row in rows] == [one["none"] for one in content["spread"]]
+  files = {"which_target": content}
+  table = which_target.scales(files, key="scales", name="x")
+  assert table.groups == (2, 4, 6, 8, 10, 12, 14)
+  assert which_target.scales(files, key="spread", name="x").groups == (1, 2, 3)
+  few = {"which_target": read(built("few targets"), FILE)}
+  assert which_target.scales(few, key="scales", name="x") is None
+
+
 def test_every_cohort_is_a_file(built):
   rows = rows_of(built("targets"), "which_target_cohorts")
   units = read(built("targets"), FILE)["units"]
@@ -304,6 +328,9 @@ def test_the_text_table_says_the_same(built):
     "Of 200 studies in which all members had one target, 4 (2.0%) claimed a winner and 8 (4.0%) a "
     "contrast, by Dice." in lines
   )
+  spread = [line.split() for line in lines if "sd between experts" in line]
+  assert len(spread) == 4 and spread[0][:2] == ["faint_true", "quantile"]
+  assert spread[0][5:7] == [f"{content['spread'][0][key]:.3f}" for key in ("none", "mean")]
   few = which_target.text(read(built("few targets"), FILE))
   assert few.count("no winner (2 cohorts cannot decide)") == 4 and "wins" not in few
 

@@ -237,24 +237,22 @@ def test_another_loss_does_not_take_a_thresholds_place():
 
 @pytest.fixture(scope="module")
 def cohorts():
-  small = config()
-  return {
-    seed: which_target.cohort(small, "faint_true", seed, size=32, n_patients=6) for seed in (0, 1)
-  }
+  small = config(**{"data.phantom.n_patients": 6})
+  return {seed: which_target.cohort(small, "faint_true", seed) for seed in (0, 1)}
 
 
 def test_a_cohort_has_disjoint_splits(cohorts, monkeypatch):
-  small, named = config(), {}
+  small, named = config(**{"data.phantom.n_patients": 6}), {}
   load = which_target.pipeline.load
 
   def kept(source, fields):
-    found = load(source, fields)
-    for patient, image in zip(found["patient"], found["image"], strict=True):
+    found = load(source, (*fields, "patient"))
+    for patient, image in zip(found.pop("patient"), found["image"], strict=True):
       named[image.tobytes()] = patient
     return found
 
   monkeypatch.setattr(which_target.pipeline, "load", kept)
-  found = which_target.cohort(small, "faint_true", 0, size=32, n_patients=6)
+  found = which_target.cohort(small, "faint_true", 0)
   patients = {
     split: {named[image.tobytes()] for image in arrays["image"]} for split, arrays in found.items()
   }
@@ -263,9 +261,6 @@ def test_a_cohort_has_disjoint_splits(cohorts, monkeypatch):
   assert len(patients["validation"]) == small.study.validation_patients == 2
   everybody = set.union(*patients.values())
   assert len(everybody) == sum(map(len, patients.values())) == 6
-  # Of those who are held out every frame counts.
-  held_out = sum(len(found[split]["image"]) for split in ("validation", "test"))
-  assert held_out == sum(patient not in patients["train"] for patient in named.values())
   for arrays in found.values():
     assert set(arrays) == {*which_target.pipeline.FIELDS, "truth"}
     assert arrays["truth"].shape == arrays["confidence"].shape
@@ -279,14 +274,16 @@ def test_seeds_and_settings_are_other_cohorts(cohorts):
   images = [cohorts[seed]["train"]["image"] for seed in (0, 1)]
   assert not {image.tobytes() for image in images[0]} & {image.tobytes() for image in images[1]}
   found = config(**{"study.settings": ("null", "faint_true", "faint_false"), "study.seeds": 20})
-  seeds = [which_target._seed_of(found, *unit) for unit in which_target._units(found)]
+  units = which_target._units(found)
+  assert {standardise for _, standardise, _ in units} == {"none"}
+  seeds = [which_target._seed_of(found, setting, seed) for setting, _, seed in units]
   seeds += [which_target._seed_of(found, which_target.NULL, seed) for seed in range(60)]
   assert len(seeds) == len(set(seeds)) == 120
 
 
 def test_too_few_patients_are_refused():
   with pytest.raises(UserError, match=r"n_patients: 3 patients leave none for the test"):
-    which_target.cohort(config(), "faint_true", 0, size=32, n_patients=3)
+    which_target.cohort(config(**{"data.phantom.n_patients": 3}), "faint_true", 0)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +297,10 @@ def test_too_few_patients_are_refused():
     ({"study.settings": ("faint_true", "fain")}, r"'fain' of lus_phantom is unknown"),
     ({"study.settings": ("null", "null")}, r"study\.settings: .* each once"),
     ({"study.workers": -1}, r"study\.workers: -1 must be 0 \(one a core\) or a number"),
+    ({"study.standardise": ("quantile",)}, r"study\.standardise: .* must begin with 'none'"),
+    ({"study.standardise": ("none", "none")}, r"study\.standardise: .* each method once"),
+    ({"study.standardise": ("none", "rank")}, r"study\.standardise: 'rank' is not known"),
+    ({"study.standardise": ("none", "overlap")}, r"'overlap' needs .*data\.phantom\.raters=True"),
     ({"study.settings": ()}, r"study\.settings: .* at least one"),
     ({"data.name": "lus_folder"}, r"data\.name: the truth is known of lus_phantom only"),
     ({"sweep.seeds": 2}, r"sweep\.seeds: 2 must be 1"),
@@ -358,6 +359,52 @@ def toy():
     yield
 
 
+def test_the_spread_of_experts_by_hand():
+  raters = np.zeros((1, 3, 2, 2, 2), np.uint8)
+  raters[0, :, 0, 0, 0], raters[0, :, 0, 1, 0] = (51, 102, 153), (51, 102, 255)
+  raters[0, :, 1, 1, 0] = (255, 0, 255)  # not painted by all, as nothing of the other class is
+  assert which_target.annotator_sd(raters) == pytest.approx(np.std([0.2, 0.4, 0.8], ddof=1))
+  assert which_target.annotator_sd(raters[..., 1:]) is None
+
+
+def test_scales_are_compared_within_cohorts():
+  content = config(**{"study.standardise": ("none", "quantile")})
+  r = np.random.default_rng(0)
+  units = []
+  for seed in range(SEEDS):
+    cohort = r.uniform(0.2, 0.8)  # what cohorts have in common hides nothing
+    for setting, bonus in (("faint_true", 0.02), ("faint_false", 0.0)):
+      for method in ("none", "quantile"):
+        dice = cohort + (method == "quantile") * bonus + r.uniform(-0.005, 0.005)
+        at = {"setting": setting, "standardise": method, "seed": seed, "member": "soft"}
+        units.append(at | {"dice": dice, "annotator_sd": None if seed == 3 else dice})
+  helps, not_clear = which_target._scales(content, units, ("dice",))
+  assert (helps["setting"], helps["standardise"]) == ("faint_true", "quantile")
+  assert helps["difference"] == pytest.approx(helps["mean"] - helps["none"])
+  assert 0.015 < helps["interval"][0] < helps["difference"] < helps["interval"][1] < 0.025
+  assert helps["p_holm"] < 0.001 < 0.05 < not_clear["p_holm"]
+  # A cohort of which nothing is known is left out of both means.
+  spread = which_target._scales(content, units, ("annotator_sd",))[0]
+  known = [one["dice"] for one in units if one["seed"] != 3 and one["setting"] == "faint_true"]
+  assert spread["mean"] == pytest.approx(np.mean(known[1::2]))
+  assert spread["none"] == pytest.approx(np.mean(known[::2]))
+
+
+def test_a_standardised_cohort_differs_in_its_labels_alone():
+  small = config(**{"data.phantom.n_patients": 6, "data.phantom.raters": True})
+  plain = which_target.cohort(small, "default", 0)
+  assert plain["train"]["raters"].shape[:2] == (16, 3)
+  for method in ("quantile", "overlap"):
+    found = which_target.cohort(small, "default", 0, standardise=method)
+    for split in plain:
+      for name in ("image", "truth", "labelled"):
+        np.testing.assert_array_equal(found[split][name], plain[split][name])
+      same = np.array_equal(found[split]["confidence"], plain[split]["confidence"])
+      assert same == (split == "test")
+    before, after = (which_target.annotator_sd(one["train"]["raters"]) for one in (plain, found))
+    assert after < before
+
+
 @pytest.fixture(scope="module")
 def finished(toy, tmp_path_factory):
   """A whole run."""
@@ -381,7 +428,8 @@ def test_results_are_what_the_units_say(finished):
   assert [unit["member"] for unit in content["units"]] == 2 * names
   for unit in content["units"]:
     mine = units[f"{unit['setting']}_{unit['seed']}", unit["member"]]
-    assert unit == mine | {"setting": unit["setting"], "seed": unit["seed"]}
+    at = {name: unit[name] for name in ("setting", "standardise", "seed")}
+    assert unit == mine | at
     assert all(0 <= unit[metric] <= 1 for metric in which_target.METRICS)
   keys = [(row["setting"], row["weights"], row["metric"]) for row in content["rows"]]
   assert keys == [("faint_true", w, m) for w in ("paper", "ones") for m in which_target.METRICS]
