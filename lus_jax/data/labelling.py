@@ -101,11 +101,6 @@ def _carry(maps, confidence):
   return np.stack([table[confidence[..., k]] for k, table in enumerate(maps)], axis=-1)
 
 
-def with_staple(source):
-  """The same split; examples have `staple` for whoever asks for it."""
-  return WithStaple(source)
-
-
 def standardised(dataset, method):
   """The splits of a data set, training and validation on a common scale of confidence.
 

@@ -323,7 +323,7 @@ def train_and_evaluate(config, workdir, patients=None):
   settings = checkpoints_lib.settings(config)
   mesh = Sweep(make_members(config, objective)[1], choose_strategy(config.sweep.strategy)).mesh
   train, validation = (
-    pipeline.Frames(labelling.with_staple(learnt[name]), cache=cache, fields=fields, mesh=mesh)
+    pipeline.Frames(labelling.WithStaple(learnt[name]), cache=cache, fields=fields, mesh=mesh)
     for name in ("train", "validation")
   )
   batches = train.training_batches(config.train.batch_size, seed=config.seed)

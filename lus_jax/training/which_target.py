@@ -69,6 +69,10 @@ def check(config):
   settings = config.study.settings
   if not settings or len(set(settings)) < len(settings):
     raise UserError(f"config.study.settings: {settings} must name at least one, each once.")
+  if not 0 < config.study.prior < 1:
+    raise UserError(
+      f"config.study.prior: {config.study.prior} must be a probability between 0 and 1."
+    )
   if config.study.workers < 0:
     raise UserError(
       f"config.study.workers: {config.study.workers} must be 0 (one a core) or a number of them."
@@ -143,7 +147,11 @@ class Trainer:
       self._network = state_lib.Network(models.build_model(self._config.model, seed=0, **options))
 
       def initialise(key):
-        network = state_lib.Network(models.build_model(self._config.model, seed=key, **options))
+        model = models.build_model(self._config.model, seed=key, **options)
+        bias = model.segmentation_head.bias
+        # The levels above the lowest are only what is taken off it.
+        bias[...] = bias[...].at[:classes].set(jax.scipy.special.logit(self._config.study.prior))
+        network = state_lib.Network(model)
         return network.params, network.batch_stats
 
       self._initialise = jax.jit(initialise)

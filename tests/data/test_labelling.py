@@ -271,7 +271,7 @@ def fused(monkeypatch):
 
 
 def test_staple_is_that_of_the_fusion_and_is_made_once(several_raters, fused):
-  split = labelling.with_staple(Split(several_raters["train"]))
+  split = labelling.WithStaple(Split(several_raters["train"]))
   asked = split.only("image", "staple")
   assert not fused  # nothing is made before somebody looks at it
   for _ in range(2):  # two epochs
@@ -288,9 +288,9 @@ def test_staple_is_that_of_the_fusion_and_is_made_once(several_raters, fused):
 
 
 def test_staple_costs_nothing_where_nobody_asks(several_raters, two_styles, fused):
-  assert set(labelling.with_staple(Split(several_raters["train"])).only("image")[0]) == {"image"}
+  assert set(labelling.WithStaple(Split(several_raters["train"])).only("image")[0]) == {"image"}
   # Nor does a data set without raters mind.
-  frames = labelling.with_staple(Split(two_styles["train"])).only("image", "confidence")
+  frames = labelling.WithStaple(Split(two_styles["train"])).only("image", "confidence")
   assert set(frames[3]) == {"image", "confidence"}
   assert not fused
 
@@ -300,7 +300,7 @@ def test_batches_hold_the_staple_of_standardised_raters(several_raters, cache, f
   dataset = make_dataset(several_raters, RATERS)
   split = labelling.standardised(dataset, "quantile")["train"]
   fields = (*pipeline.FIELDS, "staple")
-  frames = pipeline.Frames(labelling.with_staple(split), cache=cache, fields=fields)
+  frames = pipeline.Frames(labelling.WithStaple(split), cache=cache, fields=fields)
   batches = list(frames.evaluation_batches(3))
   staple = np.concatenate([b["staple"] for b in batches])[
     np.concatenate([b["mask"] for b in batches])

@@ -296,6 +296,7 @@ def test_too_few_patients_are_refused():
     ({"study.null_cohorts": 1}, r"null_cohorts: each repeat draws 2 of 1"),
     ({"study.settings": ("faint_true", "fain")}, r"'fain' of lus_phantom is unknown"),
     ({"study.settings": ("null", "null")}, r"study\.settings: .* each once"),
+    ({"study.prior": 0.0}, r"study\.prior: 0\.0 must be a probability between 0 and 1"),
     ({"study.workers": -1}, r"study\.workers: -1 must be 0 \(one a core\) or a number"),
     ({"study.standardise": ("quantile",)}, r"study\.standardise: .* must begin with 'none'"),
     ({"study.standardise": ("none", "none")}, r"study\.standardise: .* each method once"),
@@ -338,11 +339,12 @@ class Toy(nnx.Module):
   """Compiles in a moment: logits at a quarter of the size, as the FPN's before it upsamples."""
 
   def __init__(self, in_channels, classes, *, rngs):
-    self.conv = layers.Conv(in_channels, classes, 5, stride=4, dtype=jnp.float32, rngs=rngs)
-    self.norm = layers.BatchNorm(classes)
+    options = {"stride": 4, "bias": True, "dtype": jnp.float32, "rngs": rngs}
+    self.norm = layers.BatchNorm(in_channels)
+    self.segmentation_head = layers.Conv(in_channels, classes, 5, **options)
 
   def __call__(self, image, *, train, key=None, upsample=True):
-    logits = self.norm(self.conv(image), train=train)
+    logits = self.segmentation_head(self.norm(image, train=train))
     return fpn.upsample_logits(logits, *image.shape[1:3]) if upsample else logits
 
 
@@ -454,12 +456,22 @@ def test_results_are_what_the_units_say(finished):
   assert content["null_repeats"]["dice"]["repeats"] == 5
 
 
+def test_networks_start_from_the_prior(toy):
+  trainer = which_target.Trainer(config(**SMALLEST | {"study.prior": 0.2}))
+  params, _ = trainer._initial(0, 6)
+  lowest, above = np.split(np.asarray(params["segmentation_head"]["bias"]), [6])
+  np.testing.assert_allclose(1 / (1 + np.exp(-lowest)), 0.2, rtol=1e-6)
+  assert len(above) == 12 and (above == 0).all()
+
+
 @pytest.mark.parametrize(("same", "expected"), [(None, [3, 4]), (2, [6, 7, 8, 9])])
 def test_no_two_cohorts_start_from_the_same_weights(toy, same, expected, monkeypatch):
   trainer, seeds = which_target.Trainer(config(**SMALLEST), same=same), []
 
   def place(sweep, states):
-    weights = {np.asarray(state.params["conv"]["kernel"]).tobytes() for state in states}
+    weights = {
+      np.asarray(state.params["segmentation_head"]["kernel"]).tobytes() for state in states
+    }
     assert len(weights) == (same or 1)
     raise InterruptedError
 
