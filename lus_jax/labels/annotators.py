@@ -28,10 +28,11 @@ def _identity(shape):
 def fit_quantile(histograms) -> np.ndarray:
   """Maps that carry each annotator's distribution of confidences above 0 to the pooled one.
 
-  Every annotator that painted a class weighs alike in the pool. A value is carried to the pooled
-  value at its mid-rank among the annotator's own; values never painted lie on straight lines
-  between those that were. Assumes that annotators met like cases: where one of them saw clearer
-  frames, that too is taken for a habit and removed.
+  Every annotator that painted a class weighs alike in the pool. A value takes up a stretch of its
+  annotator's ranks, and is carried to the mean of the pooled values on that stretch: where people
+  paint with few brush levels, a level of one may lie between two of the pool. Values never painted
+  lie on straight lines between those that were. Assumes that annotators met like cases: where one
+  of them saw clearer frames, that too is taken for a habit and removed.
 
   Args:
     histograms: [A, K, 256], how often each stored value was painted, over each annotator's own
@@ -49,12 +50,13 @@ def fit_quantile(histograms) -> np.ndarray:
     painted = np.flatnonzero(totals[:, k, 0])
     if not len(painted):
       continue
-    pooled = np.cumsum(shares[painted, k].mean(0))
+    pooled = shares[painted, k].mean(0)
+    # The integral of the pooled values over ranks, linear within each value's stretch.
+    ranks, sums = (np.cumsum([0, *steps]) for steps in (pooled, pooled * STORED))
     for a in painted:
       seen = np.flatnonzero(shares[a, k])
-      rank = np.cumsum(shares[a, k])[seen] - shares[a, k][seen] / 2
-      # The slack keeps rounding of the sums from moving a value by a step.
-      maps[a, k] = _table(seen, np.searchsorted(pooled, rank - 1e-12))
+      ends = np.interp(np.cumsum([0, *shares[a, k][seen]]), ranks, sums)
+      maps[a, k] = _table(seen, np.diff(ends) / shares[a, k][seen])
   return maps
 
 

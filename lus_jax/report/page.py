@@ -156,6 +156,7 @@ def _targets(page):
   for part, metrics in (("levels", which_target.JUDGED), ("more_levels", which_target.DESCRIBED)):
     make = functools.partial(which_target.levels, metrics=metrics, name=f"{name}_{part}")
     page.section(f"{name}_{part}.table", make, name)
+  page.section(f"{name}_labels.table", which_target.labels, name)
   for key in ("scales", "spread"):
     make = functools.partial(which_target.scales, key=key, name=f"{name}_{key}")
     page.section(f"{name}_{key}.table", make, name)

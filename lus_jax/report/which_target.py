@@ -11,16 +11,15 @@ from lus_jax.report.tables import Cells, Column, Table, value
 
 NAME = "which_target"
 # What the results file holds beside the keys of all of them.
-KEYS = {"levels", "units", "null_repeats", "scales", "spread"}
+KEYS = {"levels", "units", "null_repeats", "labels", "scales", "spread"}
 METRICS = {
   "average_precision": "AP",
   "dice": "Dice",
   "dice_half": "Dice at .5",
   "ece": "ECE",
   "brier": "Brier",
-  "label_dice": "label's Dice",
 }
-SPREAD = "sd between experts"  # `training.which_target.annotator_sd`
+SPREAD = "spread of experts"  # `training.which_target.annotator_sd`
 # Verdicts are given on some metrics; the others only describe.
 JUDGED = ("average_precision", "dice")
 DESCRIBED = ("dice_half", "ece", "brier")
@@ -139,6 +138,12 @@ def text(content):
       means = (sum(row[key] for row in rows) / len(rows) for key in ("ordinal", "separate"))
       body.append([setting, METRICS[metric], *map(tables.number, means)])
     lines.append(tables.text_table(["setting", "metric", "ordinal", "separate"], body))
+  body = {}
+  for one in content["labels"]:
+    row = body.setdefault(one["threshold"], [member(one["threshold"])])
+    row.append(tables.number(one["mean"]))
+  lines += ["", "How true the labels are (Dice, no network)"]
+  lines.append(tables.text_table(["label", *content["config"]["study"]["settings"]], body.values()))
   if content["scales"]:
     lines += ["", "Experts on one scale, less as painted (p corrected by Holm)"]
     body = [
@@ -297,6 +302,18 @@ def null_repeats(files):
     )
   header = ["metric", "studies", "claimed a winner", "claimed a contrast"]
   return Table(f"{NAME}_null_repeats", header, rows)
+
+
+def labels(files):
+  """How true the labels themselves are: a row a threshold, a column a setting."""
+  rows = {}
+  for i, one in enumerate(files[NAME]["labels"]):
+    at = (files, NAME, "labels", i)
+    row = rows.setdefault(one["threshold"], [value(*at, "threshold", show=member)])
+    row.append(_with_interval(*at, key="mean"))
+  settings = dict.fromkeys(one["setting"] for one in files[NAME]["labels"])
+  header = ["threshold", *(Column(setting, ("", "low", "high")) for setting in settings)]
+  return Table(f"{NAME}_labels", header, list(rows.values()))
 
 
 def scales(files, *, key, name):

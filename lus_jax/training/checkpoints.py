@@ -114,6 +114,7 @@ def settings(config):
   How many processes there are is left out: a run goes on with any number.
   """
   fields = json.loads(config.to_json())
+  fields.get("study", {}).pop("workers", None)
   return {name: value for name, value in fields.items() if name != "distributed"}
 
 

@@ -2,8 +2,8 @@
 
 A unit is one setting of the phantom and one seed: new patients, new initial weights, all members of
 the sweep trained on the same batches to the last epoch, and scored against the truth. Units share
-nothing, so each core works on its own; the programs are compiled once for all units. Every unit is
-a file; an interrupted study goes on with the next.
+nothing, so each core works on its own; a process compiles its programs once for all its units.
+Every unit is a file; an interrupted study goes on with the next.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import tempfile
@@ -39,23 +40,22 @@ from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
 
 UNITS = "units"
+SIMULATED = "simulated"  # what is being learned from at the moment
 SPLITS = ("train", "validation", "test")
 NULL = "null_repeats"
-# Scores of a view against the truth, and whether higher is better. The last is of what it learned
-# from.
+# Scores of a view against the truth, and whether higher is better.
 METRICS = {
   "average_precision": True,
   "dice": True,
   "dice_half": True,
   "ece": False,
   "brier": False,
-  "label_dice": True,
 }
 # What is compared of the ways to standardise experts.
 SCALED = ("average_precision", "dice")
 # Members of a null study: alike but for their initial weights and dropout.
 NULL_MEMBERS = 7
-NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 5, 2
+NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 5, 10
 
 
 def check(config):
@@ -76,6 +76,15 @@ def check(config):
   if config.study.workers < 0:
     raise UserError(
       f"config.study.workers: {config.study.workers} must be 0 (one a core) or a number of them."
+    )
+  if config.labels.standardise != "none":
+    raise UserError(
+      "config.labels.standardise: a study compares ways to standardise; name them in "
+      "--config.study.standardise instead."
+    )
+  if config.study.workers > 1 and jax.default_backend() != "cpu":
+    raise UserError(
+      f"config.study.workers: {config.study.workers} processes cannot share an accelerator; use 1."
     )
   scales = config.study.standardise
   for method in scales:
@@ -216,7 +225,7 @@ class Trainer:
     return found
 
 
-def cohort(config, setting, seed, *, standardise="none"):
+def cohort(config, setting, seed, *, standardise="none", directory=None):
   """Simulates the patients of one unit.
 
   Args:
@@ -224,6 +233,7 @@ def cohort(config, setting, seed, *, standardise="none"):
     setting: of the phantom.
     seed: of the phantom.
     standardise: how the experts' confidences come to one scale (`labelling.standardised`).
+    directory: where the simulated files may lie for a moment; the system's own by default.
 
   Returns:
     By split, arrays of `pipeline.FIELDS` and `truth` [n, H, W, K] uint8, and, where all experts
@@ -234,8 +244,8 @@ def cohort(config, setting, seed, *, standardise="none"):
     UserError: too few patients for three splits.
   """
   data = config.data.copy_and_resolve_references()
-  with data.unlocked(), tempfile.TemporaryDirectory() as directory:
-    data.prepared_dir, data.phantom.setting, data.phantom.seed = directory, setting, seed
+  with data.unlocked(), tempfile.TemporaryDirectory(dir=directory) as prepared:
+    data.prepared_dir, data.phantom.setting, data.phantom.seed = prepared, setting, seed
     # Hundreds of cohorts would each say where they are prepared.
     with contextlib.redirect_stdout(io.StringIO()):
       dataset = datasets.open_dataset(data, "frames")
@@ -266,8 +276,8 @@ def score(probability, frames, views):
   Each is taken over all test pixels of a class, then averaged over the classes that are there:
   `average_precision` of p; `dice` of p at the cut-off that is best, on validation, for the view's
   own label (at .5 where it has no threshold), and `dice_half` at .5; `ece` and `brier` of p against
-  the truth; `label_dice` of the test frames' own label, which is what the view would score if it
-  had learned its target and nothing else.
+  the truth; `label_dice` of the test frames' label at its threshold, as it was painted: the Dice of
+  whoever learned that label and nothing else (None where it has no threshold).
 
   Args:
     probability: [V, n, H, W, K] of the validation and the test frames.
@@ -307,7 +317,7 @@ def score(probability, frames, views):
         "dice_half": float(np.mean(half)),
         "ece": calibration["ece"],
         "brier": calibration["brier"],
-        "label_dice": float(np.mean(target)),
+        "label_dice": None if view.threshold is None else float(np.mean(target)),
       }
     )
   return rows
@@ -329,9 +339,8 @@ def compare(scores, *, higher=True):
 
   Every member is compared with "above 0" and with 50 %, each pair once, by swapping the two within
   seeds (`statistics.permutation_test`), corrected by Holm over the family. A winner is claimed
-  where the best mean beats both (the other one, if it is one of them). The contrast is "above 0"
-  less 50 %, what faint strokes bring: named beforehand, with a test of its own (None where either
-  was not trained).
+  where the best mean beats both (the other one, if it is one of them). The contrast is the pair of
+  the references, "above 0" less 50 %: what faint strokes bring (None where either was not trained).
 
   Args:
     scores: by threshold, or by name for members without one, one number a seed [n].
@@ -373,7 +382,9 @@ def compare(scores, *, higher=True):
   winner = best if others and all(beats(best, other) for other in others) else None
   contrast = None
   if len(references) == len(statistics.REFERENCES):
+    (row,) = (row for row in rows if {row["member"], row["against"]} == set(references))
     contrast = _difference(*(ratios[t] for t in statistics.REFERENCES))
+    contrast["p"] = row["p_holm"]
   return {
     "means": [
       {"member": name, "mean": means[name], "interval": _interval(ratios[name])} for name in scores
@@ -468,7 +479,7 @@ class Worker:
   """
 
   def __init__(self, config, directory):
-    self._config, self._directory = config, directory
+    self._config, self._directory = config, pathlib.Path(directory)
     self._trainers = {}
 
   def run(self, setting, standardise, seed):
@@ -484,6 +495,7 @@ class Worker:
       "default" if null else setting,
       _seed_of(self._config, setting, seed),
       standardise=standardise,
+      directory=self._directory / SIMULATED,
     )
     inputs = {
       split: {name: arrays[name] for name in pipeline.FIELDS} for split, arrays in frames.items()
@@ -505,14 +517,15 @@ def annotator_sd(raters):
 
   Returns:
     The standard deviation, between raters, of the mean confidence they painted on the pixels that
-    all of them painted: mean over classes. None where there is no such pixel.
+    all of them painted, in standard deviations of all values painted there: maps that only narrow
+    the scale change nothing. Mean over classes; None where no class has such pixels of two values.
   """
   found = []
   for k in range(raters.shape[-1]):
     values = np.moveaxis(raters[..., k], 1, 0)
-    both = (values > 0).all(axis=0)
-    if both.any():
-      found.append(np.std(values[:, both].mean(axis=1) / 255, ddof=1))
+    values = values[:, (values > 0).all(axis=0)]
+    if values.size and values.std() > 0:
+      found.append(np.std(values.mean(axis=1), ddof=1) / values.std())
   return float(np.mean(found)) if found else None
 
 
@@ -527,7 +540,7 @@ _worker = None
 
 
 def _start_worker(config, directory, cache):
-  """Makes this process a worker of one thread."""
+  """Makes this process a worker that computes on one core."""
   global _worker
   # The parent stops its workers; should it be killed, they stop by themselves.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -547,36 +560,56 @@ def _work(*job):
 def _run_all(config, directory, jobs, done):
   """Runs units, calling `done` after each: on a CPU in as many processes as it has cores.
 
-  Networks this small leave most of a second core idle: two processes of one thread train 1.4 times
-  as many as one process of two (RESULTS.md). An accelerator is given to this process alone.
+  Two processes that compute on one core each train networks this small 1.4 times as fast as one
+  that computes on two (RESULTS.md). An accelerator is given to this process alone.
   """
-  count = config.study.workers
-  if not count:
-    one_device = jax.default_backend() != "cpu"
-    count = 1 if one_device else len(getattr(os, "sched_getaffinity", lambda _: [0])(0))
-  if min(count, len(jobs)) <= 1:
-    worker = Worker(config, directory)
-    for job in jobs:
-      worker.run(*job)
-      done()
-    return
+  simulated = directory / SIMULATED
+  # A killed study leaves some.
+  shutil.rmtree(simulated, ignore_errors=True)
+  simulated.mkdir(parents=True)
+  try:
+    if (count := min(_workers(config), len(jobs))) <= 1:
+      worker = Worker(config, directory)
+      for job in jobs:
+        worker.run(*job)
+        done()
+    else:
+      _run_in_workers(count, config, directory, jobs, done)
+  finally:
+    shutil.rmtree(simulated, ignore_errors=True)
+
+
+def _workers(config):
+  if config.study.workers or jax.default_backend() != "cpu":
+    return config.study.workers or 1
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def _run_in_workers(count, config, directory, jobs, done):
   with futures.ProcessPoolExecutor(
-    min(count, len(jobs)),
+    count,
     # A fork of a process with threads can stand still.
     mp_context=multiprocessing.get_context("spawn"),
     initializer=_start_worker,
     initargs=(config, directory, jax.config.jax_compilation_cache_dir),
   ) as pool:
-    running = [pool.submit(_work, *job) for job in jobs]
     try:
+      running = [pool.submit(_work, *job) for job in jobs]
       for one in futures.as_completed(running):
         one.result()
         done()
-    except BaseException:
+    except BaseException as error:
       # Nobody waits for units that are under way; they are done again.
-      for process in list(pool._processes.values()):
+      for process in list((pool._processes or {}).values()):
         process.kill()
       pool.shutdown(wait=False, cancel_futures=True)
+      if isinstance(error, futures.process.BrokenProcessPool):
+        raise UserError(
+          f"config.study.workers: one of {count} processes ended, perhaps for want of memory; the "
+          "same command with fewer goes on from here."
+        ) from error
       raise
 
 
@@ -631,6 +664,8 @@ def _null_config(config):
     null.model.width = NULL_WIDTH
     null.train.epochs = NULL_EPOCHS
     null.study.train_frames = min(16, config.study.train_frames)
+    null.study.standardise = ("none",)
+    null.data.phantom.raters = False
     null.study.validation_patients = 1
     null.train.batch_size = min(4, config.train.batch_size)
   return null
@@ -649,7 +684,8 @@ def summarize(config, objective, directory):
     `units` (all scores), `levels` (ordinal levels beside the separate networks of the same
     threshold and weights: means and difference), `null_repeats` (by metric), `scales` (every way
     to standardise beside none: a row a setting, way, member and metric) and `spread` (the same of
-    `annotator_sd`). All but the last two are of confidences as they were painted.
+    `annotator_sd`), and `labels` (Dice of the label itself against the truth: a row a setting and
+    threshold). All but `scales` and `spread` are of confidences as they were painted.
   """
   units, views = [], segmentation.make_views(config, objective)[0]
   for setting, standardise, seed in _units(config):
@@ -675,6 +711,7 @@ def summarize(config, objective, directory):
         )
     levels += _levels(objective, views, setting, scores)
   content = {"rows": rows, "levels": levels, "units": units, "null_repeats": {}}
+  content["labels"] = _labels(config, units, views)
   content |= {"scales": _scales(config, units, SCALED), "spread": []}
   if "annotator_sd" in units[0]:
     first = [row for row in units if row["member"] == views[0].name]
@@ -690,6 +727,24 @@ def summarize(config, objective, directory):
         table, repeats=config.study.null_repeats, seeds=config.study.seeds
       )
   return content
+
+
+def _labels(config, units, views):
+  """How true the labels are that members learn: no network stands between."""
+  found = []
+  thresholds = {
+    view.threshold: view.name
+    for view in reversed(views)
+    if view.threshold is not None and view.level == members_lib.WHOLE
+  }
+  for setting in config.study.settings:
+    for threshold in sorted(thresholds, reverse=True):
+      at = {"setting": setting, "standardise": "none", "member": thresholds[threshold]}
+      values = [row["label_dice"] for row in units if at.items() <= row.items()]
+      ratio = Ratio(tuple(map(str, range(len(values)))), np.array(values), np.ones(len(values)))
+      mean = {"mean": ratio.value(), "interval": _interval(ratio)}
+      found.append({"setting": setting, "threshold": threshold, **mean})
+  return found
 
 
 def _scales(config, units, metrics):
@@ -708,6 +763,8 @@ def _scales(config, units, metrics):
         pair = np.array([mine, values[name, "none"]], np.float64)
         # A cohort without a pixel that all experts painted has no spread.
         known = np.isfinite(pair).all(axis=0)
+        if not known.any():
+          continue
         cohorts = tuple(map(str, np.flatnonzero(known)))
         a, b = (Ratio(cohorts, x[known], np.ones(len(cohorts))) for x in pair)
         rows.append(
@@ -745,8 +802,7 @@ def _levels(objective, views, setting, scores):
     )
     if separate is None:
       continue
-    # The label is the same of both.
-    for metric in (name for name in METRICS if name != "label_dice"):
+    for metric in METRICS:
       a, b = (np.asarray(scores[setting, name, metric]) for name in (view.name, separate))
       units = tuple(str(i) for i in range(len(a)))
       pair = [Ratio(units, x, np.ones(len(units))) for x in (a, b)]

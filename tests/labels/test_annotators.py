@@ -57,9 +57,9 @@ def test_quantile_weighs_annotators_alike():
   many[0, [128, 255]] = 1000
   maps = annotators.fit_quantile(np.stack([few, many]))
   np.testing.assert_array_equal(maps, annotators.fit_quantile(np.stack([few * 7, many])))
-  # Pool: a quarter 64, half 128, a quarter 255. Mid-ranks are .25 and .75.
-  assert maps[0, 0][[64, 128]].tolist() == [64, 128]
-  assert maps[1, 0][[128, 255]].tolist() == [64, 128]
+  # Pool: a quarter 64, half 128, a quarter 255; each value takes up half of the ranks.
+  assert maps[0, 0][[64, 128]].tolist() == [(64 + 128) / 2, np.rint((128 + 255) / 2)]
+  assert maps[1, 0][[128, 255]].tolist() == [(64 + 128) / 2, np.rint((128 + 255) / 2)]
 
 
 def test_quantile_keeps_a_distribution_that_all_share():
@@ -76,8 +76,8 @@ def test_quantile_is_per_class_and_identity_without_paint():
   histograms[0, 1, 80] = 4
   histograms[:, :, 0] = 1_000_000
   maps = annotators.fit_quantile(histograms)
-  assert maps[0, 0, 100] == 100
-  assert maps[1, 0, 100] == 50
+  # Pool of the first class: a quarter 50, half 100, a quarter 200.
+  assert maps[0, 0][[50, 100]].tolist() == maps[1, 0][[100, 200]].tolist() == [75, 150]
   for a, k in ((1, 1), (0, 2), (1, 2)):
     np.testing.assert_array_equal(maps[a, k], STORED)
   assert maps[0, 1, 80] == 80

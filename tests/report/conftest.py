@@ -508,7 +508,7 @@ TARGET_RUNS = {
     "null_repeats": 0,
   },
 }
-TARGET_METRICS = ("average_precision", "dice", "dice_half", "ece", "brier", "label_dice")
+TARGET_METRICS = ("average_precision", "dice", "dice_half", "ece", "brier")
 
 
 def write_targets(
@@ -589,7 +589,7 @@ def write_targets(
     | difference(draw(-0.05, 0.05), draw(0, 1))
     for setting in settings
     for t in sorted(with_ones)
-    for metric in TARGET_METRICS[:-1]
+    for metric in TARGET_METRICS
   ]
   units = [
     {"setting": setting, "standardise": "none", "seed": seed, "member": name}
@@ -627,6 +627,12 @@ def write_targets(
     levels=levels if ordinal else [],
     units=units,
     null_repeats=tried if null_repeats else {},
+    labels=[
+      {"setting": setting, "threshold": t, "mean": x, "interval": interval(x)}
+      for setting in settings
+      for t in thresholds
+      for x in [draw()]
+    ],
     scales=scales,
     spread=spread,
   )

@@ -86,7 +86,7 @@ def test_every_number_equals_its_results_file(run):
     else:
       assert re.fullmatch(r"[-+]?\d\.\d{3}", text)
       assert abs(float(text) - expected) <= 0.0005 + 1e-12
-      signed = "/difference" in at or "/interval" in at and "/means/" not in at
+      signed = "/difference" in at or "/interval" in at and not re.search("/(means|labels)/", at)
       assert (text[0] in "+-") == signed
     assert attrs["value"] == ("" if expected is None else str(expected))
   for around, text in parsed.texts:
@@ -117,6 +117,8 @@ def test_every_row_is_on_the_page(run):
   for key in ("scales", "spread"):
     for i, one in enumerate(content[key]):
       has(f"{key}/{i}", one, "none", "mean", "difference", "p_holm")
+  for i, one in enumerate(content["labels"]):
+    has(f"labels/{i}", one, "mean")
   for metric in content["null_repeats"]:
     for key in ("repeats", "winners", "contrasts"):
       assert f"{FILE}#/null_repeats/{metric}/{key}" in shown
@@ -248,6 +250,16 @@ def test_levels_stand_beside_separate_networks(built):
       assert float(table[f"{title}, p"]) == one["p"]
 
 
+def test_the_truth_of_labels_stands_by_threshold(built):
+  workdir, content = built("targets"), read(built("targets"), FILE)
+  rows = rows_of(workdir, "which_target_labels")
+  assert [float(row["threshold"]) for row in rows] == list(content["config"]["sweep"]["thresholds"])
+  for one in content["labels"]:
+    (row,) = (row for row in rows if float(row["threshold"]) == one["threshold"])
+    assert float(row[one["setting"]]) == one["mean"]
+    assert float(row[f"{one['setting']}, high"]) == one["interval"][1]
+
+
 def test_ways_to_standardise_stand_beside_none(built):
   workdir, content = built("targets"), read(built("targets"), FILE)
   rows = rows_of(workdir, "which_target_scales")
@@ -328,7 +340,7 @@ def test_the_text_table_says_the_same(built):
     "Of 200 studies in which all members had one target, 4 (2.0%) claimed a winner and 8 (4.0%) a "
     "contrast, by Dice." in lines
   )
-  spread = [line.split() for line in lines if "sd between experts" in line]
+  spread = [line.split() for line in lines if "spread of experts" in line]
   assert len(spread) == 4 and spread[0][:2] == ["faint_true", "quantile"]
   assert spread[0][5:7] == [f"{content['spread'][0][key]:.3f}" for key in ("none", "mean")]
   few = which_target.text(read(built("few targets"), FILE))

@@ -91,17 +91,18 @@ def test_the_lowest_wins_where_lower_is_better():
   assert which_target.compare(scores)["winner"] == 0.8
 
 
-def test_the_contrast_is_all_strokes_less_those_of_half():
+def test_the_contrast_is_the_pair_of_references():
   for sign in (1, -1):
     scores = exchangeable((*THRESHOLDS, "soft"))
     scores[0.0] = scores[0.5] + sign * 0.05 + 0.01 * noise(7)
-    # No other member takes part.
-    scores[0.2], scores["soft"] = scores[0.2] + 7, scores["soft"] - 0.3
-    found = which_target.compare(scores)["contrast"]
-    expected = np.mean(scores[0.0] - scores[0.5])
+    result = which_target.compare(scores)
+    found, expected = result["contrast"], np.mean(scores[0.0] - scores[0.5])
     assert found["difference"] == pytest.approx(expected)
-    assert np.sign(found["difference"]) == sign and found["p"] < 0.001
+    assert np.sign(found["difference"]) == sign
     assert found["interval"][0] < expected < found["interval"][1]
+    (row,) = (r for r in result["comparisons"] if {r["member"], r["against"]} == {0.0, 0.5})
+    assert found["p"] == row["p_holm"] < 0.01
+    assert row["p"] < row["p_holm"]
   for names in ((0.5,), (1.0, 0.0), (1.0, 0.5)):
     assert which_target.compare(exchangeable(names))["contrast"] is None
 
@@ -188,7 +189,7 @@ def test_scores_are_those_of_sklearn():
     assert row["dice"] == pytest.approx(np.mean(dice))
     assert row["dice_half"] == pytest.approx(np.mean(half))
     assert row["average_precision"] == pytest.approx(np.mean(precision))
-    assert row["label_dice"] == pytest.approx(np.mean(target))
+    assert row["label_dice"] == (None if v else pytest.approx(np.mean(target)))
     flat = [(p[v, ..., k].astype(np.float64).ravel(), truth[..., k].ravel()) for k in range(3)]
     assert row["ece"] == pytest.approx(np.mean([naive_ece(*one) for one in flat]), abs=1e-6)
     assert row["brier"] == pytest.approx(np.mean([np.mean((a - b) ** 2) for a, b in flat]))
@@ -296,6 +297,7 @@ def test_too_few_patients_are_refused():
     ({"study.null_cohorts": 1}, r"null_cohorts: each repeat draws 2 of 1"),
     ({"study.settings": ("faint_true", "fain")}, r"'fain' of lus_phantom is unknown"),
     ({"study.settings": ("null", "null")}, r"study\.settings: .* each once"),
+    ({"labels.standardise": "quantile"}, r"config\.labels\.standardise: .*study\.standardise"),
     ({"study.prior": 0.0}, r"study\.prior: 0\.0 must be a probability between 0 and 1"),
     ({"study.workers": -1}, r"study\.workers: -1 must be 0 \(one a core\) or a number"),
     ({"study.standardise": ("quantile",)}, r"study\.standardise: .* must begin with 'none'"),
@@ -318,6 +320,7 @@ def test_a_config_that_no_study_could_use_is_refused(changes, message, tmp_path)
 def test_without_null_repeats_their_cohorts_do_not_matter():
   which_target.check(config(**{"study.null_repeats": 0, "study.null_cohorts": 0}))
   which_target.check(configs.get_config())
+  which_target.check(configs.get_config("scales"))
   with pytest.raises(ValueError, match="demo does not exist"):
     configs.get_config("demo")
 
@@ -365,7 +368,11 @@ def test_the_spread_of_experts_by_hand():
   raters = np.zeros((1, 3, 2, 2, 2), np.uint8)
   raters[0, :, 0, 0, 0], raters[0, :, 0, 1, 0] = (51, 102, 153), (51, 102, 255)
   raters[0, :, 1, 1, 0] = (255, 0, 255)  # not painted by all, as nothing of the other class is
-  assert which_target.annotator_sd(raters) == pytest.approx(np.std([0.2, 0.4, 0.8], ddof=1))
+  values = [51, 102, 153, 51, 102, 255]
+  expected = np.std([51, 102, 204], ddof=1) / np.std(values)
+  assert which_target.annotator_sd(raters) == pytest.approx(expected)
+  # A narrower scale is no more common one.
+  assert which_target.annotator_sd(raters // 3) == pytest.approx(expected)
   assert which_target.annotator_sd(raters[..., 1:]) is None
 
 
@@ -443,7 +450,7 @@ def test_results_are_what_the_units_say(finished):
     if row["weights"] == "paper":
       assert row["means"][1]["mean"] == pytest.approx(np.mean(mine))
   # Of the levels one has a separate network of its weights beside it.
-  assert [one["metric"] for one in content["levels"]] == list(which_target.METRICS)[:-1]
+  assert [one["metric"] for one in content["levels"]] == list(which_target.METRICS)
   for one in content["levels"]:
     pair = [
       np.mean([units[f"faint_true_{i}", name][one["metric"]] for i in (0, 1)])
@@ -520,6 +527,36 @@ def test_an_interrupted_study_goes_on_to_the_same_results(finished, tmp_path, mo
     which_target.train_and_evaluate(other, tmp_path / "run")
 
 
+def test_ways_to_standardise_are_kept_apart(toy, tmp_path):
+  methods = ("none", "quantile", "overlap")
+  changes = {"study.standardise": methods, "data.phantom.raters": True, "study.null_repeats": 0}
+  which_target.train_and_evaluate(config(**SMALLEST | changes), tmp_path / "run")
+  content = results.read(tmp_path / "run", "which_target")
+  files = {file.name: json.loads(file.read_text()) for file in (tmp_path / "run/units").iterdir()}
+  assert set(files) == {
+    f"faint_true_{part}{seed}.json" for part in ("", "quantile_", "overlap_") for seed in (0, 1)
+  }
+
+  def mean(member, method, metric):
+    names = [f"faint_true_{'' if method == 'none' else method + '_'}{i}.json" for i in (0, 1)]
+    return np.mean([one[metric] for n in names for one in files[n] if one["member"] == member])
+
+  # Verdicts are on confidences as they were painted.
+  for row in content["rows"]:
+    if row["weights"] == "paper":
+      for one in row["means"][:2]:
+        name = {1.0: "threshold_1", 0.5: "threshold_0.5"}[one["member"]]
+        assert one["mean"] == pytest.approx(mean(name, "none", row["metric"]))
+  keys = {(one["standardise"], one["member"], one["metric"]) for one in content["scales"]}
+  assert len(keys) == len(content["scales"]) == 2 * 8 * len(which_target.SCALED)
+  for one in (*content["scales"], *content["spread"]):
+    at = one["member"], one["metric"]
+    assert one["mean"] == pytest.approx(mean(at[0], one["standardise"], at[1]))
+    assert one["none"] == pytest.approx(mean(at[0], "none", at[1]))
+    assert one["difference"] == pytest.approx(one["mean"] - one["none"])
+  assert [one["standardise"] for one in content["spread"]] == ["quantile", "overlap"]
+
+
 # A file, not a string: workers import it too, and so get the toy.
 SCRIPT = """
 import sys
@@ -530,7 +567,7 @@ import test_which_target as tests
 
 models.build_model = tests.build_toy
 if __name__ == "__main__":
-  run(tests.config(**tests.SMALLEST | {"study.workers": 2}), sys.argv[1])
+  run(tests.config(**tests.SMALLEST | {"study.workers": int(sys.argv[2])}), sys.argv[1])
 """
 
 
@@ -540,9 +577,9 @@ def test_a_killed_study_takes_its_workers_along_and_goes_on(finished, tmp_path):
   script.write_text(SCRIPT)
   paths = os.pathsep.join(map(str, (ROOT, pathlib.Path(__file__).parent)))
 
-  def start():
+  def start(workers=2):
     return subprocess.Popen(
-      [sys.executable, script, workdir],
+      [sys.executable, script, workdir, str(workers)],
       cwd=ROOT,
       env=os.environ
       | {
@@ -566,11 +603,13 @@ def test_a_killed_study_takes_its_workers_along_and_goes_on(finished, tmp_path):
   process.communicate(timeout=60)
   written = {file: file.stat().st_mtime_ns for file in units.glob("*.json")}
   assert not (workdir / "results").exists()
-  process = start()
+  assert list((units / "simulated").iterdir())
+  process = start(workers=1)  # a run goes on with any number
   output, _ = process.communicate(timeout=300)
   assert process.returncode == 0, output
   assert "Which target? 2 simulated cohorts a setting" in output
   assert {file: file.stat().st_mtime_ns for file in written} == written
+  assert not (units / "simulated").exists()
   mine, theirs = (results.read(w, "which_target") for w in (workdir, finished))
   assert len(mine["units"]) == len(theirs["units"])
   for a, b in zip(mine["units"], theirs["units"], strict=True):
