@@ -177,11 +177,14 @@ class Trainer:
     self._step = self._sweep.compile(step, updates_state=True)
     self._plain = jax.jit(augment_lib.prepare)
 
-    def probability(state, own, inputs):
-      raw, _ = objective.logits(network, state.params, state.batch_stats, inputs["image"])
-      return jax.nn.sigmoid(objective.output(raw, inputs, own))
+    def raw(state, own, inputs):
+      return objective.logits(network, state.params, state.batch_stats, inputs["image"])[0]
 
-    self._probability = Sweep(self._scalars, self._sweep.strategy).compile(probability)
+    # The network once, however many levels are looked at.
+    self._raw = self._sweep.compile(raw)
+    self._probability = jax.jit(
+      lambda raw, inputs, own: jax.nn.sigmoid(objective.output(raw, inputs, own))
+    )
 
   def run(self, frames, *, seed):
     """Trains on one cohort and predicts its validation and test frames.
@@ -211,16 +214,19 @@ class Trainer:
       raise UserError(
         f"a loss of seed {seed} is not finite; lower --config.optimizer.learning_rate."
       )
-    numbers = [view.member for view in self.views]
-    sweep, state = self._sweep.take(state, numbers, self._scalars)
     found = []
     for split in ("validation", "test"):
       parts = []
       batches = pipeline.Frames(frames[split], cache="device").evaluation_batches(16)
       for batch in batches:
         mask = batch.pop("mask")
-        result = self._probability(state, sweep.members, self._plain(batch))
-        parts.append(np.stack(sweep.to_host(result))[:, mask])
+        inputs = self._plain(batch)
+        raw = self._sweep.to_host(self._raw(state, self._sweep.members, inputs))
+        result = [
+          self._probability(raw[view.member], inputs, own)
+          for view, own in zip(self.views, self._scalars, strict=True)
+        ]
+        parts.append(np.stack(jax.device_get(result))[:, mask])
       found.append(np.concatenate(parts, axis=1))
     return found
 
@@ -287,8 +293,6 @@ def score(probability, frames, views):
   Returns:
     A list of V dicts.
   """
-  from sklearn.metrics import average_precision_score
-
   validation, test = probability
   truth = frames["test"]["truth"] > 0
   present = [k for k in range(truth.shape[-1]) if truth[..., k].any() and not truth[..., k].all()]
@@ -302,7 +306,7 @@ def score(probability, frames, views):
     own, aim = (np.asarray(label(confidence, threshold)) > 0 for confidence in confidences)
     precision, dice, half, target = [], [], [], []
     for k in present:
-      precision.append(average_precision_score(truth[..., k].ravel(), p[..., k].ravel()))
+      precision.append(average_precision(p[..., k], truth[..., k]))
       cut = best_cut(held_out[..., k], own[..., k])
       dice.append(_dice(p[..., k] >= cut, truth[..., k]))
       half.append(_dice(p[..., k] >= 0.5, truth[..., k]))
@@ -321,6 +325,21 @@ def score(probability, frames, views):
       }
     )
   return rows
+
+
+def average_precision(probability, truth):
+  """Average precision, as scikit-learn's `average_precision_score`, in a fraction of its time.
+
+  Args:
+    probability: of any shape.
+    truth: bool of the same shape, true somewhere.
+  """
+  # Only where recall changes does precision count: at the probabilities of what is there.
+  cuts, counts = np.unique(probability[truth], return_counts=True)
+  ordered = np.sort(probability, axis=None)
+  found = np.cumsum(counts[::-1])[::-1]
+  precision = found / (ordered.size - np.searchsorted(ordered, cuts))
+  return float(precision @ counts / found[0])
 
 
 def _dice(a, b):
