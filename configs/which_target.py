@@ -14,8 +14,7 @@ was.
 `:scales` asks instead what it brings to carry all experts' confidences to one scale: every cohort
 is learned from as painted and standardised in either way. There all experts paint every frame and
 members learn their mean; with `--config.data.phantom.raters=False
---config.study.standardise="('none','quantile')"` one expert paints all frames of a patient. A
-quarter of an hour.
+--config.study.standardise="('none','quantile')"` one expert paints all frames of a patient.
 """
 
 from configs import seg
