@@ -191,9 +191,9 @@ def read(config):
     member = parse(text, loss)
     if any(member.name == other.name or _alike(member, other) for other in found):
       raise UserError(f"config.sweep.members: {text!r} stands there twice; name it once.")
-    if member.target == "ordinal" and max(thresholds) < MIDDLE:
+    if member.target == "ordinal" and max(thresholds) <= MIDDLE:
       raise UserError(
-        "config.sweep.members: 'ordinal' needs a threshold of at least .5, or its mean confidence "
+        "config.sweep.members: 'ordinal' needs a threshold above .5, or its mean confidence "
         f"never reaches .5; the highest of config.sweep.thresholds is {max(thresholds):g}."
       )
     found.append(member)

@@ -152,6 +152,14 @@ def test_raters_are_needed_where_they_are_learnt_from(text, raters, count):
   members.check_raters(members.read(make_config(("soft", "svls", "ordinal"))), ())
 
 
+def test_an_ordinal_mean_that_could_not_reach_half_is_refused():
+  for thresholds in ((0.5, 0.2), (0.4,)):
+    message = rf"needs a threshold above \.5, .* the highest .* is {max(thresholds):g}\."
+    with pytest.raises(UserError, match=message):
+      members.read(make_config(("ordinal",), thresholds=thresholds))
+  assert len(members.read(make_config(("ordinal",), thresholds=(0.6, 0.2)))) == 3
+
+
 def test_a_rater_whom_nobody_knows_is_refused():
   found = members.read(make_config(("rater(E)",)))
   with pytest.raises(UserError, match=r"nobody is called 'E'; the raters are A, B, C, D\."):
