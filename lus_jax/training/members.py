@@ -8,7 +8,8 @@ text, all trained together on the same batches:
   softseg                     the confidence, SoftSeg's output and loss (arXiv 2011.09041)
   svls(.5)                    label(confidence, .5), smoothed along its outline (Islam & Glocker)
   majority, staple            the raters' majority, or STAPLE's probability of their truth
-  rater(NAME), random_rater   one rater; of every image another one at every step
+  rater(NAME), random_rater   one rater; of every image another one at every step; a name with a
+                              comma or = stands in quotes, as in "rater('Lee, A.')"
   ordinal                     P(confidence >= t) of all thresholds, by one network
 
 The confidence of several raters is their mean.
@@ -17,6 +18,7 @@ The confidence of several raters is their mean.
 import dataclasses
 import functools
 import re
+import unicodedata
 
 import jax
 import numpy as np
@@ -114,8 +116,10 @@ def parse(text, config_loss):
     raise UserError(
       f"{where} is not known; write one of {', '.join(TARGETS)}, as in \"('soft', 'rater(A)')\"."
     )
-  target = found[1]
-  parts = [part.strip() for part in (found[2] or "").split(",") if part.strip()]
+  target, inside = found[1], (found[2] or "").strip()
+  quoted = target == "rater" and re.fullmatch(r"(['\"])(.+)\1", inside)
+  # A name in quotes is one value, whatever it holds.
+  parts = [] if quoted else [part.strip() for part in inside.split(",") if part.strip()]
   named = dict(part.split("=", 1) for part in parts if "=" in part)
   named = {key.strip(): value.strip() for key, value in named.items()}
   values = [part for part in parts if "=" not in part]
@@ -125,13 +129,15 @@ def parse(text, config_loss):
   known = {"threshold": ("loss", "weights"), "ordinal": ("weights",)}.get(target, ())
   if len(values) > takes_value or set(named) - set(known):
     options = ", ".join((["a value"] if takes_value else []) + [f"{name}=" for name in known])
-    raise UserError(f"{where}: {target} takes {options or 'nothing in brackets'}.")
-  if not values and target in ("threshold", "rater"):
+    hint = " Put a name that holds a comma or = in quotes." if target == "rater" else ""
+    raise UserError(f"{where}: {target} takes {options or 'nothing in brackets'}.{hint}")
+  if not values and not quoted and target in ("threshold", "rater"):
     example = {"threshold": "threshold(.6)", "rater": "rater(NAME)"}[target]
     raise UserError(f"{where}: say which, as {example}.")
   threshold, rater = None, ""
   if target == "rater":
-    rater = values[0].strip("'\"")
+    # Accents as folders' names are read.
+    rater = unicodedata.normalize("NFC", quoted[2] if quoted else values[0])
   elif takes_value:
     threshold = _threshold(values[0], where) if values else MIDDLE
   loss = named.get("loss", TARGETS[target] or config_loss.name)
@@ -189,8 +195,13 @@ def read(config):
     raise UserError(f"config.sweep.members: write a tuple, as \"('{extra}',)\".")
   for text in extra:
     member = parse(text, loss)
-    if any(member.name == other.name or _alike(member, other) for other in found):
+    if any(_alike(member, other) for other in found):
       raise UserError(f"config.sweep.members: {text!r} stands there twice; name it once.")
+    # Raters "A B" and "A_B" are two, though a file's name cannot tell.
+    names = {other.name for other in found}
+    if member.name in names:
+      number = next(n for n in range(2, len(names) + 3) if f"{member.name}_{n}" not in names)
+      member = dataclasses.replace(member, name=f"{member.name}_{number}")
     if member.target == "ordinal" and max(thresholds) <= MIDDLE:
       raise UserError(
         "config.sweep.members: 'ordinal' needs a threshold above .5, or its mean confidence "

@@ -75,6 +75,11 @@ def make_config(extra=(), thresholds=(1.0, 0.5, 0.2), **loss):
       "rater('Dr. B (2nd)')",
       ("rater", None, "Dr. B (2nd)", "cross_entropy", "paper", "rater_Dr._B__2nd_"),
     ),
+    (
+      "rater( \"Lee, A. = 'AL'\" )",
+      ("rater", None, "Lee, A. = 'AL'", "cross_entropy", "paper", "rater_Lee__A.____AL_"),
+    ),
+    ("rater('Zoe\u0308')", ("rater", None, "Zo\xeb", "cross_entropy", "paper", "rater_Zo_")),
     ("ordinal", ("ordinal", None, "", "weighted_cross_entropy", "paper", "ordinal")),
     (
       "ordinal(weights=ones)",
@@ -103,6 +108,12 @@ def test_the_thresholds_come_first_with_the_loss_of_the_config():
   assert all(m.is_soft for m in members.read(make_config(name="cross_entropy")))
 
 
+def test_raters_whose_names_differ_in_blanks_have_curves_and_files_of_their_own():
+  found = members.read(make_config(("rater(A B)", "rater(A_B)", "rater('A,B')")))
+  assert [m.rater for m in found[3:]] == ["A B", "A_B", "A,B"]
+  assert [m.name for m in found[3:]] == ["rater_A_B", "rater_A_B_2", "rater_A_B_3"]
+
+
 @pytest.mark.parametrize(
   ("extra", "message"),
   [
@@ -118,7 +129,9 @@ def test_the_thresholds_come_first_with_the_loss_of_the_config():
     (("svls(.5, loss=dice)",), "svls takes a value."),
     (("ordinal(.5)",), "ordinal takes weights=."),
     (("ordinal(loss=dice)",), "ordinal takes weights=."),
-    (("rater(A, B)",), "rater takes a value."),
+    (("rater(A, B)",), "rater takes a value. Put a name that holds a comma or = in quotes."),
+    (("rater(A=B)",), "rater takes a value. Put a name that holds a comma or = in quotes."),
+    (("rater('A, B')", 'rater("A, B")'), "stands there twice"),
     (("threshold",), "say which, as threshold(.6)"),
     (("threshold(loss=dice)",), "say which, as threshold(.6)"),
     (("rater",), "say which, as rater(NAME)"),
