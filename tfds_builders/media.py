@@ -14,6 +14,7 @@ from PIL import Image
 from lus_jax.errors import UserError
 
 _CONTAINERS = (".mp4", ".avi")
+PICTURES = (".png",)
 _MEND_VIDEO = "export it again, or re-encode it (ffmpeg -i old.mp4 new.mp4) and look at the result"
 # What a mask's largest value is, by Pillow's name of its pixel type.
 _MASK_MAXIMUM = {"1": 1, "L": 255, "I;16": 65535}
@@ -38,6 +39,7 @@ class Media:
   height: int
   width: int
   frames_per_second: float = math.nan
+  numbers: tuple[int, ...] = ()
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def _provenance():
   }
 
 
-def frame_features(height, width, n_classes, *, truth=False):
+def frame_features(height, width, n_classes, *, truth=False, ignore=False):
   """Features of one labelled frame.
 
   Args:
@@ -40,6 +40,7 @@ def frame_features(height, width, n_classes, *, truth=False):
     width: W of the stored frame, in pixels.
     n_classes: K.
     truth: whether `truth` and `evidence` (both [H, W, K] uint8) are stored too (simulated data).
+    ignore: whether `ignore` [H, W, 1] uint8 is stored too: what is not 0 counts in no class.
 
   Returns:
     A dict of TFDS features: `image` [H, W, 1] and `confidence` [H, W, K] uint8, `labelled` [K]
@@ -58,6 +59,8 @@ def frame_features(height, width, n_classes, *, truth=False):
       "truth": _array((height, width, n_classes)),
       "evidence": _array((height, width, n_classes)),
     }
+  if ignore:
+    features |= {"ignore": _array((height, width, 1))}
   return features
 
 

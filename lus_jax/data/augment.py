@@ -20,7 +20,7 @@ def prepare(batch, key=None, augmentation=None):
   Args:
     batch: `image` [B, H, W, C] and `confidence` [B, H, W, K] uint8, `valid_box` [B, 4] and
       `labelled` [B, K]; of several raters also `staple` [B, H, W, K] and `raters` [B, R, H, W, K]
-      uint8, with `drawn` [B, R].
+      uint8, with `drawn` [B, R]; where some pixels count in no class also `ignore` [B, H, W, 1].
     key: a jax random key, for the augmentation.
     augmentation: the `augment` part of a run's config (`probability`, `rotation_degrees`,
       `brightness`, `contrast`, `gamma`): each example is flipped, rotated and changed in intensity,
@@ -29,7 +29,8 @@ def prepare(batch, key=None, augmentation=None):
   Returns:
     `image` [B, H, W, C], `confidence` [B, H, W, K] and what there is of the raters, float32 in
     [0, 1], and `where` [B, H, W, K], True where a pixel was in the original frame and its class was
-    annotated; pixels that a rotation brought in from outside are False.
+    annotated; pixels that a rotation brought in from outside, or mixed with ignored ones, are
+    False.
   """
   height, width = batch["image"].shape[1:3]
   top, left, bottom, right = (box[:, None] for box in batch["valid_box"].T)
@@ -41,13 +42,18 @@ def prepare(batch, key=None, augmentation=None):
   if "raters" in batch:
     pixels["raters"] = jnp.moveaxis(batch["raters"], 1, 3).reshape(*batch["image"].shape[:3], -1)
   inputs = {name: x.astype(jnp.float32) / 255 for name, x in pixels.items()}
+  if "ignore" in batch:
+    inputs["ignore"] = (batch["ignore"] > 0).astype(jnp.float32)
   if augmentation is not None:
     inputs, inside = _augment(inputs, inside, key, augmentation)
   if "raters" in batch:
     n_raters = batch["raters"].shape[1]
     raters = inputs["raters"].reshape(*inputs["raters"].shape[:3], n_raters, -1)
     inputs |= {"raters": jnp.moveaxis(raters, 3, 1), "drawn": batch["drawn"]}
-  return inputs | {"where": inside[..., None] & batch["labelled"][:, None, None, :]}
+  where = inside[..., None] & batch["labelled"][:, None, None, :]
+  if "ignore" in inputs:
+    where &= inputs.pop("ignore") < 1e-3
+  return inputs | {"where": where}
 
 
 def rotate(image, angle):

@@ -103,6 +103,11 @@ class Dataset:
     return tuple(self.metadata.get("persons", ()))
 
   @property
+  def has_ignore(self):
+    """Whether frames come with `ignore`: pixels that count in no class."""
+    return bool(self.metadata.get("has_ignore"))
+
+  @property
   def notes(self):
     """What a reader of any result on this data set has to know."""
     notes = list(self.metadata.get("notes", []))

@@ -137,7 +137,7 @@ def _annotators(splits):
   return sorted(found - {""})
 
 
-def _paintings(source, names, several):
+def _paintings(source, names, dataset, several):
   """Every frame's paintings: lists of (annotator's number, confidence [H, W, K])."""
   if several:
     for example in source.only("raters", "drawn"):
@@ -146,16 +146,20 @@ def _paintings(source, names, several):
   frames = {}
   for i, example in enumerate(source.only("annotator", *_FRAME)):
     frames.setdefault(tuple(example[name] for name in _FRAME), []).append(i)
-  pixels = source.only("annotator", "confidence")
+  pixels = source.only("annotator", "confidence", *(["ignore"] if dataset.has_ignore else []))
   for indices in frames.values():
     examples = [pixels[i] for i in indices]
+    if dataset.has_ignore:
+      # What one of them ignored is compared with nobody's.
+      counts = ~np.any([x["ignore"] > 0 for x in examples], axis=0)
+      examples = [x | {"confidence": x["confidence"] * counts} for x in examples]
     named = [(x["annotator"].decode(), x["confidence"]) for x in examples]
     yield [(names.index(name), confidence) for name, confidence in named if name in names]
 
 
 def _histograms(source, names, dataset, several):
   counts = np.zeros((len(names), len(dataset.classes), 256), np.int64)
-  for paintings in _paintings(source, names, several):
+  for paintings in _paintings(source, names, dataset, several):
     for a, confidence in paintings:
       for k in range(counts.shape[1]):
         counts[a, k] += np.bincount(confidence[..., k].ravel(), minlength=256)
@@ -164,7 +168,7 @@ def _histograms(source, names, dataset, several):
 
 def _pairs(source, names, dataset, several):
   counts = np.zeros((len(names), len(dataset.classes), 256, 256), np.int64)
-  for paintings in _paintings(source, names, several):
+  for paintings in _paintings(source, names, dataset, several):
     for i, (a, own) in enumerate(paintings):
       others = [confidence for j, (_, confidence) in enumerate(paintings) if j != i]
       if not others:

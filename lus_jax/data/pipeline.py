@@ -17,6 +17,11 @@ FIELDS = ("image", "confidence", "labelled", "valid_box")
 CACHE_SHARE = 0.25
 
 
+def fields_of(dataset):
+  """`FIELDS`, and `ignore` where the data set has pixels that count in no class."""
+  return (*FIELDS, *(["ignore"] if dataset.has_ignore else []))
+
+
 def load(source, fields=FIELDS):
   """Reads a whole split into host memory: a dict of arrays with a leading example axis."""
   examples = list(source)

@@ -308,7 +308,7 @@ def train_and_evaluate(config, workdir, patients=None):
   objective = members_lib.Objective(config, dataset.raters)
   # Only what is learnt from is put on a common scale: the test stays as it was painted.
   learnt = labelling.standardised(dataset, config.labels.standardise)
-  fields = (*pipeline.FIELDS, *members_lib.fields(members))
+  fields = (*pipeline.fields_of(dataset), *members_lib.fields(members))
   stored = tuple(name for name in fields if name != "staple")  # as large as the confidence
   cache = pipeline.choose_cache(
     config.data.cache, dataset.splits.values(), (*stored, *["confidence"] * ("staple" in fields))
@@ -375,7 +375,10 @@ def train_and_evaluate(config, workdir, patients=None):
       extra = (*(["evidence"] if dataset.simulated else []),)
       extra += ("raters", "drawn") if dataset.raters else ()
       test = pipeline.Frames(
-        dataset.splits["test"], cache=cache, fields=(*pipeline.FIELDS, *extra), mesh=mesh
+        dataset.splits["test"],
+        cache=cache,
+        fields=(*pipeline.fields_of(dataset), *extra),
+        mesh=mesh,
       )
       finish(
         workdir,
@@ -727,7 +730,7 @@ def make_examples(network, sweep, state, views, evaluation, dataset, objective):
   roles |= {i: "worst" for i in ranked[-N_WORST:] if i not in roles}
   roles |= {i: "best" for i in ranked[:N_BEST] if roles.get(i) != "middle"}
   chosen = sorted(roles, key=ranked.index)
-  fields = (*pipeline.FIELDS, *(["truth", "evidence"] if dataset.simulated else []))
+  fields = (*pipeline.fields_of(dataset), *(["truth", "evidence"] if dataset.simulated else []))
   arrays, probability = _predicted(
     network, *sweep.take(state, plain), dataset, chosen, objective, fields
   )
@@ -779,7 +782,7 @@ def _predicted(network, sweep, state, dataset, chosen, objective, fields):
   """Some test frames, and every view's probabilities [V, n, H, W, K] uint8."""
   test = dataset.splits["test"]
   arrays = pipeline.load([test[i] for i in chosen], fields)
-  batch = {name: arrays[name] for name in pipeline.FIELDS}
+  batch = {name: arrays[name] for name in pipeline.fields_of(dataset)}
   probability = evaluation_lib.predict(network, sweep, state, batch, objective=objective)
   return arrays, np.rint(255 * probability).astype(np.uint8)
 

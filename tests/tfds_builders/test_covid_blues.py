@@ -325,10 +325,10 @@ def test_mistakes_are_one_clear_line(folder, change, parts):
 def test_a_folder_without_its_tables_is_refused(folder, table):
   folder.write()
   (folder.path / table).unlink()
-  with pytest.raises(UserError, match=f"{table} is missing.*github.com/NinaWie/COVID-BLUES"):
+  with pytest.raises(UserError, match=f"{table} does not exist.*github.com/NinaWie/COVID-BLUES"):
     covid_blues_config("videos", 32, 32, directory=folder.path)
-  (folder.path / table).write_bytes(b"\xff\xfe\x00a")
-  with pytest.raises(UserError, match=f"{table} is missing, or no table in UTF-8"):
+  (folder.path / table).write_bytes(b"\xff\xfe\x00")
+  with pytest.raises(UserError, match=f"{table} is not UTF-8 text"):
     covid_blues_config("videos", 32, 32, directory=folder.path)
 
 

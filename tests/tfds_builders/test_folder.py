@@ -10,7 +10,7 @@ from absl import logging
 from PIL import Image
 
 from lus_jax.errors import UserError
-from tfds_builders import media
+from tfds_builders import media, tables
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
 HEIGHT, WIDTH = 24, 32
@@ -245,11 +245,20 @@ def test_changed_data_are_rebuilt_and_unchanged_ones_reused(folder, tmp_path):
   name = folder.config().name
   assert folder.config().name == name
   assert folder.config(seed=1).name != name
-  mask = folder.path / "masks" / "a.npy" / "pleura.png"
-  stat = mask.stat()
-  os.utime(mask, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+  # Other pixels, same size and time, as tools that keep times write them.
+  for path in (folder.path / "videos" / "a.npy", folder.path / "masks" / "b.avi" / "pleura.png"):
+    before, whole = tables.fingerprint(folder.path, (), [path]), path.read_bytes()
+    stat = path.stat()
+    path.write_bytes(whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    assert tables.fingerprint(folder.path, (), [path]) != before
+    path.write_bytes(whole)
+  np.save(folder.path / "videos" / "a.npy", 255 - folder.videos["a.npy"])
   assert folder.config().name != name
-  os.utime(mask, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  np.save(folder.path / "videos" / "a.npy", folder.videos["a.npy"])
+  # Another time alone is no other content.
+  os.utime(folder.path / "videos" / "a.npy", (1.6e9, 1.6e9))
   assert folder.config().name == name
   folder.set(0, day="2")
   assert folder.config().name != name
@@ -357,8 +366,8 @@ def test_bad_manifest_row(folder, cells, parts):
 def test_unknown_and_other_days_do_not_contradict(folder):
   folder.set(2, patient="p1", day="2", sf_ratio="100", readmitted_30d="")
   folder.set(0, patient="p1", day="", sf_ratio="150")
-  folder.set(3, patient="p4", day="", sf_ratio="1", split="test")
-  folder.set(5, patient="p4", day="", sf_ratio="2")
+  folder.set(3, patient="p4", day="", sf_ratio="101", split="test")
+  folder.set(5, patient="p4", day="", sf_ratio="102")
   folder.set(4, split="validation", patient="p5")
   folder.manifest.insert(0, [""] * 7)  # blank rows are skipped, and counted
   videos = folder.config().folder.videos
@@ -458,7 +467,7 @@ def test_tables_that_are_no_tables(folder):
   folder.write()
   path = folder.path / "manifest.csv"
   for content, part in (
-    (b"video;patient\na.npy;p0\n", "row 1: the required column 'video' is missing"),
+    (b"video|patient\na.npy|p0\n", "row 1: the required column 'video' is missing"),
     ("video,patient\na.npy,J\xfcrgen\n".encode("latin-1"), "is not UTF-8"),
     (b"video,patient\n", "has no rows"),
     (b"video,patient,patient\na.npy,p0,p1\n", "two columns are called 'patient'"),

@@ -9,10 +9,7 @@ Source: Wiedemann et al., IEEE JBHI 29(9), 2025, doi 10.1109/JBHI.2025.3543686.
 """
 
 import collections
-import csv
 import dataclasses
-import hashlib
-import io
 import math
 import pathlib
 import re
@@ -22,12 +19,14 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import media, records
+from tfds_builders import media, records, tables
 from tfds_builders.letterbox import letterbox
 from tfds_builders.lus_folder.manifest import VIEWS
 
 LICENCE = "CC BY-NC-ND 4.0"
 ROOM_AIR = 0.21  # FiO2
+# Nobody lives with a saturation below, in percent; a share of it is at most 1.
+MIN_SATURATION = 20
 SEVERITY_COLUMNS = ("video_file", "Severity Score", "A-lines", "B-lines")
 CLINICAL_COLUMNS = (
   "patient_id",
@@ -75,111 +74,127 @@ class CovidBluesConfig(tfds.core.BuilderConfig):
   oddities: dict[str, list[str]] = dataclasses.field(repr=False)
 
 
+def _patient_name(text):
+  """A patient's number without what tables and file names do to it: 7 for 007 and 7.0."""
+  return re.sub(r"^0+(?=\d)", "", re.sub(r"\.0+$", "", text))
+
+
 def _read_table(path, columns):
-  """Reads rows, as dicts of untouched cells, by the text in the first of the columns."""
-  try:
-    lines = list(csv.reader(io.StringIO(path.read_text("utf-8-sig"), newline=""), strict=True))
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
-    raise UserError(f"{path} is missing, or no table in UTF-8; {_MEND}.") from error
-  header = [cell.strip() for cell in lines[0]] if lines else []
+  """Reads `tables.Row`s of untouched cells, by the text in the first of the columns."""
+  header, lines, decimal_comma = tables.read_lines(path, tables.read_text(path, _MEND), columns)
   missing = [column for column in columns if column not in header]
   if missing:
     raise UserError(f"{path} lacks the column(s) {', '.join(missing)}; {_MEND}.")
   rows = {}
-  for number, line in enumerate(lines[1:], start=2):
+  for number, line in lines:
     if not any(cell.strip() for cell in line):
       continue
-    row = dict.fromkeys(header, "") | dict(zip(header, line, strict=False))
-    key = row[columns[0]].strip()
+    cells = dict.fromkeys(header, "") | dict(zip(header, line, strict=False))
+    row = tables.Row(path, number, cells, decimal_comma=decimal_comma)
+    key = cells[columns[0]].strip()
     if columns[0] == "patient_id":
-      key = re.sub(r"\.0+$", "", key)  # a number that passed through a table of floats
+      key = _patient_name(key)
     if key in rows:
-      raise UserError(f"{path} row {number}: {columns[0]} {key!r} stands twice; remove one row.")
+      raise row.error(f"{columns[0]} {tables.shown(key)} stands twice; remove one row.")
     rows[key] = row
   return rows
 
 
-def _number(path, key, row, column, high, *, whole=False):
-  text = row[column].strip()
-  try:
-    value = float(text or "nan")
-  except ValueError:
-    value = math.inf
-  if value > high or (whole and value >= 0 and value % 1):
+def _number(key, row, column, high, *, whole=False):
+  text = row.cells[column].strip()
+  value = tables.parse_number(text or "nan", float, decimal_comma=row.decimal_comma)
+  is_number = not math.isnan(value) or text.casefold() in ("", "nan")
+  if not is_number or value > high or (whole and value >= 0 and value % 1):
     raise UserError(
-      f"{path}, {key}: {column} {text!r} is no {'whole ' * whole}number from 0 to {high}; mend the "
-      "cell, or leave it empty if it is unknown."
+      f"{row.path}, {key}: {column} {tables.shown(text)} is no {'whole ' * whole}number from 0 to "
+      f"{high}; mend the cell, or leave it empty if it is unknown."
     )
   return value if value >= 0 else math.nan
 
 
-def _code(path, key, row, column, high):
-  value = _number(path, key, row, column, high, whole=True)
+def _code(key, row, column, high):
+  value = _number(key, row, column, high, whole=True)
   return -1 if math.isnan(value) else int(value)
 
 
-def _yes_or_no(path, key, row, column):
-  text = row[column].strip().casefold()
+def _yes_or_no(key, row, column):
+  text = row.cells[column].strip().casefold()
   if text not in ("yes", "no", ""):
-    raise UserError(f"{path}, {key}: {column} {text!r} is neither yes nor no; mend the cell.")
+    raise UserError(
+      f"{row.path}, {key}: {column} {tables.shown(text)} is neither yes nor no; mend the cell."
+    )
   return {"yes": 1, "no": 0, "": -1}[text]
 
 
-def _patient_features(path, patient, row):
-  saturation = _number(path, patient, row, "oxygen_saturation_without_ox", 100)
+def _saturation(patient, row):
+  column = "oxygen_saturation_without_ox"
+  value = _number(patient, row, column, 100)
+  if value < MIN_SATURATION:
+    raise row.error(
+      f"{column} {row.cells[column].strip()} of patient {patient} is no plausible percentage"
+      f"{' but a share' * (value <= 1)}; write 97 for 97 %, or leave it empty if it is unknown."
+    )
+  return value
+
+
+def _patient_features(patient, row):
   return {
     "patient": patient,
     "day": 1,
-    "sf_ratio": saturation / ROOM_AIR,
+    "sf_ratio": _saturation(patient, row) / ROOM_AIR,
     "readmitted_30d": -1,
-    "cov_test": _code(path, patient, row, "cov_test", 1),
-    "outcome_d7": _code(path, patient, row, "outcome_status_d7", 3),
-    "outcome_d30": _code(path, patient, row, "outcome_status_d30", 3),
+    "cov_test": _code(patient, row, "cov_test", 1),
+    "outcome_d7": _code(patient, row, "outcome_status_d7", 3),
+    "outcome_d30": _code(patient, row, "outcome_status_d30", 3),
   }
 
 
-def _severity_features(path, name, row):
+def _severity_features(name, row):
   if row is None:
     return {"severity": math.nan, "a_lines": -1, "b_lines": -1}
   return {
-    "severity": _number(path, name, row, "Severity Score", 3),
-    "a_lines": _yes_or_no(path, name, row, "A-lines"),
-    "b_lines": _yes_or_no(path, name, row, "B-lines"),
+    "severity": _number(name, row, "Severity Score", 3),
+    "a_lines": _yes_or_no(name, row, "A-lines"),
+    "b_lines": _yes_or_no(name, row, "B-lines"),
   }
 
 
 def _read_videos(directory):
   """Returns the videos in the order of their names, and what is odd about the folder."""
-  clinical_path, severity_path = directory / "clinical_variables.csv", directory / "severity.csv"
+  clinical_path = directory / "clinical_variables.csv"
   clinical = _read_table(clinical_path, CLINICAL_COLUMNS)
-  severity = _read_table(severity_path, SEVERITY_COLUMNS)
+  severity = _read_table(directory / "severity.csv", SEVERITY_COLUMNS)
   folder = directory / "lus_videos"
-  files = sorted(folder.iterdir()) if folder.is_dir() else []
-  files = [path for path in files if not path.name.startswith(".")]
+  files = tables.visible(folder) if folder.is_dir() else []
   recordings = {
     path: match
     for path in files
-    if path.suffix == ".mp4" and (match := _VIDEO.fullmatch(path.stem))
+    if path.suffix.lower() == ".mp4" and (match := _VIDEO.fullmatch(path.stem))
   }
   if not recordings:
     raise UserError(f"{folder} holds no video called patient_<ID>_<VIEW>.mp4; {_MEND}.")
-  patients, videos = {}, []
+  tables.refuse_same_files(recordings)
+  patients, videos, first = {}, [], {}
   for path, match in recordings.items():
-    patient, view, _ = match.groups()
+    patient, view, recording = match.groups()
+    patient = _patient_name(patient)
+    other = first.setdefault((patient, view, recording), path)
+    if other != path:
+      raise UserError(f"{path} and {other.name} are the same recording; remove one of them.")
     if patient not in patients:
       if patient not in clinical:
         raise UserError(
           f"{clinical_path} has no row for patient {patient}, who has the video {path.name}; "
           f"{_MEND}."
         )
-      patients[patient] = _patient_features(clinical_path, patient, clinical[patient])
+      patients[patient] = _patient_features(patient, clinical[patient])
     header = media.probe(path)
     features = {
       "video": path.stem,
       "view": view,
       "frames_per_second": header.frames_per_second,
       **patients[patient],
-      **_severity_features(severity_path, path.stem, severity.get(path.stem)),
+      **_severity_features(path.stem, severity.get(path.stem)),
     }
     videos.append(Video(header, features))
   return videos, _oddities(videos, patients, recordings, files, clinical, severity)
@@ -217,7 +232,7 @@ def _oddities(videos, patients, recordings, files, clinical, severity):
     "rows of severity.csv with stray blanks": [
       name
       for name, row in severity.items()
-      if any(row[column] != row[column].strip() for column in SEVERITY_COLUMNS)
+      if any(row.cells[column] != row.cells[column].strip() for column in SEVERITY_COLUMNS)
     ],
     "patients without videos": sorted(clinical.keys() - patients.keys()),
     "patients without a saturation": patients_without("sf_ratio"),
@@ -225,16 +240,6 @@ def _oddities(videos, patients, recordings, files, clinical, severity):
     "patients without an outcome at day 7": patients_without("outcome_d7"),
     "patients without an outcome at day 30": patients_without("outcome_d30"),
   }
-
-
-def _fingerprint(directory, videos):
-  digest = hashlib.sha256()
-  for name in ("severity.csv", "clinical_variables.csv"):
-    digest.update((directory / name).read_bytes() + b"\0")
-  for video in videos:
-    path = video.media.path
-    digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-  return digest.hexdigest()
 
 
 def covid_blues_config(kind, height, width, *, directory, seed=0):
@@ -267,7 +272,8 @@ def covid_blues_config(kind, height, width, *, directory, seed=0):
     raise UserError(f"The folder {directory} does not exist; {_MEND}.")
   videos, oddities = _read_videos(directory)
   split_of = records.assign_splits((video.features["patient"] for video in videos), seed)
-  settings = {"seed": seed, "fingerprint": _fingerprint(directory, videos)}
+  names, files = ("severity.csv", "clinical_variables.csv"), [v.media.path for v in videos]
+  settings = {"seed": seed, "fingerprint": tables.fingerprint(directory, names, files)}
   return CovidBluesConfig(
     name=records.config_name(kind, height, width, **settings),
     description=f"COVID-BLUES: {kind} at {height} x {width}",

@@ -1,11 +1,18 @@
 """Writes a `lus_folder` from palette masks or from polygons.
 
     python -m tfds_builders.lus_folder.importers palette --images DIR --masks DIR --out DIR \\
-        --classes nerve,vessel [--patient-pattern REGEX]
+        --classes nerve,vessel [--patient-pattern REGEX] [--ignore 255]
     python -m tfds_builders.lus_folder.importers polygons --frames DIR --polygons FILE.json \\
         --out DIR [--patient NAME]
 
 Both take --licence and --thin. Images are copied as they are; confidences are 0 or 1.
+
+FILE.json has an entry a labelled frame, by the name of its file without suffix:
+
+    {"003": [{"class": "b_line", "polygon_xy": [[10, 12], [20, 12], [20, 60]]}], "004": []}
+
+x counts pixels from the left and y from the top; pixel centres have whole coordinates. A frame with
+an empty list shows nothing; one without an entry is not labelled.
 """
 
 import argparse
@@ -22,7 +29,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lus_jax.errors import UserError
-from tfds_builders import media
+from tfds_builders import media, tables
+
+EXPECTED = '{"NNN": [{"class": "b_line", "polygon_xy": [[x, y], ...]}, ...], ...}'
+# What other tools write, by keys of theirs.
+_OTHER_FORMATS = {
+  "LabelMe": ("shapes", "imagePath"),
+  "COCO": ("annotations", "images"),
+  "VGG Image Annotator": ("_via_img_metadata",),
+  "Datumaro": ("items", "categories"),
+  "Supervisely": ("objects", "size"),
+  "GeoJSON": ("features", "type"),
+}
 
 
 @contextlib.contextmanager
@@ -54,10 +72,9 @@ def _write_table(path, header, rows):
     csv.writer(file).writerows([header, *rows])
 
 
-def _check_names(classes, thin):
-  for name in classes:
-    if not name.strip() or "/" in name or "\\" in name:
-      raise UserError(f"Class {name!r} must be a file name without folders; rename it.")
+def check_names(classes, thin):
+  """Refuses class names that no folder can hold, and thin ones that are no class (`UserError`)."""
+  tables.check_classes(classes, "The importer", "Class")
   for name in thin:
     if name not in classes:
       raise UserError(f"--thin names {name!r}, which is no class ({', '.join(classes)}).")
@@ -70,38 +87,73 @@ def _write_tables(folder, *, name, licence, classes, thin, videos, labels, **mor
   _write_table(folder / "labels.csv", ("video", "frame", "masks"), labels)
 
 
-def _save_mask(path, mask):
+def save_mask(path, mask):
+  """Writes where a mask [h, w] is not 0 as 255, making its folder."""
   path.parent.mkdir(exist_ok=True)
   Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path)
 
 
-def _pngs(folder, option):
+def find_pictures(folder, option):
+  """Finds the pictures in a folder.
+
+  Args:
+    folder: a path.
+    option: which named it, for messages.
+
+  Returns:
+    A dict from name without suffix to path, and notes of what else is there.
+
+  Raises:
+    UserError: there are none, or two of one name.
+  """
   if not folder.is_dir():
     raise UserError(f"{folder} does not exist; mend {option}.")
-  files = {
-    path.stem: path
-    for path in sorted(folder.iterdir())
-    if path.suffix.lower() == ".png" and not path.name.startswith(".")
-  }
+  files, others = {}, []
+  for path in tables.visible(folder):
+    if path.suffix.lower() not in media.PICTURES or not path.is_file():
+      others.append(path.name)
+      continue
+    name = tables.normal(path.stem)
+    if name in files:
+      raise UserError(f"{path} and {files[name].name} have one name; remove one of them.")
+    files[name] = path
   if not files:
-    raise UserError(f"{folder} holds no PNG file; mend {option}.")
-  return files
+    kinds = ", ".join(media.PICTURES)
+    raise UserError(f"{folder} holds no picture ({kinds}); mend {option}.")
+  return files, [f"{folder}: {tables.note_of(others, 'no pictures')}"] if others else []
 
 
-def _read_indices(path, n_classes):
-  try:
-    with Image.open(path) as image:
-      if image.mode not in ("P", "L"):
-        raise UserError(f"{path} has pixels of type {image.mode}; masks must be palette PNG.")
-      indices = np.asarray(image)
-  except (OSError, SyntaxError) as error:
-    raise UserError(f"{path} is damaged or no PNG; save the mask again.") from error
-  if indices.max() > n_classes:
-    raise UserError(
-      f"{path} has index {indices.max()}, but --classes names {n_classes} (index 1 is the first); "
-      "name all of them."
-    )
-  return indices
+class _Indices:
+  """Reads masks of indices, of which those of one set are alike."""
+
+  def __init__(self, classes, ignore):
+    self._classes, self._ignore = classes, ignore
+    self._ones = self.full = None
+
+  def read(self, path):
+    """Returns a mask's indices [h, w], 1 to K, and where its pixels do not count [h, w]."""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+      raise UserError(f"{path} is JPEG, which changes indices; save palette masks as PNG.")
+    indices = media.read_indices(path)
+    ignored = np.zeros(indices.shape, bool) if self._ignore is None else indices == self._ignore
+    indices = np.where(ignored, 0, indices)
+    values = set(np.unique(indices).tolist()) - {0}
+    if len(self._classes) == 1 and values == {255}:
+      self.full = self.full or path
+      indices = np.minimum(indices, 1)
+    elif values:
+      self._ones = self._ones or path
+      if max(values) > len(self._classes):
+        raise UserError(
+          f"{path} has index {max(values)}, but --classes names {len(self._classes)} (index 1 is "
+          f"the first); name all of them, or say --ignore {max(values)} if its pixels are not to "
+          "count."
+        )
+    if self.full and self._ones:
+      raise UserError(
+        f"{self.full} holds 0 and 255 and {self._ones} indices from 1; save them alike."
+      )
+    return indices, ignored
 
 
 def _patient(stem, pattern):
@@ -114,18 +166,22 @@ def _patient(stem, pattern):
   return patient
 
 
-def import_palette(*, images, masks, out, classes, licence, thin=(), patient_pattern=None):
+def import_palette(
+  *, images, masks, out, classes, licence, thin=(), patient_pattern=None, ignore=None
+):
   """Writes a folder from images and palette masks of the same names.
 
   Args:
-    images: a folder of PNG images; each becomes a video of one frame.
-    masks: a folder of palette (or 8-bit grey) PNG masks: index 0 is background, i + 1 is class i.
+    images: a folder of pictures; each becomes a video of one frame.
+    masks: a folder of palette (or 8-bit grey) masks: index 0 is background, i + 1 is class i. With
+      one class, masks of 0 and 255 are understood too.
     out: the folder to write.
     classes: K names.
     licence: of the data.
     thin: classes that are lines.
     patient_pattern: a regular expression that finds the patient (its first group, or all of it) in
       an image's name; without it, every image is its own patient.
+    ignore: the index of pixels that count nowhere; None: there is none.
 
   Returns:
     What a user should know, as lines of text.
@@ -133,26 +189,36 @@ def import_palette(*, images, masks, out, classes, licence, thin=(), patient_pat
   Raises:
     UserError: the input is wrong; then nothing is written.
   """
-  _check_names(classes, thin)
-  image_of, mask_of = _pngs(images, "--images"), _pngs(masks, "--masks")
+  check_names(classes, thin)
+  if ignore is not None and not len(classes) < ignore <= 255:
+    raise UserError(
+      f"--ignore={ignore} must be an index above those of --classes ({len(classes)}), at most 255."
+    )
+  image_of, image_notes = find_pictures(images, "--images")
+  mask_of, mask_notes = find_pictures(masks, "--masks")
   for stem in sorted(image_of.keys() ^ mask_of.keys()):
     there, lacking = (image_of, masks) if stem in image_of else (mask_of, images)
     raise UserError(f"{there[stem]} has no partner in {lacking}; add it, or take both away.")
-  videos, labels = [], []
+  tables.refuse_same_files(image_of.values())
+  videos, labels, reader, shares = [], [], _Indices(classes, ignore), []
   with new_folder(out, "videos", "masks") as folder:
     for stem, path in image_of.items():
-      indices = _read_indices(mask_of[stem], len(classes))
       header = media.probe(path)
+      indices, ignored = reader.read(mask_of[stem])
       if indices.shape != (header.height, header.width):
         raise UserError(
           f"{mask_of[stem]} is {indices.shape[1]} x {indices.shape[0]} and its image "
           f"{header.width} x {header.height} pixels; save the mask at the image's size."
         )
-      shutil.copyfile(path, folder / "videos" / path.name)
-      for index, name in enumerate(classes, start=1):
-        _save_mask(folder / "masks" / stem / f"{name}.png", indices == index)
-      videos.append((path.name, _patient(stem, patient_pattern)))
-      labels.append((path.name, 0, stem))
+      name = stem + path.suffix
+      shutil.copyfile(path, folder / "videos" / name)
+      for index, class_name in enumerate(classes, start=1):
+        save_mask(folder / "masks" / stem / f"{class_name}.png", indices == index)
+      if ignored.any():
+        save_mask(folder / "masks" / stem / f"{tables.IGNORE}.png", ignored)
+      shares.append((indices > 0).mean())
+      videos.append((name, _patient(stem, patient_pattern)))
+      labels.append((name, 0, stem))
     _write_tables(
       folder,
       name=out.name,
@@ -163,12 +229,25 @@ def import_palette(*, images, masks, out, classes, licence, thin=(), patient_pat
       labels=labels,
       **({"patients": "unknown"} if patient_pattern is None else {}),
     )
-  n_patients = len({patient for _, patient in videos})
+  patients = [patient for _, patient in videos]
+  if patient_pattern is not None:
+    tables.warn_of_alike(
+      patients, images, "patients", "one person may stand on both sides of the split"
+    )
   notes = [
-    f"{len(videos)} images, {n_patients} patients, classes {', '.join(classes)}.",
+    f"{len(videos)} images, {len(set(patients))} patients, classes {', '.join(classes)}.",
+    *image_notes,
+    *mask_notes,
     "Binary masks: all members above threshold 0 get the same labels, so they differ in the weight "
     "of the background only.",
   ]
+  if reader.full:
+    notes.append(f"Masks hold 0 and 255: 255 is taken to be {classes[0]}.")
+  if min(shares) > 0.5:
+    notes.append(
+      "In every mask more than half of the pixels are of a class: is its background the object? "
+      "Index 0 must be the background."
+    )
   if patient_pattern is None:
     notes.append(
       "Every image counts as a patient of its own: where one person gave several images, the test "
@@ -177,42 +256,91 @@ def import_palette(*, images, masks, out, classes, licence, thin=(), patient_pat
   return notes
 
 
-def _read_polygons(path, files):
-  if not path.is_file():
-    raise UserError(f"{path} does not exist; mend --polygons.")
-  try:
-    frames = json.loads(path.read_text("utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f"{path} is not JSON: {error}.") from error
-  index_of = {file.stem: i for i, file in enumerate(files)}
-  polygons = []
+def _points(where, entry, width, height):
+  """The corners of one polygon, and whether it leaves the picture."""
+  points = entry["polygon_xy"]
+  for x, y in points:
+    if any(type(value) not in (int, float) for value in (x, y)):
+      raise UserError(f"{where} has a corner that is no pair of numbers; mend it.")
+  if len(points) < 3:
+    raise UserError(f"{where} has fewer than 3 points; mend it.")
+  # Python's whole numbers may be too large for a float.
+  far = 1e6 + max(width, height)
+  if any(abs(value) > far for point in points for value in point):
+    raise UserError(f"{where} has a corner that is nowhere near the picture; mend it.")
+  points = [(float(x), float(y)) for x, y in points]
+  xs, ys = zip(*points, strict=True)
+  if min(*xs, *ys) >= 0 and max(*xs, *ys) <= 1 and max(width, height) > 2:
+    raise UserError(
+      f"{where} has coordinates from 0 to 1 only: shares of the picture? Multiply x by {width} and "
+      f"y by {height}, as this importer counts pixels."
+    )
+  if max(xs) < -0.5 or max(ys) < -0.5 or min(xs) > width - 0.5 or min(ys) > height - 0.5:
+    raise UserError(
+      f"{where} lies outside of its picture of {width} x {height} pixels; is it of another picture "
+      "or size?"
+    )
+  leaves = min(*xs, *ys) < -1 or max(xs) > width or max(ys) > height
+  if max(*map(abs, xs)) > 2 * width or max(*map(abs, ys)) > 2 * height:
+    raise UserError(
+      f"{where} leaves its picture of {width} x {height} pixels by far; is it of another size?"
+    )
+  return points, leaves
+
+
+def _class_name(where, entry):
+  name = entry["class"]
+  if type(name) not in (int, str):
+    raise UserError(f"{where} has the class {tables.shown_value(name)}, which is no name; mend it.")
+  return str(name)
+
+
+def _read_polygons(path, header):
+  """The labelled frames: place, file's name and corners by class; and how many polygons leave."""
+  text = tables.read_text(path, "mend --polygons")
+  if text.lstrip().startswith("<"):
+    raise UserError(f"{path} is XML (CVAT, Pascal VOC?); this importer reads JSON, {EXPECTED}.")
+  frames = tables.parse_json(path, text)
+  if isinstance(frames, dict):
+    for tool, keys in _OTHER_FORMATS.items():
+      if all(key in frames for key in keys):
+        raise UserError(
+          f"{path} looks like {tool} ({' and '.join(map(repr, keys))}); this importer reads "
+          f"{EXPECTED}, with an entry a frame by its file's name; convert it."
+        )
+  index_of = {tables.normal(file.stem): i for i, file in enumerate(header.files)}
+  polygons, n_leaving = [], 0
   try:
     for stem, entries in frames.items():
       if stem not in index_of:
-        raise UserError(f"{path}: frame {stem!r} is not in the folder of frames; mend the name.")
+        raise UserError(
+          f"{path}: frame {tables.shown(stem)} is not in the folder of frames; mend the name "
+          f"({EXPECTED}, where NNN is a frame's file name without suffix)."
+        )
+      if not isinstance(entries, list):
+        raise TypeError(entries)
       by_class = {}
-      for entry in entries:
-        points = [(float(x), float(y)) for x, y in entry["polygon_xy"]]
-        if len(points) < 3:
-          raise UserError(f"{path}: a polygon of frame {stem!r} has fewer than 3 points; mend it.")
-        by_class.setdefault(str(entry["class"]), []).append(points)
+      for number, entry in enumerate(entries, start=1):
+        where = f"{path}: polygon {number} of frame {stem!r}"
+        points, leaves = _points(where, entry, header.width, header.height)
+        n_leaving += leaves
+        by_class.setdefault(_class_name(where, entry), []).append(points)
       polygons.append((index_of[stem], stem, by_class))
-  except (AttributeError, KeyError, TypeError) as error:
-    raise UserError(
-      f'{path} does not look like {{"000": [{{"class": ..., "polygon_xy": [[x, y], ...]}}]}}.'
-    ) from error
+  except UserError:
+    raise
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(f"{path} does not look like {EXPECTED}; mend it.") from error
   if not any(by_class for _, _, by_class in polygons):
     raise UserError(f"{path} holds no polygon; mend --polygons.")
-  return sorted(polygons)
+  return sorted(polygons), n_leaving
 
 
 def import_polygons(*, frames, polygons, out, licence, thin=(), patient="patient_1"):
-  """Writes a folder from the numbered PNG frames of one video and polygons drawn on them.
+  """Writes a folder from the numbered frames of one video and polygons drawn on them.
 
   Args:
-    frames: a folder of numbered PNGs.
-    polygons: a JSON file, {"NNN": [{"class": c, "polygon_xy": [[x, y], ...]}]}, where NNN is the
-      file name of a frame without .png; pixel centres have whole coordinates.
+    frames: a folder of numbered pictures.
+    polygons: a JSON file (see the module).
     out: the folder to write.
     licence: of the data.
     thin: classes that are lines.
@@ -225,11 +353,13 @@ def import_polygons(*, frames, polygons, out, licence, thin=(), patient="patient
     UserError: the input is wrong; then nothing is written.
   """
   if not frames.is_dir():
-    raise UserError(f"{frames} does not exist; mend --frames.")
+    raise UserError(f"{frames} does not exist or is no folder; mend --frames.")
+  if not patient.strip():
+    raise UserError("--patient is empty; name the patient.")
   header = media.probe(frames)
-  labelled = _read_polygons(polygons, header.files)
+  labelled, n_leaving = _read_polygons(polygons, header)
   classes = sorted({name for _, _, by_class in labelled for name in by_class})
-  _check_names(classes, thin)
+  check_names(classes, thin)
   video = frames.resolve().name
   with new_folder(out, "videos", "masks") as folder:
     (folder / "videos" / video).mkdir()
@@ -241,7 +371,7 @@ def import_polygons(*, frames, polygons, out, licence, thin=(), patient="patient
         mask = Image.new("1", (header.width, header.height))
         for outline in outlines:
           ImageDraw.Draw(mask).polygon(outline, fill=1)
-        _save_mask(folder / "masks" / stem / f"{name}.png", np.asarray(mask))
+        save_mask(folder / "masks" / stem / f"{name}.png", np.asarray(mask))
     _write_tables(
       folder,
       name=out.name,
@@ -250,10 +380,13 @@ def import_polygons(*, frames, polygons, out, licence, thin=(), patient="patient
       thin=thin,
       videos=[(video, patient)],
       labels=[(video, frame, stem) for frame, stem, _ in labelled],
+      # labels.csv holds places, whatever the files' numbers.
+      frame_numbers="from_0",
     )
+  leaving = f" {n_leaving} polygon(s) leave the picture and were cut at its border."
   return [
     f"One video of {header.n_frames} frames, {len(labelled)} labelled, classes "
-    f"{', '.join(classes)}; every confidence is 1.",
+    f"{', '.join(classes)}; every confidence is 1.{leaving * (n_leaving > 0)}",
     "A class without a polygon on a labelled frame counts as absent there; if it merely was not "
     'drawn, write "missing_class": "unlabelled" in dataset.json.',
     "One patient cannot be split by patient: use --config.data.split_unit=frame, which is not an "
@@ -261,8 +394,11 @@ def import_polygons(*, frames, polygons, out, licence, thin=(), patient="patient
   ]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+  """A parser whose mistakes are `UserError`."""
+
   def error(self, message):
+    """Raises a `UserError`."""
     raise UserError(f"{message} (see --help).")
 
 
@@ -273,7 +409,8 @@ def _names(text):
   return names
 
 
-def _pattern(text):
+def pattern(text):
+  """A regular expression, for `argparse`."""
   try:
     return re.compile(text)
   except re.error as error:
@@ -285,19 +422,20 @@ def _parser():
   common.add_argument("--out", type=pathlib.Path, required=True, help="the folder to write")
   common.add_argument("--licence", default="unknown", help="licence of the data")
   common.add_argument("--thin", type=_names, default=(), help="classes that are lines: a,b")
-  parser = _Parser(prog="python -m tfds_builders.lus_folder.importers", description=__doc__)
+  parser = Parser(prog="python -m tfds_builders.lus_folder.importers", description=__doc__)
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   commands = parser.add_subparsers(dest="command", required=True)
-  palette = commands.add_parser("palette", parents=[common], help="palette PNG masks")
-  palette.add_argument("--images", type=pathlib.Path, required=True, help="folder of PNG images")
-  palette.add_argument("--masks", type=pathlib.Path, required=True, help="folder of PNG masks")
+  palette = commands.add_parser("palette", parents=[common], help="palette masks")
+  palette.add_argument("--images", type=pathlib.Path, required=True, help="folder of pictures")
+  palette.add_argument("--masks", type=pathlib.Path, required=True, help="folder of masks")
   palette.add_argument("--classes", type=_names, required=True, help="names of index 1, 2, ...")
   palette.add_argument(
-    "--patient-pattern", type=_pattern, help="regular expression: patient in the image's name"
+    "--patient-pattern", type=pattern, help="regular expression: patient in the image's name"
   )
+  palette.add_argument("--ignore", type=int, help="index of pixels that count nowhere, as 255")
   palette.set_defaults(run=import_palette)
   polygons = commands.add_parser("polygons", parents=[common], help="polygons on one video")
-  polygons.add_argument("--frames", type=pathlib.Path, required=True, help="folder of PNG frames")
+  polygons.add_argument("--frames", type=pathlib.Path, required=True, help="folder of frames")
   polygons.add_argument("--polygons", type=pathlib.Path, required=True, help="JSON file")
   polygons.add_argument("--patient", default="patient_1", help="the patient's name")
   polygons.set_defaults(run=import_polygons)

@@ -11,6 +11,7 @@ from lus_jax.errors import UserError
 from tfds_builders import media, records
 from tfds_builders.letterbox import letterbox
 from tfds_builders.lus_folder import manifest
+from tfds_builders.mask_check import MaskCheck
 
 KINDS = ("frames", "videos")
 SPLIT_UNITS = ("patient", "frame")
@@ -135,7 +136,11 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     config, folder = self.builder_config, self.builder_config.folder
-    features = {"frames": records.frame_features, "videos": records.video_features}[config.kind]
+    shape = config.height, config.width, len(folder.classes)
+    if config.kind == "videos":
+      features = records.video_features(*shape)
+    else:
+      features = records.frame_features(*shape, ignore=folder.has_ignore)
     counts = {
       name: {"patients": len({_patient(row) for row in rows}), config.kind: len(rows)}
       for name, rows in config.splits.items()
@@ -143,9 +148,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description=config.description,
-      features=tfds.features.FeaturesDict(
-        features(config.height, config.width, len(folder.classes))
-      ),
+      features=tfds.features.FeaturesDict(features),
       license=folder.licence,
       metadata=records.metadata(
         classes=folder.classes,
@@ -160,27 +163,36 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
         patients_are_unknown=folder.patients_are_unknown,
         missing_class="unlabelled" if folder.missing_class_is_unlabelled else "absent",
         patients={video.patient: folder.patients.get(video.patient, {}) for video in folder.videos},
+        **({"has_ignore": True} if folder.has_ignore else {}),
       ),
     )
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    splits = self.builder_config.splits
-    return {name: self._generate_examples(rows) for name, rows in splits.items()}
+    splits, folder = self.builder_config.splits, self.builder_config.folder
+    masks = MaskCheck(folder.directory, folder.classes, "annotator", "invert the masks")
+    return {name: self._generate_examples(name, rows, masks) for name, rows in splits.items()}
 
-  def _generate_examples(self, rows):
-    return self._frames(rows) if self.builder_config.kind == "frames" else self._videos(rows)
+  def _generate_examples(self, split, rows, masks):
+    if self.builder_config.kind == "videos":
+      yield from self._videos(rows)
+      return
+    yield from self._frames(rows, masks)
+    # TFDS writes the splits in their order.
+    if split == records.SPLITS[-1]:
+      masks.warn()
 
   def _letterbox(self, image, **kwargs):
     return letterbox(image, self.builder_config.height, self.builder_config.width, **kwargs)
 
-  def _confidence(self, label, name):
+  def _confidence(self, label, name, masks):
     """Returns the letterboxed confidence [H, W] uint8 of a class, and whether it is labelled."""
     config = self.builder_config
     if name not in label.masks:
       shape = config.height, config.width
       return np.zeros(shape, np.uint8), not config.folder.missing_class_is_unlabelled
     mask = media.read_mask(label.masks[name])
+    masks.add(mask, name, label.annotator)
     # Known once all masks are read; TFDS stores the metadata after that.
     metadata = self.info.metadata
     if metadata["binary"] and not np.isin(mask, (0, 1)).all():
@@ -194,7 +206,16 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       )
     return self._letterbox(255 * mask, antialias=False)[0], True
 
-  def _frames(self, labels):
+  def _ignored(self, label):
+    """Returns what does not count, [H, W, 1] uint8: 1 where any of it was mixed in."""
+    if label.ignore is None:
+      return np.zeros((self.builder_config.height, self.builder_config.width, 1), np.uint8)
+    mask = np.float32(media.read_mask(label.ignore) > 0)
+    # Shrinking looks at few of the pixels; none of those between may be lost.
+    mask = self._letterbox(255 * mask)[0] | self._letterbox(255 * mask, antialias=False)[0]
+    return (mask > 0).astype(np.uint8)[..., None]
+
+  def _frames(self, labels, masks):
     table = self.builder_config.folder.directory / "labels.csv"
     classes = self.builder_config.folder.classes
     by_video = sorted(labels, key=lambda label: label.video.row)
@@ -205,8 +226,12 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       images = dict(zip(wanted, media.read(video.media, wanted), strict=True))
       for label in group:
         image, box = self._letterbox(images[label.frame])
-        confidences = [self._confidence(label, name) for name in classes]
+        confidences = [self._confidence(label, name, masks) for name in classes]
         confidence = np.stack([confidence for confidence, _ in confidences], axis=-1)
+        ignored = {}
+        if self.builder_config.folder.has_ignore:
+          ignored = {"ignore": self._ignored(label)}
+          confidence[ignored["ignore"][..., 0] > 0] = 0
         if not confidence.any():
           logging.warning("%s row %d: every confidence is 0; kept.", table, label.row)
         yield (
@@ -217,6 +242,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
             "labelled": np.array([labelled for _, labelled in confidences]),
             "annotator": label.annotator,
             "frame": label.frame,
+            **ignored,
             **_provenance(video, box),
           },
         )

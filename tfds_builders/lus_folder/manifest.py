@@ -2,36 +2,49 @@
 
 The folder:
 
-    DIR/dataset.json   name, licence, classes; optional: thin (a list of classes that are lines),
-                       missing_class ("unlabelled": see below)
+    DIR/dataset.json   name, licence, classes; optional:
+                       thin           a list of classes that are lines
+                       missing_class  "unlabelled": see below
+                       frame_numbers  of folders of pictures: "from_0" (default) or "of_files"
+                       patients       "unknown": the patients of manifest.csv are stand-ins
     DIR/manifest.csv   a row a video or still: video, patient, day, view, sf_ratio, readmitted_30d,
                        split
     DIR/labels.csv     a row a labelled frame: video, frame (from 0), annotator, masks
     DIR/videos/<video>                 mp4, avi, gif, npy, png or a folder of numbered PNGs
     DIR/masks/<masks>/<class>.png      8- or 16-bit grey, confidence = value / maximum of the type;
                                        a missing file is confidence 0, or unlabelled
+    DIR/masks/<masks>/_ignore.png      optional: what is not 0 counts nowhere, in no class
     DIR/patients.csv   optional: patient and anything else, for subgroup tables
 
 `video` and `patient`, and `video`, `frame` and `masks`, are required; an empty cell is unknown.
+`video` is relative to DIR/videos and `masks` to DIR/masks.
 """
 
-import csv
 import dataclasses
-import difflib
-import hashlib
-import io
-import json
 import math
 import pathlib
 
+from absl import logging
+
 from lus_jax.errors import UserError
-from tfds_builders import media, records
+from tfds_builders import media, records, tables
 
 VIEWS = ("L1", "L2", "L3", "R1", "R2", "R3")
 MANIFEST_COLUMNS = ("video", "patient", "day", "view", "sf_ratio", "readmitted_30d", "split")
 LABEL_COLUMNS = ("video", "frame", "annotator", "masks")
-DATASET_KEYS = ("name", "licence", "classes", "thin", "missing_class", "patients")
+DATASET_KEYS = (
+  "name",
+  "licence",
+  "classes",
+  "thin",
+  "missing_class",
+  "patients",
+  "frame_numbers",
+)
+FRAME_NUMBERS = ("from_0", "of_files")
 MAX_SF_RATIO = 477.0
+# Nobody lives with less (50 % on pure oxygen is 50); FiO2 in percent gives 1 to 5.
+MIN_SF_RATIO = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +64,15 @@ class Video:
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-  """A row of labels.csv; `masks` maps the classes that have a mask file to it."""
+  """A row of labels.csv; `masks` maps the classes that have a mask file to it, `ignore` is the mask
+  of what does not count, `frame` counts from 0 whatever the files are called."""
 
   row: int
   video: Video
   frame: int
   annotator: str
   masks: dict[str, pathlib.Path]
+  ignore: pathlib.Path | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,276 +105,219 @@ class Folder:
   patients: dict[str, dict[str, str]]
   fingerprint: str
 
-
-class _Row:
-  """One row of a table: cells by column, and errors that say where."""
-
-  def __init__(self, path, number, cells):
-    self.path, self.number, self.cells = path, number, cells
-
-  def error(self, message):
-    return UserError(f"{self.path} row {self.number}: {message}")
-
-  def required(self, column):
-    if not self.cells[column]:
-      raise self.error(f"{column} is empty; fill it.")
-    return self.cells[column]
-
-  def choice(self, column, choices):
-    value = self.cells.get(column, "")
-    if value and value not in choices:
-      raise self.error(f"unknown {column} {value!r}; write one of {', '.join(choices)}.")
-    return value
-
-  def number_in(self, column, kind, low, high, unknown):
-    text = self.cells.get(column, "")
-    if not text:
-      return unknown
-    try:
-      value = kind(text)
-    except ValueError:
-      value = math.nan
-    if not low <= value <= high:
-      what = f"a {'whole ' * (kind is int)}number from {low:g}" + f" to {high:g}" * (high < 1e6)
-      raise self.error(f"{column} {text!r} is not {what}; mend the cell.")
-    return value
-
-
-def _read_text(path, mend):
-  if not path.is_file():
-    raise UserError(f"{path} does not exist; {mend}.")
-  try:
-    return path.read_text("utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise UserError(f"{path} is not UTF-8 text; save it as UTF-8 (CSV UTF-8 in Excel).") from error
-
-
-def _refuse_near_misses(names, known, what):
-  """Refuses a name that was probably meant to be a known one; others are the user's own."""
-  simple = {name.casefold(): name for name in known}
-  for name in names:
-    if name in known:
-      continue
-    close = difflib.get_close_matches(name.casefold(), simple, n=1, cutoff=0.8)
-    if close:
-      raise UserError(
-        f"{what} {name!r} is not known; did you mean {simple[close[0]]!r}? Rename it."
-      )
-
-
-def _read_table(path, required, mend, known=()):
-  text = _read_text(path, mend)
-  try:
-    lines = [[cell.strip() for cell in line] for line in csv.reader(io.StringIO(text, newline=""))]
-  except csv.Error as error:
-    raise UserError(f"{path} is not a table of comma-separated values ({error}).") from error
-  header = lines[0] if lines else []
-  for column in required:
-    if column not in header:
-      raise UserError(
-        f"{path} row 1: the required column {column!r} is missing (there are: "
-        f"{', '.join(header) or 'none'}); add it, with commas between the columns."
-      )
-  named = [column for column in header if column]
-  for column in named:
-    if named.count(column) > 1:
-      raise UserError(f"{path} row 1: two columns are called {column!r}; rename one of them.")
-  _refuse_near_misses(named, known, f"{path} row 1: column")
-  rows = []
-  for number, line in enumerate(lines[1:], start=2):
-    if not any(line):
-      continue
-    row = _Row(path, number, dict.fromkeys(named, "") | dict(zip(header, line, strict=False)))
-    if any(line[len(header) :]):
-      raise row.error(
-        "it has more cells than there are columns; put quotes around a cell that holds a comma."
-      )
-    rows.append(row)
-  if not rows:
-    raise UserError(f"{path} has no rows below its header; add one a line.")
-  return rows
+  @property
+  def has_ignore(self):
+    """Whether any label has pixels that do not count."""
+    return any(label.ignore for label in self.labels)
 
 
 def _read_dataset(path):
-  text = _read_text(path, 'write {"name": ..., "licence": ..., "classes": [...]} there')
-  try:
-    dataset = json.loads(text)
-  except json.JSONDecodeError as error:
-    raise UserError(f"{path} line {error.lineno} is not JSON: {error.msg}.") from error
-  if not isinstance(dataset, dict):
-    raise UserError(f'{path} must be an object: {{"name": ..., "licence": ..., "classes": [...]}}.')
-  _refuse_near_misses(dataset, DATASET_KEYS, f"{path}: key")
-  if dataset.get("patients", "unknown") != "unknown":
-    raise UserError(
-      f"{path}: 'patients' is {dataset['patients']!r}; write \"unknown\" if the patients of "
-      "manifest.csv are not real ones, else leave it out."
-    )
-  for field in ("name", "licence"):
-    if not isinstance(dataset.get(field), str):
-      raise UserError(f'{path}: {field!r} is missing or no text; add "{field}": "...".')
-  classes, thin = dataset.get("classes"), dataset.get("thin", [])
-  for field, names in (("classes", classes), ("thin", thin)):
-    if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
-      raise UserError(f'{path}: {field!r} must be a list of names; write "{field}": ["..."].')
-    if len({n.casefold() for n in names}) < len(names):
-      raise UserError(f"{path}: {field!r} names a class twice (capitals do not count).")
-  if not classes:
-    raise UserError(f"{path}: 'classes' is empty; name at least one class.")
-  for name in classes:
-    if "/" in name or "\\" in name:
-      raise UserError(f"{path}: class {name!r} must be a file name without folders; rename it.")
-  for name in thin:
-    if name not in classes:
-      raise UserError(f"{path}: 'thin' names {name!r}, which is not in 'classes'; mend the name.")
-  if dataset.get("missing_class", "unlabelled") != "unlabelled":
-    raise UserError(
-      f"{path}: 'missing_class' is {dataset['missing_class']!r}; write \"unlabelled\", or leave it "
-      "out if a class without a mask file is absent."
-    )
+  dataset = tables.read_dataset(path, DATASET_KEYS)
+  for key, choices in (("missing_class", ("unlabelled",)), ("frame_numbers", FRAME_NUMBERS)):
+    if dataset.get(key, choices[0]) not in choices:
+      written = tables.shown_value(dataset[key])
+      raise UserError(
+        f"{path}: {key!r} is {written}; write {' or '.join(map(repr, choices))}, or leave it out."
+      )
   return dataset
 
 
-def _refuse_repeats(rows, key, what):
-  first = {}
-  for row in rows:
-    other = first.setdefault(key(row), row)
-    if other is not row:
-      raise row.error(f"the same {what} as row {other.number}; remove one of them.")
-
-
-def _require_constant(rows, videos, column, group, within):
-  first = {}
-  for row, video in zip(rows, videos, strict=True):
-    value = getattr(video, column)
-    if value in ("", -1) or value != value or group(video) is None:  # unknown
-      continue
-    other_row, other = first.setdefault(group(video), (row, value))
-    if other != value:
-      raise row.error(
-        f"{column} is {row.cells[column]} here and {other_row.cells[column]} in row "
-        f"{other_row.number}, within {within}; make them equal or leave one empty."
-      )
+def _sf_ratio(row):
+  value = row.number_in("sf_ratio", float, 0, MAX_SF_RATIO, math.nan)
+  if value < MIN_SF_RATIO:
+    raise row.error(
+      f"sf_ratio {row.cells['sf_ratio']} is no plausible ratio (nobody lives below "
+      f"{MIN_SF_RATIO:g}); divide SpO2 in percent by FiO2 as a share (.21, not 21)."
+    )
+  return value
 
 
 def _read_videos(directory):
-  rows = _read_table(
+  rows = tables.read_table(
     directory / "manifest.csv", ("video", "patient"), "write a row a video there", MANIFEST_COLUMNS
   )
-  _refuse_repeats(rows, lambda row: row.required("video"), "video")
+  place = tables.Place(directory / "videos")
+  names = [place.name(row, "video") for row in rows]
+  tables.refuse_repeats(rows, dict(zip(rows, names, strict=True)).get, "video")
   videos = []
-  for row in rows:
+  for row, name in zip(rows, names, strict=True):
+    path = place.path(row, "video", name)
     try:
-      header = media.probe(directory / "videos" / row.cells["video"])
+      header = media.probe(path)
     except UserError as error:
       raise row.error(str(error)) from error
+    place.claim(row, header.files)
     videos.append(
       Video(
         row=row.number,
-        name=row.cells["video"],
+        name=name,
         media=header,
         patient=row.required("patient"),
         day=row.number_in("day", int, 0, 2**31 - 1, -1),
         view=row.choice("view", VIEWS),
-        sf_ratio=row.number_in("sf_ratio", float, 0, MAX_SF_RATIO, math.nan),
+        sf_ratio=_sf_ratio(row),
         readmitted_30d=row.number_in("readmitted_30d", int, 0, 1, -1),
         split=row.choice("split", records.SPLITS),
       )
     )
-  _require_constant(
-    rows,
-    videos,
-    "sf_ratio",
-    lambda video: None if video.day == -1 else (video.patient, video.day),
-    "one patient and day",
-  )
-  for column in ("readmitted_30d", "split"):
-    _require_constant(rows, videos, column, lambda video: video.patient, "one patient")
+  patients = [video.patient for video in videos]
+  days = [None if video.day == -1 else (video.patient, video.day) for video in videos]
+  for column, groups, within in (
+    ("sf_ratio", days, "one patient and day"),
+    ("readmitted_30d", patients, "one patient"),
+    ("split", patients, "one patient"),
+  ):
+    values = [getattr(video, column) for video in videos]
+    tables.require_constant(rows, values, column, groups, within)
   empty = [row for row, video in zip(rows, videos, strict=True) if not video.split]
   if 0 < len(empty) < len(rows):
     raise empty[0].error("split is empty here, not in other rows; fill it everywhere or nowhere.")
   return tuple(videos)
 
 
-def _read_masks(row, directory, classes, size):
-  folder = directory / "masks" / row.required("masks")
+def _find_masks(row, place, classes, left_out):
+  """The mask files of a row by class; what is no picture is collected in `left_out`."""
+  folder = place.path(row, "masks", place.name(row, "masks"))
   if not folder.is_dir():
-    raise row.error(f"{folder} does not exist; put <class>.png there or mend the cell.")
+    raise row.error(f"{folder} is a file; name the folder that holds <class>.png.")
   masks = {}
-  for path in sorted(folder.iterdir()):
-    if path.name.startswith("."):
-      continue
-    if path.suffix == ".png" and path.stem in classes:
-      try:
-        mask_size = media.mask_size(path)
-      except UserError as error:
-        raise row.error(str(error)) from error
-      if mask_size != size:
+  for path in tables.visible(folder):
+    name, is_picture = tables.normal(path.stem), path.suffix.lower() in media.PICTURES
+    if name not in (*classes, tables.IGNORE):
+      if is_picture or path.is_dir():
         raise row.error(
-          f"{path} is {mask_size[1]} x {mask_size[0]} and its frame {size[1]} x {size[0]} pixels; "
-          "save the mask at the frame's size."
+          f"{path} is not <class>.png of any class ({', '.join(classes)}); rename or remove it."
         )
-      masks[path.stem] = path
-    elif path.suffix.lower() == ".png" or path.stem in classes:
+      left_out.setdefault(path)
+      continue
+    if not is_picture or not path.is_file():
       raise row.error(
-        f"{path} is not <class>.png of any class ({', '.join(classes)}); rename or remove it."
+        f"{path} is not <class>.png of a class, nor of another kind of picture that is read "
+        f"({', '.join(media.PICTURES)}); save it as PNG."
       )
+    if path.is_symlink():
+      place.check_link(row, path)
+    if name in masks:
+      raise row.error(f"{path} and {masks[name].name} are the same mask; remove one of them.")
+    masks[name] = path
   return masks
 
 
-def _read_labels(directory, classes, videos):
-  rows = _read_table(
-    directory / "labels.csv",
-    ("video", "frame", "masks"),
-    "write a row a labelled frame there",
-    LABEL_COLUMNS,
+def _check_sizes(row, masks, video):
+  for path in masks.values():
+    try:
+      height, width = media.mask_size(path)
+    except UserError as error:
+      raise row.error(str(error)) from error
+    if (height, width) != (video.media.height, video.media.width):
+      raise row.error(
+        f"{path} is {width} x {height} and its frame {video.media.width} x {video.media.height} "
+        "pixels; save the mask at the frame's size."
+      )
+
+
+def _frame(row, video, of_files):
+  """The place of a row's frame in its video, from 0."""
+  row.required("frame")
+  frame = row.number_in("frame", int, 0, math.inf, -1)
+  n_frames, numbers = video.media.n_frames, video.media.numbers
+  if of_files and numbers:
+    if frame not in numbers:
+      raise row.error(
+        f"frame {frame} is the number of no file in {video.name} ({numbers[0]} to {numbers[-1]}); "
+        "mend the cell."
+      )
+    return numbers.index(frame)
+  if frame >= n_frames:
+    raise row.error(
+      f"frame {frame} is past the end of {video.name}, which has {n_frames} frames "
+      f"(0 to {n_frames - 1}); mend the cell."
+    )
+  return frame
+
+
+def _warn_of_numbers(labels, path):
+  """Says which picture is meant where a frame's number is not that in its file's name."""
+  other = {}
+  for label in labels:
+    numbers = label.video.media.numbers
+    if numbers and numbers[label.frame] != label.frame:
+      other.setdefault(label.video.name, label)
+  if other:
+    label = next(iter(other.values()))
+    file = label.video.media.files[label.frame]
+    logging.warning(
+      "%s row %d: frame %d of %s is taken to be %s, as frames count from 0 whatever the files are "
+      'called (so for %d folder(s)); if files\' numbers are meant, write "frame_numbers": '
+      '"of_files" in dataset.json, else "from_0".',
+      path,
+      label.row,
+      label.frame,
+      label.video.name,
+      file.name,
+      len(other),
+    )
+
+
+def _read_labels(directory, dataset, videos):
+  path, classes = directory / "labels.csv", dataset["classes"]
+  rows = tables.read_table(
+    path, ("video", "frame", "masks"), "write a row a labelled frame there", LABEL_COLUMNS
   )
+  of_files = dataset.get("frame_numbers") == "of_files"
   by_name = {video.name: video for video in videos}
-  labels = []
+  names, place = tables.Place(directory / "videos"), tables.Place(directory / "masks")
+  labels, left_out = [], {}
   for row in rows:
-    video = by_name.get(row.required("video"))
+    video = by_name.get(names.name(row, "video"))
     if video is None:
       raise row.error(
-        f"video {row.cells['video']!r} is not in manifest.csv; add it there or mend the cell."
+        f"video {tables.shown(row.cells['video'])} is not in manifest.csv; add it there or mend "
+        "the cell."
       )
-    row.required("frame")
-    frame = row.number_in("frame", int, 0, math.inf, -1)
-    if frame >= video.media.n_frames:
-      raise row.error(
-        f"frame {frame} is past the end of {video.name}, which has {video.media.n_frames} frames "
-        f"(0 to {video.media.n_frames - 1}); mend the cell."
-      )
-    size = video.media.height, video.media.width
-    masks = _read_masks(row, directory, classes, size)
-    labels.append(Label(row.number, video, frame, row.cells.get("annotator", ""), masks))
-  _refuse_repeats(
-    rows,
-    lambda row: (row.cells["video"], int(row.cells["frame"]), row.cells.get("annotator", "")),
-    "video, frame and annotator",
+    frame = _frame(row, video, of_files)
+    masks = _find_masks(row, place, classes, left_out)
+    _check_sizes(row, masks, video)
+    ignore = masks.pop(tables.IGNORE, None)
+    labels.append(Label(row.number, video, frame, row.text("annotator"), masks, ignore))
+  keys = [(label.video.name, label.frame, label.annotator) for label in labels]
+  tables.refuse_repeats(rows, dict(zip(rows, keys, strict=True)).get, "video, frame and annotator")
+  if left_out:
+    logging.warning("%s: %s", place.root, tables.note_of(map(str, left_out), "no pictures"))
+  if "frame_numbers" not in dataset:
+    _warn_of_numbers(labels, path)
+  tables.warn_of_alike(
+    [label.annotator for label in labels], path, "annotators", "each has a scale of their own"
   )
   return tuple(labels)
 
 
-def _read_patients(path):
-  if not path.exists():
-    return {}
-  rows = _read_table(path, ("patient",), "")
-  _refuse_repeats(rows, lambda row: row.required("patient"), "patient")
-  return {
+def _read_patients(path, videos):
+  known = dict.fromkeys(video.patient for video in videos)
+  if tables.exists(path):
+    rows = tables.read_table(path, ("patient",), "")
+    tables.refuse_repeats(rows, lambda row: row.required("patient"), "patient")
+  else:
+    rows = []
+  patients = {
     row.cells["patient"]: {name: cell for name, cell in row.cells.items() if name != "patient"}
     for row in rows
   }
-
-
-def _fingerprint(directory, tables, files):
-  digest = hashlib.sha256()
-  for name in tables:
-    path = directory / name
-    digest.update(path.read_bytes() if path.exists() else b"")
-    digest.update(b"\0")
-  for path in sorted(files):
-    stat = path.stat()
-    digest.update(f"{path.relative_to(directory)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-  return digest.hexdigest()
+  tables.warn_of_alike(
+    [*known, *patients],
+    path.with_name("manifest.csv") if not rows else f"manifest.csv and {path}",
+    "patients",
+    "one person may stand on both sides of the split",
+  )
+  without = [name for name in patients if name not in known]
+  if without:
+    logging.warning(
+      "%s: %d patient(s) have no row in manifest.csv and are not used: %s.",
+      path,
+      len(without),
+      tables.shown_list(without, 5),
+    )
+  return patients
 
 
 def read_folder(directory, *, labels=True):
@@ -381,22 +339,22 @@ def read_folder(directory, *, labels=True):
   if not directory.is_dir():
     raise UserError(f"The data folder {directory} does not exist; mend --config.data.dir.")
   dataset = _read_dataset(directory / "dataset.json")
-  classes = tuple(dataset["classes"])
   videos = _read_videos(directory)
-  frames = _read_labels(directory, classes, videos) if labels else ()
-  tables = ["dataset.json", "manifest.csv", "patients.csv"] + ["labels.csv"] * labels
+  frames = _read_labels(directory, dataset, videos) if labels else ()
+  names = ["dataset.json", "manifest.csv", "patients.csv"] + ["labels.csv"] * labels
   files = {file for video in videos for file in video.media.files}
-  files |= {path for label in frames for path in label.masks.values()}
+  for label in frames:
+    files |= {*label.masks.values(), *([label.ignore] if label.ignore else [])}
   return Folder(
     directory=directory,
     name=dataset["name"],
     licence=dataset["licence"],
-    classes=classes,
+    classes=tuple(dataset["classes"]),
     thin=tuple(dataset.get("thin", [])),
     missing_class_is_unlabelled="missing_class" in dataset,
     patients_are_unknown="patients" in dataset,
     videos=videos,
     labels=frames,
-    patients=_read_patients(directory / "patients.csv"),
-    fingerprint=_fingerprint(directory, tables, files),
+    patients=_read_patients(directory / "patients.csv", videos),
+    fingerprint=tables.fingerprint(directory, names, files),
   )

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from lus_jax.errors import UserError
-from tfds_builders import media
+from tfds_builders import media, tables
 from tfds_builders.lus_folder import importers as lus_importers
 from tfds_builders.multirater_folder import manifest, pictures
 
@@ -40,9 +40,20 @@ def _group(pattern, text, option):
 
 
 def _read_two_tone(path):
-  """Returns where a mask is white, [h, w] bool, and how many pixels are neither black nor white."""
+  """Reads a black and white mask.
+
+  Args:
+    path: a picture of 1 bit, 8-bit grey or RGB.
+
+  Returns:
+    Where it is white, [h, w] bool; how many pixels are neither black nor white; and whether it
+    holds 0 and 1, of which 1 is white.
+
+  Raises:
+    UserError: it is damaged, has colours, or nothing in it is as bright as white.
+  """
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=("PNG", "JPEG", "TIFF", "BMP")) as image:
       if image.mode not in ("1", "L", "RGB"):
         raise UserError(
           f"{path} has pixels of type {image.mode}; save masks as black and white PNG (1 bit, "
@@ -50,11 +61,19 @@ def _read_two_tone(path):
         )
       pixels = np.asarray(image.convert("RGB"))
   except (OSError, SyntaxError) as error:
-    raise UserError(f"{path} is damaged or no PNG; save the mask again.") from error
+    raise UserError(f"{path} is damaged or no picture; save the mask again.") from error
   if (pixels != pixels[..., :1]).any():
     raise UserError(f"{path} has colours; save masks in black and white.")
   grey = pixels[..., 0]
-  return grey >= 128, int(((grey > 0) & (grey < 255)).sum())
+  largest = grey.max()
+  if largest == 1:
+    return grey == 1, 0, True
+  if 0 < largest < 128:
+    raise UserError(
+      f"{path} holds values up to {largest}, of which none is white; save masks as 0 and 255 (or 0 "
+      "and 1)."
+    )
+  return grey >= 128, int(((grey > 0) & (grey < 255)).sum()), False
 
 
 def _check_undrawn(images, masks):
@@ -64,15 +83,17 @@ def _check_undrawn(images, masks):
 
 
 def _match_masks(folder, images, mask_pattern):
+  """Returns a rater's masks by image, and notes of what else is in their folder."""
   masks = {}
-  for stem, path in lus_importers._pngs(folder, "--raters").items():
+  found, notes = lus_importers.find_pictures(folder, "--raters")
+  for stem, path in found.items():
     name = _group(mask_pattern, stem, f"{path}: --mask-pattern")
     if name not in images:
       raise UserError(f"{path}: there is no image {name!r}; add it or remove the mask.")
     if name in masks:
       raise UserError(f"{path} and {masks[name].name} are both of image {name!r}; remove one.")
     masks[name] = path
-  return masks
+  return masks, notes
 
 
 def import_folders(
@@ -90,8 +111,8 @@ def import_folders(
   """Writes a folder from images and a folder of masks a rater.
 
   Args:
-    images: a folder of PNG images.
-    raters: a folder that holds a folder a rater: PNG masks of 1 bit, 8-bit grey or RGB.
+    images: a folder of pictures.
+    raters: a folder that holds a folder a rater: masks of 1 bit, 8-bit grey or RGB.
     out: the folder to write.
     class_name: what the masks show.
     name: of the data set; by default that of `out`.
@@ -107,24 +128,31 @@ def import_folders(
   Raises:
     UserError: the input is wrong; then nothing is written.
   """
-  lus_importers._check_names([class_name], ())
-  image_of = lus_importers._pngs(images, "--images")
-  folders = manifest.rater_folders(raters)
-  masks = {rater: _match_masks(path, image_of, mask_pattern) for rater, path in folders.items()}
+  lus_importers.check_names([class_name], ())
+  image_of, left_out = lus_importers.find_pictures(images, "--images")
+  tables.refuse_same_files(image_of.values())
+  folders, others = manifest.rater_folders(raters)
+  if others:
+    left_out.append(f"{raters}: {tables.note_of([path.name for path in others], 'no pictures')}")
+  masks = {}
+  for rater, path in folders.items():
+    masks[rater], notes = _match_masks(path, image_of, mask_pattern)
+    left_out += notes
   _check_undrawn(image_of, masks)
   persons = {}
   if person_pattern is not None:
     persons = {rater: _group(person_pattern, rater, "--person-pattern") for rater in folders}
-  sizes, grey = {}, []
+    tables.warn_of_alike(persons.values(), raters, "persons", "they count as different people")
+  sizes, grey, ones, shares = {}, [], [], []
   with lus_importers.new_folder(out, "images", "raters") as folder:
     for image, path in image_of.items():
       header = media.probe(path)
       sizes[image] = header.height, header.width
-      shutil.copyfile(path, folder / "images" / f"{image}.png")
+      shutil.copyfile(path, folder / "images" / f"{image}{path.suffix}")
     for rater, drawn in masks.items():
       (folder / "raters" / rater).mkdir()
       for image, path in drawn.items():
-        mask, n_grey = _read_two_tone(path)
+        mask, n_grey, is_of_ones = _read_two_tone(path)
         if mask.shape != sizes[image]:
           height, width = sizes[image]
           raise UserError(
@@ -133,15 +161,28 @@ def import_folders(
           )
         if n_grey:
           grey.append(f"{n_grey} in {rater}/{path.name}")
+        if is_of_ones:
+          ones.append(f"{rater}/{path.name}")
         mask = mask if polarity == "white" else ~mask
-        lus_importers._save_mask(folder / "raters" / rater / f"{image}.png", mask)
+        shares.append(mask.mean())
+        lus_importers.save_mask(folder / "raters" / rater / f"{image}.png", mask)
     more = {"persons": persons} if persons else {}
     name = name or out.name
     _write_dataset(folder, name=name, licence=licence, class_name=class_name, **more)
   people = f" ({len(set(persons.values()))} persons)" if persons else ""
-  notes = [f"{len(image_of)} images, {len(folders)} raters{people}, class {class_name}."]
+  notes = [f"{len(image_of)} images, {len(folders)} raters{people}, class {class_name}.", *left_out]
   if grey:
-    notes.append(f"Pixels neither black nor white were cut at half: {', '.join(grey)}.")
+    notes.append(f"Pixels neither black nor white were cut at half: {tables.shown_list(grey)}.")
+  if ones:
+    notes.append(
+      f"1 is taken to be white, as 255 is, in masks of 0 and 1: {tables.shown_list(ones)}."
+    )
+  if min(shares) > 0.5:
+    other = "white" if polarity == "black" else "black"
+    notes.append(
+      "More than half of the pixels are object in every mask: is that the background? Then import "
+      f"with --polarity={other}."
+    )
   return [*notes, _PATIENTS_NOTE]
 
 
@@ -168,7 +209,7 @@ def import_qubiq(*, cases, task, out, class_name, name=None, licence="unknown"):
   Raises:
     UserError: the input is wrong; then nothing is written.
   """
-  lus_importers._check_names([class_name], ())
+  lus_importers.check_names([class_name], ())
   if not cases.is_dir():
     raise UserError(f"{cases} does not exist; mend --cases.")
   found = {path.parent.name: path for path in sorted(cases.glob("*/image.nii.gz"))}
@@ -218,17 +259,17 @@ def _parser():
   common.add_argument("--class-name", required=True, help="what the masks show")
   common.add_argument("--name", help="of the data set; by default that of --out")
   common.add_argument("--licence", default="unknown", help="licence of the data")
-  parser = lus_importers._Parser(
+  parser = lus_importers.Parser(
     prog="python -m tfds_builders.multirater_folder.importers", description=__doc__
   )
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   commands = parser.add_subparsers(dest="command", required=True)
-  folders = commands.add_parser("folders", parents=[common], help="a folder of PNG masks a rater")
-  folders.add_argument("--images", type=pathlib.Path, required=True, help="folder of PNG images")
+  folders = commands.add_parser("folders", parents=[common], help="a folder of masks a rater")
+  folders.add_argument("--images", type=pathlib.Path, required=True, help="folder of pictures")
   folders.add_argument("--raters", type=pathlib.Path, required=True, help="folder of the raters'")
   folders.add_argument(
     "--mask-pattern",
-    type=lus_importers._pattern,
+    type=lus_importers.pattern,
     default=re.compile("(.+)"),
     help="regular expression: its group is the image's name in a mask's",
   )
@@ -237,7 +278,7 @@ def _parser():
   )
   folders.add_argument(
     "--person-pattern",
-    type=lus_importers._pattern,
+    type=lus_importers.pattern,
     help="regular expression: its group is the person in a rater's name",
   )
   folders.set_defaults(run=import_folders)

@@ -21,12 +21,15 @@ Binary masks hold 0 and the maximum of the type (NIfTI: 0 and 1). Raters may mis
 import dataclasses
 import pathlib
 
+from absl import logging
+
 from lus_jax.errors import UserError
-from tfds_builders import records
-from tfds_builders.lus_folder import manifest as tables
+from tfds_builders import media, records, tables
 from tfds_builders.multirater_folder import pictures
 
 POLARITIES = ("white", "black")
+MAX_INDEX = 2**16 - 1
+PATIENT_COLUMNS = ("image", "patient", "split")
 DATASET_KEYS = (
   "name",
   "licence",
@@ -89,8 +92,7 @@ class Folder:
 
 
 def _read_dataset(path):
-  dataset = tables._read_dataset(path)
-  tables._refuse_near_misses(dataset, DATASET_KEYS, f"{path}: key")
+  dataset = tables.read_dataset(path, DATASET_KEYS)
   if "missing_class" in dataset:
     raise UserError(
       f"{path}: 'missing_class' is of lus_folder; a class without a mask is absent here, remove it."
@@ -99,9 +101,10 @@ def _read_dataset(path):
   labels = dataset.setdefault("labels", {})
   dataset.setdefault("persons", {})
   if polarity not in POLARITIES:
-    raise UserError(f"{path}: 'polarity' is {polarity!r}; write one of {', '.join(POLARITIES)}.")
+    written = tables.shown_value(polarity)
+    raise UserError(f"{path}: 'polarity' is {written}; write one of {', '.join(POLARITIES)}.")
   if not isinstance(soft, bool):
-    raise UserError(f"{path}: 'soft' is {soft!r}; write true or false.")
+    raise UserError(f"{path}: 'soft' is {tables.shown_value(soft)}; write true or false.")
   for field, what, kind in (("labels", "class", int), ("persons", "rater", str)):
     values = dataset[field].values() if isinstance(dataset[field], dict) else [None]
     # A bool is an int to Python.
@@ -113,16 +116,15 @@ def _read_dataset(path):
       raise UserError(
         f"{path}: 'labels' must name the same classes as 'classes'; mend one of them."
       )
-    if min(labels.values()) < 1 or len(set(labels.values())) < len(labels):
-      raise UserError(f"{path}: 'labels' must give each class an index of its own from 1; mend it.")
+    indices = set(labels.values())
+    if not 1 <= min(indices) <= max(indices) <= MAX_INDEX or len(indices) < len(labels):
+      raise UserError(
+        f"{path}: 'labels' must give each class an index of its own from 1 to {MAX_INDEX}; mend it."
+      )
     if soft or polarity == "black":
       other = "soft" if soft else "polarity"
       raise UserError(f"{path}: label indices have no {other!r}; remove it, or remove 'labels'.")
   return dataset
-
-
-def _visible(folder):
-  return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
 
 
 def rater_folders(directory):
@@ -132,14 +134,14 @@ def rater_folders(directory):
     directory: the folder they are in.
 
   Returns:
-    A dict from rater to folder, sorted.
+    A dict from rater to folder, sorted, and the files beside them that are no pictures.
 
   Raises:
     UserError: there are fewer than two, two have one name, or a mask lies beside them.
   """
   if not directory.is_dir():
     raise UserError(f"{directory} does not exist; put a folder a rater there.")
-  entries = _visible(directory)
+  entries = tables.visible(directory)
   folders = [path for path in entries if path.is_dir()]
   for folder in folders:
     name = folder.name.casefold()
@@ -149,8 +151,9 @@ def rater_folders(directory):
         raise UserError(
           f"{other} has the name of the rater {folder.name}; rename or remove one of them."
         )
-  for path in entries:
-    if path not in folders and pictures.stem(path) is not None:
+  others = [path for path in entries if path not in folders]
+  for path in others:
+    if pictures.stem(path) is not None:
       raise UserError(f"{path} is in no rater's folder; put it into {directory}/<rater>.")
   if len(folders) < 2:
     found = ", ".join(folder.name for folder in folders) or "none"
@@ -158,7 +161,9 @@ def rater_folders(directory):
       f"{directory} has fewer than two raters' folders ({found}); add a folder a rater, or use "
       "lus_folder for one annotator."
     )
-  return {folder.name: folder for folder in folders}
+  found = {tables.normal(folder.name): folder for folder in folders}
+  tables.warn_of_alike(found, directory, "raters", "they count as different people")
+  return found, others
 
 
 def _refuse_pairs(found, path, other):
@@ -166,36 +171,46 @@ def _refuse_pairs(found, path, other):
     raise UserError(f"{path} and {other.name} are the same {found}; remove one of them.")
 
 
-def _find_images(folder):
+def _stem(path):
+  """The image that a file's name names; None if it is no picture."""
+  name = pictures.stem(path)
+  return name if name is None or not path.is_file() else tables.normal(name)
+
+
+def _find_images(folder, left_out):
   if not folder.is_dir():
     raise UserError(f"{folder} does not exist; put <image>.png or <image>.nii.gz there.")
   images = {}
-  for path in _visible(folder):
-    name = pictures.stem(path)
-    if name is not None:
-      _refuse_pairs("image", path, images.get(name))
-      images[name] = path
+  for path in tables.visible(folder):
+    name = _stem(path)
+    if name is None:
+      left_out.append(path)
+      continue
+    _refuse_pairs("image", path, images.get(name))
+    images[name] = path
   if not images:
     raise UserError(f"{folder} holds no image; put <image>.png or <image>.nii.gz there.")
+  tables.refuse_same_files(images.values())
   return images
 
 
-def _find_masks(folder, dataset, images):
-  """Returns one rater's mask files: {image: {class: path}}."""
+def _find_masks(folder, dataset, images, left_out):
+  """Returns one rater's mask files, {image: {class: path}}; others are collected in `left_out`."""
   classes, labels = dataset["classes"], dataset["labels"]
   files = []
-  for path in _visible(folder):
+  for path in tables.visible(folder):
     if path.is_dir():
       if labels:
         raise UserError(
           f"{path} is a folder, but with 'labels' in dataset.json each mask serves all classes; "
           f"put masks into {folder} itself."
         )
-      if path.name not in classes:
+      name = tables.normal(path.name)
+      if name not in classes:
         raise UserError(
           f"{path} is the folder of no class ({', '.join(classes)}); rename or remove it."
         )
-      files += [(file, path.name) for file in _visible(path)]
+      files += [(file, name) for file in tables.visible(path)]
     else:
       if pictures.stem(path) is not None and len(classes) > 1 and not labels:
         raise UserError(
@@ -205,10 +220,15 @@ def _find_masks(folder, dataset, images):
       files.append((path, classes[0]))
   masks = {}
   for path, name in files:
-    image = pictures.stem(path)
+    image = _stem(path)
     if image is None:
-      if path.stem in images:
-        raise UserError(f"{path} is neither PNG nor NIfTI; save the mask as one of them.")
+      # Of another format, as c1.webp or c1.nrrd, which may be what its rater drew.
+      if tables.normal(path.name.split(".")[0]) in images or tables.normal(path.stem) in images:
+        raise UserError(
+          f"{path} is neither NIfTI nor a picture that is read ({', '.join(media.PICTURES)}); save "
+          "the mask as one of them."
+        )
+      left_out.append(path)
       continue
     if image not in images:
       raise UserError(
@@ -236,15 +256,17 @@ def _check_size(image, masks, *, indices):
 
 def _read_patients(path, images):
   """Returns the patient and the split of each image, and what else the table says of it."""
-  if not path.exists():
+  if not tables.exists(path):
     return {name: (name, "") for name in images}, {}
-  rows = tables._read_table(path, ("image", "patient"), "")
-  tables._refuse_repeats(rows, lambda row: row.required("image"), "image")
+  rows = tables.read_table(path, ("image", "patient"), "", PATIENT_COLUMNS)
+  tables.refuse_repeats(rows, lambda row: row.required("image"), "image")
   patients, more, splits = {}, {}, {}
   for row in rows:
     name = row.cells["image"]
     if name not in images:
-      raise row.error(f"there is no image {name!r}; mend the cell (no .png) or remove the row.")
+      raise row.error(
+        f"there is no image {tables.shown(name)}; mend the cell (no .png) or remove the row."
+      )
     patient, split = row.required("patient"), row.choice("split", records.SPLITS)
     if splits.setdefault(patient, split) != split:
       raise row.error(f"split {split!r} is not that of the patient's other images; use one.")
@@ -257,6 +279,7 @@ def _read_patients(path, images):
   for name in images:
     if name not in patients:
       raise UserError(f"{path} has no row for the image {name!r}; add it.")
+  tables.warn_of_alike(splits, path, "patients", "one person may stand on both sides of the split")
   return patients, more
 
 
@@ -278,8 +301,10 @@ def read_folder(directory):
   if not directory.is_dir():
     raise UserError(f"The data folder {directory} does not exist; mend --config.data.dir.")
   dataset = _read_dataset(directory / "dataset.json")
-  files = _find_images(directory / "images")
-  folders = rater_folders(directory / "raters")
+  left_out = []
+  files = _find_images(directory / "images", left_out)
+  folders, others = rater_folders(directory / "raters")
+  left_out += others
   for rater in dataset["persons"]:
     if rater not in folders:
       raise UserError(
@@ -287,7 +312,12 @@ def read_folder(directory):
         f"({', '.join(folders)}); mend the name."
       )
   patients, more = _read_patients(directory / "patients.csv", files)
-  found = {rater: _find_masks(folder, dataset, files) for rater, folder in folders.items()}
+  found = {
+    rater: _find_masks(folder, dataset, files, left_out) for rater, folder in folders.items()
+  }
+  if left_out:
+    names = [str(path.relative_to(directory)) for path in left_out]
+    logging.warning("%s: %s", directory, tables.note_of(names, "no pictures"))
   images = []
   for name, path in files.items():
     masks = {rater: masks[name] for rater, masks in found.items() if name in masks}
@@ -310,7 +340,7 @@ def read_folder(directory):
     patients_are_unknown=not more or "patients" in dataset,
     images=tuple(images),
     more=more,
-    fingerprint=tables._fingerprint(
+    fingerprint=tables.fingerprint(
       directory,
       ("dataset.json", "patients.csv"),
       {image.path for image in images}

@@ -10,6 +10,7 @@ from lus_jax.errors import UserError
 from tfds_builders import records
 from tfds_builders.letterbox import letterbox
 from tfds_builders.lus_folder.lus_folder import SPLIT_UNITS
+from tfds_builders.mask_check import MaskCheck
 from tfds_builders.multirater_folder import manifest, pictures
 
 
@@ -135,9 +136,12 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    shares = []
+    folder = self.builder_config.folder
+    other = "white" if folder.polarity == "black" else "black"
+    mend = f'write "polarity": "{other}" in dataset.json'
+    masks = MaskCheck(folder.directory, folder.classes, "rater", mend)
     return {
-      name: self._generate_examples(images, shares)
+      name: self._generate_examples(images, masks)
       for name, images in self.builder_config.splits.items()
     }
 
@@ -156,8 +160,8 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
       for name, path in paths.items()
     }
 
-  def _generate_examples(self, images, shares):
-    """Yields examples; `shares` collects how much of a PNG mask is object, over all splits."""
+  def _generate_examples(self, images, masks):
+    """Yields examples; `masks` collects what is in the masks of all splits."""
     config, folder = self.builder_config, self.builder_config.folder
     for image in images:
       pixels, box = self._letterbox(pictures.read_image(image.path))
@@ -169,8 +173,8 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
         for name, mask in self._read_masks(paths).items():
           k = folder.classes.index(name)
           raters[r, ..., k], _ = self._letterbox(255 * mask, antialias=False)
-          if not folder.labels and not pictures.is_nifti(paths[name]):
-            shares.append(mask.mean())
+          may_be_inverted = not folder.labels and not pictures.is_nifti(paths[name])
+          masks.add(mask, name, rater, may_be_inverted=may_be_inverted)
       drawn = np.array([rater in image.masks for rater in folder.raters])
       yield (
         image.name,
@@ -190,10 +194,5 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
         },
       )
     # TFDS writes the splits in their order.
-    if images is config.splits[records.SPLITS[-1]] and min(shares, default=0) > 0.5:
-      logging.warning(
-        "%s: more than half of the pixels are object in every mask; if that is the background, "
-        'write "polarity": "%s" in dataset.json.',
-        folder.directory,
-        "white" if folder.polarity == "black" else "black",
-      )
+    if images is config.splits[records.SPLITS[-1]]:
+      masks.warn()
