@@ -589,6 +589,26 @@ def read_dataset(path, keys):
   return dataset
 
 
+def confidence_maximum(path, dataset):
+  """The number that means 100 % in masks, in the user's word; None where there is none.
+
+  Raises:
+    UserError: it is no number above 0.
+  """
+  value = dataset.get("confidence_maximum")
+  if value is not None and not (is_number(value) and value > 0):
+    raise UserError(
+      f"{path}: 'confidence_maximum' is {shown_value(value)}; write the number that means 100 % in "
+      "masks, as 255."
+    )
+  return value
+
+
+def is_number(value):
+  """Whether a value of JSON is a number that computers can reckon with."""
+  return type(value) in (int, float) and abs(value) < 1e30
+
+
 def check_classes(names, where, what):
   """Refuses names of classes that cannot be files beside each other (`UserError`)."""
   first = {}

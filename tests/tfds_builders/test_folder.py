@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+from unicodedata import normalize
 
 import av
 import numpy as np
@@ -66,7 +67,7 @@ class Folder:
         self.masks[name, c] = mask
         self.save_mask(f"{name}/{c}.png", mask)
     self.dataset = {"name": "tiny", "licence": "none", "classes": list(CLASSES)}
-    self.dataset["thin"] = ["b_line"]
+    self.dataset |= {"thin": ["b_line"], "frame_numbers": "from_0"}
     self.header = list(MANIFEST)
 
   def save_mask(self, name, mask):
@@ -336,7 +337,16 @@ def test_missing_required_column_of_the_labels(folder, column):
 @pytest.mark.parametrize(
   ("cells", "parts"),
   [
-    ({"video": "gone.mp4"}, ("videos/gone.mp4 does not exist",)),
+    ({"video": "gone.mp4"}, ("videos/gone.mp4 does not exist", "relative to")),
+    ({"video": "./b.avi"}, ("roundabout name; write 'b.avi'",)),
+    ({"video": "../videos/b.avi"}, ("leads out of its folder",)),
+    ({"video": "/etc/passwd"}, ("absolute path; write it relative to mine/videos",)),
+    ({"video": "videos/a.npy"}, ("the same video as row 2",)),
+    (
+      {"sf_ratio": "4.62"},
+      ("sf_ratio 4.62 is no plausible ratio", "FiO2 as a share (.21, not 21)"),
+    ),
+    ({"sf_ratio": "0"}, ("sf_ratio 0 is no plausible ratio",)),
     ({"video": "a.npy"}, ("the same video as row 2",)),
     ({"video": ""}, ("video is empty",)),
     ({"patient": " "}, ("patient is empty",)),
@@ -385,6 +395,11 @@ def test_unknown_and_other_days_do_not_contradict(folder):
     (["b.avi", "", "", "a.npy"], ("frame is empty",)),
     (["b.avi", "1", "", ""], ("masks is empty",)),
     (["b.avi", "1", "", "nowhere"], ("masks/nowhere does not exist",)),
+    (["b.avi", "1", "", "."], ("masks '.' is a roundabout name",)),
+    (["b.avi", "1", "", ".."], ("masks '..' leads out of its folder",)),
+    (["b.avi", "1", "", "/"], ("masks '/' is an absolute path",)),
+    (["b.avi", "1", "", "masks/../a.npy"], ("leads out of its folder",)),
+    (["b.avi", "1", "", "a.npy/pleura.png"], ("pleura.png is a file; name the folder",)),
     (["a.npy", "04", "ann", "b.avi"], ("the same video, frame and annotator as row 2",)),
     (["b.avi", "1", "", "a.npy", "more"], ("more cells than there are columns",)),
   ],
@@ -413,8 +428,8 @@ def test_palette_mask_and_mask_that_is_no_png(folder):
   check_refused(folder, "labels.csv row 3: ", "masks/b.avi/pleura.png", "type P")
   path.write_bytes(b"text")
   check_refused(folder, "labels.csv row 3: ", "masks/b.avi/pleura.png is damaged")
-  path.rename(path.with_suffix(".jpg"))
-  check_refused(folder, "labels.csv row 3: ", "pleura.jpg is not <class>.png")
+  path.rename(path.with_suffix(".webp"))
+  check_refused(folder, "labels.csv row 3: ", "pleura.webp is not <class>.png")
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -456,6 +471,14 @@ def test_bad_arguments(folder):
     ({"thin": ["rib"]}, "'thin' names 'rib'"),
     ({"licence": None}, "'licence' is missing"),
     ({"missing_class": "unlabeled"}, "'missing_class' is 'unlabeled'"),
+    ({"frame_numbers": 1}, "'frame_numbers' is 1; write 'from_0' or 'of_files'"),
+    ({"confidence_maximum": "255"}, "'confidence_maximum' is '255'"),
+    ({"confidence_maximum": 0}, "'confidence_maximum' is 0"),
+    ({"confidence_maximum": 10**400}, "'confidence_maximum' is 1000"),
+    ({"classes": ["_ignore"]}, "'_ignore' is the name of masks that do not count"),
+    ({"classes": ["a\nb"]}, "control character"),
+    ({"classes": ["x" * 300]}, "too long"),
+    ({"classes": [normalize("NFC", "plèvre"), normalize("NFD", "plèvre")]}, "names a class twice"),
   ],
 )
 def test_bad_dataset_json(folder, change, part):
@@ -488,6 +511,182 @@ def test_patient_table_is_carried_along(folder, tmp_path):
   (folder.path / "patients.csv").write_text("patient,sex\np0,f\np0,m\n")
   with pytest.raises(UserError, match=r"patients.csv row 3: the same patient as row 2"):
     folder.config()
+
+
+# Names, numbers and files of the field.
+
+
+def test_names_composed_in_tables_and_decomposed_on_disk_are_the_same(folder, warnings_seen):
+  nfc, nfd = normalize("NFC", "plèvre"), normalize("NFD", "plèvre")
+  for path in sorted((folder.path / "masks").glob("*/pleura.png")):
+    path.rename(path.with_name(f"{nfd}.png"))
+  (folder.path / "videos" / "a.npy").rename(folder.path / "videos" / f"{nfd}.npy")
+  (folder.path / "masks" / "a.npy").rename(folder.path / "masks" / nfd)
+  folder.dataset["classes"] = [nfc, "b_line"]
+  folder.set(0, video=f"{nfc}.npy", patient=nfc, day="")
+  folder.set(1, patient=nfd, day="")
+  folder.labels[1] = [f"{nfd}.npy", "4", nfc, nfc]
+  found = folder.config().folder
+  assert found.videos[0].patient == found.videos[1].patient == nfc
+  assert found.classes == (nfc, "b_line")
+  assert all(set(label.masks) == {nfc, "b_line"} for label in found.labels)
+  assert found.labels[0].annotator == nfc and not warnings_seen
+
+
+def test_one_person_spelled_in_two_ways_is_named(folder, warnings_seen):
+  names = ("007", "7", "P3", "p3", "11", "11.0")
+  for i, name in enumerate(names):
+    folder.set(i, patient=name)
+  folder.labels.append(["a.npy", "0", "ANN", "a.npy"])
+  folder.config()
+  texts = [text for text in warnings_seen if "look like one name" in text]
+  assert len(texts) == 4
+  for text, pair in zip(
+    sorted(texts), ("", "'007' and '7'", "'11' and '11.0'", "'P3' and 'p3'"), strict=True
+  ):
+    assert ("manifest.csv" in text or "labels.csv" in text) and pair in text
+  assert any("annotators 'ann' and 'ANN'" in text for text in texts)
+  (folder.path / "patients.csv").write_text("patient,sex\nP03,f\n")
+  warnings_seen.clear()
+  folder.config()
+  assert any("'P3' and 'p3' and 'P03'" in text for text in warnings_seen)
+  assert any("patients.csv: 1 patient(s) have no row in manifest.csv" in t for t in warnings_seen)
+
+
+def test_numbers_of_files(folder, warnings_seen):
+  del folder.dataset["frame_numbers"]
+  folder.labels[3][1] = "1"
+  assert folder.config().folder.labels[2].frame == 1
+  (warning,) = warnings_seen
+  assert "labels.csv row 4: frame 1 of c is taken to be 9.png" in warning
+  assert '"frame_numbers": "of_files"' in warning
+  folder.dataset["frame_numbers"] = "of_files"
+  check_refused(folder, "labels.csv row 4: frame 1 is the number of no file in c (8 to 12)")
+  folder.labels[3][1] = "9"
+  labels = folder.config().folder.labels
+  # Other videos count from 0 whatever is said of folders.
+  assert (labels[2].frame, labels[0].frame) == (1, 4)
+  assert labels[2].video.media.files[1].name == "9.png"
+  assert len(warnings_seen) == 1
+  folder.labels[3][1] = "1"
+  folder.dataset["frame_numbers"] = "from_0"
+  assert folder.config().folder.labels[2].frame == 1
+  assert len(warnings_seen) == 1
+
+
+def test_masks_of_other_formats_are_read_and_nothing_is_dropped_uncounted(folder, warnings_seen):
+  path = folder.path / "masks" / "a.npy" / "pleura.png"
+  mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+  mask[4:9, 5:20] = 255
+  path.unlink()
+  Image.fromarray(mask).save(path.with_suffix(".TIF"), "TIFF")
+  (label, *_) = folder.config().folder.labels
+  np.testing.assert_array_equal(media.read_mask(label.masks["pleura"]), mask / 255)
+  Image.fromarray(mask).save(path.with_suffix(".bmp"))
+  check_refused(folder, "labels.csv row 2", "pleura.bmp and pleura.TIF are the same mask")
+  path.with_suffix(".bmp").rename(path.with_name("pleura.npz"))
+  check_refused(folder, "labels.csv row 2", "pleura.npz is not <class>.png")
+  path.with_name("pleura.npz").rename(path.with_name("notes.txt"))
+  assert not warnings_seen
+  folder.config()
+  assert "Left out, as they are no pictures: " in warnings_seen[0]
+  assert warnings_seen[0].endswith("masks/a.npy/notes.txt.")
+  (path.parent / "old").mkdir()
+  check_refused(folder, "labels.csv row 2", "masks/a.npy/old is not <class>.png")
+
+
+def test_a_frame_of_a_video_is_no_still_of_another_patient(folder):
+  folder.set(3, video="c/8.png")
+  check_refused(folder, "manifest.csv row 5: ", "c/8.png is the same file as", "of row 4; remove")
+
+
+def test_links_that_leave_the_folder(folder, tmp_path):
+  mask = folder.path / "masks" / "a.npy" / "pleura.png"
+  mask.rename(tmp_path / "elsewhere.png")
+  mask.symlink_to(tmp_path / "elsewhere.png")
+  check_refused(folder, "labels.csv row 2", "pleura.png is a link that leaves")
+  mask.unlink()
+  frame = folder.path / "videos" / "c" / "8.png"
+  (tmp_path / "elsewhere.png").unlink()
+  frame.rename(tmp_path / "elsewhere.png")
+  frame.symlink_to(tmp_path / "elsewhere.png")
+  check_refused(folder, "manifest.csv row 4", "c/8.png is a link that leaves")
+
+
+def test_pixels_that_count_nowhere(folder, tmp_path):
+  plain = read(build(folder.config(), tmp_path / "data"))
+  ignored = np.zeros((HEIGHT, WIDTH), np.uint8)
+  ignored[3:7, 2:9] = 255
+  folder.save_mask("c/_ignore.png", ignored)
+  builder = build(folder.config(), tmp_path / "data")
+  assert builder.info.metadata["has_ignore"] is True
+  examples = read(builder)
+  for name, (_, example) in examples.items():
+    expected = ignored > 0 if name == "c" else np.zeros_like(ignored, bool)
+    np.testing.assert_array_equal(example["ignore"][..., 0] > 0, expected)
+    for c in range(len(CLASSES)):
+      np.testing.assert_array_equal(
+        example["confidence"][..., c], np.where(expected, 0, plain[name][1]["confidence"][..., c])
+      )
+    assert "ignore" not in plain[name][1]
+  folder.save_mask("c/_ignore.png", ignored[1:])
+  with pytest.raises(UserError, match="labels.csv row 4: .*c/_ignore.png is 32 x 23"):
+    folder.config()
+
+
+def test_what_all_masks_together_show(folder, tmp_path, warnings_seen):
+  object_ = np.zeros((HEIGHT, WIDTH), np.uint8)
+  object_[2:8, 3:9] = 255
+  folder.dataset["classes"].append("rib")
+  for i, name in enumerate(folder.videos):
+    folder.save_mask(f"{name}/pleura.png", 255 - object_)
+    folder.save_mask(f"{name}/b_line.png", object_ // (1 if i < 4 else 16))
+    folder.labels[i + 1][2] = "ann" if i < 4 else "bob"
+  for name in list(folder.videos)[4:]:
+    (folder.path / "masks" / name / "pleura.png").unlink()
+  build(folder.config(), tmp_path / "data")
+  (inverted,) = [text for text in warnings_seen if "more than half" in text]
+  assert "in every mask of the class 'pleura'; if that is the background, invert" in inverted
+  (never,) = [text for text in warnings_seen if "no mask shows" in text]
+  assert "the class 'rib'" in never
+  (faint,) = [text for text in warnings_seen if "12 bits" in text]
+  assert "the annotator 'bob' reach 5.9 % at most, those of others 100 %" in faint
+
+
+def test_the_scale_that_the_user_names(folder, tmp_path):
+  folder.save_mask("a.npy/pleura.png", np.eye(HEIGHT, WIDTH, dtype=np.uint8))
+  for name, c in list(folder.masks)[1:]:
+    folder.save_mask(f"{name}/{c}.png", folder.masks[name, c] > 100)
+  folder.dataset["confidence_maximum"] = 1
+  _, example = read(build(folder.config(), tmp_path / "data"))["a.npy"]
+  np.testing.assert_array_equal(example["confidence"][..., 0], 255 * np.eye(HEIGHT, WIDTH))
+
+
+def test_odd_names_come_through(folder, tmp_path):
+  odd = "Cov-Atlas+(44) & <b>50%, 'x' #5;%20.npy"
+  name = "B-Linie (konfl.) & <b>50%"
+  (folder.path / "videos" / "a.npy").rename(folder.path / "videos" / odd)
+  for path in sorted((folder.path / "masks").glob("*/pleura.png")):
+    path.rename(path.with_name(f"{name}.png"))
+  folder.dataset["classes"] = [name, "b_line"]
+  folder.set(0, video=odd, patient='Müller, "0"')
+  folder.labels[1] = [odd, "4", "A & B <i>", "a.npy"]
+  _, example = read(build(folder.config(), tmp_path / "data"))[odd]
+  assert example["patient"].decode() == 'Müller, "0"' and example["annotator"] == b"A & B <i>"
+  np.testing.assert_array_equal(example["confidence"][..., 0], folder.masks["a.npy", "pleura"])
+
+
+def test_frame_numbers_of_videos_with_b_frames(tmp_path):
+  frames = np.stack([np.full((48, 64), 20 + 5 * i, np.uint8) for i in range(40)])
+  write_video(
+    tmp_path / "a.mp4",
+    frames,
+    codec="libx264",
+    pixels="yuv420p",
+    options={"crf": "4", "bf": "3", "g": "12"},
+  )
+  read_back = media.read(media.probe(tmp_path / "a.mp4"), [39, 0, 13, 14])
+  assert np.abs(read_back[:, 9, 9].astype(int) - [215, 20, 85, 90]).max() <= 2
 
 
 # Videos and stills.

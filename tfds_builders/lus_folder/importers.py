@@ -132,8 +132,6 @@ class _Indices:
 
   def read(self, path):
     """Returns a mask's indices [h, w], 1 to K, and where its pixels do not count [h, w]."""
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-      raise UserError(f"{path} is JPEG, which changes indices; save palette masks as PNG.")
     indices = media.read_indices(path)
     ignored = np.zeros(indices.shape, bool) if self._ignore is None else indices == self._ignore
     indices = np.where(ignored, 0, indices)
@@ -205,11 +203,7 @@ def import_palette(
     for stem, path in image_of.items():
       header = media.probe(path)
       indices, ignored = reader.read(mask_of[stem])
-      if indices.shape != (header.height, header.width):
-        raise UserError(
-          f"{mask_of[stem]} is {indices.shape[1]} x {indices.shape[0]} and its image "
-          f"{header.width} x {header.height} pixels; save the mask at the image's size."
-        )
+      media.check_mask_size(mask_of[stem], indices.shape, header, of="image")
       name = stem + path.suffix
       shutil.copyfile(path, folder / "videos" / name)
       for index, class_name in enumerate(classes, start=1):

@@ -191,7 +191,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
     if name not in label.masks:
       shape = config.height, config.width
       return np.zeros(shape, np.uint8), not config.folder.missing_class_is_unlabelled
-    mask = media.read_mask(label.masks[name])
+    mask = media.read_mask(label.masks[name], maximum=config.folder.confidence_maximum)
     masks.add(mask, name, label.annotator)
     # Known once all masks are read; TFDS stores the metadata after that.
     metadata = self.info.metadata
@@ -210,7 +210,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
     """Returns what does not count, [H, W, 1] uint8: 1 where any of it was mixed in."""
     if label.ignore is None:
       return np.zeros((self.builder_config.height, self.builder_config.width, 1), np.uint8)
-    mask = np.float32(media.read_mask(label.ignore) > 0)
+    mask = np.float32(media.read_mask(label.ignore, binary=True) > 0)
     # Shrinking looks at few of the pixels; none of those between may be lost.
     mask = self._letterbox(255 * mask)[0] | self._letterbox(255 * mask, antialias=False)[0]
     return (mask > 0).astype(np.uint8)[..., None]

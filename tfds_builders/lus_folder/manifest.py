@@ -7,11 +7,14 @@ The folder:
                        missing_class  "unlabelled": see below
                        frame_numbers  of folders of pictures: "from_0" (default) or "of_files"
                        patients       "unknown": the patients of manifest.csv are stand-ins
+                       confidence_maximum  what means 100 % in masks, where their type does not say
     DIR/manifest.csv   a row a video or still: video, patient, day, view, sf_ratio, readmitted_30d,
                        split
     DIR/labels.csv     a row a labelled frame: video, frame (from 0), annotator, masks
-    DIR/videos/<video>                 mp4, avi, gif, npy, png or a folder of numbered PNGs
-    DIR/masks/<masks>/<class>.png      8- or 16-bit grey, confidence = value / maximum of the type;
+    DIR/videos/<video>                 mp4, avi, gif, npy, a picture (png, jpg, tif, bmp) or a
+                                       folder of numbered ones
+    DIR/masks/<masks>/<class>.png      8- or 16-bit grey, confidence = value / maximum of the type
+                                       (jpg, tif, bmp are read too);
                                        a missing file is confidence 0, or unlabelled
     DIR/masks/<masks>/_ignore.png      optional: what is not 0 counts nowhere, in no class
     DIR/patients.csv   optional: patient and anything else, for subgroup tables
@@ -40,6 +43,7 @@ DATASET_KEYS = (
   "missing_class",
   "patients",
   "frame_numbers",
+  "confidence_maximum",
 )
 FRAME_NUMBERS = ("from_0", "of_files")
 MAX_SF_RATIO = 477.0
@@ -86,6 +90,7 @@ class Folder:
     classes: K names.
     thin: those of them that are lines.
     missing_class_is_unlabelled: whether a class without a mask file is unknown there, not absent.
+    confidence_maximum: what means 100 % in masks; None: what their type says.
     patients_are_unknown: whether the patients are stand-ins, so that a split may share a person.
     videos: the rows of manifest.csv.
     labels: the rows of labels.csv; empty if they were not asked for.
@@ -99,6 +104,7 @@ class Folder:
   classes: tuple[str, ...]
   thin: tuple[str, ...]
   missing_class_is_unlabelled: bool
+  confidence_maximum: float | None
   patients_are_unknown: bool
   videos: tuple[Video, ...]
   labels: tuple[Label, ...]
@@ -206,14 +212,9 @@ def _find_masks(row, place, classes, left_out):
 def _check_sizes(row, masks, video):
   for path in masks.values():
     try:
-      height, width = media.mask_size(path)
+      media.check_mask_size(path, media.mask_size(path), video.media)
     except UserError as error:
       raise row.error(str(error)) from error
-    if (height, width) != (video.media.height, video.media.width):
-      raise row.error(
-        f"{path} is {width} x {height} and its frame {video.media.width} x {video.media.height} "
-        "pixels; save the mask at the frame's size."
-      )
 
 
 def _frame(row, video, of_files):
@@ -352,6 +353,7 @@ def read_folder(directory, *, labels=True):
     classes=tuple(dataset["classes"]),
     thin=tuple(dataset.get("thin", [])),
     missing_class_is_unlabelled="missing_class" in dataset,
+    confidence_maximum=tables.confidence_maximum(directory / "dataset.json", dataset),
     patients_are_unknown="patients" in dataset,
     videos=videos,
     labels=frames,

@@ -16,11 +16,8 @@ import re
 import shutil
 import sys
 
-import numpy as np
-from PIL import Image
-
 from lus_jax.errors import UserError
-from tfds_builders import media, tables
+from tfds_builders import media, nifti, stills, tables
 from tfds_builders.lus_folder import importers as lus_importers
 from tfds_builders.multirater_folder import manifest, pictures
 
@@ -39,41 +36,10 @@ def _group(pattern, text, option):
   return found.group(1)
 
 
-def _read_two_tone(path):
-  """Reads a black and white mask.
-
-  Args:
-    path: a picture of 1 bit, 8-bit grey or RGB.
-
-  Returns:
-    Where it is white, [h, w] bool; how many pixels are neither black nor white; and whether it
-    holds 0 and 1, of which 1 is white.
-
-  Raises:
-    UserError: it is damaged, has colours, or nothing in it is as bright as white.
-  """
-  try:
-    with Image.open(path, formats=("PNG", "JPEG", "TIFF", "BMP")) as image:
-      if image.mode not in ("1", "L", "RGB"):
-        raise UserError(
-          f"{path} has pixels of type {image.mode}; save masks as black and white PNG (1 bit, "
-          "8-bit grey or RGB)."
-        )
-      pixels = np.asarray(image.convert("RGB"))
-  except (OSError, SyntaxError) as error:
-    raise UserError(f"{path} is damaged or no picture; save the mask again.") from error
-  if (pixels != pixels[..., :1]).any():
-    raise UserError(f"{path} has colours; save masks in black and white.")
-  grey = pixels[..., 0]
-  largest = grey.max()
-  if largest == 1:
-    return grey == 1, 0, True
-  if 0 < largest < 128:
-    raise UserError(
-      f"{path} holds values up to {largest}, of which none is white; save masks as 0 and 255 (or 0 "
-      "and 1)."
-    )
-  return grey >= 128, int(((grey > 0) & (grey < 255)).sum()), False
+def _holds_0_and_1(path):
+  with stills.opened(path) as image:
+    values, full = stills.pixels(image, path)
+  return full != 1 and values.max() == 1
 
 
 def _check_undrawn(images, masks):
@@ -143,22 +109,17 @@ def import_folders(
   if person_pattern is not None:
     persons = {rater: _group(person_pattern, rater, "--person-pattern") for rater in folders}
     tables.warn_of_alike(persons.values(), raters, "persons", "they count as different people")
-  sizes, grey, ones, shares = {}, [], [], []
+  headers, grey, ones, shares = {}, [], [], []
   with lus_importers.new_folder(out, "images", "raters") as folder:
     for image, path in image_of.items():
-      header = media.probe(path)
-      sizes[image] = header.height, header.width
+      headers[image] = media.probe(path)
       shutil.copyfile(path, folder / "images" / f"{image}{path.suffix}")
     for rater, drawn in masks.items():
       (folder / "raters" / rater).mkdir()
       for image, path in drawn.items():
-        mask, n_grey, is_of_ones = _read_two_tone(path)
-        if mask.shape != sizes[image]:
-          height, width = sizes[image]
-          raise UserError(
-            f"{path} is {mask.shape[1]} x {mask.shape[0]} and its image {width} x {height} pixels; "
-            "save the mask at the image's size."
-          )
+        is_of_ones = _holds_0_and_1(path)
+        mask, n_grey = media.read_binary_mask(path, maximum=1 if is_of_ones else None)
+        media.check_mask_size(path, mask.shape, headers[image], of="image")
         if n_grey:
           grey.append(f"{n_grey} in {rater}/{path.name}")
         if is_of_ones:
@@ -192,7 +153,7 @@ _PATIENTS_NOTE = (
 )
 
 
-def import_qubiq(*, cases, task, out, class_name, name=None, licence="unknown"):
+def import_qubiq(*, cases, task, out, class_name, name=None, licence="unknown", nifti_axes=None):
   """Writes a folder from one task of a QUBIQ 2021 data set.
 
   Args:
@@ -202,6 +163,7 @@ def import_qubiq(*, cases, task, out, class_name, name=None, licence="unknown"):
     class_name: what the masks of this task show.
     name: of the data set; by default that of `out`.
     licence: of the data.
+    nifti_axes: which axis of the files is the first: 'xy' (the default) or 'yx'.
 
   Returns:
     What a user should know, as lines of text.
@@ -236,17 +198,15 @@ def import_qubiq(*, cases, task, out, class_name, name=None, licence="unknown"):
     for case, masks in of_case.items():
       if not masks:
         continue
-      pixels = pictures.read_image(found[case])
       shutil.copyfile(found[case], folder / "images" / f"{case}.nii.gz")
+      pictures.read_image(found[case])
+      pictures.check_geometry(found[case], masks.values(), indices=False)
       for rater, path in masks.items():
-        mask = pictures.read_mask(path)
-        if mask.shape != pixels.shape:
-          raise UserError(
-            f"{path} is {mask.shape[1]} x {mask.shape[0]} and its image {pixels.shape[1]} x "
-            f"{pixels.shape[0]} pixels; save the mask at the image's size."
-          )
+        pictures.read_mask(path)
         shutil.copyfile(path, folder / "raters" / rater / f"{case}.nii.gz")
-    _write_dataset(folder, name=name or out.name, licence=licence, class_name=class_name)
+    more = {"nifti_axes": nifti_axes} if nifti_axes else {}
+    name = name or out.name
+    _write_dataset(folder, name=name, licence=licence, class_name=class_name, **more)
   notes = [f"{len(of_case) - len(left_out)} images, {len(raters)} raters, class {class_name}."]
   if left_out:
     notes.append(f"Left out, as they have no mask of {task}: {', '.join(left_out)}.")
@@ -285,6 +245,7 @@ def _parser():
   qubiq = commands.add_parser("qubiq", parents=[common], help="a task of QUBIQ 2021")
   qubiq.add_argument("--cases", type=pathlib.Path, required=True, help="folder of the cases")
   qubiq.add_argument("--task", required=True, help="task01, ...")
+  qubiq.add_argument("--nifti-axes", choices=nifti.AXES, help="which axis of files is the first")
   qubiq.set_defaults(run=import_qubiq)
   return parser
 

@@ -9,7 +9,11 @@ The folder:
                        persons   {rater: person}, where one person drew with several tools
                        soft      true: masks are confidences, value / maximum of the type
                        patients  "unknown": the patients of patients.csv are stand-ins
-    DIR/images/<image>.png                     or .nii.gz, .nii
+                       confidence_maximum  what means object or 100 % in masks, where their type
+                                           does not say
+                       nifti_axes          "xy" or "yx": which axis of NIfTI files is the first
+                       intensity_window    [low, high]: values of NIfTI images that become 0 and 255
+    DIR/images/<image>.png                     or .jpg, .tif, .bmp, .nii.gz, .nii; so the masks
     DIR/raters/<rater>/<image>.png             one class, or label indices
     DIR/raters/<rater>/<class>/<image>.png     several classes; one without a file is absent
     DIR/patients.csv   optional, a row an image: image, patient, split (train, validation or test;
@@ -24,7 +28,7 @@ import pathlib
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import media, records, tables
+from tfds_builders import media, nifti, records, tables
 from tfds_builders.multirater_folder import pictures
 
 POLARITIES = ("white", "black")
@@ -40,6 +44,9 @@ DATASET_KEYS = (
   "persons",
   "soft",
   "patients",
+  "confidence_maximum",
+  "nifti_axes",
+  "intensity_window",
 )
 
 
@@ -67,6 +74,9 @@ class Folder:
     polarity: what the object is in PNG masks, 'white' or 'black'.
     labels: the label index of each class; empty where masks are of one class each.
     soft: whether masks are confidences.
+    confidence_maximum: what means object or 100 % in masks; None: what their type says.
+    nifti_axes: which axis of NIfTI files is the first, 'xy' or 'yx'; None: nobody says.
+    intensity_window: the values of NIfTI images that become 0 and 255; None: each image's own.
     raters: R names, sorted.
     persons: who each of them is.
     patients_are_unknown: whether the patients are stand-ins, so that a split may share a person.
@@ -83,6 +93,9 @@ class Folder:
   polarity: str
   labels: dict[str, int]
   soft: bool
+  confidence_maximum: float | None
+  nifti_axes: str | None
+  intensity_window: tuple[float, float] | None
   raters: tuple[str, ...]
   persons: tuple[str, ...]
   patients_are_unknown: bool
@@ -105,6 +118,22 @@ def _read_dataset(path):
     raise UserError(f"{path}: 'polarity' is {written}; write one of {', '.join(POLARITIES)}.")
   if not isinstance(soft, bool):
     raise UserError(f"{path}: 'soft' is {tables.shown_value(soft)}; write true or false.")
+  dataset["confidence_maximum"] = tables.confidence_maximum(path, dataset)
+  axes, window = (
+    dataset.setdefault("nifti_axes", None),
+    dataset.setdefault("intensity_window", None),
+  )
+  if axes not in (None, *nifti.AXES):
+    written = tables.shown_value(axes)
+    raise UserError(f"{path}: 'nifti_axes' is {written}; write one of {', '.join(nifti.AXES)}.")
+  if window is not None:
+    is_pair = isinstance(window, list) and len(window) == 2 and all(map(tables.is_number, window))
+    if not is_pair or window[0] >= window[1]:
+      raise UserError(
+        f"{path}: 'intensity_window' is {tables.shown_value(window)}; write two rising numbers, "
+        "[low, high]."
+      )
+    dataset["intensity_window"] = tuple(window)
   for field, what, kind in (("labels", "class", int), ("persons", "rater", str)):
     values = dataset[field].values() if isinstance(dataset[field], dict) else [None]
     # A bool is an int to Python.
@@ -121,8 +150,9 @@ def _read_dataset(path):
       raise UserError(
         f"{path}: 'labels' must give each class an index of its own from 1 to {MAX_INDEX}; mend it."
       )
-    if soft or polarity == "black":
-      other = "soft" if soft else "polarity"
+    given = {"soft": soft, "polarity": polarity == "black"}
+    given |= {"confidence_maximum": dataset["confidence_maximum"] is not None}
+    for other in (name for name, is_given in given.items() if is_given):
       raise UserError(f"{path}: label indices have no {other!r}; remove it, or remove 'labels'.")
   return dataset
 
@@ -243,17 +273,6 @@ def _find_masks(folder, dataset, images, left_out):
   return masks
 
 
-def _check_size(image, masks, *, indices):
-  height, width = pictures.image_size(image)
-  for path in masks:
-    size = pictures.mask_size(path, indices=indices)
-    if size != (height, width):
-      raise UserError(
-        f"{path} is {size[1]} x {size[0]} and its image {width} x {height} pixels; save the mask "
-        "at the image's size."
-      )
-
-
 def _read_patients(path, images):
   """Returns the patient and the split of each image, and what else the table says of it."""
   if not tables.exists(path):
@@ -318,14 +337,17 @@ def read_folder(directory):
   if left_out:
     names = [str(path.relative_to(directory)) for path in left_out]
     logging.warning("%s: %s", directory, tables.note_of(names, "no pictures"))
-  images = []
+  images, unsure = [], []
   for name, path in files.items():
     masks = {rater: masks[name] for rater, masks in found.items() if name in masks}
     if not masks:
       raise UserError(f"{path} was drawn by no rater; add a mask or remove the image.")
     paths = dict.fromkeys(mask for by_class in masks.values() for mask in by_class.values())
-    _check_size(path, paths, indices=bool(dataset["labels"]))
+    unsure += pictures.check_geometry(
+      path, paths, indices=bool(dataset["labels"]), axes=dataset["nifti_axes"]
+    )
     images.append(Image(name, path, *patients[name], masks))
+  pictures.warn_of_axes(unsure)
   return Folder(
     directory=directory,
     name=dataset["name"],
@@ -335,6 +357,9 @@ def read_folder(directory):
     polarity=dataset["polarity"],
     labels=dataset["labels"],
     soft=dataset["soft"],
+    confidence_maximum=dataset["confidence_maximum"],
+    nifti_axes=dataset["nifti_axes"],
+    intensity_window=dataset["intensity_window"],
     raters=tuple(folders),
     persons=tuple(dataset["persons"].get(rater, rater) for rater in folders),
     patients_are_unknown=not more or "patients" in dataset,

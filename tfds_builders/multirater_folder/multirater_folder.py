@@ -153,10 +153,16 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
     folder = self.builder_config.folder
     if folder.labels:
       path = paths[folder.classes[0]]
-      indices = pictures.read_indices(path, folder.labels.values())
+      indices = pictures.read_indices(path, folder.labels.values(), axes=folder.nifti_axes)
       return {name: np.float32(indices == index) for name, index in folder.labels.items()}
     return {
-      name: pictures.read_mask(path, polarity=folder.polarity, soft=folder.soft)
+      name: pictures.read_mask(
+        path,
+        polarity=folder.polarity,
+        soft=folder.soft,
+        maximum=folder.confidence_maximum,
+        axes=folder.nifti_axes,
+      )
       for name, path in paths.items()
     }
 
@@ -164,7 +170,10 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
     """Yields examples; `masks` collects what is in the masks of all splits."""
     config, folder = self.builder_config, self.builder_config.folder
     for image in images:
-      pixels, box = self._letterbox(pictures.read_image(image.path))
+      pixels = pictures.read_image(
+        image.path, axes=folder.nifti_axes, window=folder.intensity_window
+      )
+      pixels, box = self._letterbox(pixels)
       raters = np.zeros(
         (len(folder.raters), config.height, config.width, len(folder.classes)), np.uint8
       )
