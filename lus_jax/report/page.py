@@ -356,6 +356,8 @@ def _examples(files):
     top, left, bottom, right = arrays["valid_box"][n].tolist()
     valid = np.zeros((*image.shape, len(classes)), np.float32)
     valid[top:bottom, left:right] = arrays["labelled"][n]
+    if "ignore" in arrays:
+      valid *= arrays["ignore"][n] == 0
     index = int(arrays["index"][n])
 
     picture = functools.partial(

@@ -49,6 +49,24 @@ def test_prepare_scales_and_marks_what_is_valid(key):
   assert not inputs["where"][1, ..., 1].any()
 
 
+@pytest.mark.parametrize("augmentation", [None, config(probability=1.0)])
+def test_ignored_pixels_count_in_no_class_and_stay_in_the_picture(key, augmentation):
+  stored = batch(key, n=8, size=24)
+  ignore = np.zeros((8, 24, 24, 1), np.uint8)
+  ignore[:, 4:12, 6:15] = 1
+  # Only they are painted, so that what counts must be empty.
+  painted = stored | {"confidence": jnp.asarray(np.repeat(255 * ignore, 2, -1))}
+  inputs = augment.prepare(painted | {"ignore": jnp.asarray(ignore)}, key, augmentation)
+  plain = augment.prepare(painted, key, augmentation)
+  assert inputs.keys() == plain.keys()
+  np.testing.assert_array_equal(inputs["image"], plain["image"])
+  assert np.where(inputs["where"], inputs["confidence"], 0).max() <= 1e-3
+  lost = np.asarray(plain["where"] & ~inputs["where"]).sum((1, 2, 3))
+  # Two classes; rotated, the border of 72 pixels mixes with as many outside.
+  assert (lost == 144).all() if augmentation is None else ((lost > 100) & (lost < 240)).all()
+  assert (plain["confidence"][plain["where"]] > 0.5).any()
+
+
 def test_rotation_agrees_with_scipy(key):
   image = jax.random.uniform(key, (17, 24, 2))
   rotated = augment.rotate(image, np.deg2rad(13.0))

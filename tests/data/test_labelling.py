@@ -68,7 +68,7 @@ def rated(r, drawn=(True, True, True)):
   }
 
 
-def make_dataset(splits, raters=()):
+def make_dataset(splits, raters=(), **more):
   return datasets.Dataset(
     name="mine",
     version="1",
@@ -76,7 +76,7 @@ def make_dataset(splits, raters=()):
     thin=(),
     split_unit="patient",
     splits={name: Split(examples) for name, examples in splits.items()},
-    metadata={"raters": list(raters), "persons": list(raters)},
+    metadata={"raters": list(raters), "persons": list(raters)} | more,
   )
 
 
@@ -187,6 +187,24 @@ def test_overlap_carries_each_to_what_the_other_painted():
       error = np.abs(255 * expected - after["confidence"])[before["confidence"] > 8]
       assert error.mean() < 2
   assert found["test"] is dataset.splits["test"]
+
+
+def test_what_one_annotator_ignored_is_compared_with_nobodys():
+  r = np.random.default_rng(3)
+  examples, ignored = [], np.zeros((SIZE, SIZE, 1), np.uint8)
+  ignored[: SIZE // 2] = 1
+  for i in range(6):
+    pair = [
+      painted(name, confidence, video=f"v{i}") for confidence in [truth(r)] for name in STYLES
+    ]
+    pair[1]["confidence"] = np.where(ignored, 0, pair[1]["confidence"]).astype(np.uint8)
+    examples += [x | {"ignore": ignored * (x is pair[1])} for x in pair]
+  splits = {"train": examples, "validation": examples, "test": examples}
+  half = [x | {k: x[k][SIZE // 2 :] for k in ("confidence", "image")} for x in examples]
+  expected = labelling.standardised(make_dataset(splits | {"train": half}), "overlap")
+  found = labelling.standardised(make_dataset(splits, has_ignore=True), "overlap")
+  for a, b in zip(found["validation"], expected["validation"], strict=True):
+    np.testing.assert_array_equal(a["confidence"], b["confidence"])
 
 
 def test_overlap_brings_three_raters_together(several_raters):
