@@ -170,6 +170,14 @@ def check_claim(workdir, config, dataset=None):
       "repeat the same config to go on, or remove the directory to start anew."
     )
   if dataset is not None and theirs["dataset"] != ours["dataset"]:
+    # "1.0.0 (frames_96x96_1f3b9c2a)": the reader's version, and what it read.
+    before, now = (one["dataset"].get("version", "").split(" ")[0] for one in (theirs, ours))
+    if before != now:
+      raise UserError(
+        f"{workdir} holds a run on data that version {before} of their reader prepared, and this "
+        f"is version {now}: whether they are the same cannot be told; give another --workdir, or "
+        "remove the directory to start anew."
+      )
     changed = list(_differences(theirs["dataset"], ours["dataset"]))
     what = "what its weights start from" if changed == ["initial"] else "the data set"
     raise UserError(

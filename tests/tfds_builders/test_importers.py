@@ -1,8 +1,10 @@
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
+from absl import logging
 from PIL import Image
 
 from tfds_builders import media
@@ -10,6 +12,11 @@ from tfds_builders.lus_folder import importers, manifest
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
 SHAPE = (20, 30)
+SQUARE = [[2, 3], [2, 7], [9, 7], [9, 3]]
+
+
+def polygon(points, name="line"):
+  return {"class": name, "polygon_xy": points}
 
 
 @pytest.fixture
@@ -105,6 +112,76 @@ def test_palette_mistakes(palette, capsys):
   check_refused(path, capsys, run_palette(path), "images/bert_3.png has no partner")
 
 
+def test_palette_index_that_does_not_count(palette, capsys):
+  path, indices = palette
+  ignored = np.zeros(SHAPE, bool)
+  ignored[6:9, 5:12] = True
+  save_indices(path / "masks" / "bert_2.png", np.where(ignored, 255, indices["bert_2"]))
+  check_refused(path, capsys, run_palette(path), "bert_2.png has index 255, but --classes names 2")
+  check_refused(path, capsys, run_palette(path, "--ignore=2"), "--ignore=2 must be an index above")
+  check_refused(path, capsys, run_palette(path, "--ignore=256"), "at most 255")
+  assert run_palette(path, "--ignore=255") == 0
+  labels = {label.video.patient: label for label in manifest.read_folder(path / "out").labels}
+  assert [name for name, label in labels.items() if label.ignore] == ["bert_2"]
+  np.testing.assert_array_equal(media.read_mask(labels["bert_2"].ignore), ignored)
+  for i, c in enumerate(("nerve", "vessel"), start=1):
+    mask = media.read_mask(labels["bert_2"].masks[c])
+    np.testing.assert_array_equal(mask, (indices["bert_2"] == i) & ~ignored)
+
+
+def test_black_and_white_masks_of_one_class(palette, capsys):
+  path, indices = palette
+  for stem, mask in indices.items():
+    Image.fromarray(np.where(mask == 1, 255, 0).astype(np.uint8)).save(
+      path / "masks" / f"{stem}.png"
+    )
+  assert run_palette(path, classes="nerve") == 0
+  assert "Masks hold 0 and 255: 255 is taken to be nerve." in capsys.readouterr().out
+  for label in manifest.read_folder(path / "out").labels:
+    mask = media.read_mask(label.masks["nerve"])
+    np.testing.assert_array_equal(mask, indices[label.video.patient] == 1)
+  shutil.rmtree(path / "out")
+  # The one that holds 1 may hold a class, or be nearly black.
+  save_indices(path / "masks" / "bert_3.png", np.minimum(indices["bert_3"], 1))
+  check_refused(path, capsys, run_palette(path, classes="nerve"), "anna_0.png holds 0 and 255 and")
+  for stem, mask in indices.items():
+    Image.fromarray(np.where(mask == 1, 0, 255).astype(np.uint8)).save(
+      path / "masks" / f"{stem}.png"
+    )
+  assert run_palette(path, classes="nerve") == 0
+  assert "is its background the object?" in capsys.readouterr().out
+
+
+def test_pictures_of_other_formats_and_files_that_are_none(palette, capsys):
+  path, indices = palette
+  for folder, suffix in (("images", ".JPG"), ("masks", ".tif")):
+    file = path / folder / "anna_0.png"
+    with Image.open(file) as image:
+      image.save(file.with_suffix(suffix), {".JPG": "JPEG", ".tif": "TIFF"}[suffix])
+    file.unlink()
+  (path / "images" / "Thumbs.db").write_bytes(b"")
+  (path / "masks" / "notes.txt").write_bytes(b"")
+  assert run_palette(path) == 0
+  printed = capsys.readouterr().out
+  assert "masks: Left out, as they are no pictures: notes.txt." in printed
+  assert "Thumbs" not in printed
+  videos = {video.patient: video for video in manifest.read_folder(path / "out").videos}
+  assert videos["anna_0"].name == "anna_0.JPG"
+  original = path / "images" / "anna_0.JPG"
+  assert videos["anna_0"].media.path.read_bytes() == original.read_bytes()
+  shutil.rmtree(path / "out")
+  shutil.copyfile(original, path / "images" / "anna_0.bmp")
+  check_refused(path, capsys, run_palette(path), "anna_0.bmp and anna_0.JPG have one name")
+  (path / "images" / "anna_0.bmp").unlink()
+  Image.fromarray(indices["bert_2"]).save(path / "masks" / "bert_2.jpg")
+  (path / "masks" / "bert_2.png").unlink()
+  check_refused(path, capsys, run_palette(path), "bert_2.jpg is a JPEG, which changes")
+  (path / "masks" / "bert_2.jpg").rename(path / "masks" / "bert_2.png")
+  (path / "images" / "bert_2.png").unlink()
+  (path / "images" / "bert_2.png").symlink_to(path / "images" / "bert_3.png")
+  check_refused(path, capsys, run_palette(path), "bert_3.png is the same file as")
+
+
 def test_an_existing_folder_is_left_alone(palette, capsys):
   path, _ = palette
   (path / "out").mkdir()
@@ -135,10 +212,13 @@ def write_polygons(path, content):
   (path / "polygons.json").write_text(json.dumps(content))
 
 
-def test_polygons(polygons, capsys):
+def test_polygons(polygons, capsys, monkeypatch):
+  # Nothing to warn of: which frame is meant stands in dataset.json.
+  monkeypatch.setattr(logging, "warning", pytest.fail)
   assert run_polygons(polygons, "--patient=anna", "--thin=line") == 0
   printed = capsys.readouterr().out
   assert "4 frames, 3 labelled" in printed and "split_unit=frame" in printed
+  assert "2 polygon(s) leave the picture and were cut at its border." in printed
   folder = manifest.read_folder(polygons / "out")
   assert (folder.classes, folder.thin) == (("area", "line"), ("line",))
   ((video,), labels) = folder.videos, folder.labels
@@ -162,6 +242,29 @@ def test_polygons(polygons, capsys):
     ([1, 2], "does not look like"),
     ({"8": []}, "holds no polygon"),
     ({"8": [{"class": "a/b", "polygon_xy": [[0, 0], [1, 1], [2, 0]]}]}, "'a/b'"),
+    ({"8": [polygon([[0.1, 0.1], [0.9, 0.1], [0.5, 1]])]}, "Multiply x by 30 and y by 20"),
+    (
+      {"8": [], "10": [polygon([[900, 1], [910, 1], [905, 9]])]},
+      "polygon 1 of frame '10' lies out",
+    ),
+    ({"8": [polygon([[-9, 1], [-5, 1], [-7, 9]])]}, "lies outside of its picture of 30 x 20"),
+    ({"8": [polygon([[1, 1], [61, 1], [7, 9]])]}, "leaves its picture of 30 x 20 pixels by far"),
+    ({"8": [polygon([[1, 1], [1e38, 1], [7, 9]])]}, "nowhere near the picture"),
+    ({"8": [polygon([[1, 1], [10**400, 1], [7, 9]])]}, "nowhere near the picture"),
+    ({"8": [polygon([[1, 1], [math.nan, 1], [7, 9]])]}, "NaN is no number"),
+    ({"8": [polygon([[1, 1], [math.inf, 1], [7, 9]])]}, "Infinity is no number"),
+    ({"8": [polygon([[1, 1], ["5", 1], [7, 9]])]}, "no pair of numbers"),
+    ({"8": [polygon([[1, 1], [True, 1], [7, 9]])]}, "no pair of numbers"),
+    ({"8": [polygon([[1, 1, 1], [2, 2, 2], [7, 9, 9]])]}, "does not look like"),
+    ({"8": [polygon(SQUARE, None)]}, "has the class null, which is no name"),
+    ({"8": [polygon(SQUARE, ["b"])]}, "which is no name"),
+    ({"8": [polygon(SQUARE, True)]}, "which is no name"),
+    ({"8": [polygon(SQUARE, "b"), polygon(SQUARE, "B")]}, "names a class twice"),
+    ({"8": {}}, "does not look like"),
+    ({"8": ""}, "does not look like"),
+    ({"version": "5.0", "shapes": [], "imagePath": "8.png"}, "looks like LabelMe"),
+    ({"images": [], "annotations": [], "categories": []}, "looks like COCO"),
+    ({"_via_img_metadata": {}}, "looks like VGG Image Annotator"),
   ],
 )
 def test_polygon_mistakes(polygons, capsys, content, part):
@@ -172,6 +275,13 @@ def test_polygon_mistakes(polygons, capsys, content, part):
 def test_polygon_paths(polygons, capsys):
   (polygons / "polygons.json").write_text("{")
   check_refused(polygons, capsys, run_polygons(polygons), "is not JSON")
+  for text, part in (
+    ('{"8": [], "8": []}', "'8' stands twice"),
+    ("<annotations/>", "is XML (CVAT"),
+    ("[" * 9999, "nested too deeply"),
+  ):
+    (polygons / "polygons.json").write_text(text)
+    check_refused(polygons, capsys, run_polygons(polygons), part)
   (polygons / "polygons.json").unlink()
   check_refused(polygons, capsys, run_polygons(polygons), "polygons.json does not exist")
   shutil.rmtree(polygons / "frames")

@@ -117,6 +117,55 @@ def test_grey_pixels_are_cut_at_half_and_named(folders, capsys):
   assert written[0, :3].tolist() == [1, 1, 0]
 
 
+def test_masks_of_0_and_1_are_not_emptied(folders, capsys):
+  path, masks = folders
+  for rater in ("P1_pen", "P2_pen"):
+    save_mask(path, f"{rater}/seg_B0.png", ~masks[rater, "B0"])
+  assert run_folders(path) == 0
+  printed = capsys.readouterr().out
+  assert (
+    "1 is taken for white, as 255 is, in masks of 0 and 1: P1_pen/seg_B0.png, P2_pen/" in printed
+  )
+  for rater in RATERS:
+    written = media.read_mask(path / "out" / "raters" / rater / "B0.png")
+    np.testing.assert_array_equal(written, masks[rater, "B0"])
+
+
+@pytest.mark.parametrize("value", [2, 100, 127])
+def test_masks_without_white_are_not_emptied(folders, capsys, value):
+  path, masks = folders
+  save_mask(path, "P1_pen/seg_B0.png", value * masks["P1_pen", "B0"])
+  check_refused(path, capsys, run_folders(path), "P1_pen/seg_B0.png: its largest value is")
+
+
+def test_masks_of_other_formats_and_files_that_are_none(folders, capsys):
+  path, masks = folders
+  blob = np.zeros(SHAPE, bool)
+  blob[4:15, 6:22] = True
+  for name, suffix in (("Seg_B1", ".jpg"), ("seg_B2", ".TIF")):
+    (path / "raters" / "P2_pen" / f"{name}.png").unlink()
+    Image.fromarray(np.where(blob, 0, 255).astype(np.uint8)).save(
+      path / "raters" / "P2_pen" / f"{name}{suffix}", {".jpg": "JPEG", ".TIF": "TIFF"}[suffix]
+    )
+  (path / "raters" / "P1_pen" / "readme.md").write_text("")
+  (path / "raters" / "all.csv").write_text("")
+  assert run_folders(path) == 0
+  printed = capsys.readouterr().out
+  assert "P1_pen: Left out, as they are no pictures: readme.md." in printed
+  assert "raters: Left out, as they are no pictures: all.csv." in printed
+  for image in ("B1", "B2"):
+    written = media.read_mask(path / "out" / "raters" / "P2_pen" / f"{image}.png")
+    np.testing.assert_array_equal(written, blob)
+  # Every rater has drawn every image.
+  assert all(len(image.masks) == 3 for image in manifest.read_folder(path / "out").images)
+
+
+def test_a_polarity_that_is_probably_wrong_is_said(folders, capsys):
+  path, _ = folders
+  assert run_folders(path, "--polarity=white") == 0
+  assert "is that the background? Then import with --polarity=black" in capsys.readouterr().out
+
+
 def test_folders_mistakes(folders, capsys):
   path, _ = folders
   check_refused(path, capsys, run_folders(path, pattern="seg_(B)(0)"), "has 2 groups")
@@ -194,6 +243,13 @@ def test_qubiq(qubiq, capsys):
   for image in folder.images:
     for rater, paths in image.masks.items():
       np.testing.assert_array_equal(pictures.read_mask(paths["kidney"]), masks[image.name, rater])
+
+
+def test_qubiq_keeps_which_axis_is_the_first(qubiq):
+  path, _ = qubiq
+  assert run_qubiq(path, "--nifti-axes=yx") == 0
+  folder = manifest.read_folder(path / "out")
+  assert folder.nifti_axes == "yx"
 
 
 def test_qubiq_mistakes(qubiq, capsys):

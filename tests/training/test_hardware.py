@@ -9,6 +9,7 @@ from jax import numpy as jnp
 
 from configs import readmission, seg
 from lus_jax import models
+from lus_jax.errors import UserError
 from lus_jax.training import checkpoints, hardware
 from lus_jax.training.state import Network
 
@@ -84,6 +85,14 @@ def test_the_table_of_parameters_is_that_of_the_networks(encoder):
   )
   n = sum(np.prod(x.shape) for x in jax.tree.leaves(params))
   assert n <= hardware.NETWORKS[encoder][1] <= 1.01 * n
+
+
+def test_a_run_on_data_that_an_older_reader_prepared_is_refused_as_such(tmp_path):
+  checkpoints.claim(tmp_path, {}, {"version": "1.0.0 (frames_96x96_1f3b9c2a)"})
+  with pytest.raises(UserError, match="version 1.0.0 of their reader.*is version 1.1.0: whether"):
+    checkpoints.check_claim(tmp_path, {}, {"version": "1.1.0 (frames_96x96_00000000)"})
+  with pytest.raises(UserError, match="the data set has changed"):
+    checkpoints.check_claim(tmp_path, {}, {"version": "1.0.0 (frames_96x96_00000000)"})
 
 
 def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path):

@@ -296,7 +296,8 @@ class CovidBlues(tfds.core.GeneratorBasedBuilder):
   day 1. Frames of one grey value all over (some videos begin with them) are left out.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
+  # 1.1.0: configs are named by what files hold, not by their times and sizes.
+  VERSION = tfds.core.Version("1.1.0")
 
   def __init__(self, *, file_format="array_record", **kwargs):
     super().__init__(file_format=file_format, **kwargs)

@@ -129,7 +129,8 @@ def folder_config(kind, height, width, *, directory, split_unit="patient", seed=
 class LusFolder(tfds.core.GeneratorBasedBuilder):
   """A user's folder as a TFDS data set of letterboxed frames or videos."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  # 1.1.0: configs are named by what files hold, not by their times and sizes.
+  VERSION = tfds.core.Version("1.1.0")
 
   def __init__(self, *, file_format="array_record", **kwargs):
     super().__init__(file_format=file_format, **kwargs)

@@ -136,7 +136,7 @@ def import_folders(
     notes.append(f"Pixels neither black nor white were cut at half: {tables.shown_list(grey)}.")
   if ones:
     notes.append(
-      f"1 is taken to be white, as 255 is, in masks of 0 and 1: {tables.shown_list(ones)}."
+      f"1 is taken for white, as 255 is, in masks of 0 and 1: {tables.shown_list(ones)}."
     )
   if min(shares) > 0.5:
     other = "white" if polarity == "black" else "black"

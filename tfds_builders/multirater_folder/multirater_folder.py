@@ -101,7 +101,8 @@ def multirater_config(kind, height, width, *, directory, split_unit="patient", s
 class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
   """A folder of images and several raters' masks as a TFDS data set of letterboxed frames."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  # 1.1.0: configs are named by what files hold, not by their times and sizes.
+  VERSION = tfds.core.Version("1.1.0")
 
   def __init__(self, *, file_format="array_record", **kwargs):
     super().__init__(file_format=file_format, **kwargs)
