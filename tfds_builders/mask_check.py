@@ -63,7 +63,7 @@ class MaskCheck:
         continue
       if not seen.largest:
         logging.warning(
-          "%s: all %d masks of the %s '%s' are empty.", self._where, seen.count, self._who, person
+          "%s: all %d mask(s) of the %s '%s' are empty.", self._where, seen.count, self._who, person
         )
       else:
         logging.warning(

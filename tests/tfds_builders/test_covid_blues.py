@@ -1,5 +1,6 @@
 import csv
 import math
+import os
 import re
 
 import av
@@ -271,6 +272,51 @@ def edit(**cells):
   return change
 
 
+def write_as(folder, **options):
+  for name, rows in (("severity", folder.severity), ("clinical_variables", folder.clinical)):
+    with (folder.path / f"{name}.csv").open("w", newline="", **options) as file:
+      csv.writer(file, delimiter=";").writerows([folder.headers[name], *rows])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_tables_saved_by_excel_and_names_of_other_habits_are_read(folder, encoding):
+  plain = folder.config()
+  edit(oxygen_saturation_without_ox="97,0", patient_id="003")(folder)
+  write_as(folder, encoding=encoding)
+  path = folder.path / "lus_videos" / "patient_20_R2.mp4"
+  path.rename(path.with_name("patient_20_R2.MP4"))
+  path = folder.path / "lus_videos" / "patient_12_R1.mp4"
+  path.rename(path.with_name("patient_012_R1.mp4"))
+  found = covid_blues_config("videos", 32, 32, directory=folder.path)
+  for before, after in zip(plain.splits.values(), found.splits.values(), strict=True):
+    for a, b in zip(before, after, strict=True):
+      for name in ("patient", "view", "sf_ratio", "outcome_d7"):
+        np.testing.assert_equal(a.features[name], b.features[name])
+
+
+def test_another_content_of_the_same_size_and_time_is_other_data(folder):
+  name = folder.config().name
+  path = folder.path / "lus_videos" / "patient_5_R3.mp4"
+  stat, data = path.stat(), path.read_bytes()
+  assert b"Lavf" in data
+  path.write_bytes(data.replace(b"Lavf", b"Levf"))
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  assert path.stat().st_size == stat.st_size
+  assert folder.config().name != name
+  path.write_bytes(data)
+  assert folder.config().name == name
+
+
+def copy_a_video(folder):
+  path = folder.path / "lus_videos" / "patient_20_R2.mp4"
+  path.with_name("patient_020_R2.mp4").write_bytes(path.read_bytes())
+
+
+def link_a_video(folder):
+  path = folder.path / "lus_videos" / "patient_20_R2.mp4"
+  path.with_name("patient_12_L1.mp4").symlink_to(path)
+
+
 def remove_videos(folder):
   for path in (folder.path / "lus_videos").glob("patient_*"):
     path.unlink()
@@ -296,6 +342,9 @@ def rename_column(folder):
     (edit(oxygen_saturation_without_ox="good"), ("clinical_variables.csv, 3", "'good' is no num")),
     (edit(oxygen_saturation_without_ox="100.5"), ("'100.5' is no number from 0 to 100",)),
     (edit(oxygen_saturation_without_ox="inf"), ("'inf' is no number from 0 to 100",)),
+    (edit(oxygen_saturation_without_ox=".97"), ("variables.csv row 3: ", ".97 of", "but a share")),
+    (edit(oxygen_saturation_without_ox="9.7"), ("9.7 of patient 3 is no plausible percentage;",)),
+    (edit(oxygen_saturation_without_ox="97,5"), ("'97,5' is no number from 0 to 100",)),
     (edit(cov_test="2"), ("cov_test '2' is no whole number from 0 to 1",)),
     (edit(cov_test="0.5"), ("cov_test '0.5' is no whole number",)),
     (edit(outcome_status_d7="home"), ("outcome_status_d7 'home'", "0 to 3")),
@@ -303,6 +352,7 @@ def rename_column(folder):
     (edit(Severity_Score="5"), ("severity.csv, patient_3_L1: Severity Score '5'", "0 to 3")),
     (edit(A_lines="maybe"), ("patient_3_L1: A-lines 'maybe' is neither yes nor no",)),
     (edit(patient_id="12"), ("clinical_variables.csv row 4: patient_id '12' stands twice",)),
+    (edit(patient_id="012"), ("clinical_variables.csv row 4: patient_id '12' stands twice",)),
     (edit(patient_id="37"), ("clinical_variables.csv row 3: patient_id '37' stands twice",)),
     (edit(patient_id="99"), ("no row for patient 3, who has the video patient_3_L1.mp4", "github")),
     (edit(video_file="patient_3_L2"), ("severity.csv row 3: video_file 'patient_3_L2' stands",)),
@@ -310,6 +360,8 @@ def rename_column(folder):
     (remove_videos, ("lus_videos holds no video called patient_<ID>_<VIEW>.mp4", "github")),
     (keep_two_patients, ("2 patient(s) cannot fill the splits",)),
     (cut_video, ("patient_20_R2.mp4 is",)),
+    (copy_a_video, ("patient_20_R2.mp4 and patient_020_R2.mp4 are the same recording",)),
+    (link_a_video, ("patient_20_R2.mp4 is the same file as", "patient_12_L1.mp4")),
   ],
 )
 def test_mistakes_are_one_clear_line(folder, change, parts):

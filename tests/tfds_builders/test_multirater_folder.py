@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+from unicodedata import normalize
 
 import nibabel
 import numpy as np
@@ -361,6 +362,12 @@ def test_bad_arguments(folder, options, part):
     ({"labels": {"cell": 1}, "soft": True}, ("label indices have no 'soft'",)),
     ({"labels": {"cell": 1}, "polarity": "black"}, ("label indices have no 'polarity'",)),
     ({"classes": []}, ("'classes' is empty",)),
+    ({"labels": {"cell": 2**40}}, ("an index of its own from 1 to 65535",)),
+    ({"labels": {"cell": 1}, "confidence_maximum": 1}, ("have no 'confidence_maximum'",)),
+    ({"nifti_axes": "zx"}, ("'nifti_axes' is 'zx'; write one of xy, yx",)),
+    ({"intensity_window": [1, 1]}, ("'intensity_window' is [1, 1]; write two rising numbers",)),
+    ({"intensity_window": 5}, ("'intensity_window' is 5",)),
+    ({"confidence_maximum": True}, ("'confidence_maximum' is true",)),
   ],
 )
 def test_bad_dataset_json(folder, dataset, parts):
@@ -516,6 +523,109 @@ def test_a_polarity_that_is_probably_wrong_is_warned_of(folder, warnings_seen):
   folder.dataset["polarity"] = "white"
   folder.build()
   assert not [text for text in warnings_seen if "polarity" in text]
+
+
+# Files and names of the field.
+
+
+def test_masks_of_other_formats_are_read_and_others_are_named(folder, warnings_seen):
+  blob = np.zeros((HEIGHT, WIDTH), np.uint8)
+  blob[4:15, 6:22] = 255
+  for name, suffix in (("i0", ".jpg"), ("i1", ".tif")):
+    path = folder.path / "raters" / "bert" / f"{name}.png"
+    path.unlink()
+    Image.fromarray(blob).save(path.with_suffix(suffix))
+  _, examples = folder.build()
+  for name in ("i0", "i1"):
+    assert examples[name]["drawn"].tolist() == [True, True, False]
+    np.testing.assert_array_equal(examples[name]["raters"][1, ..., 0], blob)
+  warnings_seen.clear()
+  for name in ("raters/bert/notes.txt", "raters/README", "images/i9.dcm"):
+    (folder.path / name).write_bytes(b"")
+  folder.config()
+  (text,) = [text for text in warnings_seen if "Left out" in text]
+  for name in ("raters/bert/notes.txt", "raters/README", "images/i9.dcm"):
+    assert name in text
+  # What may be a mask is never left out.
+  for name in ("i2.nrrd", "i2.npy"):
+    path = folder.path / "raters" / "anna" / name
+    path.write_bytes(b"")
+    check_refused(folder, f"anna/{name} is neither NIfTI nor a picture that is read")
+    path.unlink()
+
+
+def test_names_composed_in_tables_and_decomposed_on_disk_are_the_same(folder):
+  nfc, nfd = normalize("NFC", "Zoë"), normalize("NFD", "Zoë")
+  (folder.path / "raters" / "anna").rename(folder.path / "raters" / nfd)
+  for path in sorted(folder.path.rglob("i0.png")):
+    path.rename(path.with_name(f"{nfd}.png"))
+  folder.dataset["persons"] = {nfc: "zoe", "bert": "bert"}
+  folder.write_patients((nfc, nfc, ""), ("i1", nfd, ""), ("i2", "q", ""), ("i3", "r", ""))
+  found = folder.config().folder
+  assert found.raters == (nfc, "bert", "cleo") and found.persons == ("zoe", "bert", "cleo")
+  patients = {image.name: image.patient for image in found.images}
+  assert patients == {nfc: nfc, "i1": nfc, "i2": "q", "i3": "r"}
+  assert all({nfc, "bert"} <= set(image.masks) for image in found.images)
+
+
+def test_one_person_or_rater_spelled_in_two_ways_is_named(folder, warnings_seen):
+  (folder.path / "raters" / "cleo").rename(folder.path / "raters" / "anna ")
+  (folder.path / "raters" / "bert").rename(folder.path / "raters" / "rater 01")
+  (folder.path / "raters" / "anna").rename(folder.path / "raters" / "rater_1")
+  folder.write_patients(*((f"i{i}", p, "") for i, p in enumerate(("7", "007", "x", "y"))))
+  folder.config()
+  assert any("raters 'rater 01' and 'rater_1' look like one name" in t for t in warnings_seen)
+  assert any("patients.csv: the patients '7' and '007'" in text for text in warnings_seen)
+
+
+def test_one_image_under_two_names(folder):
+  (folder.path / "images" / "i4.png").hardlink_to(folder.path / "images" / "i0.png")
+  check_refused(folder, "images/i4.png is the same file as", "images/i0.png")
+
+
+def test_a_rater_who_drew_nothing_and_a_class_that_nobody_drew_are_named(folder, warnings_seen):
+  for (rater, name), mask in folder.masks.items():
+    (folder.path / "raters" / rater / f"{name}.png").unlink()
+    folder.save(f"raters/{rater}/cell/{name}.png", np.where(mask & (rater != "bert"), 255, 0))
+  folder.dataset["classes"] = ["cell", "edge"]
+  folder.build()
+  (never,) = [text for text in warnings_seen if "no mask shows" in text]
+  assert "the class 'edge'" in never
+  (empty,) = [text for text in warnings_seen if "are empty" in text]
+  assert "all 4 mask(s) of the rater 'bert' are empty" in empty
+
+
+def test_which_axis_of_nifti_is_the_first(folder, warnings_seen):
+  square = np.zeros((24, 24), np.uint8)
+  square[2:5, 10:20] = 1
+  for path in folder.path.rglob("*.png"):
+    save(path, np.zeros((24, 24)))
+  (folder.path / "raters" / "anna" / "i0.png").unlink()
+  # Rows first, as arrays are saved by mistake.
+  path = folder.path / "raters" / "anna" / "i0.nii.gz"
+  nibabel.save(nibabel.Nifti1Image(square, np.eye(4)), path)
+  _, examples = folder.build(24, 24)
+  np.testing.assert_array_equal(examples["i0"]["raters"][0, ..., 0] > 0, square.T)
+  assert any("nothing says which axis is x" in text for text in warnings_seen)
+  warnings_seen.clear()
+  folder.dataset["nifti_axes"] = "yx"
+  _, examples = folder.build(24, 24)
+  np.testing.assert_array_equal(examples["i0"]["raters"][0, ..., 0] > 0, square)
+  assert not any("nothing says" in text for text in warnings_seen)
+
+
+def test_what_the_user_says_of_values(folder):
+  folder.dataset |= {"confidence_maximum": 1, "intensity_window": [0, 50]}
+  for (rater, name), mask in folder.masks.items():
+    folder.save(f"raters/{rater}/{name}.png", np.uint8(mask))
+  (folder.path / "images" / "i0.png").unlink()
+  ramp = np.linspace(0, 100, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
+  folder.save("images/i0.nii.gz", ramp)
+  _, examples = folder.build()
+  expected = np.where(folder.masks["bert", "i0"], 255, 0)
+  np.testing.assert_array_equal(examples["i0"]["raters"][1, ..., 0], expected)
+  expected = np.minimum(np.rint(ramp * 5.1), 255)
+  np.testing.assert_allclose(examples["i0"]["image"][..., 0], expected, atol=1)
 
 
 # From the config of a run.
