@@ -36,8 +36,8 @@ def check_pixels(path, height, width):
   """Refuses a picture of more than `MAX_PIXELS`, before any memory is taken (`UserError`)."""
   if height * width > MAX_PIXELS:
     raise UserError(
-      f"{path} says that it has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million "
-      "a picture; make it smaller, or save it again if it is damaged."
+      f"{path} says that it has {width} x {height} pixels, more than {MAX_PIXELS / 1e6:.0f} "
+      "million; make it smaller, or save it again if it is damaged."
     )
 
 

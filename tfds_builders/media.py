@@ -8,28 +8,22 @@ import dataclasses
 import math
 import pathlib
 import re
-import struct
 import tokenize
 
-import av
 import numpy as np
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import confidences, files, stills
+from tfds_builders import confidences, containers, files, stills
 from tfds_builders.stills import PICTURES
 
-_CONTAINERS = (".mp4", ".avi")
 FORMATS = (
   f"mp4, avi, gif, npy, {', '.join(s[1:] for s in PICTURES)} or a folder of numbered pictures"
 )
 # Images that frames may be stored as, which are not read: better refused than left out.
 _OTHER_PICTURES = (".avif", ".dcm", ".gif", ".heic", ".jp2", ".npy", ".webp")
-_MEND_VIDEO = "export it again, or re-encode it (ffmpeg -i old.mp4 new.mp4) and look at the result"
 _MEND = "save it again"
 _MEND_MASK = "save the mask again as 8- or 16-bit grey PNG"
-# FFmpeg's errors are OSErrors and ValueErrors too; a broken header has no streams, codec or rate.
-_VIDEO_ERRORS = (av.FFmpegError, OSError, ValueError, EOFError, ArithmeticError)
 # NumPy evaluates the header as Python text, and multiplies what it finds there.
 _NPY_ERRORS = (
   OSError,
@@ -38,24 +32,10 @@ _NPY_ERRORS = (
   SyntaxError,
   TypeError,
   KeyError,
-  OverflowError,
+  ArithmeticError,
   RecursionError,
   tokenize.TokenError,
 )
-# FFmpeg would open play lists too, which name other files.
-_DEMUXERS = {"format_whitelist": "mov,avi", "protocol_whitelist": "file"}
-_DISPLAY_MATRIX = av.sidedata.sidedata.Type.DISPLAYMATRIX
-# The signs of a display matrix (what x becomes, what y becomes), as EXIF orientations.
-_ORIENTATIONS = {
-  (1, 0, 0, 1): 1,
-  (-1, 0, 0, 1): 2,
-  (-1, 0, 0, -1): 3,
-  (1, 0, 0, -1): 4,
-  (0, 1, 1, 0): 5,
-  (0, 1, -1, 0): 6,
-  (0, -1, -1, 0): 7,
-  (0, -1, 1, 0): 8,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +99,10 @@ def _numbers_in(path):
   return tuple(int(digits) for digits in re.findall(r"[0-9]+", path.stem))
 
 
+def _format(path):
+  return path.suffix.lower().replace("jpeg", "jpg").replace("tiff", "tif")
+
+
 def numbered_pictures(folder):
   """Lists the pictures of a folder, of one format, in the order of the numbers in their names.
 
@@ -148,7 +132,7 @@ def numbered_pictures(folder):
     )
   pictures = tuple(found[number] for number in sorted(found))
   for path in pictures:
-    if path.suffix.lower()[:4] != pictures[0].suffix.lower()[:4]:  # .jpeg is .jpg
+    if _format(path) != _format(pictures[0]):
       raise UserError(
         f"{folder} holds {pictures[0].name} and {path.name}; frames of one video must have one "
         "format."
@@ -163,111 +147,6 @@ def _file_numbers(pictures):
     return None
   varying = [column for column in columns if len(set(column)) > 1] or columns[-1:]
   return varying[0] if len(varying) == 1 else None
-
-
-def _open_container(path, options=None):
-  # An absolute path, as FFmpeg takes a colon in a name for a protocol.
-  return av.open(str(path.absolute()), options=_DEMUXERS | (options or {}))
-
-
-def _video_stream(path, container):
-  if not container.streams.video:
-    raise UserError(f"{path} has no video stream; export it again.")
-  stream = container.streams.video[0]
-  if stream.codec_context is None:
-    raise UserError(f"{path} has a codec that cannot be decoded; {_MEND_VIDEO}.")
-  return stream
-
-
-def _demux(path, options):
-  with _open_container(path, options) as container:
-    stream = _video_stream(path, container)
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    rate = float(stream.average_rate) if stream.average_rate else math.nan
-    return packets, stream.frames, container.format.name, rate
-
-
-def _is_whole_avi(path):
-  with path.open("rb") as file:
-    head = file.read(12)
-    return head[:4] == b"RIFF" and path.stat().st_size >= 8 + struct.unpack("<I", head[4:8])[0]
-
-
-def _slots(path, packets, stated):
-  """Returns when each packet of an AVI is shown if the others of its frames are empty, else ()."""
-  slots = tuple(sorted(-1 if packet.dts is None else packet.dts for packet in packets))
-  possible = slots and slots[0] == 0 and slots[-1] < stated and len(set(slots)) == len(slots)
-  ends = slots and slots[-1] == stated - 1
-  return slots if possible and (ends or _is_whole_avi(path)) else ()
-
-
-def _orientation(path, frame):
-  """Returns the EXIF orientation that a decoded frame is shown with."""
-  for data in frame.side_data:
-    if data.type == _DISPLAY_MATRIX:
-      matrix = np.frombuffer(bytes(data), np.int32)[:9].reshape(3, 3)[:2, :2].ravel().astype(float)
-      signs = np.sign(np.where(abs(matrix) < 1e-3 * abs(matrix).max(), 0, matrix))
-      found = _ORIENTATIONS.get(tuple(signs.astype(int)))
-      if found is None and matrix.any():
-        raise UserError(
-          f"{path} is shown turned by an angle that is no multiple of 90 degrees; {_MEND_VIDEO}."
-        )
-      return found or 1
-  return 1
-
-
-def _probe_container(path):
-  with _video_damage(path):
-    # The container counts all stored frames; its edit list may hide some of them.
-    stored, stated, kind, _ = _demux(path, {"ignore_editlist": "1"})
-    packets, _, _, rate = _demux(path, {})
-  n_frames = sum(not packet.is_discard for packet in packets)
-  slots = _slots(path, packets, stated) if kind == "avi" and 0 < len(stored) < stated else ()
-  damaged = any(packet.is_corrupt for packet in stored)
-  if (len(stored) < stated and not slots) or not n_frames or damaged:
-    whole = sum(not packet.is_corrupt for packet in stored)
-    raise UserError(
-      f"{path} is truncated: {whole} of {stated} frames are there; copy or export it again."
-    )
-  with _video_damage(path), _open_container(path) as container:
-    stream = _video_stream(path, container)
-    files.check_pixels(path, stream.codec_context.height, stream.codec_context.width)
-    first = next(container.decode(stream), None)
-    if first is None:
-      raise UserError(f"{path} is damaged at frame 0; {_MEND_VIDEO}.")
-    turned = _orientation(path, first)
-  size = stream.codec_context.height, stream.codec_context.width
-  height, width = size[::-1] if turned in stills.SIDEWAYS else size
-  return Media(
-    path, (path,), stated if slots else n_frames, height, width, rate, turned, slots=slots
-  )
-
-
-def _video_damage(path):
-  return files.damage_is_a_user_error(path, _MEND_VIDEO, _VIDEO_ERRORS)
-
-
-def _read_container(media, frames):
-  wanted, images, n_decoded = set(frames), {}, 0
-  # Where frames are empty, each stored one stays until the next.
-  shown_at = media.slots or range(media.n_frames)
-  with _video_damage(media.path), _open_container(media.path) as container:
-    stream = _video_stream(media.path, container)
-    stream.thread_type = "AUTO"
-    # Otherwise decoders invent what they cannot decode.
-    stream.codec_context.options = {"err_detect": "explode"}
-    for frame in container.decode(stream):
-      if n_decoded < len(shown_at):
-        end = shown_at[n_decoded + 1] if n_decoded + 1 < len(shown_at) else media.n_frames
-        repeats = wanted.intersection(range(shown_at[n_decoded], end))
-        if repeats:
-          files.check_pixels(media.path, frame.height, frame.width)
-          image = frame.to_ndarray(format="gray")
-          images |= dict.fromkeys(repeats, stills.turn(image, _orientation(media.path, frame)))
-      n_decoded += 1
-  if n_decoded < len(shown_at):
-    raise UserError(f"{media.path} is damaged at frame {shown_at[n_decoded]}; {_MEND_VIDEO}.")
-  return [images[i] for i in frames]
 
 
 def _probe_gif(path):
@@ -320,7 +199,7 @@ def _read_pictures(media, frames):
 
 def _load_npy(path):
   files.check_file(path, _MEND)
-  with files.damage_is_a_user_error(path, _MEND, _NPY_ERRORS):
+  with files.damage_is_a_user_error(path, _MEND, _NPY_ERRORS), np.errstate(over="raise"):
     array = np.lib.format.open_memmap(path, mode="r")
   if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size or array.shape[-1] < 5:
     raise UserError(
@@ -375,11 +254,12 @@ def probe(path):
   if folder:
     pictures = numbered_pictures(path)
     return _probe_pictures(path, pictures, _file_numbers(pictures))
-  if suffix not in (*_CONTAINERS, *PICTURES, ".gif", ".npy") and path.exists():
+  if suffix not in (*containers.SUFFIXES, *PICTURES, ".gif", ".npy") and path.exists():
     raise UserError(f"{path} is of no known format; bring {FORMATS}.")
   files.check_file(path, "put the file there or mend its name")
-  if suffix in _CONTAINERS:
-    return _probe_container(path)
+  if suffix in containers.SUFFIXES:
+    n_frames, size, rate, orientation, slots = containers.probe(path)
+    return Media(path, (path,), n_frames, *size, rate, orientation, slots=slots)
   if suffix == ".gif":
     return _probe_gif(path)
   if suffix == ".npy":
@@ -410,8 +290,8 @@ def read(media, frames=None):
       f"{media.path} has {n_bytes / 2**30:.0f} GiB of frames, more than "
       f"{files.MAX_TOTAL // 2**30} are read together; cut it into parts, or make it smaller."
     )
-  if suffix in _CONTAINERS:
-    images = _read_container(media, frames)
+  if suffix in containers.SUFFIXES:
+    images = containers.read(media.path, frames, media.n_frames, media.slots)
   elif suffix == ".npy":
     images = _load_npy(media.path)[list(frames)]
   elif suffix == ".gif":

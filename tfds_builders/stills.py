@@ -77,7 +77,7 @@ def opened(path, mend=_MEND):
       image = Image.open(file, formats=("GIF",) if gif else _STILLS)
     except Image.DecompressionBombError as error:
       raise UserError(
-        f"{path} has more than {files.MAX_PIXELS // 10**6} million pixels; make it smaller, or "
+        f"{path} has more than {files.MAX_PIXELS / 1e6:.0f} million pixels; make it smaller, or "
         "save it again if it is damaged."
       ) from error
     with image:

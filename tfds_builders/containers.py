@@ -1,0 +1,168 @@
+"""Reads mp4 and avi."""
+
+import math
+import struct
+
+import av
+import numpy as np
+
+from lus_jax.errors import UserError
+from tfds_builders import files, stills
+
+SUFFIXES = (".mp4", ".avi")
+_MEND = "export it again, or re-encode it (ffmpeg -i old.mp4 new.mp4) and look at the result"
+# FFmpeg's errors are OSErrors and ValueErrors too; a broken header has no streams, codec or rate.
+_ERRORS = (av.FFmpegError, OSError, ValueError, EOFError, ArithmeticError)
+# FFmpeg would open play lists too, which name other files.
+_DEMUXERS = {"format_whitelist": "mov,avi", "protocol_whitelist": "file"}
+_DISPLAY_MATRIX = av.sidedata.sidedata.Type.DISPLAYMATRIX
+# The signs of a display matrix (what x becomes, what y becomes), as EXIF orientations.
+_ORIENTATIONS = {
+  (1, 0, 0, 1): 1,
+  (-1, 0, 0, 1): 2,
+  (-1, 0, 0, -1): 3,
+  (1, 0, 0, -1): 4,
+  (0, 1, 1, 0): 5,
+  (0, 1, -1, 0): 6,
+  (0, -1, -1, 0): 7,
+  (0, -1, 1, 0): 8,
+}
+
+
+def _damage(path):
+  return files.damage_is_a_user_error(path, _MEND, _ERRORS)
+
+
+def _open(path, options=None):
+  # An absolute path, as FFmpeg takes a colon in a name for a protocol.
+  return av.open(str(path.absolute()), options=_DEMUXERS | (options or {}))
+
+
+def _stream(path, container):
+  if not container.streams.video:
+    raise UserError(f"{path} has no video stream; export it again.")
+  stream = container.streams.video[0]
+  if stream.codec_context is None:
+    raise UserError(f"{path} has a codec that cannot be decoded; {_MEND}.")
+  return stream
+
+
+def _demux(path, options):
+  with _open(path, options) as container:
+    stream = _stream(path, container)
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    rate = float(stream.average_rate) if stream.average_rate else math.nan
+    return packets, stream.frames, container.format.name, rate
+
+
+def _n_empty_at_the_end(path):
+  """How many frames at the end of an AVI its index calls empty; FFmpeg passes over them."""
+  with path.open("rb") as file:
+    file.seek(12)
+    while len(head := file.read(8)) == 8:
+      kind, size = struct.unpack("<4sI", head)
+      if kind == b"idx1":
+        entries = file.read(size - size % 16)
+        entries = struct.iter_unpack("<4sIII", entries[: len(entries) // 16 * 16])
+        sizes = [n for chunk, _, _, n in entries if chunk[2:] in (b"dc", b"db")]  # of pictures
+        return next((i for i, n in enumerate(reversed(sizes)) if n), 0)
+      file.seek(size + size % 2, 1)
+  return 0
+
+
+def _slots(path, packets, stated):
+  """Returns when each packet of an AVI is shown if all frames that lack are empty, else ()."""
+  slots = tuple(sorted(-1 if packet.dts is None else packet.dts for packet in packets))
+  if not slots or slots[0] or len(set(slots)) < len(slots):
+    return ()
+  lacking = stated - 1 - slots[-1]
+  return slots if lacking == 0 or lacking == _n_empty_at_the_end(path) else ()
+
+
+def _orientation(path, frame):
+  """Returns the EXIF orientation that a decoded frame is shown with."""
+  for data in frame.side_data:
+    if data.type == _DISPLAY_MATRIX:
+      matrix = np.frombuffer(bytes(data), np.int32)[:9].reshape(3, 3)[:2, :2].ravel().astype(float)
+      signs = np.sign(np.where(abs(matrix) < 1e-3 * abs(matrix).max(), 0, matrix))
+      found = _ORIENTATIONS.get(tuple(signs.astype(int)))
+      if found is None and matrix.any():
+        raise UserError(
+          f"{path} is shown turned by an angle that is no multiple of 90 degrees; {_MEND}."
+        )
+      return found or 1
+  return 1
+
+
+def probe(path):
+  """Reads the header of a video and decodes its first frame.
+
+  Args:
+    path: mp4 or avi.
+
+  Returns:
+    The number of frames; (height, width) as shown; frames per second, NaN where unknown; the EXIF
+    orientation of the first frame; and `Media.slots`.
+
+  Raises:
+    UserError: it is truncated, damaged, too large, or its codec is not known.
+  """
+  with _damage(path):
+    # The container counts all stored frames; its edit list may hide some of them.
+    stored, stated, kind, _ = _demux(path, {"ignore_editlist": "1"})
+    packets, _, _, rate = _demux(path, {})
+  n_frames = sum(not packet.is_discard for packet in packets)
+  slots = _slots(path, packets, stated) if kind == "avi" and 0 < len(stored) < stated else ()
+  damaged = any(packet.is_corrupt for packet in stored)
+  if (len(stored) < stated and not slots) or not n_frames or damaged:
+    whole = sum(not packet.is_corrupt for packet in stored)
+    raise UserError(
+      f"{path} is truncated: {whole} of {stated} frames are there; copy or export it again."
+    )
+  with _damage(path), _open(path) as container:
+    stream = _stream(path, container)
+    files.check_pixels(path, stream.codec_context.height, stream.codec_context.width)
+    first = next(container.decode(stream), None)
+    if first is None:
+      raise UserError(f"{path} is damaged at frame 0; {_MEND}.")
+    turned = _orientation(path, first)
+  size = stream.codec_context.height, stream.codec_context.width
+  shown = size[::-1] if turned in stills.SIDEWAYS else size
+  return (stated if slots else n_frames), shown, rate, turned, slots
+
+
+def read(path, frames, n_frames, slots):
+  """Decodes a video once, whole.
+
+  Args:
+    path: mp4 or avi.
+    frames: which frames to return.
+    n_frames: how many there are.
+    slots: as `probe` says.
+
+  Returns:
+    Grey pictures as shown, [h, w] uint8 each.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  wanted, images, n_decoded = set(frames), {}, 0
+  # Where frames are empty, each stored one stays until the next.
+  shown_at = slots or range(n_frames)
+  with _damage(path), _open(path) as container:
+    stream = _stream(path, container)
+    stream.thread_type = "AUTO"
+    # Otherwise decoders invent what they cannot decode.
+    stream.codec_context.options = {"err_detect": "explode"}
+    for frame in container.decode(stream):
+      if n_decoded < len(shown_at):
+        end = shown_at[n_decoded + 1] if n_decoded + 1 < len(shown_at) else n_frames
+        repeats = wanted.intersection(range(shown_at[n_decoded], end))
+        if repeats:
+          files.check_pixels(path, frame.height, frame.width)
+          image = frame.to_ndarray(format="gray")
+          images |= dict.fromkeys(repeats, stills.turn(image, _orientation(path, frame)))
+      n_decoded += 1
+  if n_decoded < len(shown_at):
+    raise UserError(f"{path} is damaged at frame {shown_at[n_decoded]}; {_MEND}.")
+  return [images[i] for i in frames]
