@@ -520,32 +520,86 @@ def _content(path):
     raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 
-def fingerprint(directory, tables, files):
-  """A text that changes whenever the content of a table or a file does, or a file's name.
+def contents(files):
+  """What files hold, as a digest by path; reads every byte of them.
 
   Times and sizes are not asked: they stay where a file is replaced by tools that keep them.
+
+  Raises:
+    UserError: a file cannot be read.
+  """
+  files = sorted(files)
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    return dict(zip(files, pool.map(_content, files), strict=True))
+
+
+def fingerprint(directory, tables, files):
+  """A text that changes whenever the content of a table or a file does, or a file's name.
 
   Args:
     directory: where all of them are.
     tables: names of tables in it; one that is missing is empty.
-    files: paths of the others.
+    files: `contents` of the others.
 
   Returns:
     64 hexadecimal digits.
 
   Raises:
-    UserError: a file cannot be read.
+    UserError: a table cannot be read.
   """
   digest = hashlib.sha256()
   for name in tables:
     path = directory / name
     digest.update(_content(path) if path.exists() else b"")
     digest.update(b"\0")
-  files = sorted(files)
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    for path, content in zip(files, pool.map(_content, files), strict=True):
-      digest.update(os.fsencode(path.relative_to(directory)) + b"\0" + content)
+  for path in sorted(files):
+    digest.update(os.fsencode(path.relative_to(directory)) + b"\0" + files[path])
   return digest.hexdigest()
+
+
+def warn_of_copies(pictures, digests, where):
+  """Warns where two patients have the same picture or video.
+
+  Args:
+    pictures: of each, its name, its patient and the files it consists of.
+    digests: `contents` of these.
+    where: the table that says so.
+  """
+  first, copies = {}, []
+  for name, patient, files in pictures:
+    other = first.setdefault(tuple(digests[file] for file in files), (name, patient))
+    if other[1] != patient:
+      copies.append((other, (name, patient)))
+  if copies:
+    (a, a_patient), (b, b_patient) = copies[0]
+    logging.warning(
+      "%s: %s of patient %s and %s of patient %s hold the same%s; if they are one person's, say "
+      "so, or the test is not independent of the training.",
+      where,
+      a,
+      shown(a_patient),
+      b,
+      shown(b_patient),
+      f", and {len(copies) - 1} more pairs" * (len(copies) > 1),
+    )
+
+
+def data_folder(directory):
+  """The folder that `config.data.dir` names.
+
+  Raises:
+    UserError: it names none, or none that is there.
+  """
+  if not directory:
+    raise UserError("No data folder is given; say --config.data.dir=DIR.")
+  try:
+    path = pathlib.Path(directory).expanduser()
+    is_there = path.is_dir()
+  except (OSError, ValueError, RuntimeError) as error:  # zero bytes, or ~ of nobody
+    raise UserError(f"--config.data.dir={shown(str(directory))} is no folder ({error}).") from error
+  if not is_there:
+    raise UserError(f"The data folder {path} does not exist; mend --config.data.dir.")
+  return path
 
 
 def read_dataset(path, keys):

@@ -248,12 +248,12 @@ def test_changed_data_are_rebuilt_and_unchanged_ones_reused(folder, tmp_path):
   assert folder.config(seed=1).name != name
   # Other pixels, same size and time, as tools that keep times write them.
   for path in (folder.path / "videos" / "a.npy", folder.path / "masks" / "b.avi" / "pleura.png"):
-    before, whole = tables.fingerprint(folder.path, (), [path]), path.read_bytes()
+    before, whole = tables.contents([path]), path.read_bytes()
     stat = path.stat()
     path.write_bytes(whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:])
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert path.stat().st_size == stat.st_size
-    assert tables.fingerprint(folder.path, (), [path]) != before
+    assert tables.contents([path]) != before
     path.write_bytes(whole)
   np.save(folder.path / "videos" / "a.npy", 255 - folder.videos["a.npy"])
   assert folder.config().name != name
@@ -598,6 +598,16 @@ def test_masks_of_other_formats_are_read_and_nothing_is_dropped_uncounted(folder
 def test_a_frame_of_a_video_is_no_still_of_another_patient(folder):
   folder.set(3, video="c/8.png")
   check_refused(folder, "manifest.csv row 5: ", "c/8.png is the same file as", "of row 4; remove")
+
+
+def test_two_patients_with_the_same_video_are_named(folder, warnings_seen):
+  np.save(folder.path / "videos" / "e.npy", folder.videos["a.npy"])
+  folder.config()
+  (text,) = warnings_seen
+  assert "manifest.csv: a.npy of patient 'p0' and e.npy of patient 'p4' hold the same; if" in text
+  folder.set(4, patient="p0", split="train")
+  folder.config()
+  assert len(warnings_seen) == 1
 
 
 def test_links_that_leave_the_folder(folder, tmp_path):

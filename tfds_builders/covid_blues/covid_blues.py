@@ -272,8 +272,14 @@ def covid_blues_config(kind, height, width, *, directory, seed=0):
     raise UserError(f"The folder {directory} does not exist; {_MEND}.")
   videos, oddities = _read_videos(directory)
   split_of = records.assign_splits((video.features["patient"] for video in videos), seed)
-  names, files = ("severity.csv", "clinical_variables.csv"), [v.media.path for v in videos]
-  settings = {"seed": seed, "fingerprint": tables.fingerprint(directory, names, files)}
+  digests = tables.contents(video.media.path for video in videos)
+  tables.warn_of_copies(
+    [(v.features["video"], v.features["patient"], v.media.files) for v in videos],
+    digests,
+    directory / "lus_videos",
+  )
+  names = ("severity.csv", "clinical_variables.csv")
+  settings = {"seed": seed, "fingerprint": tables.fingerprint(directory, names, digests)}
   return CovidBluesConfig(
     name=records.config_name(kind, height, width, **settings),
     description=f"COVID-BLUES: {kind} at {height} x {width}",

@@ -222,7 +222,12 @@ def _frame(row, video, of_files):
   row.required("frame")
   frame = row.number_in("frame", int, 0, math.inf, -1)
   n_frames, numbers = video.media.n_frames, video.media.numbers
-  if of_files and numbers:
+  if of_files and video.media.path.is_dir():
+    if numbers is None:
+      raise row.error(
+        f"the names of the files of {video.name} have no single number that tells them apart; "
+        'number them, or write "frame_numbers": "from_0" in dataset.json.'
+      )
     if frame not in numbers:
       raise row.error(
         f"frame {frame} is the number of no file in {video.name} ({numbers[0]} to {numbers[-1]}); "
@@ -334,11 +339,7 @@ def read_folder(directory, *, labels=True):
   Raises:
     UserError: anything is missing or contradicts itself; the message names file and row.
   """
-  if not directory:
-    raise UserError("No data folder is given; say --config.data.dir=DIR.")
-  directory = pathlib.Path(directory).expanduser()
-  if not directory.is_dir():
-    raise UserError(f"The data folder {directory} does not exist; mend --config.data.dir.")
+  directory = tables.data_folder(directory)
   dataset = _read_dataset(directory / "dataset.json")
   videos = _read_videos(directory)
   frames = _read_labels(directory, dataset, videos) if labels else ()
@@ -346,6 +347,12 @@ def read_folder(directory, *, labels=True):
   files = {file for video in videos for file in video.media.files}
   for label in frames:
     files |= {*label.masks.values(), *([label.ignore] if label.ignore else [])}
+  digests = tables.contents(files)
+  tables.warn_of_copies(
+    [(video.name, video.patient, video.media.files) for video in videos],
+    digests,
+    directory / "manifest.csv",
+  )
   return Folder(
     directory=directory,
     name=dataset["name"],
@@ -358,5 +365,5 @@ def read_folder(directory, *, labels=True):
     videos=videos,
     labels=frames,
     patients=_read_patients(directory / "patients.csv", videos),
-    fingerprint=tables.fingerprint(directory, names, files),
+    fingerprint=tables.fingerprint(directory, names, digests),
   )

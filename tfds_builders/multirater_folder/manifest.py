@@ -314,11 +314,7 @@ def read_folder(directory):
   Raises:
     UserError: anything is missing or contradicts itself; the message names the file.
   """
-  if not directory:
-    raise UserError("No data folder is given; say --config.data.dir=DIR.")
-  directory = pathlib.Path(directory).expanduser()
-  if not directory.is_dir():
-    raise UserError(f"The data folder {directory} does not exist; mend --config.data.dir.")
+  directory = tables.data_folder(directory)
   dataset = _read_dataset(directory / "dataset.json")
   left_out = []
   files = _find_images(directory / "images", left_out)
@@ -348,6 +344,16 @@ def read_folder(directory):
     )
     images.append(Image(name, path, *patients[name], masks))
   pictures.warn_of_axes(unsure)
+  digests = tables.contents(
+    set(files.values())
+    | {path for image in images for by_class in image.masks.values() for path in by_class.values()}
+  )
+  if more:
+    tables.warn_of_copies(
+      [(image.name, image.patient, [image.path]) for image in images],
+      digests,
+      directory / "patients.csv",
+    )
   return Folder(
     directory=directory,
     name=dataset["name"],
@@ -365,10 +371,5 @@ def read_folder(directory):
     patients_are_unknown=not more or "patients" in dataset,
     images=tuple(images),
     more=more,
-    fingerprint=tables.fingerprint(
-      directory,
-      ("dataset.json", "patients.csv"),
-      {image.path for image in images}
-      | {path for image in images for masks in image.masks.values() for path in masks.values()},
-    ),
+    fingerprint=tables.fingerprint(directory, ("dataset.json", "patients.csv"), digests),
   )
