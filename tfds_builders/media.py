@@ -339,7 +339,8 @@ def _read_mask(path, *, maximum, binary, colours=False):
     values, full = stills.pixels(image, path)
     is_jpeg = image.format == "JPEG"
   if values.ndim == 3:
-    if np.ptp(values, axis=-1).any():
+    # Along so short an axis reductions are slow.
+    if any((values[..., 0] != values[..., i]).any() for i in range(1, values.shape[-1])):
       raise UserError(f"{path} has colours; save masks in grey.")
     values, full = values[..., 0], 255
   if full == 255 and maximum in (None, 255):

@@ -36,10 +36,16 @@ def _group(pattern, text, option):
   return found.group(1)
 
 
-def _holds_0_and_1(path):
-  with stills.opened(path) as image:
-    values, full = stills.pixels(image, path)
-  return full != 1 and values.max() == 1
+def _read_mask(path):
+  """A mask [h, w] bool, its pixels between black and white, and whether its white is 1."""
+  try:
+    return *media.read_binary_mask(path), False
+  except UserError:
+    with stills.opened(path) as image:
+      values, _ = stills.pixels(image, path)
+    if values.max() != 1:
+      raise
+  return *media.read_binary_mask(path, maximum=1), True
 
 
 def _check_undrawn(images, masks):
@@ -117,8 +123,7 @@ def import_folders(
     for rater, drawn in masks.items():
       (folder / "raters" / rater).mkdir()
       for image, path in drawn.items():
-        is_of_ones = _holds_0_and_1(path)
-        mask, n_grey = media.read_binary_mask(path, maximum=1 if is_of_ones else None)
+        mask, n_grey, is_of_ones = _read_mask(path)
         media.check_mask_size(path, mask.shape, headers[image], of="image")
         if n_grey:
           grey.append(f"{n_grey} in {rater}/{path.name}")
