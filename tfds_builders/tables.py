@@ -628,6 +628,8 @@ def read_dataset(path, keys):
   for field in ("name", "licence"):
     if not isinstance(dataset.get(field), str):
       raise UserError(f'{path}: {field!r} is missing or no text; add "{field}": "...".')
+  if has_controls(dataset["name"]):
+    raise UserError(f"{path}: 'name' holds a line break or control character; mend it.")
   classes, thin = dataset.get("classes"), dataset.get("thin", [])
   for field, names in (("classes", classes), ("thin", thin)):
     if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):

@@ -8,8 +8,10 @@ import av
 import numpy as np
 import pytest
 from absl import logging
+from ml_collections import ConfigDict
 from PIL import Image
 
+from lus_jax.data import augment, datasets, pipeline
 from lus_jax.errors import UserError
 from tfds_builders import media, tables
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
@@ -470,6 +472,7 @@ def test_bad_arguments(folder):
     ({"classes": ["a/b"]}, "without folders"),
     ({"thin": ["rib"]}, "'thin' names 'rib'"),
     ({"licence": None}, "'licence' is missing"),
+    ({"name": "a\nb"}, "'name' holds a line break"),
     ({"missing_class": "unlabeled"}, "'missing_class' is 'unlabeled'"),
     ({"frame_numbers": 1}, "'frame_numbers' is 1; write 'from_0' or 'of_files'"),
     ({"confidence_maximum": "255"}, "'confidence_maximum' is '255'"),
@@ -642,6 +645,25 @@ def test_pixels_that_count_nowhere(folder, tmp_path):
   folder.save_mask("c/_ignore.png", ignored[1:])
   with pytest.raises(UserError, match="labels.csv row 4: .*c/_ignore.png is 32 x 23"):
     folder.config()
+
+
+def test_ignored_pixels_reach_the_networks_input(folder, tmp_path):
+  ignored = np.zeros((HEIGHT, WIDTH), np.uint8)
+  ignored[3:7, 2:9] = 255
+  folder.save_mask("f.gif/_ignore.png", ignored)
+  folder.write()
+  fields = {"name": "lus_folder", "dir": str(folder.path), "image_size": WIDTH, "split_seed": 0}
+  fields |= {"split_unit": "patient", "prepared_dir": str(tmp_path / "data")}
+  dataset = datasets.open_dataset(ConfigDict(fields), "frames")
+  names = pipeline.fields_of(dataset)
+  assert dataset.has_ignore and names == (*pipeline.FIELDS, "ignore")
+  frames = pipeline.Frames(dataset.splits["test"], cache="stream", fields=names)
+  (batch,) = frames.evaluation_batches(2)
+  where = np.asarray(augment.prepare({name: batch[name] for name in names})["where"])
+  inside = where[:, (WIDTH - HEIGHT) // 2 : (WIDTH + HEIGHT) // 2]
+  lost = sorted(np.flatnonzero(~x).tolist() for x in inside[..., 0])
+  assert lost == [[], np.flatnonzero(ignored).tolist()]
+  np.testing.assert_array_equal(where[..., 0], where[..., 1])
 
 
 def test_what_all_masks_together_show(folder, tmp_path, warnings_seen):

@@ -204,7 +204,7 @@ def _refuse_pairs(found, path, other):
 def _stem(path):
   """The image that a file's name names; None if it is no picture."""
   name = pictures.stem(path)
-  return name if name is None or not path.is_file() else tables.normal(name)
+  return None if name is None else tables.normal(name)
 
 
 def _find_images(folder, left_out):
@@ -213,7 +213,7 @@ def _find_images(folder, left_out):
   images = {}
   for path in tables.visible(folder):
     name = _stem(path)
-    if name is None:
+    if name is None or path.is_dir():
       left_out.append(path)
       continue
     _refuse_pairs("image", path, images.get(name))
@@ -323,8 +323,8 @@ def read_folder(directory):
   for rater in dataset["persons"]:
     if rater not in folders:
       raise UserError(
-        f"{directory / 'dataset.json'}: 'persons' names {rater!r}, which is no folder of raters/ "
-        f"({', '.join(folders)}); mend the name."
+        f"{directory / 'dataset.json'}: 'persons' names {tables.shown(rater)}, which is no folder "
+        f"of raters/ ({tables.shown_list(folders)}); mend the name."
       )
   patients, more = _read_patients(directory / "patients.csv", files)
   found = {
@@ -348,12 +348,9 @@ def read_folder(directory):
     set(files.values())
     | {path for image in images for by_class in image.masks.values() for path in by_class.values()}
   )
-  if more:
-    tables.warn_of_copies(
-      [(image.name, image.patient, [image.path]) for image in images],
-      digests,
-      directory / "patients.csv",
-    )
+  tables.warn_of_copies(
+    [(image.name, image.patient, [image.path]) for image in images], digests, directory / "images"
+  )
   return Folder(
     directory=directory,
     name=dataset["name"],
