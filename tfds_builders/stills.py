@@ -101,6 +101,11 @@ def orientation(image):
   return found if found in _TURNS else 1
 
 
+def is_jpeg(image):
+  """Whether an open picture is a JPEG; cameras add previews to some (MPO)."""
+  return image.format in ("JPEG", "MPO")
+
+
 def _has_late_chunks(image):
   """Whether a PNG that is not decoded yet has anything but its end after its pixels."""
   file, pixels_seen = image.fp, False

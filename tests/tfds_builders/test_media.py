@@ -354,6 +354,14 @@ def test_stacks_of_pictures_are_refused(tmp_path, name):
   refused(path, "holds 3 pictures", read=media.mask_size)
 
 
+def test_previews_in_a_jpeg_are_no_stack(tmp_path):
+  path, pages = tmp_path / "a.jpg", [Image.fromarray(picture()), Image.fromarray(picture()[::-1])]
+  pages[0].save(path, "MPO", save_all=True, append_images=pages[1:])
+  assert media.probe(path).n_frames == 1
+  assert abs(media.read(media.probe(path))[0].astype(int) - picture()).max() <= 8
+  refused(path, "is a JPEG", read=media.read_indices)
+
+
 def test_a_wrong_checksum_of_a_png_is_seen(tmp_path):
   path, data = tmp_path / "a.png", io.BytesIO()
   Image.fromarray(picture()).save(data, "PNG", compress_level=0)

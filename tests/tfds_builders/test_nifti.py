@@ -270,6 +270,20 @@ def test_a_nearly_empty_image_is_not_stretched_to_white(tmp_path, warnings_seen)
   assert "i.nii.gz is nearly empty: 99 % of its pixels are 0" in warnings_seen[0]
 
 
+def test_noise_that_fills_the_window_is_warned_of(tmp_path, warnings_seen):
+  path = save(tmp_path / "i.nii", (PIXELS % 4).astype(np.int16))
+  np.testing.assert_array_equal(pictures.read_image(path), PIXELS % 4 * 85)
+  assert "i.nii has few levels, 0 to 3, which become 0 and 255" in warnings_seen[0]
+  pictures.read_image(path, window=(0, 15))
+  assert len(warnings_seen) == 1
+
+
+def test_a_folder_is_no_image(tmp_path):
+  (tmp_path / "i.png").mkdir()
+  Image.fromarray(PIXELS).save(tmp_path / "i.png" / "0.png")
+  refused(tmp_path / "i.png", "is a folder", reads=(pictures.read_image, pictures.image_size))
+
+
 def test_the_users_window_is_that_of_all_images(tmp_path):
   for name, scale in (("a.nii", 1), ("b.nii", 4)):
     path = save(tmp_path / name, PIXELS.astype(np.int16) * scale)
