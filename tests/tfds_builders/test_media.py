@@ -485,6 +485,16 @@ def test_a_gif_is_read_in_one_pass(tmp_path, monkeypatch):
   np.testing.assert_array_equal(media.read(found, [20, 3, 20]), frames[[20, 3, 20]])
 
 
+def test_a_later_frame_of_an_absurd_size(tmp_path):
+  path = tmp_path / "a.gif"
+  write_gif(path, np.stack([picture() // 16, 15 - picture() // 16]))
+  data = bytearray(path.read_bytes())
+  at = data.rfind(struct.pack("<cHHHH", b",", 0, 0, 40, 24))
+  data[at + 5 : at + 9] = b"\xff" * 4
+  path.write_bytes(data)
+  refused(path, "more than 179 million")
+
+
 def test_a_gif_cut_between_frames_is_warned_of(tmp_path, warnings_seen):
   path = tmp_path / "a.gif"
   write_gif(path, np.stack([picture() // 16, picture()[::-1] // 16]))
