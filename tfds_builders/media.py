@@ -22,6 +22,8 @@ FORMATS = (
 )
 # Images that frames may be stored as, which are not read: better refused than left out.
 _OTHER_PICTURES = (".avif", ".dcm", ".gif", ".heic", ".jp2", ".npy", ".webp")
+# How far JPEG moves the channels of grey apart.
+_JPEG_COLOUR = 4
 _MEND = "save it again"
 _MEND_MASK = "save the mask again as 8- or 16-bit grey PNG"
 # NumPy evaluates the header as Python text, and multiplies what it finds there.
@@ -314,7 +316,7 @@ def _check_mask_type(path, image, *, palette=False, colours=False):
   if image.mode == "P" and palette:
     return
   # JPEG and BMP are often saved with three equal channels.
-  if image.mode == "RGB" and (colours or image.format in ("JPEG", "BMP")):
+  if image.mode == "RGB" and (colours or image.format == "BMP" or stills.is_jpeg(image)):
     return
   raise UserError(
     f"{path} has pixels of type {image.mode}; save masks as 8- or 16-bit grey PNG (one channel, "
@@ -337,12 +339,12 @@ def _read_mask(path, *, maximum, binary, colours=False):
   with stills.opened(path, _MEND_MASK) as image:
     _check_mask_type(path, image, colours=colours)
     values, full = stills.pixels(image, path)
-    is_jpeg = image.format == "JPEG"
+    is_jpeg = stills.is_jpeg(image)
   if values.ndim == 3:
-    # Along so short an axis reductions are slow.
-    if any((values[..., 0] != values[..., i]).any() for i in range(1, values.shape[-1])):
+    channels = np.moveaxis(values, -1, 0)  # reductions along so short a last axis are slow
+    if (channels.max(axis=0) - channels.min(axis=0)).max() > (_JPEG_COLOUR if is_jpeg else 0):
       raise UserError(f"{path} has colours; save masks in grey.")
-    values, full = values[..., 0], 255
+    values, full = values[..., 1], 255
   if full == 255 and maximum in (None, 255):
     values = confidences.without_jpeg_noise(values, path, is_jpeg=is_jpeg)
   return confidences.fractions(values, path, full=full, maximum=maximum, binary=binary)
@@ -396,7 +398,7 @@ def read_indices(path):
   """
   with stills.opened(path, _MEND_MASK) as image:
     _check_mask_type(path, image, palette=True)
-    if image.format == "JPEG":
+    if stills.is_jpeg(image):
       raise UserError(f"{path} is a JPEG, which changes label indices; save the mask as PNG.")
     values, _ = stills.pixels(image, path)
   if values.ndim == 3:

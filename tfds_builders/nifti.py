@@ -33,10 +33,15 @@ def _open(path):
 def _header(file, path):
   # Slow to import, and needed by few.
   from nibabel import Nifti1Header, Nifti2Header
+  from nibabel.imageglobals import LoggingOutputSuppressor
 
   start = file.read(544)
-  kind = Nifti2Header if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else Nifti1Header
-  header = kind.from_fileobj(io.BytesIO(start))
+  kinds = {348: Nifti1Header, 540: Nifti2Header}
+  kind = kinds.get(int.from_bytes(start[:4], "little")) or kinds.get(int.from_bytes(start[:4]))
+  if kind is None:
+    raise UserError(f"{path} is missing, damaged or no NIfTI file; {_MEND}.")
+  with LoggingOutputSuppressor():  # what it mends or raises, without the file's name
+    header = kind.from_fileobj(io.BytesIO(start))
   if header["magic"].item()[:2] != b"n+":
     raise UserError(f"{path} has its pixels in another file; save it as one .nii file.")
   return header

@@ -74,20 +74,19 @@ def opened(path, mend=_MEND):
   ):
     warnings.simplefilter("ignore")  # about metadata, without the file's name
     try:
-      image = Image.open(file, formats=("GIF",) if gif else _STILLS)
-    except Image.DecompressionBombError as error:
+      with Image.open(file, formats=("GIF",) if gif else _STILLS) as image:
+        files.check_pixels(path, image.height, image.width)
+        # A JPEG's further pictures are previews.
+        if image.format in ("PNG", "TIFF") and image.n_frames > 1:
+          raise UserError(
+            f"{path} holds {image.n_frames} pictures; save one a file, or a folder of frames."
+          )
+        yield image
+    except Image.DecompressionBombError as error:  # of a later frame too
       raise UserError(
         f"{path} has more than {files.MAX_PIXELS / 1e6:.0f} million pixels; make it smaller, or "
         "save it again if it is damaged."
       ) from error
-    with image:
-      files.check_pixels(path, image.height, image.width)
-      # A JPEG's further pictures are previews.
-      if image.format in ("PNG", "TIFF") and image.n_frames > 1:
-        raise UserError(
-          f"{path} holds {image.n_frames} pictures; save one a file, or a folder of numbered ones."
-        )
-      yield image
 
 
 def orientation(image):
@@ -99,6 +98,11 @@ def orientation(image):
     image.load()
   found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
   return found if found in _TURNS else 1
+
+
+def is_jpeg(image):
+  """Whether an open picture is a JPEG; cameras add previews to some (MPO)."""
+  return image.format in ("JPEG", "MPO")
 
 
 def _has_late_chunks(image):

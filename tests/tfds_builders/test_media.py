@@ -354,6 +354,14 @@ def test_stacks_of_pictures_are_refused(tmp_path, name):
   refused(path, "holds 3 pictures", read=media.mask_size)
 
 
+def test_previews_in_a_jpeg_are_no_stack(tmp_path):
+  path, pages = tmp_path / "a.jpg", [Image.fromarray(picture()), Image.fromarray(picture()[::-1])]
+  pages[0].save(path, "MPO", save_all=True, append_images=pages[1:])
+  assert media.probe(path).n_frames == 1
+  assert abs(media.read(media.probe(path))[0].astype(int) - picture()).max() <= 8
+  refused(path, "is a JPEG", read=media.read_indices)
+
+
 def test_a_wrong_checksum_of_a_png_is_seen(tmp_path):
   path, data = tmp_path / "a.png", io.BytesIO()
   Image.fromarray(picture()).save(data, "PNG", compress_level=0)
@@ -475,6 +483,16 @@ def test_a_gif_is_read_in_one_pass(tmp_path, monkeypatch):
   np.testing.assert_array_equal(media.read(found), frames)
   assert len(loads) <= 31
   np.testing.assert_array_equal(media.read(found, [20, 3, 20]), frames[[20, 3, 20]])
+
+
+def test_a_later_frame_of_an_absurd_size(tmp_path):
+  path = tmp_path / "a.gif"
+  write_gif(path, np.stack([picture() // 16, 15 - picture() // 16]))
+  data = bytearray(path.read_bytes())
+  at = data.rfind(struct.pack("<cHHHH", b",", 0, 0, 40, 24))
+  data[at + 5 : at + 9] = b"\xff" * 4
+  path.write_bytes(data)
+  refused(path, "more than 179 million")
 
 
 def test_a_gif_cut_between_frames_is_warned_of(tmp_path, warnings_seen):

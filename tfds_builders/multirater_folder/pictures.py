@@ -4,9 +4,11 @@ import numpy as np
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import confidences, media, nifti
+from tfds_builders import confidences, files, media, nifti
 
 _NIFTI = (".nii.gz", ".nii")
+# Between the least and the greatest of a picture that may hold but noise.
+_FEW_LEVELS = 16
 SUFFIXES = (*_NIFTI, *media.PICTURES)
 
 
@@ -26,6 +28,7 @@ def is_nifti(path):
 def _probe_image(path, axes):
   if is_nifti(path):
     return media.Media(path, (path,), 1, *nifti.size(path, axes))
+  files.check_file(path, "save one picture a file")  # a folder would be read as a video
   return media.probe(path)
 
 
@@ -121,13 +124,21 @@ def read_image(path, *, axes=None, window=None):
     UserError: it is damaged, or a value is not finite.
   """
   if not is_nifti(path):
-    return media.read(media.probe(path))[0]
+    return media.read(_probe_image(path, axes))[0]
   values = nifti.read(path, axes)
   if values.dtype == np.uint8 and window is None:
     return values
   if not np.isfinite(values).all():
     raise UserError(f"{path} holds values that are not finite; replace them by a number.")
   low, high = np.percentile(values, (0.5, 99.5)) if window is None else window
+  if low < high < low + _FEW_LEVELS and window is None and values.dtype.kind in "iu":
+    logging.warning(
+      "%s has few levels, %g to %g, which become 0 and 255: is it empty? If its values have a "
+      'scale, write "intensity_window": [low, high] into dataset.json.',
+      path,
+      low,
+      high,
+    )
   if low == high:
     low, high = float(values.min()), float(values.max())
     logging.warning(
