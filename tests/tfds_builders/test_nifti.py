@@ -207,6 +207,7 @@ def test_nifti_masks_have_their_images_orientation(tmp_path):
     mask = save(tmp_path / f"{name}.nii.gz", PIXELS, affine, codes=1)
     with pytest.raises(UserError, match=rf"{name}.nii.gz: its axes point to [LR] and [PA]"):
       check(image, same, mask)
+    assert check(image, same, mask, axes="xy") == []  # the user says that they lie alike
   swapped = nibabel.Nifti1Image(PIXELS.T, np.eye(4)[[1, 0, 2, 3]])
   nibabel.save(swapped, tmp_path / "s.nii")
   with pytest.raises(UserError, match="s.nii: its axes point to A and R, those of its image to L"):
