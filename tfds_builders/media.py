@@ -350,7 +350,8 @@ def _read_mask(path, *, maximum, binary, colours=False):
     values, full = stills.pixels(image, path)
     is_jpeg = stills.is_jpeg(image)
   if values.ndim == 3:
-    if np.ptp(values, axis=-1).max() > (_JPEG_COLOUR if is_jpeg else 0):
+    channels = np.moveaxis(values, -1, 0)  # reductions along so short a last axis are slow
+    if (channels.max(axis=0) - channels.min(axis=0)).max() > (_JPEG_COLOUR if is_jpeg else 0):
       raise UserError(f"{path} has colours; save masks in grey.")
     values, full = values[..., 1], 255
   if full == 255 and maximum in (None, 255):
