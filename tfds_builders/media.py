@@ -187,15 +187,24 @@ def _read_gif(media, frames):
     for i in range(max(wanted, default=-1) + 1):
       image.seek(i)
       if i in wanted:
-        images[i] = stills.grey(image, media.path)
+        images[i], _ = stills.grey(image, media.path)
   return [images[i] for i in frames]
 
 
 def _read_pictures(media, frames):
-  images = []
+  images, largest = [], []
   for i in frames:
     with stills.opened(media.files[i]) as image:
-      images.append(stills.grey(image, media.files[i]))
+      pixels, of_dark = stills.grey(image, media.files[i])
+    images.append(pixels)
+    largest.append(of_dark)
+  if None not in largest and max(largest, default=0):
+    logging.warning(
+      "%s: the largest of its 16-bit values is %d of 65535, so it is nearly black; if its scale is "
+      "another (12 bits: 4095), save it in 8 bits.",
+      media.path,
+      max(largest),
+    )
   return images
 
 

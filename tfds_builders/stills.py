@@ -6,7 +6,6 @@ import warnings
 import zlib
 
 import numpy as np
-from absl import logging
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from lus_jax.errors import UserError
@@ -165,9 +164,14 @@ def _check_png(path):
 
 
 def grey(image, path):
-  """Decodes an open picture, or the frame of a GIF it is at, as grey values [h, w] uint8.
+  """Decodes an open picture, or the frame of a GIF it is at.
 
-  Colours become their luma (ITU-R 601), 16 bits are divided down to 8.
+  Returns:
+    Grey values [h, w] uint8: colours become their luma (ITU-R 601), 16 bits are divided down; and
+    the largest value of a 16-bit picture that is nearly or wholly black, else None.
+
+  Raises:
+    UserError: it holds numbers of 32 bits, which have no scale.
   """
   if image.mode in ("I", "F"):
     raise UserError(f"{path} holds numbers of 32 bits; save pictures in 8 or 16 bits.")
@@ -176,14 +180,8 @@ def grey(image, path):
       _check_png(path)
     turned = orientation(image)
     values = np.asarray(image.convert("L"))
-    return values if image.format == "TIFF" else turn(values, turned)
+    return (values if image.format == "TIFF" else turn(values, turned)), None
   values, maximum = pixels(image, path)
-  largest = values.max()
-  if 0 < largest <= _DARK and maximum == 65535:
-    logging.warning(
-      "%s: the largest of its 16-bit values is %d of 65535, so it is nearly black; if its scale is "
-      "another (12 bits: 4095), save it in 8 bits.",
-      path,
-      largest,
-    )
-  return np.rint(values / (maximum / 255)).astype(np.uint8)
+  largest = int(values.max())
+  dark = largest <= _DARK and maximum == 65535
+  return np.rint(values / (maximum / 255)).astype(np.uint8), largest if dark else None

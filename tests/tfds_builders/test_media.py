@@ -429,6 +429,16 @@ def test_16_bit_pictures_with_a_scale_of_their_own(tmp_path, warnings_seen):
   Image.fromarray(values).save(path)
   assert media.read(media.probe(path)).max() == round(values.max() / 257)
   assert "a.png: the largest of its 16-bit values is 3200 of 65535" in warnings_seen[0]
+  # One line a video, and none if a single frame shows that its scale is right.
+  folder = tmp_path / "v"
+  folder.mkdir()
+  for i, scale in enumerate((16, 0, 257)):
+    Image.fromarray(picture().astype(np.uint16) * scale).save(folder / f"{i}.png")
+  found = media.probe(folder)
+  media.read(found)
+  assert len(warnings_seen) == 1
+  media.read(found, [0, 1])
+  assert len(warnings_seen) == 2
 
 
 def write_tiff(path, values, *, bits=16, white_is_zero=False, order="<"):

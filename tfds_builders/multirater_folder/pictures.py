@@ -69,11 +69,12 @@ def check_geometry(image, masks, *, indices, axes=None):
     square, without the user's word.
 
   Raises:
-    UserError: a size or, between NIfTI files, the direction of an axis is not the image's.
+    UserError: a size is not the image's; or, between NIfTI files and without the user's word, the
+      direction of an axis is not.
   """
   header = _probe_image(image, axes)
   square = header.height == header.width
-  directions = nifti.directions(image) if is_nifti(image) else None
+  directions = nifti.directions(image) if is_nifti(image) and axes is None else None
   unsure = []
   for path in masks:
     size = mask_size(path, indices=indices, axes=axes)
@@ -91,7 +92,8 @@ def check_geometry(image, masks, *, indices, axes=None):
       raise UserError(
         f"{path}: its axes point to {' and '.join(theirs)}, those of its image to "
         f"{' and '.join(directions)} (NIfTI's letters), so it may lie mirrored or turned; save it "
-        "in the image's orientation, with the image's affine."
+        "in the image's orientation, with the image's affine; or, if the pixels lie alike in both "
+        'files, write "nifti_axes": "xy" into dataset.json.'
       )
   return unsure
 
