@@ -474,6 +474,8 @@ def test_bad_arguments(folder):
     ({"licence": None}, "'licence' is missing"),
     ({"name": "a\nb"}, "'name' holds a line break"),
     ({"missing_class": "unlabeled"}, "'missing_class' is 'unlabeled'"),
+    ({"polarity": "black"}, "'polarity' is of multirater_folder and says nothing here"),
+    ({"soft": True}, "'soft' is of multirater_folder"),
     ({"frame_numbers": 1}, "'frame_numbers' is 1; write 'from_0' or 'of_files'"),
     ({"confidence_maximum": "255"}, "'confidence_maximum' is '255'"),
     ({"confidence_maximum": 0}, "'confidence_maximum' is 0"),

@@ -346,6 +346,7 @@ def test_bad_arguments(folder, options, part):
     ({"Persons": {}}, ("'Persons'", "'persons'")),
     ({"label": {}}, ("'label'", "'labels'")),
     ({"missing_class": "unlabelled"}, ("'missing_class' is of lus_folder",)),
+    ({"frame_numbers": "from_0"}, ("'frame_numbers' is of lus_folder",)),
     ({"polarity": "grey"}, ("'polarity' is 'grey'", "white, black")),
     ({"soft": "yes"}, ("'soft' is 'yes'",)),
     ({"persons": {"dora": "d"}}, ("'persons' names 'dora'", "anna, bert, cleo")),

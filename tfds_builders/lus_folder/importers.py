@@ -348,8 +348,8 @@ def import_polygons(*, frames, polygons, out, licence, thin=(), patient="patient
   """
   if not frames.is_dir():
     raise UserError(f"{frames} does not exist or is no folder; mend --frames.")
-  if not patient.strip():
-    raise UserError("--patient is empty; name the patient.")
+  if not patient.strip() or tables.has_controls(patient):
+    raise UserError(f"--patient {tables.shown(patient)} is no name; name the patient.")
   header = media.probe(frames)
   labelled, n_leaving = _read_polygons(polygons, header)
   classes = sorted({name for _, _, by_class in labelled for name in by_class})

@@ -45,6 +45,8 @@ DATASET_KEYS = (
   "frame_numbers",
   "confidence_maximum",
 )
+# What a user may expect to count here too; passing over it would turn masks over silently.
+MULTIRATER_KEYS = ("polarity", "labels", "persons", "soft", "nifti_axes", "intensity_window")
 FRAME_NUMBERS = ("from_0", "of_files")
 MAX_SF_RATIO = 477.0
 # Nobody lives with less (50 % on pure oxygen is 50); FiO2 in percent gives 1 to 5.
@@ -119,6 +121,9 @@ class Folder:
 
 def _read_dataset(path):
   dataset = tables.read_dataset(path, DATASET_KEYS)
+  for key in MULTIRATER_KEYS:
+    if key in dataset:
+      raise UserError(f"{path}: {key!r} is of multirater_folder and says nothing here; remove it.")
   for key, choices in (("missing_class", ("unlabelled",)), ("frame_numbers", FRAME_NUMBERS)):
     if dataset.get(key, choices[0]) not in choices:
       written = tables.shown_value(dataset[key])

@@ -205,7 +205,7 @@ def import_qubiq(*, cases, task, out, class_name, name=None, licence="unknown", 
         continue
       shutil.copyfile(found[case], folder / "images" / f"{case}.nii.gz")
       pictures.read_image(found[case])
-      pictures.check_geometry(found[case], masks.values(), indices=False)
+      pictures.check_geometry(found[case], masks.values(), indices=False, axes=nifti_axes)
       for rater, path in masks.items():
         pictures.read_mask(path)
         shutil.copyfile(path, folder / "raters" / rater / f"{case}.nii.gz")

@@ -110,6 +110,8 @@ def _read_dataset(path):
     raise UserError(
       f"{path}: 'missing_class' is of lus_folder; a class without a mask is absent here, remove it."
     )
+  if "frame_numbers" in dataset:
+    raise UserError(f"{path}: 'frame_numbers' is of lus_folder and says nothing here; remove it.")
   polarity, soft = dataset.setdefault("polarity", "white"), dataset.setdefault("soft", False)
   labels = dataset.setdefault("labels", {})
   dataset.setdefault("persons", {})
