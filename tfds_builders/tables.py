@@ -9,7 +9,6 @@ import csv
 import difflib
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from lus_jax.errors import UserError
 # Of one table, and of one name: more of them is a mistake, and compares slowly.
 MAX_COLUMNS = 10_000
 MAX_NAME = 255
-DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+DELIMITERS = (",", ";", "\t")
 
 
 class Row:
@@ -686,12 +685,9 @@ def shown_value(value):
   return shown(value) if isinstance(value, str) else shown(json.dumps(value), 80)[1:-1]
 
 
-def note_of(names, what, most=5):
-  """What was left out, as a line: 'Left out, as they are no pictures: a.txt, b.txt and 3 more.'"""
-  names = list(names)
-  shown_names = ", ".join(itertools.islice(names, most))
-  more = f" and {len(names) - most} more" if len(names) > most else ""
-  return f"Left out, as they are {what}: {shown_names}{more}."
+def note_of(names, what):
+  """What was left out, as a line: 'Left out, as they are no pictures: a.txt, b.txt.'"""
+  return f"Left out, as they are {what}: {shown_list(names, 5)}."
 
 
 # The mask of the pixels that count nowhere, beside those of the classes.
