@@ -35,7 +35,9 @@ def _damage(path):
 
 def _open(path, options=None):
   # An absolute path, as FFmpeg takes a colon in a name for a protocol.
-  return av.open(str(path.absolute()), options=_DEMUXERS | (options or {}))
+  # Titles and comments are not asked for; many are not UTF-8.
+  options = _DEMUXERS | (options or {})
+  return av.open(str(path.absolute()), options=options, metadata_errors="ignore")
 
 
 def _stream(path, container):

@@ -225,14 +225,20 @@ def _load_npy(path):
 
 
 def _check_axes(path, shape):
-  """Refuses or warns of an array that looks like [h, w, N]."""
+  """Refuses or warns of an array that looks like [h, w, N]: a last axis shorter than both others.
+
+  Strips of less than 64 pixels, three times as high, are refused if the first axes could be those
+  of a picture; frames that are merely upright, and fewer pixels wide than there are, are not.
+  """
   n, height, width = shape
-  mend = (
-    f"save np.moveaxis(frames, -1, 0) if its axes are [h, w, N], {n} x {height} and {width} frames"
-  )
-  if width < 64 and 3 * width <= min(n, height):
-    raise UserError(f"{path} is {list(shape)}: {n} frames of {height} x {width}? Please {mend}.")
-  if width < min(n, height) and max(n, height) <= 2 * min(n, height):
+  short, long = min(n, height), max(n, height)
+  mend = f"if its axes are [h, w, N] ({width} frames), save np.moveaxis(frames, -1, 0)"
+  if width < 64 and 3 * width <= short and long <= 4 * short:
+    raise UserError(
+      f"{path} is {list(shape)}: {n} frames {height} high and {width} wide? {mend[0].upper()}"
+      f"{mend[1:]}; if not, save them as a folder of pictures."
+    )
+  if width < short and long <= 2 * short:
     logging.warning(
       "%s is %s, read as %d frames %d high and %d wide; %s.",
       path,

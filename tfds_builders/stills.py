@@ -26,11 +26,7 @@ _ERRORS = (
   zlib.error,
   TypeError,
   LookupError,
-  AttributeError,
   ArithmeticError,
-  AssertionError,
-  RuntimeError,
-  NotImplementedError,
 )
 # The greatest value by Pillow's name of the pixel type; of 16 bits the file may say fewer.
 _MAXIMUM = {"1": 1, "L": 255}

@@ -200,6 +200,20 @@ def test_no_play_list_is_opened(tmp_path):
   refused(path, "is damaged or not what its name says")
 
 
+@pytest.mark.parametrize("name", ["a.avi", "a.mp4"])
+def test_a_title_that_is_no_utf_8_is_no_damage(tmp_path, name):
+  path = tmp_path / name
+  with av.open(path, "w") as container:
+    container.metadata["title"] = "Mueller"
+    stream = container.add_stream("mpeg4", rate=25)
+    stream.height, stream.width, stream.pix_fmt = 24, 40, "yuv420p"
+    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(), format="gray")))
+    container.mux(stream.encode())
+  assert b"Mueller" in path.read_bytes()
+  path.write_bytes(path.read_bytes().replace(b"Mueller", b"M\xfcller\0"))
+  assert len(media.read(media.probe(path))) == 1
+
+
 def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
   np.save(tmp_path / "x.npy", clip())
   write_video(tmp_path / "p1.mp4", clip())
@@ -626,8 +640,8 @@ def test_sound_npy(tmp_path, version):
 @pytest.mark.parametrize(
   ("shape", "found"),
   [
-    ((96, 96, 20), "96 frames of 96 x 20?"),
-    ((480, 640, 60), "480 frames of 640 x 60?"),
+    ((96, 96, 20), "96 frames 96 high and 20 wide?"),
+    ((480, 640, 60), "480 frames 640 high and 60 wide?"),
     ((480, 640, 300), "read as 480 frames 640 high and 300 wide"),
     ((20, 96, 96), None),
     ((200, 480, 640), None),
@@ -635,6 +649,7 @@ def test_sound_npy(tmp_path, version):
     ((60, 528, 153), None),
     ((2, 24, 8), None),
     ((500, 40, 30), None),
+    ((1000, 200, 60), None),
   ],
 )
 def test_arrays_whose_axes_look_wrong(tmp_path, warnings_seen, shape, found):
