@@ -594,8 +594,7 @@ def test_masks_of_other_formats_are_read_and_nothing_is_dropped_uncounted(folder
   path.with_name("pleura.npz").rename(path.with_name("notes.txt"))
   assert not warnings_seen
   folder.config()
-  assert "Left out, as they are no pictures: " in warnings_seen[0]
-  assert warnings_seen[0].endswith("masks/a.npy/notes.txt.")
+  assert warnings_seen[0].endswith("masks: Left out, as they are no pictures: a.npy/notes.txt.")
   (path.parent / "old").mkdir()
   check_refused(folder, "labels.csv row 2", "masks/a.npy/old is not <class>.png")
 

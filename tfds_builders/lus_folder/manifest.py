@@ -294,7 +294,8 @@ def _read_labels(directory, dataset, videos):
   keys = [(label.video.name, label.frame, label.annotator) for label in labels]
   tables.refuse_repeats(rows, dict(zip(rows, keys, strict=True)).get, "video, frame and annotator")
   if left_out:
-    logging.warning("%s: %s", place.root, tables.note_of(map(str, left_out), "no pictures"))
+    names = [str(path.relative_to(place.root)) for path in left_out]
+    logging.warning("%s: %s", place.root, tables.note_of(names, "no pictures"))
   if "frame_numbers" not in dataset:
     _warn_of_numbers(labels, path)
   tables.warn_of_alike(
