@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lus_jax import models
+from lus_jax import lock, models
 from lus_jax.data import augment as augment_lib
 from lus_jax.data import datasets, labelling, pipeline
 from lus_jax.errors import UserError
@@ -562,7 +562,8 @@ def _start_worker(config, directory, cache):
   """Makes this process a worker that computes on one core."""
   global _worker
   # The parent stops its workers; should it be killed, they stop by themselves.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
   # Of XLA's thread pools; read when the backend starts.
@@ -645,6 +646,12 @@ def train_and_evaluate(config, workdir):
   check(config)
   settings = checkpoints_lib.settings(config)
   dataset = {"name": "lus_phantom", "version": "simulated anew for every unit", "splits": {}}
+  checkpoints_lib.check_claim(workdir, settings, dataset)
+  with lock.hold(workdir):
+    _run(config, settings, dataset, workdir)
+
+
+def _run(config, settings, dataset, workdir):
   checkpoints_lib.claim(workdir, settings, dataset)
   directory = pathlib.Path(workdir) / UNITS
   jobs = _units(config)
