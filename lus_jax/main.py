@@ -70,6 +70,9 @@ def main(argv):
     how = signal.Signals(stopped.number).name
     print(f"\nStopped by {how}: {stopped.kept or _kept(workdir)}", file=sys.stderr)
     return signals.exit_code(stopped.number)
+  except KeyboardInterrupt:
+    print("\nInterrupted before the run began.", file=sys.stderr)
+    return 130
   except Exception as error:
     # Whoever writes without a word of its own: maps, curves, temporary files.
     reason = files.refusal(error)
