@@ -80,8 +80,8 @@ def main(argv):
       raise
     what = " ".join(str(error).split())
     print(
-      f"error: the disk refuses ({reason}): {what}; make room or mend the permissions, and repeat "
-      "the command.",
+      f"error: the disk refuses ({reason}): {what:.200}; make room or mend the permissions, and "
+      "repeat the command.",
       file=sys.stderr,
     )
     return 2

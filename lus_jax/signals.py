@@ -118,7 +118,8 @@ def _watch(reader, kept, grace):
     try:
       heard = reader.recv(1)
     except TimeoutError:
-      _leave(signal.SIGTERM, f"Stopped by SIGTERM, after {grace} s of waiting for this step.", kept)
+      text = f"Stopped by SIGTERM, after {grace} s of waiting for this step."
+      return _leave(signal.SIGTERM, text, kept)
     if not heard:
       return
     if heard[0] == signal.SIGTERM:
@@ -126,7 +127,7 @@ def _watch(reader, kept, grace):
     elif heard[0] == signal.SIGINT:
       interrupts += 1
       if interrupts > 1:
-        _leave(signal.SIGINT, "Interrupted twice: left at once.", kept)
+        return _leave(signal.SIGINT, "Interrupted twice: left at once.", kept)
       _say("Stopping; Ctrl-C again leaves at once.")
 
 
