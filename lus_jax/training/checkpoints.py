@@ -113,12 +113,12 @@ class Checkpoints:
         self._manager.delete(other)
     return restored[_RESUMABLE], restored[_BEST], meta
 
-  def restore_best(self, best, history):
+  def restore_best(self, best, epochs):
     """Reads the best models of a finished run alone, to the host.
 
     Args:
       best: a pytree of the structure, shapes and types that were saved.
-      history: what the run says of its epochs: rows of `epoch`, `member` and `score`.
+      epochs: which epochs they are of, as its results say; None for the last.
 
     Raises:
       UserError: no checkpoint that is whole holds them.
@@ -126,14 +126,13 @@ class Checkpoints:
     # Without memory: only shape and type count.
     best = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), best)
     number, restored, meta = self._restore({_BEST: ocp.args.StandardRestore(_abstract(best))})
-    if number != max(self._numbers()):
-      late = _late(history, meta["epoch"])
-      if late:
-        raise UserError(
-          f"{self._directory / str(max(self._numbers()))} is damaged, and the checkpoint before it "
-          f"({number}) has no longer the best model of {late}; remove {self._directory.parent}'s "
-          "results and repeat the run's command, which goes on from that one."
-        )
+    newest = max(self._numbers())
+    if number != newest and any(epoch is None or epoch > meta["epoch"] for epoch in epochs):
+      raise UserError(
+        f"{self._directory / str(newest)} is damaged, and the checkpoint before it ({number}) does "
+        f"not have the best models of all members yet; remove the results in "
+        f"{self._directory.parent} and repeat the run's command, which goes on from that one."
+      )
     return restored[_BEST]
 
   def wait(self):
@@ -233,20 +232,6 @@ def _hush_orbax():
 
 def _quiet(record):
   return "orbax" not in record.pathname
-
-
-def _late(history, epoch):
-  """Names of members whose best epoch is after this one."""
-  best, found = {}, []
-  for row in history:
-    best.setdefault(row["member"], []).append((row["score"], row["epoch"]))
-  for member, scores in best.items():
-    defined = [(score, -number) for score, number in scores if score is not None]
-    # While no epoch has a score, the latest stands in for the best.
-    number = -max(defined)[1] if defined else max(number for _, number in scores)
-    if number > epoch:
-      found.append(member)
-  return ", ".join(found)
 
 
 def kept(workdir):

@@ -419,8 +419,7 @@ def initial_weights(config, network, places, splits, workdir, summary):
   with contextlib.closing(checkpoints_lib.Checkpoints(directory)) as checkpoints:
     if checkpoints.latest() is None:
       raise UserError(f"{directory} holds no checkpoint; remove it and run {name} again.")
-    history = results.read(workdir, f"{name}_history")["rows"]
-    best = checkpoints.restore_best(stacked, history)
+    best = checkpoints.restore_best(stacked, [row["best_epoch"] for row in content["rows"]])
   started = []
   for place in places:
     i = there.index(place)

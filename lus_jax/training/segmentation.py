@@ -684,7 +684,7 @@ def load(workdir, *, every=False):
         f"{workdir}/{checkpoints_lib.DIRECTORY} holds no checkpoint; train again in another "
         "--workdir."
       )
-    weights = checkpoints.restore_best(stacked, results.read(workdir, "history")["rows"])
+    weights = checkpoints.restore_best(stacked, _best_epochs(workdir))
   # How models are run is up to the machine they are run on.
   sweep = Sweep(members, choose_strategy("auto"))
   sweep, weights = sweep.take(sweep.unstack(weights), [view.member for view in views], own)
@@ -698,6 +698,15 @@ def load(workdir, *, every=False):
     sweep=sweep,
     weights=weights,
   )
+
+
+def _best_epochs(workdir):
+  more = ["members"] if results.exists(workdir, "members") else []
+  return [
+    row.get("best_epoch")
+    for name in ("segmentation", *more)
+    for row in results.read(workdir, name)["rows"]
+  ]
 
 
 def _write_calibrations(workdir, views, chosen):

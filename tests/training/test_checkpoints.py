@@ -123,24 +123,23 @@ def test_checkpoints_of_older_versions_are_read_and_fall_back_too(workdir, caplo
 
 
 def test_the_best_models_are_read_from_the_one_before_only_if_they_are_the_same(workdir, caplog):
-  def read(scores):
-    rows = [{"epoch": i, "member": "m", "score": score} for i, score in enumerate(scores, 1)]
+  def read(*epochs):
     manager = checkpoints.Checkpoints(workdir)
     try:
-      return manager.restore_best(best(0), rows)
+      return manager.restore_best(best(0), epochs)
     finally:
       manager.close()
 
   # The state is not asked for.
   damage(files(workdir / "checkpoints" / "3" / "state")[0], "1 bit")
-  np.testing.assert_array_equal(read([0.1, 0.2, 0.3])["w"], best(3)["w"])
+  np.testing.assert_array_equal(read(1, 3)["w"], best(3)["w"])
   assert not caplog.messages
   damage(files(workdir / "checkpoints" / "3" / "best")[0], "1 bit")
-  np.testing.assert_array_equal(read([0.1, 0.3, 0.3])["w"], best(2)["w"])
+  np.testing.assert_array_equal(read(1, 2)["w"], best(2)["w"])
   assert "3 is damaged" in caplog.messages[0]
-  for late in ([0.1, 0.2, 0.3], [None, None, None]):
-    with pytest.raises(UserError, match=r"has no longer the best model of m; remove .*results"):
-      read(late)
+  for late in (3, None):
+    with pytest.raises(UserError, match="does not have the best models of all members yet; remove"):
+      read(1, late)
   assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "3"]
 
 

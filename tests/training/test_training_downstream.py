@@ -535,6 +535,7 @@ def test_segmentation_patients_may_not_be_tested(workdir, task_config):
 def test_models_of_another_population_have_seen_nobody(workdir, task_config, sweeps):
   file = workdir / "run.json"
   claim = json.loads(file.read_text())
+  del claim["sha256"]
   claim["dataset"] |= {"population": "elsewhere", "name": "elsewhere"}
   file.write_text(json.dumps(claim))
   downstream.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
@@ -676,6 +677,7 @@ def empty_checkpoints(workdir):
 def other_classes(workdir):
   file = workdir / "run.json"
   claim = json.loads(file.read_text())
+  del claim["sha256"]
   claim["dataset"]["classes"][2] = "z_line"
   file.write_text(json.dumps(claim))
 
@@ -689,6 +691,7 @@ def no_names(workdir):
 def other_task(workdir):
   file = workdir / "run.json"
   claim = json.loads(file.read_text())
+  del claim["sha256"]
   claim["config"]["task"] = "sf_ratio"
   file.write_text(json.dumps(claim))
 
