@@ -36,6 +36,21 @@ def test_a_run_that_looks_by_itself_is_let_be(number):
   assert seen == [True]
 
 
+def test_a_signal_while_memory_is_freed_is_not_lost(monkeypatch):
+  codes = []
+  monkeypatch.setattr(os, "_exit", codes.append)
+
+  class Freed:
+    def __del__(self):
+      send(signal.SIGINT)
+
+  with pytest.raises(signals.Stopped), signals.handled(str):
+    freed = Freed()
+    del freed
+    time.sleep(10)
+  assert not codes  # it was one Ctrl-C
+
+
 def test_what_takes_long_within_is_stopped_at_once():
   seen = []
   with pytest.raises(signals.Stopped) as stopped, signals.handled(str), signals.deferred():
