@@ -317,6 +317,12 @@ def test_a_config_that_no_study_could_use_is_refused(changes, message, tmp_path)
   assert not (tmp_path / "run").exists()
 
 
+def test_two_studies_in_one_directory_are_refused(tmp_path, in_use):
+  with in_use(tmp_path), pytest.raises(UserError, match="is in use by process 123 on node7"):
+    which_target.train_and_evaluate(config(), tmp_path)
+  assert not (tmp_path / "run.json").exists()
+
+
 def test_without_null_repeats_their_cohorts_do_not_matter():
   which_target.check(config(**{"study.null_repeats": 0, "study.null_cohorts": 0}))
   which_target.check(configs.get_config())
