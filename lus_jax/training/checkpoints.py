@@ -1,10 +1,12 @@
 """Checkpoints by orbax; the only file that imports it."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -228,10 +230,17 @@ def _hush_orbax():
   logger = logging.get_absl_logger()
   if _quiet not in logger.filters:
     logger.addFilter(_quiet)
+    sys.unraisablehook = functools.partial(_but_for_writes, sys.unraisablehook)
 
 
 def _quiet(record):
   return "orbax" not in record.pathname
+
+
+def _but_for_writes(hook, unraisable):
+  # Once one write has failed, tensorstore reports the others to a loop that is no more.
+  if str(unraisable.exc_value) != "Event loop is closed":
+    hook(unraisable)
 
 
 def kept(workdir):

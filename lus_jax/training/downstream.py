@@ -141,14 +141,16 @@ def open_videos(config, trained):
   return dataset
 
 
-def _of_run(prepared_dir):
-  # As it is of an older version's run, whose directory of then is not known.
-  if prepared_dir and not os.path.isabs(os.path.expanduser(prepared_dir)):
+def _of_run(prepared_dir, ours=""):
+  """Where a segmentation run's prepared data are; ours if that is not known of an older run."""
+  if not prepared_dir or os.path.isabs(os.path.expanduser(prepared_dir)):
+    return prepared_dir
+  if not ours:
     raise UserError(
       f"the prepared data of the segmentation run are in '{prepared_dir}', which is not found from "
       "here; name the folder with --config.data.prepared_dir=DIR."
     )
-  return prepared_dir
+  return ours
 
 
 def choose_thresholds(config, trained):
@@ -193,7 +195,7 @@ def fold_segmentations(config, trained, splits, workdir):
   labelled = {name for names in trained.patients.values() for name in names}
   recipe = trained.config.copy_and_resolve_references()
   with recipe.unlocked():
-    recipe.data.prepared_dir = config.data.prepared_dir or _of_run(recipe.data.prepared_dir)
+    recipe.data.prepared_dir = _of_run(recipe.data.prepared_dir, config.data.prepared_dir)
     # The clinical tasks see the models of the first seed's thresholds.
     recipe.sweep.seeds, recipe.sweep.members = 1, ()
   models_, frames = len(trained.sweep.members), sum(trained.dataset["splits"].values())
@@ -464,6 +466,9 @@ def train_and_evaluate(config, workdir):
 
 def _train_and_evaluate(config, workdir, device, why):
   directory, settings = pathlib.Path(workdir) / config.name, checkpoints_lib.settings(config)
+  # Before any process can have written it.
+  begun = checkpoints_lib.read_claim(directory) is not None
+  before = checkpoints_lib.fewer_epochs(directory, config.train)
   whole = segmentation.load(os.path.expanduser(config.channels.workdir) or workdir)
   chosen = choose_thresholds(config, whole)
   trained = whole.only(chosen)
@@ -514,10 +519,9 @@ def _train_and_evaluate(config, workdir, device, why):
       torch_weights.digest(file) if torch_weights.is_file(file) else _digest(started)
     )
   files = (config.name, f"{config.name}_history")
-  before = checkpoints_lib.fewer_epochs(directory, config.train)
   if before is not None:
     print(f"{directory}: going on after {before} epochs to {config.train.epochs}.")
-  if before is not None or checkpoints_lib.read_claim(directory) is None:
+  if before is not None or not begun:
     # It goes on, or its directory was removed to start anew: what it found is not its result.
     results.remove(workdir, *(f"{name}.json" for name in files))
   checkpoints_lib.claim(directory, settings, summary, more_epochs=True)
