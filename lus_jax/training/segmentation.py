@@ -350,8 +350,8 @@ def _train_and_evaluate(config, workdir, patients):
     own["initial"] = torch_weights.digest(file)
   if before is not None:
     # A kill between the two lines leaves the run as it was, without its results.
-    names = (*RESULTS, "members", "raters", "calibration")
-    results.remove(workdir, *(f"{name}.json" for name in names), "examples.npz")
+    written = (*RESULTS, "members", "raters", "calibration")
+    results.remove(workdir, *(f"{name}.json" for name in written), "examples.npz")
     rate = schedule(before * steps_per_epoch)
     print(
       f"{workdir}: going on after {before} epochs to {config.train.epochs}; the learning rate, "
