@@ -1,24 +1,140 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what a disk refused."""
 
+import contextlib
+import errno
+import hashlib
+import json
+import os
 import pathlib
 
 from lus_jax import parallel
+from lus_jax.errors import UserError
+
+# What a disk says that is full, over its quota, read-only, forbidden or broken.
+_REFUSALS = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EIO,
+  errno.ESTALE,
+)
+
+
+def refusal(error):
+  """What the disk said, where an exception comes of a disk that is full, read-only or broken.
+
+  Libraries in C++ raise exceptions of their own, which hold the system's words.
+
+  Returns:
+    Those words, as "No space left on device"; None where the exception has another cause.
+  """
+  if isinstance(error, OSError):
+    return os.strerror(error.errno) if error.errno in _REFUSALS else None
+  return next((os.strerror(n) for n in _REFUSALS if os.strerror(n) in str(error)), None)
 
 
 def write_bytes(file, content):
   """Writes a file under a temporary name first, so that a kill leaves the old one or none.
 
   Of several processes the main one writes, the others do nothing.
+
+  Raises:
+    UserError: the disk is full, read-only or broken; the message names the file.
   """
   if not parallel.is_main():
     return
   file = pathlib.Path(file)
-  file.parent.mkdir(parents=True, exist_ok=True)
-  temporary = file.with_name(file.name + ".tmp")
-  temporary.write_bytes(content)
-  temporary.replace(file)
+  # Its own name: two reports of one run may be under way.
+  temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_bytes(content)
+    temporary.replace(file)
+  except OSError as error:
+    reason = refusal(error)
+    with contextlib.suppress(OSError):  # the same disk
+      temporary.unlink(missing_ok=True)
+    if reason is None:
+      raise
+    raise UserError(
+      f"{file} cannot be written ({reason}); make room or mend the permissions, and repeat the "
+      "command."
+    ) from error
 
 
 def write_text(file, text):
   """Like `write_bytes`, for text."""
   write_bytes(file, text.encode())
+
+
+def seal(content):
+  """A JSON-serialisable dict with a checksum of itself, for `broken_seal`."""
+  return content | {"sha256": _digest(content)}
+
+
+def broken_seal(content):
+  """Whether a dict is not what `seal` made; what was never sealed is not broken."""
+  rest = {name: value for name, value in content.items() if name != "sha256"}
+  return "sha256" in content and content["sha256"] != _digest(rest)
+
+
+def _digest(content):
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def measure(folder):
+  """The size and SHA-256 of every file below a folder: a dict of lists by path."""
+  folder = pathlib.Path(folder)
+  return {
+    file.relative_to(folder).as_posix(): [file.stat().st_size, sha256(file)]
+    for file in sorted(folder.rglob("*"))
+    if file.is_file()
+  }
+
+
+def sha256(file):
+  """The SHA-256 of a file, as hexadecimal text."""
+  with open(file, "rb") as opened:
+    return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def damage(folder, measured, *, sizes_only=()):
+  """What is wrong with the files below a folder.
+
+  Args:
+    folder: its path.
+    measured: of `measure`, when they were written; other files are not looked at.
+    sizes_only: paths whose contents are not read.
+
+  Returns:
+    A text such as "best/d/1234 has other contents"; None where all are as they were.
+  """
+  for name, (size, digest) in measured.items():
+    file = pathlib.Path(folder) / name
+    try:
+      if file.stat().st_size != size:
+        return f"{name} has {file.stat().st_size} bytes in place of {size}"
+      if name not in sizes_only and sha256(file) != digest:
+        return f"{name} has other contents"
+    except FileNotFoundError:
+      return f"{name} is missing"
+    except OSError as error:
+      return f"{name} cannot be read ({error.strerror})"
+  return None
+
+
+def expanded(path, option):
+  """A path with its `~` replaced.
+
+  Raises:
+    UserError: there is no home directory (a folder called `~` would be made).
+  """
+  path = os.path.expanduser(os.fspath(path))
+  if path.startswith("~"):
+    raise UserError(
+      f"{path}: there is no home directory (HOME is not set); name one with {option}."
+    )
+  return pathlib.Path(path)

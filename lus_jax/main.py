@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 
 # The writers' TensorFlow greets on stderr; its errors still show.
@@ -13,7 +14,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lus_jax import parallel, report
+from lus_jax import files, parallel, report, signals
 from lus_jax.errors import UserError
 
 DOWNSTREAM = ("sf_change", "sf_ratio", "readmission")
@@ -55,19 +56,42 @@ def main(argv):
     config = _parse(argv)
     if "distributed" in config:
       parallel.initialize(config.distributed)
+    workdir = files.expanded(WORKDIR.value, "--workdir")
     # Of several processes one prints; errors of all show.
-    with contextlib.redirect_stdout(sys.stdout if parallel.is_main() else io.StringIO()):
-      run(config, os.path.expanduser(WORKDIR.value))
+    with (
+      signals.handled(lambda: _kept(workdir)),
+      contextlib.redirect_stdout(sys.stdout if parallel.is_main() else io.StringIO()),
+    ):
+      run(config, os.fspath(workdir))
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except signals.Stopped as stopped:
+    how = signal.Signals(stopped.number).name
+    print(f"\nStopped by {how}: {stopped.kept or _kept(workdir)}", file=sys.stderr)
+    return signals.exit_code(stopped.number)
   except KeyboardInterrupt:
+    print("\nInterrupted before the run began.", file=sys.stderr)
+    return 130
+  except Exception as error:
+    # Whoever writes without a word of its own: maps, curves, temporary files.
+    reason = files.refusal(error)
+    if reason is None:
+      raise
+    what = " ".join(str(error).split())
     print(
-      f"\nInterrupted. The same command goes on from the last checkpoint in {WORKDIR.value}.",
+      f"error: the disk refuses ({reason}): {what:.200}; make room or mend the permissions, and "
+      "repeat the command.",
       file=sys.stderr,
     )
-    return 130
+    return 2
   return 0
+
+
+def _kept(workdir):
+  from lus_jax.training import checkpoints
+
+  return checkpoints.kept(workdir)
 
 
 def _parse(argv):
@@ -107,8 +131,10 @@ def _parse(argv):
     )
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
-  if CACHE.value:
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE.value))
+  cache = os.path.expanduser(CACHE.value)
+  # Without a home directory there is none.
+  if cache and not cache.startswith("~"):
+    jax.config.update("jax_compilation_cache_dir", cache)
   return config
 
 

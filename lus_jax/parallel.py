@@ -122,6 +122,11 @@ def from_main(values):
   return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values, np.int32))).tolist()
 
 
+def any_of(flag):
+  """Whether it is true in any of the processes."""
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
 def mesh_shape(members, devices):
   """How many members are computed at once, and over how many devices each batch is split.
 

@@ -341,8 +341,10 @@ def _parse(argv):
     )
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
-  if values.compilation_cache:
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(values.compilation_cache))
+  cache = os.path.expanduser(values.compilation_cache)
+  # Without a home directory there is none.
+  if cache and not cache.startswith("~"):
+    jax.config.update("jax_compilation_cache_dir", cache)
   return {
     "workdir": values.workdir,
     "source": values.input,

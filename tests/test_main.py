@@ -1,10 +1,13 @@
 """The command line: every mistake is one clear line and exit code 2, and nothing is left behind."""
 
+import errno
 import importlib
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import types
 
 import pytest
 from ml_collections import ConfigDict
@@ -158,6 +161,49 @@ def test_every_task_runs_and_its_report_is_built(tmp_path, monkeypatch, capsys, 
   main.run(config, tmp_path)
   assert calls == [(task, config, tmp_path), ("report", tmp_path)]
   assert capsys.readouterr().out == "Report: page.html\n"
+
+
+@pytest.fixture
+def ended(tmp_path, monkeypatch, capsys):
+  """`ended(run) -> exit code, stderr` of the command whose run is this function."""
+
+  def call(run):
+    monkeypatch.setattr(main, "_parse", lambda argv: ConfigDict())
+    monkeypatch.setattr(main, "WORKDIR", types.SimpleNamespace(value=str(tmp_path)))
+    monkeypatch.setattr(main, "run", lambda config, workdir: run(pathlib.Path(workdir)))
+    return main.main([]), capsys.readouterr().err.strip()
+
+  return call
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_says_what_is_kept(ended, number, code):
+  found, text = ended(lambda workdir: os.kill(os.getpid(), number))
+  assert found == code
+  # In preparation there is nothing yet.
+  assert f"Stopped by {number.name}: There is no checkpoint yet: the same command begins" in text
+
+  def train(workdir):
+    (workdir / "checkpoints" / "3").mkdir(parents=True)
+    os.kill(os.getpid(), number)
+
+  found, text = ended(train)
+  assert found == code and "goes on from the last checkpoint" in text and "checkpoints/3" in text
+
+
+def test_what_a_disk_refuses_is_one_line_and_a_fault_of_ours_is_not(ended):
+  def full(workdir):
+    raise OSError(errno.ENOSPC, "No space left on device", workdir / "x")
+
+  code, text = ended(full)
+  assert code == 2 and len(text.splitlines()) == 1
+  assert "No space left on device" in text and text.startswith("error: ") and "/x" in text
+
+  def fault(workdir):
+    raise ValueError("shapes")
+
+  with pytest.raises(ValueError, match="shapes"):
+    ended(fault)
 
 
 def test_an_unknown_task_is_one_line(tmp_path):

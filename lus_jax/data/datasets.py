@@ -4,14 +4,16 @@ import contextlib
 import dataclasses
 import functools
 import io
+import json
 import os
-import pathlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 
 from absl import logging
 
+from lus_jax import files, lock
 from lus_jax.errors import UserError
 
 NAMES = ("lus_phantom", "lus_folder", "covid_blues", "multirater_folder")
@@ -23,10 +25,14 @@ class Source(Sequence):
   Args:
     records: a random-access source of serialised examples.
     features: a `tfds.features.FeaturesDict`.
+    place: where the records lie, for messages.
+
+  Raises:
+    UserError: on reading, a record is damaged.
   """
 
-  def __init__(self, records, features):
-    self._records, self._features = records, features
+  def __init__(self, records, features, place=""):
+    self._records, self._features, self._place = records, features, place
 
   def __len__(self):
     return len(self._records)
@@ -34,11 +40,14 @@ class Source(Sequence):
   def __getitem__(self, index):
     if not 0 <= index < len(self):
       raise IndexError(index)
-    return self._features.deserialize_example_np(self._records[index])
+    with _whole(self._place):
+      record = self._records[index]
+    return self._features.deserialize_example_np(record)
 
   def only(self, *names):
     """The same split with these features alone: pixels that nobody reads are not unpacked."""
-    return Source(self._records, type(self._features)({k: self._features[k] for k in names}))
+    features = type(self._features)({k: self._features[k] for k in names})
+    return Source(self._records, features, self._place)
 
 
 class Subset(Sequence):
@@ -197,7 +206,7 @@ class Dataset:
 def prepared_directory(config):
   """Where prepared data sets live: `config.prepared_dir`, else TFDS's own default."""
   default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-  return pathlib.Path(config.prepared_dir or default).expanduser()
+  return files.expanded(config.prepared_dir or default, "--config.data.prepared_dir=DIR")
 
 
 @functools.cache
@@ -208,12 +217,58 @@ def _hush_tfds():
   )
 
 
-def _prepare(builder):
+# Of every file of a prepared data set, its size and checksum.
+MEASURED = "measured.json"
+_MEND = "remove that directory, and the data are prepared anew"
+
+
+@contextlib.contextmanager
+def _whole(place):
+  # Every record has a checksum; what is amiss is a RuntimeError of the reader in C++.
+  try:
+    yield
+  except RuntimeError as error:
+    why = " ".join(str(error).split())
+    raise UserError(f"{place} is damaged ({why:.120}); {_MEND}.") from error
+
+
+def _prepare(make, directory):
+  """Prepares a data set where it is not there yet; one process at a time does.
+
+  Args:
+    make: `() -> builder`, which reads what is there.
+    directory: of its files.
+  """
+  if not directory.exists():
+    with lock.hold(directory.parent, wait="prepares the same data there"):
+      # Another process may have done it meanwhile.
+      if not directory.exists():
+        _prepare_alone(make(), directory)
+  _check_prepared(directory)
+
+
+def _check_prepared(directory):
+  """Refuses a prepared data set with files that are not as they were written (`UserError`)."""
+  file = directory / MEASURED
+  if not file.exists():  # of an older version
+    return
+  try:
+    measured = json.loads(file.read_text())["files"]
+    problem = files.damage(
+      directory, measured, sizes_only=[name for name in measured if ".array_record" in name]
+    )
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    problem = f"{MEASURED} cannot be read"
+  if problem:
+    raise UserError(f"{directory} is damaged ({problem}); {_MEND}.")
+
+
+def _prepare_alone(builder, directory):
   import tensorflow_datasets as tfds
 
-  directory = pathlib.Path(builder.data_dir)
-  if directory.exists():
-    return
+  # TFDS writes there; whoever held the lock before and left some was killed.
+  for left in directory.parent.glob("incomplete.*"):
+    shutil.rmtree(left, ignore_errors=True)
   print(f"preparing {builder.name} in {directory}", flush=True)
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
@@ -224,15 +279,17 @@ def _prepare(builder):
       contextlib.redirect_stdout(io.StringIO()),
     ):
       builder.download_and_prepare(download_dir=downloads)
-  except OSError as error:
+    files.write_text(
+      directory / MEASURED, json.dumps({"files": files.measure(directory)}, indent=1) + "\n"
+    )
+  except (OSError, RuntimeError) as error:
+    reason = files.refusal(error)
+    if reason is None and not isinstance(error, OSError):
+      raise
     raise UserError(
-      f"config.data.prepared_dir: {directory} cannot be written ({error.strerror or error})."
+      f"config.data.prepared_dir: {directory} cannot be written ({reason or error}); make room or "
+      "name another, and repeat the command."
     ) from error
-  finally:
-    # TFDS removes what it left half-done, but for the empty folders around it.
-    for folder in (directory.parent, directory.parent.parent):
-      with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def open_dataset(config, kind):
@@ -302,14 +359,19 @@ def open_dataset(config, kind):
       f"config.data.name: '{config.name}' is not known; choose one of {', '.join(NAMES)}."
     )
   _hush_tfds()
-  builder = Builder(
-    config=builder_config,
-    data_dir=os.fspath(prepared_directory(config)),
-    file_format="array_record",
-  )
-  _prepare(builder)
+  prepared = prepared_directory(config)
+
+  def make():
+    return Builder(config=builder_config, data_dir=os.fspath(prepared), file_format="array_record")
+
+  _prepare(make, prepared / Builder.name / builder_config.name / str(Builder.VERSION))
+  builder = make()
   metadata = dict(builder.info.metadata)
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
+  with _whole(builder.data_dir):
+    records = {
+      name: builder.as_data_source(name, deserialize_method=raw) for name in builder.info.splits
+    }
   return Dataset(
     name=metadata.get("name", builder.name),
     version=f"{builder.version} ({builder_config.name})",
@@ -317,8 +379,8 @@ def open_dataset(config, kind):
     thin=tuple(metadata.pop("thin")),
     split_unit=metadata.pop("split_unit"),
     splits={
-      name: Source(builder.as_data_source(name, deserialize_method=raw), builder.info.features)
-      for name in builder.info.splits
+      name: Source(source, builder.info.features, builder.data_dir)
+      for name, source in records.items()
     },
     metadata=metadata,
   )

@@ -10,6 +10,7 @@ import platform
 import numpy as np
 
 import lus_jax
+from lus_jax import parallel
 from lus_jax.errors import UserError
 from lus_jax.files import write_bytes, write_text
 
@@ -76,6 +77,14 @@ def read(workdir, name):
   if not isinstance(content, dict) or content.get("schema") != SCHEMA:
     raise UserError(f"{file} is not of schema {SCHEMA}; it was written by another version.")
   return content
+
+
+def remove(workdir, *names):
+  """Removes these files, with their endings, where they are there."""
+  if parallel.is_main():
+    for name in names:
+      (pathlib.Path(workdir) / DIRECTORY / name).unlink(missing_ok=True)
+  parallel.sync("removed results")
 
 
 def exists(workdir, *names):

@@ -470,7 +470,8 @@ class Table:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [(h.title, h.names) if isinstance(h, Column) else (h, ("",)) for h in self.header]
-    writer.writerow([f"{title}, {x}" if x else title for title, parts in names for x in parts])
+    titles = [f"{title}, {x}" if x else title for title, parts in names for x in parts]
+    writer.writerow(map(_no_formula, titles))
     for row in self.rows:
       line = []
       for cell, (_, parts) in zip(row, names, strict=True):
@@ -480,8 +481,22 @@ class Table:
           inside = cell.parts if isinstance(cell, Cells) else [cell]
           found = [x.value for x in inside if isinstance(x, Value)]
         line += found + [""] * (len(parts) - len(found))
-      writer.writerow(line)
+      writer.writerow(map(_no_formula, line))
     return text.getvalue()
+
+
+def _no_formula(cell):
+  """A cell that spreadsheets show and do not compute: names of files and patients come from others.
+
+  Numbers stay what they are.
+  """
+  if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+    return cell
+  try:
+    float(cell)
+  except ValueError:
+    return f"'{cell}"
+  return cell
 
 
 def value(files, name, *path, show=number):

@@ -7,16 +7,19 @@ models and videos find them again, and other ones never do.
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import sys
 
 import jax
 import numpy as np
+from absl import logging
 from jax import numpy as jnp
 from tqdm import tqdm
 
-from lus_jax import parallel
+from lus_jax import files as files_lib
+from lus_jax import lock, parallel
 from lus_jax.errors import UserError
 from lus_jax.files import write_text
 
@@ -32,17 +35,31 @@ class _Growing:
     self.file, self._shape = file, shape
     self._partial = file.with_suffix(".part")
     self._note = file.with_suffix(".part.json")
+    self._measured = file.with_suffix(".json")
     self.array = None
 
   def done(self):
-    """How many of its rows are there."""
+    """How many of its rows are there; a full file is checked against its checksum."""
     if self.file.exists():
-      return self._shape[0]
+      problem = self._damage()
+      if problem is None:
+        return self._shape[0]
+      logging.warning("%s is damaged (%s); it is made again.", self.file, problem)
+      self.file.unlink()
     with contextlib.suppress(OSError, ValueError):
       note = json.loads(self._note.read_text())
       if note["shape"] == list(self._shape) and self._partial.exists():
         return note["done"]
     return 0
+
+  def _damage(self):
+    try:
+      if not self._measured.exists():  # of an older version
+        np.load(self.file, mmap_mode="r")
+        return None
+      return files_lib.damage(self.file.parent, json.loads(self._measured.read_text()))
+    except (ValueError, EOFError, TypeError, AttributeError):
+      return "it is not whole"
 
   def open(self, rows):
     """Opens it for writing from `rows` on."""
@@ -50,6 +67,10 @@ class _Growing:
     self.array = np.lib.format.open_memmap(
       self._partial, mode="r+" if rows else "w+", dtype=np.uint8, shape=self._shape
     )
+    if hasattr(os, "posix_fallocate"):
+      # A disk that fills up while an array is mapped would end the process without a word.
+      with open(self._partial, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.path.getsize(self._partial))
     self.note(rows)
 
   def note(self, rows):
@@ -61,6 +82,8 @@ class _Growing:
     """Gives the full file its name."""
     self.array.flush()
     self.array = None
+    measured = {self.file.name: [self._partial.stat().st_size, files_lib.sha256(self._partial)]}
+    write_text(self._measured, json.dumps(measured))
     self._partial.replace(self.file)
     self._note.unlink()
 
@@ -81,13 +104,28 @@ def make(dataset, table, trained, *, size, workdir, keep=()):
     simulator's true masks [frames, h, w, K] (None of real data): uint8, 255 = 1, memory-mapped.
 
   Raises:
-    UserError: the disk is too small.
+    UserError: the disk is too small, or refuses.
   """
+  directory = pathlib.Path(workdir) / DIRECTORY
+  try:
+    with lock.hold(directory, wait="makes channels there"):
+      return _make(dataset, table, trained, directory, size=size, keep=keep)
+  except OSError as error:
+    reason = files_lib.refusal(error)
+    if reason is None:
+      raise
+    raise UserError(
+      f"{directory}: the channels cannot be written ({reason}); make room or mend the permissions, "
+      "and repeat the command, which goes on from here."
+    ) from error
+
+
+def _make(dataset, table, trained, directory, *, size, keep):
   n, classes = int(table.n_frames.sum()), len(trained[0].classes)
   digest = hashlib.sha256(
     repr((dataset.version, table.video.tolist(), table.n_frames.tolist(), size)).encode()
   )
-  directory = pathlib.Path(workdir) / DIRECTORY / digest.hexdigest()[:12]
+  directory /= digest.hexdigest()[:12]
 
   image = _Growing(directory / "frames.npy", (n, size, size, 1))
   truth = None

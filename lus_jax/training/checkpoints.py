@@ -1,12 +1,19 @@
 """Checkpoints by orbax; the only file that imports it."""
 
+import contextlib
+import functools
 import json
+import os
 import pathlib
+import shutil
+import sys
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
+from lus_jax import files, parallel
 from lus_jax.errors import UserError
 from lus_jax.files import write_text
 
@@ -16,50 +23,72 @@ OWNER = "run.json"
 _RESUMABLE, _BEST, _META = "state", "best", "meta"
 # The newest checkpoint holds the best weights too; the one before it is the fallback.
 KEPT = 2
+# Of every file of a checkpoint, its size and checksum; in its directory before it gets its name.
+_MEASURED = "measured.json"
+# In the meta of a checkpoint that has them: those of older versions have none.
+_MARK = "measured"
+# Where they are written.
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 class Checkpoints:
   """The checkpoints of one run: the newest is enough to go on, and holds every best model.
+
+  Each is checked against its checksums before it is read. Where the newest is damaged, the one
+  before takes its place, with a warning.
 
   Args:
     workdir: the run's directory.
   """
 
   def __init__(self, workdir):
-    self._manager = ocp.CheckpointManager(
-      pathlib.Path(workdir).absolute() / DIRECTORY,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(KEPT), create=True
-      ),
-      item_names=(_RESUMABLE, _BEST, _META),
+    self._directory = pathlib.Path(workdir).absolute() / DIRECTORY
+    self._number = None  # of the one that is being written
+    _hush_orbax()
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=ocp.checkpoint_managers.LatestN(KEPT),
+      create=True,
+      async_options=ocp.options.AsyncOptions(post_finalization_callback=self._measure),
     )
+    with self._writing():
+      self._manager = ocp.CheckpointManager(
+        self._directory, options=options, item_names=(_RESUMABLE, _BEST, _META)
+      )
 
   def save(self, epoch, state, best, meta):
     """Writes a checkpoint in the background.
 
+    Its number is that of the epoch, or the next one where that is taken.
+
     Args:
-      epoch: the number of the last finished epoch, from 1.
+      epoch: the number of the epoch that is finished or under way, from 1.
       state: a pytree: all that training needs to go on.
       best: a pytree: the best model of every member.
       meta: a JSON-serialisable dict.
+
+    Raises:
+      UserError: this one, or the one before, cannot be written.
     """
-    self._manager.save(
-      epoch,
-      args=ocp.args.Composite(
-        **{
-          _RESUMABLE: ocp.args.StandardSave(state),
-          _BEST: ocp.args.StandardSave(best),
-          _META: ocp.args.JsonSave(meta),
-        }
-      ),
-    )
+    self.wait()
+    self._number = max(epoch, (self.latest() or 0) + 1)
+    with self._writing():
+      self._manager.save(
+        self._number,
+        args=ocp.args.Composite(
+          **{
+            _RESUMABLE: ocp.args.StandardSave(state),
+            _BEST: ocp.args.StandardSave(best),
+            _META: ocp.args.JsonSave(meta | {_MARK: True}),
+          }
+        ),
+      )
 
   def latest(self):
-    """The epoch of the newest checkpoint, None if there is none."""
+    """The number of the newest checkpoint, None if there is none."""
     return self._manager.latest_step()
 
   def restore(self, state, best):
-    """Reads the newest checkpoint.
+    """Reads the newest checkpoint that is whole; damaged ones after it are removed.
 
     Args:
       state: a pytree of the structure, shapes and types that were saved; NumPy arrays are restored
@@ -68,36 +97,164 @@ class Checkpoints:
 
     Returns:
       State, best and meta.
-    """
-    restored = self._manager.restore(
-      self._manager.latest_step(),
-      args=ocp.args.Composite(
-        **{
-          _RESUMABLE: ocp.args.StandardRestore(_abstract(state)),
-          _BEST: ocp.args.StandardRestore(_abstract(best)),
-          _META: ocp.args.JsonRestore(),
-        }
-      ),
-    )
-    return restored[_RESUMABLE], restored[_BEST], restored[_META]
 
-  def restore_best(self, best):
-    """Reads the best models of the newest checkpoint alone, to the host.
+    Raises:
+      UserError: none is whole.
+    """
+    wanted = {
+      _RESUMABLE: ocp.args.StandardRestore(_abstract(state)),
+      _BEST: ocp.args.StandardRestore(_abstract(best)),
+    }
+    number, restored, meta = self._restore(wanted)
+    if parallel.is_main():
+      for unfinished in self._directory.glob(f"*{_UNFINISHED}*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    parallel.sync("restored")
+    for other in self._numbers():
+      if other > number:
+        self._manager.delete(other)
+    return restored[_RESUMABLE], restored[_BEST], meta
+
+  def restore_best(self, best, epochs):
+    """Reads the best models of a finished run alone, to the host.
 
     Args:
       best: a pytree of the structure, shapes and types that were saved.
+      epochs: which epochs they are of, as its results say; None for the last.
+
+    Raises:
+      UserError: no checkpoint that is whole holds them.
     """
     # Without memory: only shape and type count.
     best = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), best)
-    restored = self._manager.restore(
-      self._manager.latest_step(),
-      args=ocp.args.Composite(**{_BEST: ocp.args.StandardRestore(_abstract(best))}),
-    )
+    number, restored, meta = self._restore({_BEST: ocp.args.StandardRestore(_abstract(best))})
+    newest = max(self._numbers())
+    if number != newest and any(epoch is None or epoch > meta["epoch"] for epoch in epochs):
+      raise UserError(
+        f"{self._directory / str(newest)} is damaged, and the checkpoint before it ({number}) does "
+        f"not have the best models of all members yet; remove the results in "
+        f"{self._directory.parent} and repeat the run's command, which goes on from that one."
+      )
     return restored[_BEST]
 
+  def wait(self):
+    """Waits for what is being written.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with self._writing():
+      self._manager.wait_until_finished()
+
   def close(self):
-    """Waits for what is being written."""
-    self._manager.close()
+    """Waits for what is being written; see `wait`."""
+    with self._writing():
+      self._manager.close()
+
+  def _numbers(self):
+    return sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
+
+  def _restore(self, wanted):
+    """Number, items and meta of the newest checkpoint whose files are as they were written."""
+    numbers, problems = self._numbers(), {}
+    for number in reversed(numbers):
+      # What one process finds is so for all: the disk is the same.
+      problem, measured = self._damage(number, (*wanted, _META))
+      if problem is None:
+        args = ocp.args.Composite(**wanted, **{_META: ocp.args.JsonRestore()})
+        try:
+          restored = self._manager.restore(number, args=args)
+          meta = dict(restored[_META])
+        except Exception as error:
+          # Of checkpoints of older versions nothing is known, so that any error may come of damage.
+          if measured:
+            raise
+          problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        else:
+          meta.pop(_MARK, None)
+          for other, why in problems.items():
+            logging.warning(
+              "%s is damaged (%s); going on from the one before, %s.",
+              self._directory / str(other),
+              why,
+              number,
+            )
+          return number, restored, meta
+      problems[number] = problem
+    why = "; ".join(f"{number}: {problem}" for number, problem in problems.items())
+    raise UserError(
+      f"{self._directory}: no checkpoint is whole ({why}); bring one back, or give another "
+      "--workdir."
+    )
+
+  def _damage(self, number, items):
+    """What is wrong with a checkpoint's files, or None; and whether they were ever measured."""
+    folder = self._directory / str(number)
+    file = folder / _MEASURED
+    try:
+      if not file.exists():
+        meta = json.loads((folder / _META / "metadata").read_text())
+        return ("it has no checksums" if meta.get(_MARK) else None), False
+      measured = json.loads(file.read_text())["files"]
+      ours = {k: (n, sha) for k, (n, sha) in measured.items() if k.split("/")[0] in items}
+    except OSError as error:
+      return f"{os.path.relpath(error.filename, folder)}: {error.strerror}", True
+    except (ValueError, KeyError, TypeError, AttributeError):
+      return "its checksums or meta cannot be read", True
+    return files.damage(folder, ours), True
+
+  def _measure(self):
+    # Called in the background, when all files are there and before the checkpoint gets its name.
+    if not parallel.is_main():
+      return
+    (folder,) = self._directory.glob(f"{self._number}{_UNFINISHED}*")
+    content = {"files": files.measure(folder)}
+    write_text(folder / _MEASURED, json.dumps(content, indent=1) + "\n")
+
+  @contextlib.contextmanager
+  def _writing(self):
+    try:
+      yield
+    except Exception as error:
+      reason = files.refusal(error)
+      if reason is None:
+        raise
+      raise UserError(
+        f"{self._directory}: a checkpoint cannot be written ({reason}); make room or mend the "
+        "permissions, and repeat the command, which goes on from the one before."
+      ) from error
+
+
+def _hush_orbax():
+  # It prints what it raises, with tracebacks; we say it in a line.
+  logger = logging.get_absl_logger()
+  if _quiet not in logger.filters:
+    logger.addFilter(_quiet)
+    sys.unraisablehook = functools.partial(_but_for_writes, sys.unraisablehook)
+
+
+def _quiet(record):
+  return "orbax" not in record.pathname
+
+
+def _but_for_writes(hook, unraisable):
+  # Once one write has failed, tensorstore reports the others to a loop that is no more.
+  if str(unraisable.exc_value) != "Event loop is closed":
+    hook(unraisable)
+
+
+def kept(workdir):
+  """A sentence on what a run that was stopped has on disk, for whoever stopped it."""
+  workdir = pathlib.Path(workdir)
+  folders = [*workdir.glob(DIRECTORY), *workdir.glob(f"*/{DIRECTORY}")]
+  folders += workdir.glob(f"segmentation/*/{DIRECTORY}")
+  found = [path for folder in folders for path in folder.glob("*") if path.name.isdigit()]
+  if found:
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    return f"The same command goes on from the last checkpoint, {newest}."
+  if units := len(list(workdir.glob("units/*.json"))):
+    return f"The same command goes on after the {units} finished units in {workdir}."
+  return "There is no checkpoint yet: the same command begins anew."
 
 
 def _abstract(tree):
@@ -129,18 +286,26 @@ def read_claim(workdir):
     return None
   try:
     theirs = json.loads(file.read_text())
-    return {name: theirs[name] for name in ("config", "dataset")}
+    found = {name: theirs[name] for name in ("config", "dataset")}
+    if files.broken_seal(theirs):
+      raise ValueError("another checksum")
+    return found
   except (ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{file} is damaged; give another --workdir, or remove {workdir}.") from error
+    raise UserError(
+      f"{file} is damaged ({error}); give another --workdir, or remove {workdir}."
+    ) from error
 
 
-def check_claim(workdir, config, dataset=None):
+def check_claim(workdir, config, dataset=None, *, more_epochs=False):
   """Checks that a directory is free, or belongs to this very run; writes nothing.
+
+  Where files lie is no part of what a run is: what is in them stands in `dataset`.
 
   Args:
     workdir: the run's directory.
     config: a JSON-serialisable dict.
     dataset: likewise: what the data set says of itself; None where it is not known yet.
+    more_epochs: whether a run with fewer epochs goes on to those of the config.
 
   Raises:
     UserError: the directory belongs to a run with another config or other data, holds other things,
@@ -163,11 +328,15 @@ def check_claim(workdir, config, dataset=None):
       raise UserError(f"{workdir} holds results but no {OWNER}; give another --workdir.")
     return
   ours = json.loads(json.dumps({"config": config, "dataset": dataset}))
-  if theirs["config"] != ours["config"]:
-    names = ", ".join(_differences(theirs["config"], ours["config"]))
+  differences = _differences(_without_paths(theirs["config"]), _without_paths(ours["config"]))
+  epochs = [name for name in differences if _is_epochs(name)] if more_epochs else []
+  fewer = [name for name in epochs if not differences[name][0] < differences[name][1]]
+  if names := [name for name in differences if name not in epochs or name in fewer]:
     raise UserError(
-      f"{workdir} holds a run with another config (different: {names}); give another --workdir, "
-      "repeat the same config to go on, or remove the directory to start anew."
+      f"{workdir} holds a run with another config (different: {', '.join(names)}); give another "
+      "--workdir, repeat the same config to go on"
+      + (" (with more epochs than its own, if you like)" if more_epochs else "")
+      + ", or remove the directory to start anew."
     )
   if dataset is not None and theirs["dataset"] != ours["dataset"]:
     # "1.0.0 (frames_96x96_1f3b9c2a)": the reader's version, and what it read.
@@ -179,30 +348,89 @@ def check_claim(workdir, config, dataset=None):
         "remove the directory to start anew."
       )
     changed = list(_differences(theirs["dataset"], ours["dataset"]))
-    what = "what its weights start from" if changed == ["initial"] else "the data set"
+    what = {
+      ("initial",): "what its weights start from has",
+      ("segmentation",): "its segmentation models have",
+    }.get(tuple(changed), "the data set has")
     raise UserError(
-      f"{workdir} holds a run on other data: {what} has changed since it began; give another "
+      f"{workdir} holds a run on other data: {what} changed since it began; give another "
       "--workdir, or remove the directory to start anew."
     )
 
 
-def claim(workdir, config, dataset):
+def claim(workdir, config, dataset, *, more_epochs=False):
   """Makes a directory this run's own, after `check_claim`."""
-  check_claim(workdir, config, dataset)
-  file = pathlib.Path(workdir) / OWNER
-  if not file.exists():
-    try:
-      write_text(
-        file, json.dumps({"config": config, "dataset": dataset}, indent=2, sort_keys=True) + "\n"
-      )
-    except OSError as error:
-      raise UserError(f"--workdir={workdir} cannot be made ({error.strerror}).") from error
+  check_claim(workdir, config, dataset, more_epochs=more_epochs)
+  ours = json.loads(json.dumps({"config": _anchored(config), "dataset": dataset}))
+  if read_claim(workdir) == ours:
+    return
+  try:
+    content = json.dumps(files.seal(ours), indent=2, sort_keys=True)
+    write_text(pathlib.Path(workdir) / OWNER, content + "\n")
+  except OSError as error:
+    raise UserError(f"--workdir={workdir} cannot be made ({error.strerror}).") from error
+
+
+def fewer_epochs(workdir, config):
+  """How many epochs the run in a directory has, where that is less than this config's; else None.
+
+  Args:
+    workdir: the run's directory.
+    config: the `train` part of a config.
+  """
+  theirs = read_claim(workdir)
+  epochs = None if theirs is None else theirs["config"].get("train", {}).get("epochs")
+  return epochs if epochs is not None and epochs < config.epochs else None
+
+
+# Fields that say where something lies, by the section that they stand in.
+_PATHS = {"data": ("prepared_dir", "dir"), "channels": ("workdir",)}
+
+
+def _without_paths(config):
+  return {
+    section: {k: v for k, v in fields.items() if k not in _PATHS.get(section, ())}
+    if isinstance(fields, dict)
+    else fields
+    for section, fields in config.items()
+  }
+
+
+def _anchored(config):
+  """The same config with absolute paths: others read it from other directories."""
+  config = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
+  for section, names in _PATHS.items():
+    for name in names:
+      if config.get(section, {}).get(name):
+        config[section][name] = os.path.abspath(os.path.expanduser(config[section][name]))
+  return config
+
+
+def find_path(workdir, path):
+  """An absolute path for one of a run's claim; claims of older versions hold relative ones.
+
+  Those are taken as relative to where we are, or to a directory above the run's; a path that is not
+  found there is returned as it is.
+  """
+  if not path or os.path.isabs(os.path.expanduser(path)):
+    return path
+  for folder in (pathlib.Path.cwd(), *pathlib.Path(workdir).absolute().parents):
+    if (folder / path).is_dir():
+      return os.fspath(folder / path)
+  return path
+
+
+def _is_epochs(name):
+  return name == "train.epochs" or name.endswith(".train.epochs")
 
 
 def _differences(a, b, prefix=""):
+  """Values of both by the names of what differs; None where one lacks it."""
+  found = {}
   for name in sorted(a.keys() | b.keys()):
     x, y = a.get(name), b.get(name)
     if isinstance(x, dict) and isinstance(y, dict):
-      yield from _differences(x, y, f"{prefix}{name}.")
+      found |= _differences(x, y, f"{prefix}{name}.")
     elif x != y:
-      yield f"{prefix}{name}"
+      found[f"{prefix}{name}"] = x, y
+  return found

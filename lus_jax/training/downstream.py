@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from lus_jax import models, parallel
+from lus_jax import lock, models, parallel
 from lus_jax.data import clips, datasets, folds, pipeline
 from lus_jax.errors import UserError
 from lus_jax.evaluation import downstream as metrics
@@ -125,7 +125,7 @@ def open_videos(config, trained):
     UserError: the data are not in order, or of other classes than the models.
   """
   data = trained.config.data.copy_and_resolve_references()
-  prepared_dir = config.data.prepared_dir or data.prepared_dir
+  prepared_dir = config.data.prepared_dir or _of_run(data.prepared_dir)
   with data.unlocked():
     if config.data.name:
       data.update(config.data)
@@ -139,6 +139,18 @@ def open_videos(config, trained):
       "same classes."
     )
   return dataset
+
+
+def _of_run(prepared_dir, ours=""):
+  """Where a segmentation run's prepared data are; ours if that is not known of an older run."""
+  if not prepared_dir or os.path.isabs(os.path.expanduser(prepared_dir)):
+    return prepared_dir
+  if not ours:
+    raise UserError(
+      f"the prepared data of the segmentation run are in '{prepared_dir}', which is not found from "
+      "here; name the folder with --config.data.prepared_dir=DIR."
+    )
+  return ours
 
 
 def choose_thresholds(config, trained):
@@ -183,6 +195,7 @@ def fold_segmentations(config, trained, splits, workdir):
   labelled = {name for names in trained.patients.values() for name in names}
   recipe = trained.config.copy_and_resolve_references()
   with recipe.unlocked():
+    recipe.data.prepared_dir = _of_run(recipe.data.prepared_dir, config.data.prepared_dir)
     # The clinical tasks see the models of the first seed's thresholds.
     recipe.sweep.seeds, recipe.sweep.members = 1, ()
   models_, frames = len(trained.sweep.members), sum(trained.dataset["splits"].values())
@@ -204,7 +217,8 @@ def fold_segmentations(config, trained, splits, workdir):
     }
     directory = pathlib.Path(workdir) / "segmentation" / f"fold_{f}"
     print(f"segmentation of fold {f}")
-    segmentation.train_and_evaluate(recipe, directory, patients)
+    with lock.hold(directory, wait="trains the segmentation of this fold"):
+      segmentation.train_and_evaluate(recipe, directory, patients)
     found.append(segmentation.load(directory))
   return found
 
@@ -407,7 +421,7 @@ def initial_weights(config, network, places, splits, workdir, summary):
   with contextlib.closing(checkpoints_lib.Checkpoints(directory)) as checkpoints:
     if checkpoints.latest() is None:
       raise UserError(f"{directory} holds no checkpoint; remove it and run {name} again.")
-    best = checkpoints.restore_best(stacked)
+    best = checkpoints.restore_best(stacked, [row["best_epoch"] for row in content["rows"]])
   started = []
   for place in places:
     i = there.index(place)
@@ -445,8 +459,16 @@ def train_and_evaluate(config, workdir):
   directory = pathlib.Path(workdir) / config.name
   device = hardware.find_device()
   config, why = hardware.resolve(hardware.as_begun(config, directory), device)
-  settings = checkpoints_lib.settings(config)
-  checkpoints_lib.check_claim(directory, settings)
+  checkpoints_lib.check_claim(directory, checkpoints_lib.settings(config), more_epochs=True)
+  with lock.hold(directory):
+    _train_and_evaluate(config, workdir, device, why)
+
+
+def _train_and_evaluate(config, workdir, device, why):
+  directory, settings = pathlib.Path(workdir) / config.name, checkpoints_lib.settings(config)
+  # Before any process can have written it.
+  begun = checkpoints_lib.read_claim(directory) is not None
+  before = checkpoints_lib.fewer_epochs(directory, config.train)
   whole = segmentation.load(os.path.expanduser(config.channels.workdir) or workdir)
   chosen = choose_thresholds(config, whole)
   trained = whole.only(chosen)
@@ -497,11 +519,12 @@ def train_and_evaluate(config, workdir):
       torch_weights.digest(file) if torch_weights.is_file(file) else _digest(started)
     )
   files = (config.name, f"{config.name}_history")
-  if checkpoints_lib.read_claim(directory) is None and parallel.is_main():
-    # Its directory was removed to start anew: what it found before is not its result.
-    for name in files:
-      (pathlib.Path(workdir) / results.DIRECTORY / f"{name}.json").unlink(missing_ok=True)
-  checkpoints_lib.claim(directory, settings, summary)
+  if before is not None:
+    print(f"{directory}: going on after {before} epochs to {config.train.epochs}.")
+  if before is not None or not begun:
+    # It goes on, or its directory was removed to start anew: what it found is not its result.
+    results.remove(workdir, *(f"{name}.json" for name in files))
+  checkpoints_lib.claim(directory, settings, summary, more_epochs=True)
   parallel.sync("claim")
 
   if not results.exists(workdir, *files):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lus_jax import parallel
+from lus_jax import parallel, signals
 from lus_jax.errors import UserError
 from lus_jax.training import hardware
 from lus_jax.training import state as state_lib
@@ -65,6 +65,8 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
 
   Raises:
     UserError: a loss is not finite; the message names member and step.
+    signals.Stopped: the process was told to stop; the step is saved, and the same call goes on from
+      it to the same numbers.
   """
   prepare = jax.jit(task.prepare)
   train_step = sweep.compile(state_lib.make_train_step(task.loss_fn, task.tx), updates_state=True)
@@ -79,44 +81,63 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
   if checkpoints.latest() is not None:
     state, meta = _restore(checkpoints, sweep, state)
     batches.set_state(meta["batches"])
+  # Of an epoch that was stopped in: its steps that are done, and their losses.
+  done, losses = meta.pop("steps", 0), meta.pop("losses", [])
 
   total = config.epochs * steps_per_epoch
-  step = meta["epoch"] * steps_per_epoch
+  step = meta["epoch"] * steps_per_epoch + done
   bar = tqdm(
     total=total,
     initial=step,
     unit="step",
     desc=f"training {len(task.names)} models",
     mininterval=0.2 if sys.stderr.isatty() else 10,
-    disable=step == total or not parallel.is_main(),
+    disable=meta["epoch"] == config.epochs or not parallel.is_main(),
   )
   first_steps = hardware.FirstSteps(
-    task.work,
+    # Within an epoch only, and the rest of one may be too short.
+    None if done else task.work,
     members=len(task.names),
     steps_per_epoch=steps_per_epoch,
     epochs=config.epochs - meta["epoch"],
     unit=task.unit,
   )
-  with bar:
+
+  def stop(epoch, i):
+    _check_weights(sweep, state, task.names, step, epoch)
+    own = {"steps": i, "losses": losses} if i else {}
+    _save(checkpoints, sweep, state, meta | {"batches": batches.get_state()} | own)
+    checkpoints.wait()
+    place = f"epoch {meta['epoch']}" if not i else f"step {step}, in epoch {epoch},"
+    signals.stop(f"{place} of {config.epochs} is saved; the same command goes on from there.")
+
+  with bar, signals.deferred():
     for epoch in range(meta["epoch"] + 1, config.epochs + 1):
-      losses, pending, since = [], [], time.perf_counter()
-      for i in range(steps_per_epoch):
+      pending, since = [], time.perf_counter()
+      for i in range(done, steps_per_epoch):
         augment_key, model_key = jax.random.split(jax.random.fold_in(key, step))
         inputs = prepare(next(batches), augment_key)
         state, loss = train_step(state, sweep.members, inputs, model_key)
         first_steps.tick(loss)
         pending.append(loss)
         step += 1
-        if step % config.log_every == 0 or i + 1 == steps_per_epoch:
+        due = step % config.log_every == 0 or i + 1 == steps_per_epoch
+        asked = _asked(due)
+        if due or asked:
           # One synchronisation for many steps: the device is never kept waiting for the host.
           values = [sweep.to_host(loss) for loss in pending]
           _check_finite(values, task.names, step - len(values) + 1, epoch)
           rate = len(values) * config.batch_size / (time.perf_counter() - since)
           _write_training(writer, step, values[-1], task, rate)
-          losses += values
+          losses += np.asarray(values, np.float64).tolist()
           bar.update(len(values))
           pending, since = [], time.perf_counter()
-      rows, images = task.validate(state)
+        if asked:
+          stop(epoch, i + 1)
+      try:
+        rows, images = _validate(task, state)
+      except signals.Stopped:
+        stop(epoch, steps_per_epoch)
       # The last step's update is seen here first; nothing broken is ever saved.
       _check_finite([[row["loss"] for row in rows]], task.names, step, epoch)
       improved = [
@@ -128,7 +149,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
         for new, best in zip(improved, meta["best"], strict=True)
       ]
       state = keep_best(state, take)
-      mean_losses = np.mean(np.asarray(losses, np.float64), axis=0)
+      mean_losses = np.mean(losses, axis=0)
       for i, row in enumerate(rows):
         if improved[i]:
           meta["best"][i] = {"epoch": epoch, "score": row["score"]}
@@ -141,10 +162,38 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       if scores:
         bar.set_postfix(epoch=epoch, score=f"{np.mean(scores):.3f}", refresh=False)
       meta |= {"epoch": epoch, "batches": batches.get_state()}
+      done, losses = 0, []
       if epoch % config.checkpoint_every == 0 or epoch == config.epochs:
         _save(checkpoints, sweep, state, meta)
+      elif _asked(True):
+        stop(epoch, 0)
+    # What could not be written is known before anything is made of the models.
+    checkpoints.wait()
   writer.flush()
   return state, meta
+
+
+def _asked(together):
+  """Whether the run has to stop; of several processes, all of them at the same step."""
+  if jax.process_count() == 1:
+    return signals.requested()
+  return together and parallel.any_of(signals.requested())
+
+
+def _validate(task, state):
+  if jax.process_count() > 1:  # all of them have to be there
+    return task.validate(state)
+  with signals.at_once():
+    return task.validate(state)
+
+
+def _check_weights(sweep, state, names, step, epoch):
+  # The last step's update is in no loss yet; nothing broken is ever saved.
+  sums = [
+    sum(float(np.sum(x, dtype=np.float64)) for x in jax.tree.leaves(one))
+    for one in sweep.to_host(sweep.map(lambda one: one.params, state))
+  ]
+  _check_finite([[value if np.isfinite(value) else np.nan for value in sums]], names, step, epoch)
 
 
 def _is_better(score, best):
@@ -198,7 +247,8 @@ def _split(stacked):
 def _save(checkpoints, sweep, state, meta):
   resumable, best = _split(sweep.stack(state))
   # The copy: orbax writes in the background while the history grows.
-  checkpoints.save(meta["epoch"], resumable, best, copy.deepcopy(meta))
+  epoch = meta["epoch"] + ("steps" in meta)
+  checkpoints.save(epoch, resumable, best, copy.deepcopy(meta))
 
 
 def _restore(checkpoints, sweep, state):

@@ -14,14 +14,14 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from lus_jax import losses, models, parallel
+from lus_jax import lock, losses, models, parallel
 from lus_jax.data import augment as augment_lib
 from lus_jax.data import datasets, labelling, pipeline, summary
 from lus_jax.errors import UserError
 from lus_jax.evaluation import calibration, metrics, results
 from lus_jax.evaluation import raters as raters_lib
 from lus_jax.evaluation import segmentation as evaluation_lib
-from lus_jax.files import write_text
+from lus_jax.files import broken_seal, seal, write_text
 from lus_jax.labels import label
 from lus_jax.models import flops, torch_weights
 from lus_jax.report import palette, tables
@@ -294,9 +294,15 @@ def train_and_evaluate(config, workdir, patients=None):
   """
   check(config)
   config = hardware.as_begun(config, workdir)
-  checkpoints_lib.check_claim(workdir, checkpoints_lib.settings(config))
+  checkpoints_lib.check_claim(workdir, checkpoints_lib.settings(config), more_epochs=True)
+  with lock.hold(workdir):
+    _train_and_evaluate(config, workdir, patients)
+
+
+def _train_and_evaluate(config, workdir, patients):
   device = hardware.find_device()
-  finished = results.exists(workdir, *RESULTS)
+  before = checkpoints_lib.fewer_epochs(workdir, config.train)
+  finished = before is None and results.exists(workdir, *RESULTS)
   if not finished and (warning := _slow_recipe(config, device)):
     print(warning, flush=True)
   with parallel.main_first("data"):
@@ -342,7 +348,17 @@ def train_and_evaluate(config, workdir, patients=None):
   own = {} if patients is None else {"patients": patients}
   if file:
     own["initial"] = torch_weights.digest(file)
-  checkpoints_lib.claim(workdir, settings, dataset.summary() | own)
+  if before is not None:
+    # A kill between the two lines leaves the run as it was, without its results.
+    written = (*RESULTS, "members", "raters", "calibration")
+    results.remove(workdir, *(f"{name}.json" for name in written), "examples.npz")
+    rate = schedule(before * steps_per_epoch)
+    print(
+      f"{workdir}: going on after {before} epochs to {config.train.epochs}; the learning rate, "
+      f"which now falls to 0 at the last of these, begins again at {rate:.2g}.",
+      flush=True,
+    )
+  checkpoints_lib.claim(workdir, settings, dataset.summary() | own, more_epochs=True)
   steps = config.train.epochs * steps_per_epoch
   print(_describe(config, dataset, network, sweep, steps), flush=True)
   print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=cache), flush=True)
@@ -635,6 +651,8 @@ def load(workdir, *, every=False):
   from ml_collections import ConfigDict
 
   config = ConfigDict(claim["config"])
+  for name in ("prepared_dir", "dir"):
+    config.data[name] = checkpoints_lib.find_path(workdir, config.data[name])
   # Runs from before them lack these fields.
   config.model.init_from = config.model.get("init_from", "")
   config.sweep.members = config.sweep.get("members", ())
@@ -669,7 +687,7 @@ def load(workdir, *, every=False):
         f"{workdir}/{checkpoints_lib.DIRECTORY} holds no checkpoint; train again in another "
         "--workdir."
       )
-    weights = checkpoints.restore_best(stacked)
+    weights = checkpoints.restore_best(stacked, _best_epochs(workdir))
   # How models are run is up to the machine they are run on.
   sweep = Sweep(members, choose_strategy("auto"))
   sweep, weights = sweep.take(sweep.unstack(weights), [view.member for view in views], own)
@@ -685,16 +703,29 @@ def load(workdir, *, every=False):
   )
 
 
+def _best_epochs(workdir):
+  more = ["members"] if results.exists(workdir, "members") else []
+  return [
+    row.get("best_epoch")
+    for name in ("segmentation", *more)
+    for row in results.read(workdir, name)["rows"]
+  ]
+
+
 def _write_calibrations(workdir, views, chosen):
   fitted = {view.name: one for view, one in zip(views, chosen, strict=True)}
-  write_text(pathlib.Path(workdir) / CALIBRATION, json.dumps(fitted) + "\n")
+  write_text(pathlib.Path(workdir) / CALIBRATION, json.dumps(seal({"fitted": fitted})) + "\n")
 
 
 def _read_calibrations(workdir):
   file = pathlib.Path(workdir) / CALIBRATION
   try:
-    return json.loads(file.read_text())
-  except (OSError, ValueError) as error:
+    content = json.loads(file.read_text())
+    if broken_seal(content):
+      raise ValueError("another checksum")
+    # Runs from before checksums have nothing around it.
+    return content["fitted"] if "sha256" in content else content
+  except (OSError, ValueError, TypeError, KeyError) as error:
     raise UserError(
       f"{file} with the calibration of the run's models is missing or damaged; bring it back, or "
       "train again in another --workdir."

@@ -4,6 +4,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from lus_jax import lock
 from lus_jax.errors import UserError
 from lus_jax.training import checkpoints, downstream, segmentation, tasks
 
@@ -58,10 +59,15 @@ def train_and_evaluate(config, workdir):
   for name, part in configs.items():
     (segmentation if name == "segmentation" else downstream).check(part)
   directory, settings = pathlib.Path(workdir) / DIRECTORY, checkpoints.settings(config)
-  checkpoints.check_claim(directory, settings)
+  checkpoints.check_claim(directory, settings, more_epochs=True)
+  with lock.hold(directory):
+    _run(configs, directory, settings, workdir)
+
+
+def _run(configs, directory, settings, workdir):
   for i, (name, part) in enumerate(configs.items()):
     print(f"== {i + 1} of {len(configs)}: {name}", flush=True)
     task = segmentation if name == "segmentation" else downstream
     task.train_and_evaluate(part, workdir)
     # Not before: where the first part refuses its data, nothing is left behind.
-    checkpoints.claim(directory, settings, {})
+    checkpoints.claim(directory, settings, {}, more_epochs=True)

@@ -22,15 +22,16 @@ from concurrent import futures
 
 import jax
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
-from lus_jax import models
+from lus_jax import lock, models
 from lus_jax.data import augment as augment_lib
 from lus_jax.data import datasets, labelling, pipeline
 from lus_jax.errors import UserError
 from lus_jax.evaluation import raters, results, statistics
 from lus_jax.evaluation.downstream import Ratio
-from lus_jax.files import write_text
+from lus_jax.files import broken_seal, seal, write_text
 from lus_jax.labels import label
 from lus_jax.report import which_target as report
 from lus_jax.training import checkpoints as checkpoints_lib
@@ -525,7 +526,7 @@ class Worker:
       spread = annotator_sd(frames["validation"]["raters"])
       rows = [row | {"annotator_sd": spread} for row in rows]
     file = unit_file(self._directory, setting, standardise, seed)
-    write_text(file, json.dumps(rows) + "\n")
+    write_text(file, json.dumps(seal({"rows": rows})) + "\n")
 
 
 def annotator_sd(raters):
@@ -554,6 +555,22 @@ def unit_file(directory, setting, standardise, seed):
   return pathlib.Path(directory) / f"{'_'.join(parts)}.json"
 
 
+def read_unit(file):
+  """The scores of a finished unit; None where it is not there, or damaged (with a warning)."""
+  try:
+    content = json.loads(file.read_text())
+    if isinstance(content, list):  # of an older version
+      return content
+    if broken_seal(content):
+      raise ValueError("another checksum")
+    return content["rows"]
+  except FileNotFoundError:
+    return None
+  except (ValueError, KeyError, TypeError) as error:
+    logging.warning("%s is damaged (%s); it is done again.", file, error)
+    return None
+
+
 # The `Worker` of a worker process.
 _worker = None
 
@@ -562,7 +579,8 @@ def _start_worker(config, directory, cache):
   """Makes this process a worker that computes on one core."""
   global _worker
   # The parent stops its workers; should it be killed, they stop by themselves.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
   # Of XLA's thread pools; read when the backend starts.
@@ -645,12 +663,18 @@ def train_and_evaluate(config, workdir):
   check(config)
   settings = checkpoints_lib.settings(config)
   dataset = {"name": "lus_phantom", "version": "simulated anew for every unit", "splits": {}}
+  checkpoints_lib.check_claim(workdir, settings, dataset)
+  with lock.hold(workdir):
+    _run(config, settings, dataset, workdir)
+
+
+def _run(config, settings, dataset, workdir):
   checkpoints_lib.claim(workdir, settings, dataset)
   directory = pathlib.Path(workdir) / UNITS
   jobs = _units(config)
   if config.study.null_repeats:
     jobs += [(NULL, "none", seed) for seed in range(config.study.null_cohorts)]
-  left = [job for job in jobs if not unit_file(directory, *job).exists()]
+  left = [job for job in jobs if read_unit(unit_file(directory, *job)) is None]
   objective = members_lib.Objective(config)
   with tqdm(
     total=len(jobs),
@@ -707,7 +731,7 @@ def summarize(config, objective, directory):
   """
   units, views = [], segmentation.make_views(config, objective)[0]
   for setting, standardise, seed in _units(config):
-    for row in json.loads(unit_file(directory, setting, standardise, seed).read_text()):
+    for row in read_unit(unit_file(directory, setting, standardise, seed)):
       units.append({"setting": setting, "standardise": standardise, "seed": seed, **row})
   scores = {}
   for row in units:
@@ -736,7 +760,7 @@ def summarize(config, objective, directory):
     content["spread"] = _scales(config, first, ("annotator_sd",))
   if config.study.null_repeats:
     cohorts = [
-      json.loads(unit_file(directory, NULL, "none", seed).read_text())
+      read_unit(unit_file(directory, NULL, "none", seed))
       for seed in range(config.study.null_cohorts)
     ]
     for metric in ("average_precision", "dice"):

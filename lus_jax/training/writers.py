@@ -60,8 +60,16 @@ def create_writer(workdir):
     logging.warning("No TensorBoard (%s): metrics go to %s/metrics.jsonl.", error, directory)
     directory.mkdir(parents=True, exist_ok=True)
     return JsonLinesWriter(directory / "metrics.jsonl")
+  logger = logging.get_absl_logger()
+  if _quiet not in logger.filters:
+    logger.addFilter(_quiet)
   # Without clu's own logging writer: the progress bar and the tables say it better.
   return metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(directory))])
+
+
+def _quiet(record):
+  # It prints, with a traceback, what it raises too.
+  return not (record.exc_info and "clu" in pathlib.Path(record.pathname).parts)
 
 
 def write_overview(writer, settings, params):

@@ -1,9 +1,17 @@
+import contextlib
 import dataclasses
+import fcntl
+import resource
+import shutil
+import threading
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from configs import seg
+from lus_jax import lock
+from lus_jax.data import datasets
 from lus_jax.data.datasets import Dataset, Source
 from lus_jax.errors import UserError
 from tfds_builders import records
@@ -183,3 +191,89 @@ def test_equal_names_mean_the_same_person_within_one_population_only():
   )
   assert population("mine") == "mine" != population("other")
   assert stored().summary()["population"] == "mine"
+
+
+# --- preparation -----------------------------------------------------------------------------
+
+
+def open_phantom(prepared):
+  config = seg.get_config("tiny").data
+  config.update(image_size=32, prepared_dir=str(prepared))
+  config.phantom.update(n_patients=3, n_frames=1)
+  return datasets.open_dataset(config, "frames")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """A phantom's folder; copy it to damage it."""
+  folder = tmp_path_factory.mktemp("prepared")
+  open_phantom(folder)
+  return folder
+
+
+def prepared_files(folder):
+  (directory,) = folder.glob("lus_phantom/frames*/*/")
+  return {p.name.partition(".array")[0]: p for p in directory.iterdir()}
+
+
+def test_one_process_prepares_what_several_want(prepared, tmp_path, monkeypatch, capsys):
+  directory = next(iter(prepared_files(prepared).values())).parent
+  config = tmp_path / directory.relative_to(prepared).parent
+  left = config / "incomplete.ABC_1.0.0"
+  left.mkdir(parents=True)
+  # Another process is at it, and is through when the lock is free.
+  other = contextlib.ExitStack()
+
+  def finish():
+    shutil.copytree(directory, config / directory.name)
+    other.close()
+
+  with open(config / lock.NAME, "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    other.enter_context(file)
+    threading.Timer(0.3, finish).start()
+    found = open_phantom(tmp_path)
+  assert len(found.splits) == 3
+  printed = capsys.readouterr().out
+  assert "waiting for another process, which prepares the same data there" in printed
+  assert "preparing lus_phantom" not in printed
+  shutil.rmtree(config / directory.name)
+  open_phantom(tmp_path)
+  # What a killed preparation had left is gone.
+  assert [p.name for p in config.iterdir()] == [directory.name]
+
+
+@pytest.mark.parametrize(
+  ("name", "damage"),
+  [
+    ("dataset_info.json", lambda content: content.replace(b"3", b"2", 1)),
+    ("metadata.json", lambda content: content[:50]),
+    ("features.json", lambda content: b""),
+    ("measured.json", lambda content: content[:50]),
+    ("lus_phantom-train", lambda content: content[:70_000]),
+    ("lus_phantom-train", lambda content: bytes(len(content))),
+    ("lus_phantom-train", lambda content: content[:300] + b"?" + content[301:]),
+  ],
+)
+def test_damaged_prepared_data_are_one_line(prepared, tmp_path, name, damage):
+  folder = shutil.copytree(prepared, tmp_path / "prepared")
+  file = prepared_files(folder)[name]
+  content = file.read_bytes()
+  file.write_bytes(damage(content))
+  assert file.read_bytes() != content
+  with pytest.raises(UserError) as error:
+    list(open_phantom(folder).splits["train"])
+  assert str(error.value).startswith(f"{file.parent} is damaged (")
+  assert "\n" not in str(error.value) and "prepared anew" in str(error.value)
+
+
+def test_a_full_disk_is_one_line_and_the_same_call_goes_on(tmp_path):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+  try:
+    with pytest.raises(UserError, match=r"prepared_dir: .* cannot be written \(File too large\)"):
+      open_phantom(tmp_path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert not list(tmp_path.rglob("incomplete*"))
+  assert len(open_phantom(tmp_path).splits) == 3

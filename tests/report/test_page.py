@@ -176,6 +176,23 @@ def test_the_heat_map_shows_the_matrix(run):
   assert f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" in sources
 
 
+def test_no_cell_of_a_csv_file_is_a_formula():
+  names = ["=HYPERLINK(1)", "+x", "-x", "@x", "\tx", "x=1", "-1.5"]
+  rows = [[name, tables.Value("t.json#/rows", -0.25, "-.25")] for name in names]
+  lines = tables.Table("t", ["=title", "value"], rows).csv().splitlines()
+  assert [line.rpartition(",")[0] for line in lines] == [
+    "'=title",
+    "'=HYPERLINK(1)",
+    "'+x",
+    "'-x",
+    "'@x",
+    "'\tx",
+    "x=1",
+    "-1.5",
+  ]
+  assert {line.rpartition(",")[2] for line in lines[1:]} == {"-0.25"}
+
+
 def test_tables_have_full_precision_as_csv(phantom):
   with open(phantom / "report" / "tables" / "scores.csv") as file:
     rows = list(csv.DictReader(file))

@@ -1,5 +1,7 @@
 """What the clinical tasks build on, in small: toy networks, a phantom, a segmentation run."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -13,7 +15,7 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from configs import readmission, seg, sf_change, sf_ratio
-from lus_jax import models
+from lus_jax import lock, models
 from lus_jax.data import datasets, summary
 from lus_jax.evaluation import results
 from lus_jax.models import layers
@@ -199,3 +201,19 @@ def contents():
     return {p.name: p.read_bytes() for p in (pathlib.Path(workdir) / "results").iterdir()}
 
   return read
+
+
+@pytest.fixture
+def in_use():
+  """`in_use(directory)`: within it, another process seems to have the directory."""
+
+  @contextlib.contextmanager
+  def held(directory):
+    # Locks of one process through two files exclude each other too.
+    with open(directory / lock.NAME, "w") as file:
+      fcntl.flock(file, fcntl.LOCK_EX)
+      json.dump({"pid": 123, "host": "node7", "since": "today", "command": "main.py"}, file)
+      file.flush()
+      yield
+
+  return held

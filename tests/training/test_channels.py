@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 
 import jax
@@ -226,8 +228,8 @@ def test_other_weights_get_other_files_and_the_stale_ones_go(tmp_path, toy_train
   (_, maps, _), dataset, read = run(tmp_path, [toy_trained((2, 5))])
   after = {p: f.stat().st_mtime_ns for p, f in files(tmp_path).items()}
   kept = before.keys() & after.keys()
-  # Frames, truth and the model of seed 2 stay as they were.
-  assert len(before) == len(after) == 4 and len(kept) == 3
+  # Frames, truth and the model of seed 2 stay as they were, each with its checksum.
+  assert len(before) == len(after) == 2 * 4 and len(kept) == 2 * 3
   assert all(before[p] == after[p] for p in kept)
   assert read == list(range(len(LENGTHS)))
   expected = 255 * probabilities(toy_trained((2, 5)), dataset)
@@ -247,7 +249,7 @@ def test_what_an_interrupted_call_of_other_models_left_goes_too(tmp_path, toy_tr
     with pytest.raises(KeyboardInterrupt):
       run(tmp_path, [toy_trained((1,))])
   run(tmp_path, [toy_trained((2,))])
-  assert {p.suffix for p in files(tmp_path)} == {".npy"} and len(files(tmp_path)) == 3
+  assert sorted(p.suffix for p in files(tmp_path)) == 3 * [".json"] + 3 * [".npy"]
 
 
 def test_other_videos_or_sizes_get_their_own_files(tmp_path, toy_trained):
@@ -257,8 +259,8 @@ def test_other_videos_or_sizes_get_their_own_files(tmp_path, toy_trained):
   run(tmp_path, [one], size=8)
   second = set(files(tmp_path)) - first
   run(tmp_path, [one], version="2")
-  assert first <= set(files(tmp_path)) and len(first) == len(second) == 3
-  assert len(set(files(tmp_path)) - first - second) == 3
+  assert first <= set(files(tmp_path)) and len(first) == len(second) == 2 * 3
+  assert len(set(files(tmp_path)) - first - second) == 2 * 3
 
 
 def test_a_note_of_another_shape_is_not_believed(tmp_path, toy_trained):
@@ -273,6 +275,35 @@ def test_a_note_of_another_shape_is_not_believed(tmp_path, toy_trained):
     run(tmp_path, [one])
     assert file.read_bytes() == expected
     file.rename(file.with_suffix(".part"))
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["measured", "of an older version"])
+def test_damaged_maps_are_made_again_with_a_warning(tmp_path, toy_trained, caplog, old):
+  one = toy_trained((1,))
+  run(tmp_path, [one])
+  (file,) = tmp_path.rglob(f"{one.fingerprints[0]}.npy")
+  expected = file.read_bytes()
+  damaged = bytearray(expected)
+  damaged[len(damaged) // 2] ^= 1
+  # Without a checksum only a file that is cut short is seen.
+  file.write_bytes(expected[:1000] if old else damaged)
+  if old:
+    file.with_suffix(".json").unlink()
+  run(tmp_path, [one])
+  assert file.read_bytes() == expected
+  (message,) = caplog.messages
+  assert message.startswith(f"{file} is damaged") and message.endswith("it is made again.")
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_call_goes_on(tmp_path, toy_trained, monkeypatch):
+  def full(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"channels cannot be written \(No space left on device\)"):
+      run(tmp_path, [toy_trained((1,))])
+  run(tmp_path, [toy_trained((1,))])
 
 
 def test_a_full_disk_is_one_line_before_anything_is_computed(tmp_path, toy_trained, monkeypatch):

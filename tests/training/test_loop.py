@@ -1,3 +1,6 @@
+import os
+import signal
+
 import jax
 import numpy as np
 import optax
@@ -5,6 +8,7 @@ import pytest
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
+from lus_jax import signals
 from lus_jax.errors import UserError
 from lus_jax.training import checkpoints, loop
 from lus_jax.training import state as state_lib
@@ -18,11 +22,13 @@ POISON = 1e6
 class Batches:
   """Batches that are numbers: a place is all their state."""
 
-  def __init__(self, poison_at=None):
-    self.place, self.poison_at = 0, poison_at
+  def __init__(self, poison_at=None, stop_at=None):
+    self.place, self.poison_at, self.stop_at = 0, poison_at, stop_at
 
   def __next__(self):
     self.place += 1
+    if self.place == self.stop_at:
+      os.kill(os.getpid(), signal.SIGTERM)
     return jnp.float32(POISON if self.place == self.poison_at else self.place)
 
   def get_state(self):
@@ -57,11 +63,15 @@ def run(
   scores=None,
   poison_at=None,
   kill_after=None,
+  stop_at=None,
+  stop_after=None,
   writer=None,
+  config=CONFIG,
+  learning_rate=1e-2,
   losses=(1.0, 1.0),
 ):
   """Fits a line through noise with two members that differ in their target."""
-  tx = optax.adam(1e-2)
+  tx = optax.adam(learning_rate)
   members = [{"target": np.float32(1)}, {"target": np.float32(2)}]
   sweep = Sweep(members, strategy)
   state = sweep.place(
@@ -80,6 +90,8 @@ def run(
     epochs.append(1)
     if kill_after is not None and len(epochs) > kill_after:
       raise Killed
+    if stop_after is not None and len(epochs) > stop_after:
+      os.kill(os.getpid(), signal.SIGINT)
     weights = sweep.to_host(state)
     values = [float(np.sum(w.params["w"])) for w in weights]
     if scores is not None:
@@ -101,8 +113,8 @@ def run(
       task,
       sweep,
       state,
-      Batches(poison_at),
-      config=CONFIG,
+      Batches(poison_at, stop_at),
+      config=config,
       steps_per_epoch=STEPS_PER_EPOCH,
       key=jax.random.key(3),
       checkpoints=manager,
@@ -124,6 +136,56 @@ def test_a_broken_run_goes_on_to_the_same_numbers(tmp_path, strategy):
   jax.tree.map(np.testing.assert_array_equal, whole, resumed)
   assert meta == resumed_meta
   assert [row["epoch"] for row in meta["history"]] == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize(("strategy", "every"), [("loop", 1), ("vmap", 3), ("sharded", 3)])
+def test_a_run_that_is_told_to_stop_saves_the_step_and_goes_on_to_the_same_numbers(
+  tmp_path, strategy, every
+):
+  config = ConfigDict(dict(CONFIG) | {"checkpoint_every": every})
+  whole, meta = run(tmp_path / "whole", strategy=strategy, config=config)
+  places = []
+  # In the first epoch, in the same again, at the end of a later one, and in its validation.
+  for stop in ({"stop_at": 1}, {"stop_at": 2}, {"stop_at": 6}, {"stop_after": 0}, {"stop_at": 8}):
+    with pytest.raises(signals.Stopped) as stopped, signals.handled(str):
+      run(tmp_path / "broken", strategy=strategy, config=config, **stop)
+    places.append(stopped.value.kept.split(" of ")[0])
+  assert places == [
+    "step 1, in epoch 1,",
+    "step 2, in epoch 1,",
+    "step 6, in epoch 2,",
+    "step 6, in epoch 2,",
+    "step 8, in epoch 3,",
+  ]
+  resumed, resumed_meta = run(tmp_path / "broken", strategy=strategy, config=config)
+  jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+  assert meta == resumed_meta
+
+
+def test_a_run_that_falls_back_goes_on_to_the_same_numbers(tmp_path, caplog):
+  whole, meta = run(tmp_path)
+  (newest,) = (tmp_path / "checkpoints" / "4" / "state").glob("d/*")
+  newest.write_bytes(bytes(newest.stat().st_size))
+  resumed, resumed_meta = run(tmp_path)
+  assert "4 is damaged" in caplog.messages[0]
+  jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+  assert meta == resumed_meta
+
+
+def test_broken_weights_are_not_saved_at_a_stop(tmp_path):
+  # The step's own loss is finite; what it did to the weights is in none yet.
+  message = r"member 'one' is nan at step 1 \(epoch 1\)"
+  with pytest.raises(UserError, match=message), signals.handled(str):
+    run(tmp_path, stop_at=1, learning_rate=float("inf"))
+  assert not any(p.name.isdigit() for p in (tmp_path / "checkpoints").iterdir())
+
+
+def test_more_epochs_go_on_where_the_run_ended(tmp_path):
+  whole, meta = run(tmp_path / "whole")
+  run(tmp_path / "run", config=ConfigDict(dict(CONFIG) | {"epochs": 2}))
+  more, more_meta = run(tmp_path / "run")
+  jax.tree.map(np.testing.assert_array_equal, whole, more)
+  assert meta == more_meta
 
 
 def test_a_broken_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +194,7 @@ def test_changed_data_are_refused(finished, prepared):
   content = file.read_text()
   changed = json.loads(content)
   changed["dataset"]["version"] = "1.0.0 (frames_32x32_00000000)"
+  del changed["sha256"]
   file.write_text(json.dumps(changed))
   try:
     with pytest.raises(UserError, match="the data set has changed"):
@@ -207,6 +209,34 @@ def test_changed_data_are_refused(finished, prepared):
 def test_another_config_is_refused_naming_what_differs(finished, prepared):
   with pytest.raises(UserError, match=r"another config \(different: optimizer.learning_rate\)"):
     segmentation.train_and_evaluate(small(prepared, **{"optimizer.learning_rate": 1e-5}), finished)
+
+
+def test_two_runs_in_one_directory_are_refused(prepared, tmp_path, in_use):
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  with in_use(workdir), pytest.raises(UserError, match=f"{workdir} is in use by process 123"):
+    segmentation.train_and_evaluate(small(prepared), workdir)
+  assert not (workdir / "run.json").exists()
+
+
+def test_fewer_epochs_are_refused_naming_the_way_on(finished, prepared):
+  with pytest.raises(UserError, match=r"train.epochs\); .*with more epochs than its own"):
+    segmentation.train_and_evaluate(small(prepared, **{"train.epochs": 2}), finished)
+
+
+@pytest.mark.slow
+def test_more_epochs_go_on_with_a_finished_run(finished, prepared, tmp_path, capsys):
+  workdir = shutil.copytree(finished, tmp_path / "run")
+  config = small(prepared, **{"train.epochs": 5})
+  segmentation.train_and_evaluate(config, workdir)
+  printed = capsys.readouterr().out
+  assert "going on after 3 epochs to 5; the learning rate" in printed
+  before, after = (results_lib.read(run, "history")["rows"] for run in (finished, workdir))
+  assert after[: len(before)] == before and len(after) == 3 * 5
+  assert results_lib.read(workdir, "segmentation")["config"]["train"]["epochs"] == 5
+  # It is finished again.
+  segmentation.train_and_evaluate(config, workdir)
+  assert "going on after" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

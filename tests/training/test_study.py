@@ -124,6 +124,13 @@ def test_a_mistake_leaves_nothing_behind(tmp_path, name, change, message):
   assert list(tmp_path.iterdir()) == []
 
 
+def test_two_studies_in_one_directory_are_refused(tmp_path, in_use):
+  (tmp_path / "study").mkdir()
+  with in_use(tmp_path / "study"), pytest.raises(UserError, match="study is in use by process 123"):
+    study.train_and_evaluate(small(tmp_path / "data"), tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["study"]
+
+
 def test_a_data_folder_is_no_workdir(tmp_path):
   (tmp_path / "manifest.csv").write_text("video,patient\n")
   refused(small(tmp_path / "data"), tmp_path, "is a data folder")

@@ -532,9 +532,27 @@ def test_segmentation_patients_may_not_be_tested(workdir, task_config):
   assert not (workdir / "sf_ratio").exists()
 
 
+def test_a_task_that_another_process_is_at_is_refused(workdir, task_config, in_use):
+  (workdir / "sf_ratio").mkdir()
+  with in_use(workdir / "sf_ratio"):
+    refused(
+      lambda: downstream.train_and_evaluate(task_config("sf_ratio"), workdir),
+      "sf_ratio is in use by process 123 on node7",
+    )
+
+
+def test_relative_prepared_data_of_an_older_run_are_not_prepared_anew(task_config, toy_trained):
+  trained = toy_trained((1,))
+  with trained.config.unlocked():
+    trained.config.data = {"name": "lus_folder", "prepared_dir": "data", "split_unit": "frame"}
+  config = task_config("sf_ratio", **{"data.name": ""})
+  refused(lambda: downstream.open_videos(config, trained), "'data', which is not found from here")
+
+
 def test_models_of_another_population_have_seen_nobody(workdir, task_config, sweeps):
   file = workdir / "run.json"
   claim = json.loads(file.read_text())
+  del claim["sha256"]
   claim["dataset"] |= {"population": "elsewhere", "name": "elsewhere"}
   file.write_text(json.dumps(claim))
   downstream.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
@@ -676,6 +694,7 @@ def empty_checkpoints(workdir):
 def other_classes(workdir):
   file = workdir / "run.json"
   claim = json.loads(file.read_text())
+  del claim["sha256"]
   claim["dataset"]["classes"][2] = "z_line"
   file.write_text(json.dumps(claim))
 
@@ -689,6 +708,7 @@ def no_names(workdir):
 def other_task(workdir):
   file = workdir / "run.json"
   claim = json.loads(file.read_text())
+  del claim["sha256"]
   claim["config"]["task"] = "sf_ratio"
   file.write_text(json.dumps(claim))
 

@@ -14,7 +14,7 @@ from jax import numpy as jnp
 from sklearn.metrics import average_precision_score, f1_score
 
 from configs import which_target as configs
-from lus_jax import models
+from lus_jax import files, models
 from lus_jax.errors import UserError
 from lus_jax.evaluation import results
 from lus_jax.models import fpn, layers
@@ -317,6 +317,26 @@ def test_a_config_that_no_study_could_use_is_refused(changes, message, tmp_path)
   assert not (tmp_path / "run").exists()
 
 
+def test_a_damaged_unit_is_done_again(tmp_path, caplog):
+  file = tmp_path / "default_0.json"
+  assert which_target.read_unit(file) is None and not caplog.messages
+  file.write_text(json.dumps(files.seal({"rows": [{"dice": 0.5}]})))
+  assert which_target.read_unit(file) == [{"dice": 0.5}]
+  whole = file.read_text()
+  for damaged in (whole[:-3], "", whole.replace("0.5", "0.6")):
+    file.write_text(damaged)
+    assert which_target.read_unit(file) is None
+    assert f"{file} is damaged" in caplog.messages[-1]
+  file.write_text('[{"dice": 0.5}]')  # of an older version
+  assert which_target.read_unit(file) == [{"dice": 0.5}]
+
+
+def test_two_studies_in_one_directory_are_refused(tmp_path, in_use):
+  with in_use(tmp_path), pytest.raises(UserError, match="is in use by process 123 on node7"):
+    which_target.train_and_evaluate(config(), tmp_path)
+  assert not (tmp_path / "run.json").exists()
+
+
 def test_without_null_repeats_their_cohorts_do_not_matter():
   which_target.check(config(**{"study.null_repeats": 0, "study.null_cohorts": 0}))
   which_target.check(configs.get_config())
@@ -427,7 +447,7 @@ def test_results_are_what_the_units_say(finished):
   units = {
     (file.stem, row["member"]): row
     for file in (finished / "units").iterdir()
-    for row in json.loads(file.read_text())
+    for row in which_target.read_unit(file)
   }
   assert {stem for stem, _ in units} == {
     "faint_true_0", "faint_true_1", "null_repeats_0", "null_repeats_1",
@@ -561,7 +581,7 @@ def test_ways_to_standardise_are_kept_apart(toy, tmp_path):
 SCRIPT = """
 import sys
 
-from lus_jax import models
+from lus_jax import files, models
 from lus_jax.main import run
 import test_which_target as tests
 

@@ -1,0 +1,99 @@
+import os
+import signal
+import time
+
+import pytest
+
+from lus_jax import signals
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+
+def send(number):
+  os.kill(os.getpid(), number)
+  time.sleep(0)  # the handler runs between two instructions
+
+
+@BOTH
+def test_a_signal_ends_the_run_at_once(number):
+  before = signal.getsignal(number)
+  with pytest.raises(signals.Stopped) as stopped, signals.handled(str):
+    send(number)
+    raise AssertionError
+  assert stopped.value.number == number
+  assert signals.exit_code(number) == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+  assert signal.getsignal(number) is before and not signals.requested()
+
+
+@BOTH
+def test_a_run_that_looks_by_itself_is_let_be(number):
+  seen = []
+  with pytest.raises(signals.Stopped), signals.handled(str):
+    with signals.deferred():
+      send(number)
+      seen.append(signals.requested())
+    seen.append("never")
+  assert seen == [True]
+
+
+def test_a_signal_while_memory_is_freed_is_not_lost(monkeypatch):
+  codes = []
+  monkeypatch.setattr(os, "_exit", codes.append)
+
+  class Freed:
+    def __del__(self):
+      send(signal.SIGINT)
+
+  with pytest.raises(signals.Stopped), signals.handled(str):
+    freed = Freed()
+    del freed
+    time.sleep(10)
+  assert not codes  # it was one Ctrl-C
+
+
+def test_what_takes_long_within_is_stopped_at_once():
+  seen = []
+  with pytest.raises(signals.Stopped) as stopped, signals.handled(str), signals.deferred():
+    try:
+      with signals.at_once():
+        send(signal.SIGTERM)
+        seen.append("never")
+    except signals.Stopped:
+      seen.append("saved")
+      signals.stop("kept")
+  assert seen == ["saved"] and stopped.value.kept == "kept"
+  with pytest.raises(signals.Stopped), signals.handled(str), signals.deferred():
+    send(signal.SIGTERM)
+    with signals.at_once():  # it was told before
+      raise AssertionError
+
+
+def test_a_step_that_never_ends_is_left_in_time(monkeypatch, capfd):
+  codes = []
+
+  monkeypatch.setattr(os, "_exit", codes.append)
+  handled = signals.handled(lambda: "Kept: all.", grace=0.2)
+  with pytest.raises(signals.Stopped), handled, signals.deferred():
+    send(signal.SIGTERM)
+    begun = time.monotonic()
+    while not codes and time.monotonic() < begun + 10:
+      time.sleep(0.01)
+  assert codes == [143] and time.monotonic() - begun < 5
+  assert "Stopped by SIGTERM" in (text := capfd.readouterr().err) and "Kept: all." in text
+
+
+def test_a_second_interrupt_leaves_at_once(monkeypatch, capfd):
+  codes = []
+
+  monkeypatch.setattr(os, "_exit", codes.append)
+  with pytest.raises(signals.Stopped), signals.handled(lambda: "Kept: all."), signals.deferred():
+    send(signal.SIGINT)
+    time.sleep(0.1)
+    assert not codes
+    send(signal.SIGINT)
+    begun = time.monotonic()
+    while not codes and time.monotonic() < begun + 10:
+      time.sleep(0.01)
+  assert codes == [130]
+  text = capfd.readouterr().err
+  assert "Ctrl-C again leaves at once" in text and "Kept: all." in text
