@@ -22,3 +22,8 @@ def write_bytes(file, content):
 def write_text(file, text):
   """Like `write_bytes`, for text."""
   write_bytes(file, text.encode())
+
+
+def plain_cell(text):
+  """A text for a cell of a CSV file; one that a spreadsheet would take for a formula, quoted."""
+  return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
