@@ -131,7 +131,8 @@ def ece(p, y):
 
 
 def defined_mean(values):
-  return np.mean([value for value in values if value is not None])
+  values = [value for value in values if value is not None]
+  return np.mean(values) if values else None
 
 
 def overlap(a, b):
@@ -321,7 +322,9 @@ def test_calibration_errors_are_recomputed_before_and_after(
       for found, one in zip(row["ece_per_class"].values(), expected, strict=True):
         assert found == (one if one is None else pytest.approx(one, abs=2e-3))
       assert row["brier"] == pytest.approx(np.mean((p - y) ** 2), abs=1e-4)
-      assert row["ece_pooled"] == pytest.approx(class_ece(p.ravel(), y.ravel()), abs=1e-3)
+      says_something = any(np.ptp(p[..., k]) > 1e-6 for k in range(K))
+      pooled = class_ece(p.ravel(), y.ravel()) if says_something else None
+      assert row["ece_pooled"] == pytest.approx(pooled, abs=1e-3)
 
 
 def logit(p):
