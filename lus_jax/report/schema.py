@@ -388,7 +388,7 @@ def check(name, content, *, of=None):
   """Checks the content of a results file.
 
   Args:
-    name: of the file: one of a segmentation run, or 'which_target'; what `of` says comes first.
+    name: of the file: one of a segmentation run, or 'which_target'; of a task it may be any.
     content: of the file.
     of: a task, or 'history' for the history of one.
 
