@@ -138,3 +138,14 @@ def expanded(path, option):
       f"{path}: there is no home directory (HOME is not set); name one with {option}."
     )
   return pathlib.Path(path)
+
+
+def plain_cell(cell):
+  """A cell for a CSV file that spreadsheets show and do not compute; numbers stay what they are."""
+  if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+    return cell
+  try:
+    float(cell)
+  except ValueError:
+    return f"'{cell}"
+  return cell

@@ -20,7 +20,8 @@ class Baseline:
   """A prediction for each threshold that is the same for every image.
 
   `logits` [T, H, W, K] are of probabilities clipped to [1e-7, 1 - 1e-7]; `cut` [T, K] is the
-  cut-off with the best IoU on the training split. Both are float32.
+  cut-off with the best IoU on the training split, and 1, which predicts nothing, for a class that
+  no training label shows. Both are float32.
   """
 
   logits: np.ndarray
@@ -142,7 +143,8 @@ def fit_baselines(batches, *, thresholds, subthreshold_weight="threshold"):
 
   def best_cut(member):
     sums = {key: np.concatenate([s[key] for s in found[member]]) for key in found[member][0]}
-    return metrics.take_cuts(cuts[member], metrics.best_cuts(sums, cuts[member]))
+    best = metrics.take_cuts(cuts[member], metrics.best_cuts(sums, cuts[member]))
+    return np.where(sums["cut_label_area"].sum(0) > 0, best, 1)
 
   return {
     name: Baseline(

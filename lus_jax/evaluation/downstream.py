@@ -33,6 +33,53 @@ class Ratio:
     """The metric over all patients; None where it is undefined."""
     return json_number(self.of(np.sum(self.numerator), np.sum(self.denominator)))
 
+  def resampled(self, counts):
+    """The metric for how often each patient counts, [M, P]: [M]."""
+    return self.of(counts @ self.numerator, counts @ self.denominator)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Auroc:
+  """Area under the ROC curve: the share of pairs of a yes and a no in which the yes scores higher.
+
+  Equal scores count half. Only patients that the same network scored are paired: scores of two
+  networks have no common scale.
+
+  Attributes:
+    patients: P names.
+    wins: [P, P], what the pair (row yes, column no) counts.
+    pairs: [P, P], how many networks scored the pair.
+  """
+
+  patients: tuple[str, ...]
+  wins: np.ndarray
+  pairs: np.ndarray
+
+  def value(self):
+    """The metric over all patients; None where one of the classes is missing."""
+    return json_number(self.resampled(np.ones((1, len(self.patients))))[0])
+
+  def resampled(self, counts):
+    """The metric for how often each patient counts, [M, P]: [M], NaN where undefined."""
+    wins, pairs = (np.sum((counts @ one) * counts, axis=1) for one in (self.wins, self.pairs))
+    return np.divide(wins, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
+
+
+def auroc(*, scores, labels, patients):
+  """The `Auroc` of one network.
+
+  Args:
+    scores: [P], higher for a yes.
+    labels: [P], 0 or 1.
+    patients: P different names.
+  """
+  order = np.argsort(np.asarray(patients), kind="stable")
+  scores, labels = np.asarray(scores, np.float64)[order], np.asarray(labels)[order]
+  pairs = ((labels[:, None] == 1) & (labels[None] == 0)).astype(np.float64)
+  above = scores[:, None] > scores[None]
+  wins = pairs * (above + 0.5 * (scores[:, None] == scores[None]))
+  return Auroc(tuple(np.asarray(patients)[order].tolist()), wins, pairs)
+
 
 def json_number(value):
   """A Python float; None for NaN."""
@@ -194,16 +241,24 @@ def readmission(*, logits, present, labels, patients, majority):
     majority: the more frequent class in training.
 
   Returns:
-    A dict of `Ratio`s: `accuracy`, `recall`, `precision` (of class 1), and `majority`: the accuracy
-    of always saying the majority class.
+    A dict of `Ratio`s: `accuracy`, `recall`, `precision` (of class 1), `sensitivity`, which is
+    recall but undefined without a true case, `specificity`, and `majority`: the accuracy of always
+    saying the majority class; and `auroc`, an `Auroc` of the mean over present views of the logit
+    of yes less that of no.
   """
   predicted, _ = vote(logits, present)
-  labels = np.asarray(labels)
+  labels, present = np.asarray(labels), np.asarray(present, bool)
+  margin = np.asarray(logits, np.float64)[..., 1] - np.asarray(logits, np.float64)[..., 0]
+  score = np.where(present, margin, 0).sum(1) / present.sum(1)
   hit = (predicted == 1) & (labels == 1)
+  refused = (predicted == 0) & (labels == 0)
   return {
     "accuracy": _ratio(patients, predicted == labels, 1),
     "recall": _ratio(patients, hit, labels == 1),
     "precision": _ratio(patients, hit, predicted == 1),
+    "auroc": auroc(scores=score, labels=labels, patients=patients),
+    "sensitivity": _ratio(patients, hit, labels == 1),
+    "specificity": _ratio(patients, refused, labels == 0),
     "majority": _ratio(patients, labels == majority, 1),
   }
 
@@ -212,7 +267,7 @@ def fold_row(ratios):
   """The values of one fold for a results file.
 
   Args:
-    ratios: a dict from metric to `Ratio`.
+    ratios: a dict from metric to `Ratio` or `Auroc`.
 
   Returns:
     A dict from metric to value: None where undefined, but 0 for `recall` and `precision`; next to

@@ -21,6 +21,8 @@ NEAR_PROBABILITY = 0.05
 NEAR_RADIUS = 5
 # Cut-offs of p among which `best_cuts` chooses.
 CUTS = tuple(i / 20 for i in range(1, 20))
+# A probability that varies by no more than this over a whole split is the same number everywhere.
+CONSTANT = 1e-6
 # Axes of `bins` in `image_sums`: all valid pixels, and those near something.
 REGIONS = ("all", "near")
 QUANTITIES = ("count", "probability", "label", "confidence", "squared_error", "visibility")
@@ -168,9 +170,10 @@ def image_sums(
   Returns:
     float32 arrays; areas and counts in pixels. Axis 1 + E is the member's own threshold followed by
     the evaluation thresholds, R is `REGIONS` and Q `QUANTITIES` (without visibility where there is
-    none): `valid`, `prediction_area`, `cross_entropy`, `trimap`, `trimap_count` [B, K];
-    `label_area`, `intersection`, `weighted_cross_entropy` [B, 1 + E, K]; `cut_label_area` [B, K],
-    `cut_prediction_area`, `cut_intersection` [B, C, K]; `bins` [B, R, Q, N_BINS, K].
+    none): `valid`, `prediction_area`, `cross_entropy`, `trimap`, `trimap_count`, `lowest` and
+    `highest` probability (infinite without a valid pixel) [B, K]; `label_area`, `intersection`,
+    `weighted_cross_entropy` [B, 1 + E, K]; `cut_label_area` [B, K], `cut_prediction_area`,
+    `cut_intersection` [B, C, K]; `bins` [B, R, Q, N_BINS, K].
   """
   shape = logits.shape
   thresholds = jnp.concatenate(
@@ -211,6 +214,8 @@ def image_sums(
       ),
       "trimap": masked_sum(trimap, is_certain),
       "trimap_count": _count(is_certain),
+      "lowest": jnp.min(jnp.where(valid, probability, jnp.inf)),
+      "highest": jnp.max(jnp.where(valid, probability, -jnp.inf)),
       "bins": bins.T.reshape(len(regions), len(values), N_BINS),
       **jax.lax.map(at_threshold, thresholds),
       **_cut_sums(probability, own > 0, valid, cuts),
@@ -231,7 +236,7 @@ def image_sums(
 
 
 def iou_sums(*, logits, confidence, where, threshold, cut=0.5) -> dict[str, jax.Array]:
-  """Intersection and union of p >= cut and the label, for validation every epoch.
+  """Areas of the label, and of intersection and union with p >= cut, for validation every epoch.
 
   Args:
     logits: [B, H, W, K].
@@ -241,7 +246,7 @@ def iou_sums(*, logits, confidence, where, threshold, cut=0.5) -> dict[str, jax.
     cut: a scalar.
 
   Returns:
-    `intersection` and `union`, int32 [B, K], in pixels; `mean_iou` finishes them.
+    `intersection`, `union` and `label_area`, int32 [B, K], in pixels; `mean_iou` finishes them.
   """
   predicted = jax.nn.sigmoid(_float32(logits)) >= cut
   present = label(confidence, threshold) > 0
@@ -249,6 +254,7 @@ def iou_sums(*, logits, confidence, where, threshold, cut=0.5) -> dict[str, jax.
   return {
     "intersection": jnp.sum(valid & predicted & present, axis=(1, 2), dtype=jnp.int32),
     "union": jnp.sum(valid & (predicted | present), axis=(1, 2), dtype=jnp.int32),
+    "label_area": jnp.sum(valid & present, axis=(1, 2), dtype=jnp.int32),
   }
 
 
@@ -267,22 +273,35 @@ def _defined_mean(values, axis=None):
   return _ratio(np.where(defined, values, 0).sum(axis), defined.sum(axis))
 
 
-def mean_iou(*, intersection, union):
+def _without_absent(values, label_area):
+  """Values [N, K], NaN in classes that no label [N, K] of the split shows.
+
+  An overlap with nothing is 0 for whoever paints a pixel, and undefined for who does not: such a
+  class would count against one predictor and not for another.
+  """
+  absent = np.asarray(label_area).sum(0) == 0
+  return np.where(absent, np.nan, values)
+
+
+def mean_iou(*, intersection, union, label_area):
   """Mean intersection over union: over images per class, then over classes.
 
   An image whose prediction and label are both empty for a class is skipped for that class; a class
-  without any image left is skipped in the mean over classes.
+  that no label of the split shows is skipped in all images, whatever was predicted. A class without
+  any image left is skipped in the mean over classes.
 
   Args:
     intersection: [N, K], in pixels.
     union: [N, K], in pixels.
+    label_area: [N, K], in pixels.
 
   Returns:
     The mean (NaN where undefined), the mean per class [K] (likewise), and how many images were
     skipped per class [K].
   """
-  per_class = _defined_mean(_ratio(intersection, union), axis=0)
-  return float(_defined_mean(per_class)), per_class, np.sum(np.asarray(union) == 0, axis=0)
+  values = _without_absent(_ratio(intersection, union), label_area)
+  per_class = _defined_mean(values, axis=0)
+  return float(_defined_mean(per_class)), per_class, np.isnan(values).sum(0)
 
 
 def image_iou(sums):
@@ -292,19 +311,22 @@ def image_iou(sums):
     sums: of `image_sums`, padded images removed.
 
   Returns:
-    [N] in float64; NaN where prediction and label are empty in all classes.
+    [N] in float64; classes count as in `mean_iou`; NaN where none does.
   """
-  intersection = np.asarray(sums["intersection"], np.float64)[:, 0]
-  areas = np.asarray(sums["prediction_area"], np.float64) + sums["label_area"][:, 0]
-  return _defined_mean(_ratio(intersection, areas - intersection), axis=1)
+  intersection, label_area = (
+    np.asarray(sums[name], np.float64)[:, 0] for name in ("intersection", "label_area")
+  )
+  areas = np.asarray(sums["prediction_area"], np.float64) + label_area
+  values = _ratio(intersection, areas - intersection)
+  return _defined_mean(_without_absent(values, label_area), axis=1)
 
 
 def _overlaps(intersection, prediction_area, label_area):
   """`mean_iou`, and the same for Dice, 2 intersection / (prediction + label)."""
   areas = prediction_area + label_area
   return (
-    mean_iou(intersection=intersection, union=areas - intersection),
-    mean_iou(intersection=2 * intersection, union=areas),
+    mean_iou(intersection=intersection, union=areas - intersection, label_area=label_area),
+    mean_iou(intersection=2 * intersection, union=areas, label_area=label_area),
   )
 
 
@@ -345,11 +367,13 @@ def best_cuts(sums, cuts=CUTS):
   return np.lexsort((distance, -np.nan_to_num(iou)), axis=0)[0]
 
 
-def surface_dice(*, prediction, labels, where, tolerance=3.0):
-  """Share of the two outlines that lies within a tolerance of the other, on the host.
+def surface_scores(*, prediction, labels, where, tolerance=3.0):
+  """Surface Dice and 95 % Hausdorff distance of two outlines, on the host.
 
-  Computed by `surface_distance` (Nikolov et al., arXiv 1809.04430). Invalid pixels are taken out of
-  both masks, which is the same as cropping to a valid box.
+  Surface Dice is the share of the two outlines that lies within a tolerance of the other, the
+  distance the larger of the two 95th percentiles of an outline's distances to the other. Computed
+  by `surface_distance` (Nikolov et al., arXiv 1809.04430). Invalid pixels are taken out of both
+  masks, which is the same as cropping to a valid box.
 
   Args:
     prediction: bool, [B, H, W, K].
@@ -358,25 +382,27 @@ def surface_dice(*, prediction, labels, where, tolerance=3.0):
     tolerance: in pixels, inclusive.
 
   Returns:
-    [B, K] in float64; NaN where both masks are empty, 0 where one is.
+    Two [B, K] in float64: surface Dice, NaN where both masks are empty, 0 where one is; the
+    distance in pixels, NaN where either is empty.
   """
   import surface_distance
 
   valid = np.broadcast_to(where, np.shape(prediction))
   prediction = np.asarray(prediction, bool) & valid
   labels = np.asarray(labels, bool) & valid
-  scores = np.full((prediction.shape[0], prediction.shape[-1]), np.nan)
-  for image, k in np.ndindex(*scores.shape):
+  dice, distance = np.full((2, prediction.shape[0], prediction.shape[-1]), np.nan)
+  for image, k in np.ndindex(*dice.shape):
     one, other = labels[image, :, :, k], prediction[image, :, :, k]
     # The package itself fails on a single empty mask under NumPy 2.
     if one.any() != other.any():
-      scores[image, k] = 0
+      dice[image, k] = 0
     elif one.any():
       with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         distances = surface_distance.compute_surface_distances(one, other, (1, 1))
-      scores[image, k] = surface_distance.compute_surface_dice_at_tolerance(distances, tolerance)
-  return scores
+      dice[image, k] = surface_distance.compute_surface_dice_at_tolerance(distances, tolerance)
+      distance[image, k] = surface_distance.compute_robust_hausdorff(distances, 95)
+  return dice, distance
 
 
 def _number(value):
@@ -388,11 +414,24 @@ def _by_name(classes, values):
   return {name: _number(value) for name, value in zip(classes, values, strict=True)}
 
 
-def _calibration_errors(name, classes, count, probability, target):
-  """Results `<name>`, `<name>_pooled` and `<name>_per_class` from bins [K, N_BINS]."""
+def is_constant(lowest, highest):
+  """Whether a probability is the same number everywhere, from its extremes [N, K] by image: [K]."""
+  spread = np.max(highest, 0) - np.min(lowest, 0)
+  return (spread >= 0) & (spread <= CONSTANT)  # minus infinity without a valid pixel
+
+
+def _calibration_errors(name, classes, count, probability, target, constant=None):
+  """Results `<name>`, `<name>_pooled` and `<name>_per_class` from bins [K, N_BINS].
+
+  A class without a positive target, which nothing can be calibrated to, is undefined, and so is one
+  whose probability is constant [K]: it says nothing of any pixel, and may still hit the mean.
+  """
   gap = probability - target
-  per_class = _ratio(np.abs(gap).sum(1), count.sum(1))
-  pooled = _ratio(np.abs(gap.sum(0)).sum(), count.sum())
+  if constant is None:
+    constant = np.zeros(len(classes), bool)
+  undefined = constant | (target.sum(1) == 0)
+  per_class = np.where(undefined, np.nan, _ratio(np.abs(gap).sum(1), count.sum(1)))
+  pooled = np.nan if constant.all() else _ratio(np.abs(gap.sum(0)).sum(), count.sum())
   return {
     name: _number(_defined_mean(per_class)),
     f"{name}_pooled": _number(pooled),
@@ -407,12 +446,14 @@ def summarize(
 
   Overlaps follow `mean_iou`. Losses and Brier scores are means over all valid pixels and classes.
   Expected calibration errors: the mean over classes, pooled over classes, and per class, over all
-  valid pixels (`ece`) and over those with p > .05 or near a confidence above 0 (`ece_near`).
-  Painted confidence is no frequency: a calibration error against it is a distance, no more.
+  valid pixels (`ece`) and over those with p > .05 or near a confidence above 0 (`ece_near`);
+  undefined for a class that the target never shows, or whose probability is the same number
+  everywhere. Painted confidence is no frequency: a calibration error against it is a distance, no
+  more.
 
   Args:
     sums: of `image_sums`, each concatenated over the split to [N, ...], padded images removed; with
-      `surface_dice` [N, K] if it was computed.
+      `surface_dice` and `hd95` [N, K] (`surface_scores`) if they were computed.
     classes: K names.
     evaluation_thresholds: [E], as given to `image_sums`.
     thin: names of the classes whose surface Dice is reported.
@@ -425,9 +466,12 @@ def summarize(
     `evaluation_threshold`, `iou`, `dice`), `weighted_ce`, `weighted_ce_ref`, `ce`, `trimap`; `ece`,
     `ece_pooled`, `ece_per_class`, these three again as `ece_near`, and, where visibility is known,
     as `ece_visibility` and `ece_visibility_near`; `brier`, `brier_near`; `reliability` (for each
-    class `count`, mean `probability` and mean `target` by bin). With surface Dice in the sums
-    `surface_dice`, `surface_dice_per_class`; with `best_cut` `iou_at_best_cut`,
-    `iou_at_best_cut_per_class`, `best_cut`.
+    class `count`, mean `probability` and mean `target` by bin); by class `label_images` (how many
+    images the label shows it in: 0 is absent) and `predicted_share_per_class` (of the valid
+    pixels); `constant_classes` (names). With surface scores in the sums `surface_dice`,
+    `surface_dice_per_class` of the thin classes, and `hd95`, `hd95_per_class` in pixels, means over
+    the `hd95_images` (by class) in which both masks show something; with `best_cut`
+    `iou_at_best_cut`, `iou_at_best_cut_per_class`, `best_cut`.
   """
   sums = {name: np.asarray(value, np.float64) for name, value in sums.items()}
 
@@ -453,16 +497,26 @@ def summarize(
     "trimap": _number(_ratio(sums["trimap"].sum(), sums["trimap_count"].sum())),
   }
 
+  own_area = sums["label_area"][:, 0]
+  share = _ratio(sums["prediction_area"].sum(0), sums["valid"].sum(0))
+  row["label_images"] = {
+    name: int(n) for name, n in zip(classes, (own_area > 0).sum(0), strict=True)
+  }
+  row["predicted_share_per_class"] = _by_name(classes, share)
+  constant = is_constant(sums["lowest"], sums["highest"])
+  row["constant_classes"] = [name for name, one in zip(classes, constant, strict=True) if one]
+
   # [N, R, Q, N_BINS, K] -> [K, N_BINS] by region and quantity.
   bins = np.moveaxis(sums["bins"].sum(0), -1, -2)
   for suffix, region in zip(("", "_near"), bins, strict=True):
     region = dict(zip(QUANTITIES, region, strict=False))
     count, probability = region["count"], region["probability"]
     row[f"brier{suffix}"] = _number(_ratio(region["squared_error"].sum(), count.sum()))
-    row |= _calibration_errors(f"ece{suffix}", classes, count, probability, region[target])
+    errors = {f"ece{suffix}": region[target]}
     if "visibility" in region:
-      name = f"ece_visibility{suffix}"
-      row |= _calibration_errors(name, classes, count, probability, region["visibility"])
+      errors[f"ece_visibility{suffix}"] = region["visibility"]
+    for name, aimed_at in errors.items():
+      row |= _calibration_errors(name, classes, count, probability, aimed_at, constant)
   count, probability, aimed_at = (
     bins[0][QUANTITIES.index(q)] for q in ("count", "probability", target)
   )
@@ -476,10 +530,16 @@ def summarize(
   }
 
   if "surface_dice" in sums:
-    per_class = _defined_mean(sums["surface_dice"], axis=0)
+    per_class = _defined_mean(_without_absent(sums["surface_dice"], own_area), axis=0)
     per_class = np.array([per_class[list(classes).index(name)] for name in thin])
     row["surface_dice"] = _number(_defined_mean(per_class))
     row["surface_dice_per_class"] = _by_name(thin, per_class)
+  if "hd95" in sums:
+    per_class = _defined_mean(sums["hd95"], axis=0)
+    row["hd95"] = _number(_defined_mean(per_class))
+    row["hd95_per_class"] = _by_name(classes, per_class)
+    counts = np.sum(~np.isnan(sums["hd95"]), axis=0)
+    row["hd95_images"] = {name: int(n) for name, n in zip(classes, counts, strict=True)}
   if best_cut is not None:
     iou, per_class, _ = _iou_at_cuts(sums, best_cut)
     row["iou_at_best_cut"] = _number(iou)

@@ -18,9 +18,11 @@ SLACK = 1e-6
 # Quantities [N, K] that are averaged over images, then over classes.
 MEANS = (
   "qubiq",
+  "qubiq_leave_one_out",
   "dice_vs_raters",
   "dice_vs_consensus",
   "ged",
+  "human_qubiq_leave_one_out",
   "human_dice_vs_raters",
   "human_dice_vs_consensus",
 )
@@ -217,6 +219,56 @@ def dice_vs_consensus(probability, raters, drawn, persons, where):
   return found
 
 
+def _soft_without(raters, drawn, persons):
+  """Levels that the mean of everybody else reaches, for each person who drew an image.
+
+  Args:
+    raters: an image's, uint8 [R, K, P].
+    drawn: [R].
+    persons: [R].
+
+  Yields:
+    The person and the levels [K, P], 0 to 9; nobody where only one person drew.
+  """
+  here = np.unique(persons[drawn])
+  for person in here if len(here) > 1 else ():
+    yield person, _reached(_votes(raters, drawn & (persons != person))[0])
+
+
+def qubiq_leave_one_out(probability, raters, drawn, persons, where):
+  """QUBIQ score of the prediction against the means that `human_qubiq` compares people with.
+
+  Returns:
+    [N, K]: the mean over the persons who drew the image of the score against the mean of the masks
+    of all others; NaN where fewer than two persons drew it.
+  """
+  persons = np.asarray(persons)
+  found = np.full((len(probability), probability.shape[-1]), np.nan)
+  for i, (p, y) in enumerate(_images(where, probability, raters)):
+    others = [levels for _, levels in _soft_without(y, drawn[i], persons)]
+    if others:
+      found[i] = np.mean([_qubiq_of_levels(_reached(p), levels) for levels in others], axis=0)
+  return found
+
+
+def human_qubiq(raters, drawn, persons, where):
+  """QUBIQ score of each rater's mask against the mean of the masks of all other persons.
+
+  A mask is the same at every level, a prediction need not be: the score asks a person for what one
+  mask cannot show where the others disagree.
+
+  Returns:
+    [N, R, K]; NaN where the rater, or no other person, drew the image.
+  """
+  persons = np.asarray(persons)
+  found = np.full((*np.shape(drawn), raters.shape[-1]), np.nan)
+  for i, (y,) in enumerate(_images(where, raters)):
+    for person, levels in _soft_without(y, drawn[i], persons):
+      for r in np.flatnonzero(drawn[i] & (persons == person)):
+        found[i, r] = _qubiq_of_levels(len(LEVELS) * (y[r] >= HALF), levels)
+  return found
+
+
 def area(probability, raters, drawn, where):
   """Predicted area, the sum of p, and the mean area of the drawn raters' masks.
 
@@ -256,6 +308,19 @@ def calibration_sums(probability, target, where):
   return sums
 
 
+def extremes(probability, where):
+  """The lowest and the highest probability of each image and class.
+
+  Returns:
+    A dict: `lowest` and `highest`, [N, K]; infinite where no pixel is valid.
+  """
+  valid = np.broadcast_to(where, probability.shape)
+  return {
+    "lowest": np.min(probability, axis=(1, 2), where=valid, initial=np.inf),
+    "highest": np.max(probability, axis=(1, 2), where=valid, initial=-np.inf),
+  }
+
+
 def disagreement(raters, drawn, where):
   """Variance of the drawn raters' binary masks (v (1 - v) of the share v that painted a pixel).
 
@@ -288,25 +353,35 @@ def quantities(probability, raters, drawn, persons, where):
   by_rater, by_consensus = humans(raters, drawn, persons, where)
   return {
     "qubiq": score,
+    "qubiq_leave_one_out": qubiq_leave_one_out(probability, raters, drawn, persons, where),
     "dice_vs_raters": dice_vs_raters(probability, raters, drawn, where)[0],
     "dice_vs_consensus": dice_vs_consensus(probability, raters, drawn, persons, where),
     "ged": generalised_energy_distance(probability, raters, drawn, where),
+    "human_qubiq_leave_one_out": _mean(human_qubiq(raters, drawn, persons, where), 1),
     "human_dice_vs_raters": _mean(by_rater, 1),
     "human_dice_vs_consensus": _mean(by_consensus, 1),
     "predicted_area": predicted,
     "rater_area": painted,
     **calibration_sums(probability, target, where),
+    **extremes(probability, where),
   }
+
+
+def painted_classes(rater_area):
+  """Which classes some rater painted in some image, from mean areas [N, K] by image: bool [K]."""
+  return np.nansum(rater_area, axis=0) > 0
 
 
 def summarize(quantities, patients, classes, *, seed=0):
   """The results over a split, ready for JSON (undefined is None).
 
   Means run over images per class, then over classes; NaN is skipped, and so are classes without any
-  defined image. The area's error is relative to the raters' mean area, (predicted - painted) /
-  painted, undefined where they painted nothing. The Brier score is a mean over all valid pixels and
-  classes. Intervals are 95 % percentile bootstrap over patients (10,000 resamples), in which every
-  metric is recomputed from the patients' sums.
+  defined image, and classes that no rater painted in any image: there empty masks would agree with
+  empty masks alone. Calibration is undefined there too, and for a class whose probability is the
+  same number everywhere. The area's error is relative to the raters' mean area, (predicted -
+  painted) / painted, undefined where they painted nothing. The Brier score is a mean over all valid
+  pixels and classes. Intervals are 95 % percentile bootstrap over patients (10,000 resamples), in
+  which every metric is recomputed from the patients' sums.
 
   Args:
     quantities: of `quantities`, concatenated over the split.
@@ -315,10 +390,10 @@ def summarize(quantities, patients, classes, *, seed=0):
     seed: of the resamples.
 
   Returns:
-    A dict: `qubiq`, `dice_vs_raters`, `dice_vs_consensus`, `ged`, `human_dice_vs_raters`,
-    `human_dice_vs_consensus`, `area_error`, `area_error_abs`, `ece` (the mean over classes), each
+    A dict: those of `MEANS`, `area_error`, `area_error_abs`, `ece` (the mean over classes), each
     also as `<name>_per_class`; `ece_pooled`, `brier`; `reliability` (for each class `count`, mean
-    `probability` and mean `target` by bin); `intervals` (by name, [low, high], None below 10
+    `probability` and mean `target` by bin); `painted_images` (by class, in how many some rater
+    painted it); `constant_classes` (names); `intervals` (by name, [low, high], None below 10
     patients) and `undefined_resamples` (by name, how many were left out of the interval).
   """
   names, index = np.unique(np.asarray(patients), return_inverse=True)
@@ -332,7 +407,8 @@ def summarize(quantities, patients, classes, *, seed=0):
     quantities["predicted_area"] - quantities["rater_area"],
     np.nan_to_num(quantities["rater_area"]),
   )
-  means = {name: quantities[name] for name in MEANS}
+  absent = ~painted_classes(quantities["rater_area"])
+  means = {name: np.where(absent, np.nan, quantities[name]) for name in MEANS}
   means |= {"area_error": error, "area_error_abs": np.abs(error)}
   sums = {
     name: (by_patient(np.nan_to_num(values)), by_patient(~np.isnan(values)))
@@ -340,6 +416,7 @@ def summarize(quantities, patients, classes, *, seed=0):
   }
   bins = [by_patient(quantities[name]) for name in ("count", "probability", "target")]
   squared_error = by_patient(quantities["squared_error"])
+  constant = metrics.is_constant(quantities["lowest"], quantities["highest"])
 
   def per_class(weights):
     """Metrics by class [M, K], for how often each patient counts [M, P]."""
@@ -349,9 +426,11 @@ def summarize(quantities, patients, classes, *, seed=0):
     }
     count, probability, target = (np.tensordot(weights, x, 1) for x in bins)
     gap = probability - target
-    found["ece"] = metrics._ratio(np.abs(gap).sum(-1), count.sum(-1))
+    ece = metrics._ratio(np.abs(gap).sum(-1), count.sum(-1))
+    found["ece"] = np.where(absent | constant, np.nan, ece)
+    ece_pooled = metrics._ratio(np.abs(gap.sum(1)).sum(-1), count.sum((1, 2)))
     pooled = {
-      "ece_pooled": metrics._ratio(np.abs(gap.sum(1)).sum(-1), count.sum((1, 2))),
+      "ece_pooled": np.where(constant.all(), np.nan, ece_pooled),
       "brier": metrics._ratio((weights @ squared_error).sum(-1), count.sum((1, 2))),
     }
     return found, {name: _mean(values, 1) for name, values in found.items()} | pooled
@@ -361,6 +440,9 @@ def summarize(quantities, patients, classes, *, seed=0):
   row |= {f"{name}_per_class": metrics._by_name(classes, x[0]) for name, x in by_class.items()}
   count, probability, target = (x.sum(0) for x in bins)
   row["reliability"] = _reliability(classes, count, probability, target)
+  n_painted = np.sum(np.nan_to_num(quantities["rater_area"]) > 0, axis=0)
+  row["painted_images"] = {name: int(n) for name, n in zip(classes, n_painted, strict=True)}
+  row["constant_classes"] = [name for name, one in zip(classes, constant, strict=True) if one]
   row["intervals"] = dict.fromkeys(overall)
   row["undefined_resamples"] = dict.fromkeys(overall, 0)
   if len(names) >= statistics.INTERVAL_PATIENTS:
@@ -377,7 +459,8 @@ def summarize_calibration(sums, classes):
   """Calibration over a split, ready for JSON.
 
   Args:
-    sums: of `calibration_sums`, concatenated over the split.
+    sums: of `calibration_sums`, concatenated over the split; with those of `extremes`, what is the
+      same number everywhere is undefined.
     classes: K names.
 
   Returns:
@@ -386,7 +469,8 @@ def summarize_calibration(sums, classes):
   """
   count, probability, target = (sums[name].sum(0) for name in ("count", "probability", "target"))
   brier = metrics._ratio(sums["squared_error"].sum(), count.sum())
-  return metrics._calibration_errors("ece", classes, count, probability, target) | {
+  constant = metrics.is_constant(sums["lowest"], sums["highest"]) if "lowest" in sums else None
+  return metrics._calibration_errors("ece", classes, count, probability, target, constant) | {
     "brier": metrics._number(brier),
     "reliability": _reliability(classes, count, probability, target),
   }
@@ -403,25 +487,27 @@ def _reliability(classes, count, probability, target):
   }
 
 
-def summarize_humans(against_each, against_all, patients, *, seed=0):
+def summarize_humans(scores, patients, *, painted=None, seed=0):
   """The raters' own scores over a split, ready for JSON.
 
   Args:
-    against_each: of `humans`, [N, R, K].
-    against_all: of `humans`, [N, R, K].
+    scores: by name [N, R, K]: `dice_vs_others` and `dice_vs_consensus` of `humans`,
+      `qubiq_leave_one_out` of `human_qubiq`.
     patients: [N] names.
+    painted: of `painted_classes`, [K]; the other classes are left out. None for all.
     seed: of the resamples.
 
   Returns:
-    For each rater a dict: `n_images`, `dice_vs_others`, `dice_vs_consensus`, each the mean over
-    images by class, then over classes, and their `intervals` over patients (as `summarize`).
+    For each rater a dict: `n_images` and the scores, each the mean over images by class, then over
+    classes, and their `intervals` over patients (as `summarize`).
   """
   names, index = np.unique(np.asarray(patients), return_inverse=True)
-  scores = {"dice_vs_others": against_each, "dice_vs_consensus": against_all}
+  first = next(iter(scores.values()))
   rows = []
-  for r in range(against_each.shape[1]):
-    row = {"n_images": int(np.any(~np.isnan(against_each[:, r]), axis=-1).sum()), "intervals": {}}
+  for r in range(first.shape[1]):
+    row = {"n_images": int(np.any(~np.isnan(first[:, r]), axis=-1).sum()), "intervals": {}}
     for name, values in scores.items():
+      values = values if painted is None else np.where(painted, values, np.nan)
       totals, counts = np.zeros((2, len(names), values.shape[-1]))
       np.add.at(totals, index, np.nan_to_num(values[:, r]))
       np.add.at(counts, index, ~np.isnan(values[:, r]))
@@ -451,19 +537,21 @@ def fused_count_curve(probability, raters, drawn, where, *, seed, draws=20):
 
   Returns:
     A list of dicts of JSON values: `n_raters`, `n_images`, `prediction_vs_fused`, `fused_vs_all`,
-    each the mean over draws and images by class, then over classes; None where no image has so
-    many raters.
+    each the mean over draws and images by class, then over classes that some rater painted; None
+    where no image has so many raters, or nobody painted anything.
   """
   random = np.random.default_rng(seed)
   drawn = np.asarray(drawn, bool)
   n_images, n_raters = drawn.shape
   n_classes = probability.shape[-1]
   scores = np.full((2, n_raters, n_images, n_classes), np.nan)
+  painted = np.zeros(n_classes, bool)
   for i, (p, y) in enumerate(_images(where, probability, raters)):
     n_drawn = np.count_nonzero(drawn[i])
     if not n_drawn:
       continue
     masks = y[drawn[i]] >= HALF
+    painted |= masks.any((0, 2))
     sizes = np.arange(1, n_drawn + 1).repeat(draws)
     order = random.random((len(sizes), n_drawn)).argsort(1)
     chosen = (order < sizes[:, None]).astype(np.float32)
@@ -474,7 +562,7 @@ def fused_count_curve(probability, raters, drawn, where, *, seed, draws=20):
       for j, levels in enumerate((predicted, everyone)):
         found = _level_qubiq(levels[:, None], fused, counts)
         scores[j, :n_drawn, i, k] = found.reshape(n_drawn, draws).mean(1)
-  means = _mean(_mean(scores, 2), 2)
+  means = _mean(_mean(np.where(painted, scores, np.nan), 2), 2)
   return [
     {
       "n_raters": m + 1,
@@ -506,6 +594,14 @@ def _alike(masks, reached):
   keys, counts = np.unique(keys[:, keys.any(0)], axis=1, return_counts=True)
   votes = np.unpackbits(keys[:-1], axis=0, count=len(masks)).T.astype(np.float32)
   return votes, keys[-1].astype(int), counts
+
+
+def _qubiq_of_levels(a, b):
+  """QUBIQ scores [K] of what `_reached` makes of two maps, [K, P] each."""
+  ones = np.ones(a.shape[1])
+  return np.array(
+    [_level_qubiq(x[:, None], y[:, None], ones)[0] for x, y in zip(a, b, strict=True)]
+  )
 
 
 def _level_qubiq(a, b, counts):

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import io
 import json
+import math
 import pathlib
 import platform
 
@@ -16,6 +17,8 @@ from lus_jax.files import write_bytes, write_text
 
 SCHEMA = 1
 DIRECTORY = "results"
+# What to do about a damaged results file.
+MEND = "bring it back, or remove results/ and repeat the run's command, which writes it again."
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -69,11 +72,15 @@ def read(workdir, name):
   """
   file = pathlib.Path(workdir) / DIRECTORY / f"{name}.json"
   try:
-    content = json.loads(file.read_text())
+    content = json.loads(
+      file.read_text(), parse_float=_float, parse_int=_integer, parse_constant=_float
+    )
   except FileNotFoundError as error:
     raise UserError(f"{file} does not exist; run lus_jax.main with this workdir first.") from error
-  except ValueError as error:
-    raise UserError(f"{file} is damaged ({error}); remove it and repeat the run.") from error
+  except RecursionError as error:
+    raise UserError(f"{file} is damaged (nested too deeply); {MEND}") from error
+  except (OSError, ValueError) as error:
+    raise UserError(f"{file} is damaged ({error}); {MEND}") from error
   if not isinstance(content, dict) or content.get("schema") != SCHEMA:
     raise UserError(f"{file} is not of schema {SCHEMA}; it was written by another version.")
   return content
@@ -85,6 +92,20 @@ def remove(workdir, *names):
     for name in names:
       (pathlib.Path(workdir) / DIRECTORY / name).unlink(missing_ok=True)
   parallel.sync("removed results")
+
+
+def _float(text):
+  value = float(text)
+  if not math.isfinite(value):
+    raise ValueError(f"{text[:20]} is no number of a results file")
+  return value
+
+
+def _integer(text):
+  # Nothing that is counted comes near, and nobody can print more.
+  if len(text) > 18:
+    raise ValueError(f"an integer of {len(text)} digits")
+  return int(text)
 
 
 def exists(workdir, *names):

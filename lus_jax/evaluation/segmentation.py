@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 from jax import numpy as jnp
+from tqdm import tqdm
 
-from lus_jax import labels
+from lus_jax import labels, parallel
 from lus_jax.data import augment
 from lus_jax.evaluation import baselines, calibration, metrics, raters
 
@@ -29,19 +31,20 @@ class Evaluation:
   image_iou: np.ndarray
 
 
-def collect(function, frames, batch_size):
+def collect(function, frames, batch_size, *, what=None):
   """Runs a function over a split and gathers its per-image results.
 
   Args:
     function: `(inputs, batch) -> list of T dicts` of host arrays with a leading image axis.
     frames: `lus_jax.data.pipeline.Frames`.
     batch_size: B.
+    what: is done, for a progress bar; None for none.
 
   Returns:
     A list of T dicts of arrays over all images, without the ones that only filled a batch.
   """
   kept = []
-  for batch in frames.evaluation_batches(batch_size):
+  for batch in _batches(frames, batch_size, what):
     mask = batch.pop("mask")
     results = function(_prepare(batch), batch)
     kept.append([{name: x[mask] for name, x in result.items()} for result in results])
@@ -49,6 +52,18 @@ def collect(function, frames, batch_size):
     {name: np.concatenate([result[name] for result in member]) for name in member[0]}
     for member in zip(*kept, strict=True)
   ]
+
+
+def _batches(frames, batch_size, what=None):
+  """Evaluation batches; with `what` is done, under a progress bar."""
+  return tqdm(
+    frames.evaluation_batches(batch_size),
+    total=-(-frames.size // batch_size),
+    desc=what,
+    unit="batch",
+    mininterval=0.2 if sys.stderr.isatty() else 10,
+    disable=what is None or not parallel.is_main(),
+  )
 
 
 _prepare = jax.jit(augment.prepare)
@@ -100,7 +115,7 @@ def evaluate(
     validation: `Frames` on which cut-offs are chosen.
     test: `Frames` to evaluate on; with the field `evidence` also against the true visibility.
     classes: K names.
-    thin: the classes that get a surface Dice.
+    thin: the classes whose surface Dice is reported.
     config: a run's config.
 
   Returns:
@@ -108,7 +123,6 @@ def evaluate(
   """
   aimed_at = ["confidence" if threshold is None else "label" for threshold in thresholds]
   thresholds = np.asarray(config.sweep.thresholds, np.float32)
-  thin_index = np.array([classes.index(name) for name in thin], int)
   sums_of = functools.partial(
     metrics.image_sums,
     evaluation_thresholds=thresholds,
@@ -125,9 +139,8 @@ def evaluate(
 
   def test_sums(state, member, inputs):
     logits = best_logits(network, objective, state, member, inputs)
-    thin_logits = logits[..., thin_index]
     return sums_of(logits=logits, threshold=member["threshold"], **_arguments(inputs)) | {
-      "thin": jax.nn.sigmoid(thin_logits) >= 0.5
+      "predicted": jax.nn.sigmoid(logits) >= 0.5
     }
 
   cut_sums, test_sums = sweep.compile(cut_sums), sweep.compile(test_sums)
@@ -135,6 +148,7 @@ def evaluate(
     lambda inputs, batch: sweep.to_host(cut_sums(state, sweep.members, inputs)),
     validation,
     config.train.batch_size,
+    what=f"choosing cut-offs of {len(sweep.members)} outputs",
   )
 
   @jax.jit
@@ -157,13 +171,14 @@ def evaluate(
     inputs = _with_near(inputs, batch)
     results = sweep.to_host(test_sums(state, sweep.members, inputs))
     for member, result in zip(sweep.members, results, strict=True):
-      _add_surface_dice(result, inputs, member["threshold"], thin_index, len(classes))
+      _add_surface_scores(result, inputs, member["threshold"])
     for baseline in fitted.values():
       each = zip(baseline.logits, baseline.cut, thresholds, strict=True)
       results += [jax.device_get(baseline_sums(*one, inputs)) for one in each]
     return results
 
-  on_test = collect(all_sums, test, config.train.batch_size)
+  what = f"testing {len(sweep.members)} outputs"
+  on_test = collect(all_sums, test, config.train.batch_size, what=what)
   n_members = len(sweep.members)
   summarize = functools.partial(
     metrics.summarize, classes=classes, thin=thin, evaluation_thresholds=thresholds
@@ -201,14 +216,14 @@ def predict(network, sweep, state, batch, *, objective):
   return np.stack(sweep.to_host(sweep.compile(probability)(state, sweep.members, inputs)))
 
 
-def _over_batches(network, sweep, state, frames, objective, batch_size):
+def _over_batches(network, sweep, state, frames, objective, batch_size, what):
   """Logits of every view [V, n, H, W, K] on the host, with their inputs and batch, n at a time."""
 
   def logits(state, own, inputs):
     return best_logits(network, objective, state, own, inputs)
 
   compiled = sweep.compile(logits)
-  for batch in frames.evaluation_batches(batch_size):
+  for batch in _batches(frames, batch_size, what):
     mask = batch.pop("mask")
     inputs = _prepare(batch)
     found = np.stack(sweep.to_host(compiled(state, sweep.members, inputs)))
@@ -243,8 +258,10 @@ def fit_calibrations(
     For each method a list of V calibrations (`lus_jax.evaluation.calibration`).
   """
   sums = {}
-  batches = _over_batches(network, sweep, state, validation, objective, config.train.batch_size)
-  for logits, inputs, _ in batches:
+  size = config.train.batch_size
+  for logits, inputs, _ in _over_batches(
+    network, sweep, state, validation, objective, size, "calibrating"
+  ):
     targets = _targets(thresholds, inputs["confidence"])
     for group, view, target in zip(groups, logits, targets, strict=True):
       found = calibration.histograms(view, target, inputs["where"])
@@ -277,14 +294,16 @@ def compare_calibrations(
     `reliability` as `metrics.summarize` has them.
   """
   held = {method: [[] for _ in thresholds] for method in calibrations}
+  size = config.train.batch_size
   for logits, inputs, _ in _over_batches(
-    network, sweep, state, test, objective, config.train.batch_size
+    network, sweep, state, test, objective, size, "comparing calibrations"
   ):
     targets = _targets(thresholds, inputs["confidence"])
     for method, each in calibrations.items():
       for v, (one, view, target) in enumerate(zip(each, logits, targets, strict=True)):
         probability = np.asarray(jax.nn.sigmoid(calibration.apply(one, view)))
-        held[method][v].append(raters.calibration_sums(probability, target, inputs["where"]))
+        sums = raters.calibration_sums(probability, target, inputs["where"])
+        held[method][v].append(sums | raters.extremes(probability, inputs["where"]))
   return {
     method: [raters.summarize_calibration(_joined(parts), classes) for parts in views]
     for method, views in held.items()
@@ -313,18 +332,26 @@ def evaluate_raters(
     curve of `raters.fused_count_curve`, and the raters' disagreement about every image [N].
   """
   held, humans, disagreements, kept = [[] for _ in sweep.members], [], [], []
-  for logits, inputs, batch in _over_batches(
-    network, sweep, state, test, objective, config.train.batch_size
-  ):
+  size, what = config.train.batch_size, "comparing with the raters"
+  for logits, inputs, batch in _over_batches(network, sweep, state, test, objective, size, what):
     of_raters = (batch["raters"], batch["drawn"])
     probability = np.asarray(jax.nn.sigmoid(logits))
     for parts, view in zip(held, probability, strict=True):
       parts.append(raters.quantities(view, *of_raters, persons, inputs["where"]))
-    humans.append(raters.humans(*of_raters, persons, inputs["where"]))
+    each, everyone = raters.humans(*of_raters, persons, inputs["where"])
+    humans.append(
+      {
+        "dice_vs_others": each,
+        "dice_vs_consensus": everyone,
+        "qubiq_leave_one_out": raters.human_qubiq(*of_raters, persons, inputs["where"]),
+      }
+    )
     disagreements.append(raters.disagreement(*of_raters, inputs["where"])[0])
     kept.append((probability[curve_of], *of_raters, inputs["where"]))
-  members = [raters.summarize(_joined(parts), patients, classes) for parts in held]
-  by_rater = raters.summarize_humans(*map(np.concatenate, zip(*humans, strict=True)), patients)
+  held = [_joined(parts) for parts in held]
+  members = [raters.summarize(parts, patients, classes) for parts in held]
+  painted = raters.painted_classes(held[0]["rater_area"])
+  by_rater = raters.summarize_humans(_joined(humans), patients, painted=painted)
   curve = raters.fused_count_curve(*map(np.concatenate, zip(*kept, strict=True)), seed=config.seed)
   return members, by_rater, curve, np.concatenate(disagreements)
 
@@ -345,12 +372,9 @@ def _arguments(inputs):
   return {name: inputs[name] for name in names if name in inputs}
 
 
-def _add_surface_dice(result, inputs, threshold, thin_index, n_classes):
-  # Only thin classes pay for the distance transforms; the others stay undefined.
-  predicted = result.pop("thin")
-  scores = np.full((len(predicted), n_classes), np.nan)
-  present = np.asarray(labels.label(inputs["confidence"][..., thin_index], threshold), bool)
-  scores[:, thin_index] = metrics.surface_dice(
-    prediction=predicted, labels=present, where=np.asarray(inputs["where"])[..., thin_index]
+def _add_surface_scores(result, inputs, threshold):
+  result["surface_dice"], result["hd95"] = metrics.surface_scores(
+    prediction=result.pop("predicted"),
+    labels=np.asarray(labels.label(inputs["confidence"], threshold), bool),
+    where=np.asarray(inputs["where"]),
   )
-  result["surface_dice"] = scores

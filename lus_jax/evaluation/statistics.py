@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from lus_jax.evaluation.downstream import Ratio, fold_row, json_number
+from lus_jax.evaluation.downstream import Auroc, Ratio, fold_row, json_number
 
 RESAMPLES = 10_000
 # Fewer patients than this get no interval: every one of them is shown instead.
@@ -20,12 +20,14 @@ def average(ratios):
   """One metric over several folds or seeds: averaged within every patient first.
 
   Args:
-    ratios: a `Ratio` per fold.
+    ratios: a `Ratio` per fold, or an `Auroc`.
 
   Returns:
     A `Ratio` over all patients, sorted; numerator and denominator are means over the folds in
-    which the patient was tested.
+    which the patient was tested. An `Auroc` of the pairs of all folds.
   """
+  if isinstance(ratios[0], Auroc):
+    return _pooled(ratios)
   every = [(name, i, j) for i, ratio in enumerate(ratios) for j, name in enumerate(ratio.patients)]
   names, index = np.unique([name for name, _, _ in every], return_inverse=True)
   count = np.bincount(index)
@@ -35,6 +37,16 @@ def average(ratios):
     return np.bincount(index, values) / count
 
   return Ratio(tuple(names.tolist()), mean("numerator"), mean("denominator"), root=ratios[0].root)
+
+
+def _pooled(rocs):
+  names = sorted({name for roc in rocs for name in roc.patients})
+  wins, pairs = np.zeros((2, len(names), len(names)))
+  for roc in rocs:
+    at = np.ix_(*[np.searchsorted(names, roc.patients)] * 2)
+    wins[at] += roc.wins
+    pairs[at] += roc.pairs
+  return Auroc(tuple(names), wins, pairs)
 
 
 @functools.lru_cache(maxsize=4)
@@ -98,8 +110,7 @@ def difference_interval(a, b, *, seed=0):
 
 
 def _resampled(ratio, seed):
-  counts = _resamples(len(ratio.patients), seed)
-  return ratio.of(counts @ ratio.numerator, counts @ ratio.denominator)
+  return ratio.resampled(_resamples(len(ratio.patients), seed))
 
 
 def permutation_test(a, b, *, seed=0):
@@ -274,11 +285,16 @@ def per_patient(members):
     members: as for `summarize`.
 
   Returns:
-    A list of dicts of JSON values: `threshold`, `patient` and the metrics, None where undefined.
+    A list of dicts of JSON values: `threshold`, `patient` and the metrics, None where undefined;
+    one patient has no `Auroc`.
   """
   rows = []
   for threshold, folds in members.items():
-    averages = {name: average([fold[name] for fold in folds]) for name in folds[0]}
+    averages = {
+      name: average([fold[name] for fold in folds])
+      for name, one in folds[0].items()
+      if isinstance(one, Ratio)
+    }
     values = {
       name: ratio.of(ratio.numerator, ratio.denominator) for name, ratio in averages.items()
     }

@@ -20,6 +20,7 @@ _LABELS = {
   "rmse_constant": "RMSE of the constant",
   "precision_defined": "precision defined",
   "majority": "majority class",
+  "auroc": "AUROC",
   "n_patients": "test patients",
   "train_loss": "training loss",
   "loss": "validation loss",
@@ -76,19 +77,19 @@ def _reported(task, threshold, metric):
 def scores(files, name):
   """Tables 2 to 4 of the page: a row a source of channels, then the predictor without a video."""
   content = files[name]
-  task = tables.TASKS[content["task"]]
+  task, metrics = tables.TASKS[content["task"]], tables.shown_metrics(content)
   beside = task.metrics if tables.is_the_papers(content) else {}
-  header = ["threshold", *(Column(title, _METRIC_PARTS) for title in task.metrics.values())]
+  header = ["threshold", *(Column(title, _METRIC_PARTS) for title in metrics.values())]
   header += [Column(f"paper: {title}", ("mean", "sd")) for title in beside.values()]
   rows = []
   for i in tables.in_order(content["summary"]):
     at = (files, name, "summary", i)
     threshold = content["summary"][i]["threshold"]
-    row = [_SOURCE(*at, "threshold"), *(_metric(*at, "metrics", key) for key in task.metrics)]
+    row = [_SOURCE(*at, "threshold"), *(_metric(*at, "metrics", key) for key in metrics)]
     rows.append([*row, *(_reported(content["task"], threshold, key) for key in beside)])
   at = (files, name, "summary", 0, "metrics")
   beside_it = tables.baselines(content)
-  row = [_metric(*at, beside_it[m]) if m in beside_it else "" for m in task.metrics]
+  row = [_metric(*at, beside_it[m]) if m in beside_it else "" for m in metrics]
   rows.append([task.baseline, *row, *("" for _ in beside)])
   return Table(f"{name}_scores", header, rows)
 
@@ -98,7 +99,8 @@ def more_scores(files, name):
   content = files[name]
   task = tables.TASKS[content["task"]]
   metrics = list(content["summary"][0]["metrics"])
-  more = [m for m in metrics if m not in {*task.metrics, *task.baselines.values()}]
+  shown = {*tables.shown_metrics(content), *task.baselines.values()}
+  more = [m for m in metrics if m not in shown]
   summary = content["summary"]
   undefined = [m for m in metrics if any(r["metrics"][m]["undefined_resamples"] for r in summary)]
   header = ["threshold", "test patients", "folds"]
@@ -272,6 +274,8 @@ def facts(files, name):
   segmentation = content.get("segmentation") or {}
   return {
     "primary": tables.primary(content),
+    "rotates": content["config"].get("folds", {}).get("cv") == "rotate",
+    "with_auroc": "auroc" in tables.shown_metrics(content),
     "patients": at("summary", 0, "n_patients", show=tables.count),
     "folds": at("summary", 0, "n_folds", show=tables.count),
     "scale": at("config", "target_scale", show="{:g}".format)

@@ -346,7 +346,7 @@ def cost(pairs, gflop):
   axes.set(xlabel="GFLOP for one image at all thresholds", ylabel="mean IoU over thresholds")
   # No point lies on the frame.
   axes.set_xlim(0, 1.1 * max(separate, gflop["gflop_ordinal"]))
-  axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+  axes.set_ylim(0, 1.1 * axes.dataLim.y1 or 1)
   _legend(figure, handles.values(), handles, 2)
   return figure
 

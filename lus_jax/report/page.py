@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 import pathlib
 import shlex
@@ -18,22 +19,28 @@ from lus_jax import labels
 from lus_jax.errors import UserError
 from lus_jax.evaluation import results
 from lus_jax.files import write_bytes, write_text
-from lus_jax.report import downstream, figures, palette, pictures, raters, tables, which_target
+from lus_jax.report import (
+  downstream,
+  figures,
+  palette,
+  pictures,
+  raters,
+  schema,
+  tables,
+  which_target,
+)
 
 DIRECTORY = "report"
 FILES = ("segmentation", "segmentation_matrix", "history", "cases", "dataset")
-# What a run of segmentation leaves only if it was asked for, and what each holds beside `_KEYS`.
-MORE_FILES = {"raters": {"humans", "curve", "images"}, "members": {"cost"}, "calibration": set()}
+# What a run of segmentation leaves only if it was asked for.
+MORE_FILES = ("raters", "members", "calibration")
 EXAMPLES = "examples.npz"
-_KEYS = {"config", "versions", "dataset", "rows"}
-_TASK_KEYS = _KEYS | {"target", "primary", "summary"}
 _HISTORY = "_history"
-_ARRAYS = ("index", "role", "image", "confidence", "probability", "labelled", "valid_box")
 _CONFIGS = pathlib.Path(lus_jax.__file__).parents[1] / "configs"
 _SIZES = ("demo", "tiny")
+MIDDLE = 0.5  # the label that members without a threshold are judged by
 # Below this many test patients no exact test, corrected for 11 comparisons, can reach p < .05.
 _FEWEST_PATIENTS = 9
-_DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
 def write(workdir):
@@ -46,7 +53,11 @@ def write(workdir):
     _more(page)
   if which_target.NAME in files:
     _targets(page)
-  sections = [_task(page, name, number) for number, name in enumerate(tasks, 1)]
+  numbers = _table_numbers([page.files[name] for name in tasks])
+  sections = [
+    _task(page, name, place, number)
+    for place, (name, number) in enumerate(zip(tasks, numbers, strict=True), 1)
+  ]
   page.section("seed", lambda files: tables.value(files, page.any, "config", "seed", show=str))
   page.section("versions", lambda files: tables.settings(files, page.any, "versions"))
   runs = [page.any, *(name for name in (which_target.NAME, *tasks) if name in files)]
@@ -97,6 +108,7 @@ def _segmentation(page):
   page.section("scores.table", tables.scores, "segmentation")
   page.section("more_scores.table", tables.more_scores, "segmentation")
   page.section("per_class.table", tables.per_class, "segmentation")
+  page.section("outlines.table", tables.outlines, "segmentation")
   page.section("calibration.table", tables.calibration, "segmentation")
   page.section("reliability.table", tables.reliability, "segmentation")
   page.section("matrix.table", tables.matrix, "segmentation_matrix")
@@ -139,7 +151,12 @@ def _more(page):
   page.section("raters.facts", raters.facts, "raters")
   page.section("members.facts", raters.members_facts, "members")
   page.section("calibration.facts", raters.methods_facts, "calibration")
-  page.section("raters_examples", raters.examples, "examples", "raters")
+  page.section(
+    "raters_examples",
+    lambda files: raters.examples(files) if "rater_index" in files["examples"] else None,
+    "examples",
+    "raters",
+  )
 
 
 def _targets(page):
@@ -164,13 +181,23 @@ def _targets(page):
   page.section(f"{name}_cohorts.table", which_target.every_cohort, name)
 
 
-def _task(page, name, number):
+def _table_numbers(contents):
+  """A number for the table of each task: the paper's of its own, then 5 and on."""
+  numbers, after = [], itertools.count(1 + max(task.number for task in tables.TASKS.values()))
+  for content in contents:
+    own = tables.TASKS[content["task"]].number
+    numbers.append(own if tables.is_the_papers(content) and own not in numbers else next(after))
+  return numbers
+
+
+def _task(page, name, place, number):
   """Makes the parts of the page that show a downstream task; what the template needs to find them.
 
   Args:
     page: a `_Page`.
     name: of the task's results file.
-    number: of the section.
+    place: of the section.
+    number: of its table.
   """
   content, past = page.files[name], name + _HISTORY
   task = content["task"]
@@ -206,15 +233,16 @@ def _task(page, name, number):
     name,
   )
   page.section(f"{name}.facts", lambda files: downstream.facts(files, name), name)
-  papers = tables.is_the_papers(content)
   return {
     "name": name,
-    "id": f"task-{number}",
+    "id": f"task-{place}",
     "task": task,
-    "papers": papers,
+    "papers": tables.is_the_papers(content),
+    "papers_target": tables.is_of_the_papers_target(content),
     "days": content["config"].get("days"),
     "title": tables.title(content),
-    "table": f"Table {tables.TASKS[task].number}" + ("" if papers else f" ({name})"),
+    "table": f"Table {number}"
+    + (f", {name}" if number > max(one.number for one in tables.TASKS.values()) else ""),
     "target": tables.target(content),
     "baseline": tables.TASKS[task].baseline,
     "facts": page.context[f"{name}.facts"],
@@ -230,47 +258,44 @@ def _settings(files, names):
 
 
 def _read(workdir):
-  """What can be read, by name, JSON files first.
+  """What there is, by name, JSON files first.
 
   Returns:
     Contents by name, the names of those that are of downstream tasks in the paper's order, and a
-    line for each file that is missing or cannot be read.
+    line for each file that is missing.
+
+  Raises:
+    UserError: a file is damaged, or there is none.
   """
   directory = pathlib.Path(workdir) / results.DIRECTORY
   files, tasks, problems = {}, {}, []
-
-  def read(name, keys=_KEYS):
-    try:
-      content = results.read(workdir, name)
-      if missing := keys - content.keys():
-        raise UserError(f"{directory / name}.json is damaged (without '{min(missing)}').")
-      return content
-    except UserError as error:
-      problems.append(str(error))
-      return None
-
   present = {file.stem for file in directory.glob("*.json")}
+
+  def read(name, **options):
+    if name not in present:
+      problems.append(f"{directory / name}.json does not exist.")
+      return None
+    content = results.read(workdir, name)
+    try:
+      schema.check(name, content, **options)
+    except ValueError as error:
+      raise UserError(f"{directory / name}.json is damaged ({error}); {results.MEND}") from error
+    return content
+
   for name in sorted(present - {*FILES, *MORE_FILES, which_target.NAME}):
     if name.removesuffix(_HISTORY) in present - {name}:
       continue  # read beside the task it belongs to
-    content = read(name, set())
-    if content is not None and content.get("task") in tables.TASKS:
-      if (content := read(name, _TASK_KEYS)) is not None:
-        tasks[name] = content
+    content = results.read(workdir, name)
+    if isinstance(task := content.get("task"), str) and task in tables.TASKS:
+      tasks[name] = read(name, of=task)
     elif name.endswith(_HISTORY):
       read(name.removesuffix(_HISTORY))  # which is missing
   with_segmentation = not present.isdisjoint((*FILES, *MORE_FILES))
   with_segmentation |= (directory / EXAMPLES).exists()
-  for name in FILES if with_segmentation else ():
+  wanted = FILES if with_segmentation else ()
+  for name in (*wanted, *(x for x in (*MORE_FILES, which_target.NAME) if x in present)):
     if (content := read(name)) is not None:
       files[name] = content
-  for name, keys in MORE_FILES.items():
-    if name in present and (content := read(name, _KEYS | keys)) is not None:
-      files[name] = content
-  if which_target.NAME in present:
-    content = read(which_target.NAME, _KEYS | which_target.KEYS)
-    if content is not None:
-      files[which_target.NAME] = content
 
   def place(item):
     return tables.TASKS[item[1]["task"]].number, not tables.is_the_papers(item[1])
@@ -282,56 +307,47 @@ def _read(workdir):
       f"{directory} holds no readable results file; run lus_jax.main with this workdir first."
     )
   for name in tasks:
-    if (content := read(name + _HISTORY)) is not None:
+    if (content := read(name + _HISTORY, of="history")) is not None:
       files[name + _HISTORY] = content
-  if not with_segmentation:
-    return files, list(tasks), problems
-  try:
-    files["examples"] = _read_examples(directory / EXAMPLES)
-  except FileNotFoundError:
-    problems.append(f"{directory / EXAMPLES} does not exist: the page shows no pictures.")
-  except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-    problems.append(f"{directory / EXAMPLES} is damaged ({error}): the page shows no pictures.")
+  if with_segmentation:
+    try:
+      files["examples"] = _read_examples(directory / EXAMPLES, files)
+    except FileNotFoundError:
+      problems.append(f"{directory / EXAMPLES} does not exist: the page shows no pictures.")
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+      raise UserError(f"{directory / EXAMPLES} is damaged ({error}); {results.MEND}") from error
+    if "raters" in files and "rater_index" not in files.get("examples", ("rater_index",)):
+      problems.append(f"{directory / EXAMPLES} holds no images of several raters.")
   return files, list(tasks), problems
 
 
-def _read_examples(file):
+def _read_examples(file, files):
   # `np.load` leaves a damaged file open if it opened it itself.
   with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
     examples = {name: arrays[name] for name in arrays.files}
-  missing = [name for name in _ARRAYS if name not in examples]
-  if missing:
-    raise ValueError(f"without '{missing[0]}'")
+  meta = next((files[name] for name in (*FILES, *MORE_FILES) if name in files), None)
+  if meta is not None:
+    schema.check_examples(
+      examples,
+      classes=meta["dataset"]["classes"],
+      n_thresholds=len(meta["config"]["sweep"]["thresholds"]),
+      n_cases=len(files["cases"]["rows"]) if "cases" in files else None,
+    )
   return examples
 
 
 class _Page:
-  """What the template shows, by name; what could not be made is None and has a line to say why."""
+  """What the template shows, by name; what there is no file for is None."""
 
   def __init__(self, files, problems):
     self.files, self.problems, self.context = files, problems, {}
     # Every results file says the same of config, versions and data set.
     self.any = next(iter(files))
-    self._damaged = set()
 
   def section(self, name, make, *needs):
-    """Makes a part of the page, unless a file it needs was not read.
-
-    A file it may do without is kept from it once another part found it damaged.
-    """
-    self.context[name] = None
-    if not all(file in self.files for file in needs):
-      return
-    kept = {self.any, *needs} | (self.files.keys() - self._damaged)
-    try:
-      self.context[name] = make({key: x for key, x in self.files.items() if key in kept})
-    except _DAMAGE as error:
-      self._damaged |= set(needs)
-      file = needs[0] if needs else self.any
-      file = f"results/{EXAMPLES if file == 'examples' else f'{file}.json'}"
-      what = f"{type(error).__name__}: {error}"
-      part = name.rpartition(".")[0] or name
-      self.problems.append(f"{file} does not hold what '{part}' needs ({what}).")
+    """Makes a part of the page, unless a file it needs is missing."""
+    there = all(file in self.files for file in needs)
+    self.context[name] = make(self.files) if there else None
 
   def figure(self, name, file, draw, *, with_classes=False):
     """Draws a figure from the rows of a results file."""
@@ -430,7 +446,11 @@ def _summary(files):
     },
     "patients": {},
     "notes": [],
-    "below": None,  # thresholds at which a baseline is not beaten
+    "judged": None,
+    "others": None,
+    "absent": [],
+    "outputs": [],
+    "full_confidence": False,
     "few": False,
     "paper_classes": set(meta["dataset"]["classes"]) == tables.PAPER_CLASSES,
   }
@@ -439,30 +459,84 @@ def _summary(files):
       at = tables.value(files, "dataset", "rows", i, "patients", show=tables.count)
       summary["patients"][row["split"]] = at
       summary["few"] |= row["split"] == "test" and row["patients"] < _FEWEST_PATIENTS
+    summary["full_confidence"] = not any(
+      any(bins[:-1])
+      for row in files["dataset"]["rows"]
+      for by_class in row["painted"].values()
+      for bins in by_class.values()
+    )
   if "segmentation" in files:
     content = files["segmentation"]
     summary["notes"] = content["notes"]
+    summary["absent"] = [
+      (name, [tables.percent(t) for t in thresholds])
+      for name, thresholds in tables.absent_classes(content["rows"]).items()
+    ]
+    named = [(tables.percent(row["threshold"]), row) for row in content["rows"]]
+    models = [(f"the model of {name}", row) for name, row in named]
+    others = files["members"]["rows"] if "members" in files else []
+    others = [(tables.member_label(row["member"]), row) for row in others]
+    outputs = {}
+    for name, row in models + others:
+      if (output := tables.output_of(row)) is not None:
+        outputs.setdefault(tables.OUTPUTS[output], []).append(name)
+    summary["outputs"] = list(outputs.items())
     if content["predictors"]:
-      summary["below"] = [
-        tables.percent(row["threshold"])
-        for row in content["rows"]
-        if not all(
-          (row["iou"] or 0) > (other["iou"] or 0)
-          for other in content["predictors"]
-          if other["threshold"] == row["threshold"]
-        )
-      ]
+      summary["judged"] = _judge(named, content["predictors"])
+      summary["others"] = _judge(others, content["predictors"]) if others else None
   return summary
+
+
+def _judge(named, baselines):
+  """Where models have a higher IoU than all baselines of the same label, as a mean and by class.
+
+  A class counts where model and baselines have an IoU; a model without a threshold is judged at
+  50 %, as its IoU is.
+
+  Args:
+    named: pairs of a name and a row of scores.
+    baselines: rows of scores.
+
+  Returns:
+    A dict: `below` (names whose mean IoU is not above), `below_classes` (by class the names for
+    which it is not), `n_pairs` and `n_above` (of a class and a name), `unknown` (names without
+    baselines), `names`.
+  """
+  below, below_classes, unknown, n_pairs, n_above = [], {}, [], 0, 0
+  for name, row in named:
+    threshold = MIDDLE if row["threshold"] is None else row["threshold"]
+    rivals = [other for other in baselines if other["threshold"] == threshold]
+    if not rivals:
+      unknown.append(name)
+      continue
+    if not all((row["iou"] or 0) > (other["iou"] or 0) for other in rivals):
+      below.append(name)
+    for one, iou in row["iou_per_class"].items():
+      theirs = [other["iou_per_class"][one] for other in rivals]
+      if iou is None or None in theirs:
+        continue
+      n_pairs += 1
+      n_above += iou > max(theirs)
+      if iou <= max(theirs):
+        below_classes.setdefault(one, []).append(name)
+  return {
+    "names": list(dict.fromkeys(name for name, _ in named)),
+    "below": list(dict.fromkeys(below)),
+    "below_classes": {one: list(dict.fromkeys(names)) for one, names in below_classes.items()},
+    "unknown": list(dict.fromkeys(unknown)),
+    "n_pairs": n_pairs,
+    "n_above": n_above,
+  }
 
 
 def _commands(files, names, workdir):
   """The commands that repeat what a directory holds: one, if it was a study, else one a task."""
   for file in ("run.json", "study/run.json"):
     # Results may be there alone, without the run they come from.
-    with contextlib.suppress(OSError, *_DAMAGE):
-      run = json.loads((pathlib.Path(workdir) / file).read_text())
-      if run["config"]["task"] == "study":
-        return [_command(run["config"], workdir)]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+      config = json.loads((pathlib.Path(workdir) / file).read_text())["config"]
+      if config["task"] == "study":
+        return [_command(config, workdir)]
   return list(dict.fromkeys(_command(files[name]["config"], workdir) for name in names))
 
 

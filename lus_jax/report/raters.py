@@ -8,6 +8,7 @@ import functools
 import numpy as np
 
 from lus_jax import labels
+from lus_jax.evaluation import statistics
 from lus_jax.report import figures, pictures, tables
 from lus_jax.report.tables import Cells, Column, Table, value
 
@@ -42,7 +43,7 @@ def _interval(files, part, i, key):
 
 def scores(files):
   """A row a network, then a row a person, then the people's mean."""
-  content, keys = files["raters"], tables.RATER_SCORES
+  content, keys = files["raters"], tables.rater_scores(files["raters"])
   header = ["member", *(Column(title, ("", "low", "high")) for title in keys.values())]
   rows = [
     [
@@ -53,12 +54,18 @@ def scores(files):
   ]
   groups = [len(rows)]
   for i in range(len(content["humans"])):
-    found = {key: _interval(files, "humans", i, x) for key, x in tables.HUMAN_SCORES.items()}
+    found = {
+      key: _interval(files, "humans", i, x)
+      for key, x in tables.HUMAN_SCORES.items()
+      if x in content["humans"][i]
+    }
     name = value(files, "raters", "humans", i, "rater", show="human: {}".format)
     rows.append([name, *(found.get(key, "") for key in keys)])
   if content["rows"]:
     # The people's mean is the same beside every network.
-    found = {key: _interval(files, "rows", 0, f"human_{key}") for key in tables.HUMAN_SCORES}
+    found = {
+      key: _interval(files, "rows", 0, f"human_{key}") for key in tables.HUMAN_SCORES if key in keys
+    }
     groups.append(len(rows))
     rows.append(["humans, mean", *(found.get(key, "") for key in keys)])
   return Table("raters_scores", header, rows, tuple(groups))
@@ -157,6 +164,8 @@ def facts(files):
     "several_tools": len(set(persons)) < len(persons),
     "calibration": content.get("calibration", "none"),
     "curve": _MEMBER(files, "raters", "curve", "member"),
+    "unpainted": tables.unpainted(content),
+    "with_human_qubiq": "qubiq_leave_one_out" in tables.rater_scores(content),
   }
 
 
@@ -174,11 +183,7 @@ def choose(names):
 
 
 def examples(files):
-  """The test images that raters agree on most and least, for the template.
-
-  Raises:
-    KeyError: examples.npz holds none.
-  """
+  """The test images that raters agree on most and least, for the template."""
   arrays, content = files["examples"], files["raters"]
   classes = content["dataset"]["classes"]
   names = arrays["rater_names"].tolist()
@@ -359,7 +364,19 @@ def methods_figure(files):
 
 def methods_facts(files):
   """What the words about calibration need."""
+  at, fitted_on = (files, "calibration", "fitted_on"), files["calibration"].get("fitted_on")
   return {
     "chosen": _TEXT(files, "calibration", "chosen"),
     "member": tables.member_label(_chosen_member(files)),
+    # Runs from before did not say.
+    "fitted_on": fitted_on
+    and {
+      "frames": _COUNT(*at, "frames"),
+      "patients": _COUNT(*at, "patients"),
+      "few": fitted_on["patients"] < statistics.INTERVAL_PATIENTS,
+      "by_class": [
+        (name, _COUNT(*at, "frames_with", name))
+        for name in files["calibration"]["dataset"]["classes"]
+      ],
+    },
   }

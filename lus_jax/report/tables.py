@@ -8,6 +8,8 @@ import json
 import re
 from typing import Any
 
+from lus_jax.files import plain_cell
+
 # Table 1 of arXiv 2508.15635 (private data): context beside our figures, never a pass mark.
 REPORTED = {
   0.0: {"iou": 0.597, "weighted_ce": 0.055, "ce": 0.177, "trimap": 0.099},
@@ -69,13 +71,19 @@ _COLUMNS = {"iou": "IoU", "weighted_ce": "WeightedCE", "ce": "CE", "trimap": "Tr
 _REPORTED_NOTE = (
   "[P]: figures reported in arXiv 2508.15635 on its private data; context, not a target."
 )
+_OWN_NOTE = (
+  "IoU and WeightedCE are at the model's own threshold, so rows do not compare by them alone."
+)
 _TASK_NOTE = "+- is the sd over folds (training variability), not an uncertainty over patients."
+_ROTATED_NOTE = (
+  "+- is the sd over folds, which test other patients: not an uncertainty over patients."
+)
 _MORE = {"dice": "Dice", "iou_at_best_cut": "IoU best cut", "ece": "ECE"}
 
 
 def number(value):
-  """Three decimals; a dash where undefined."""
-  return "-" if value is None else f"{value:.3f}"
+  """Three decimals, or three figures of a large one; a dash where undefined."""
+  return "-" if value is None else f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def percent(threshold):
@@ -136,15 +144,59 @@ def segmentation(results):
     [
       f"Table 1. Segmentation of {results['dataset']['name']} ({sizes} frames), on the test split.",
       text_table(header, rows),
-      "IoU and WeightedCE are at the model's own threshold, so rows do not compare by them alone.",
+      *([_OWN_NOTE] if len(results["config"]["sweep"]["thresholds"]) > 1 else []),
+      *(f"Note: {line}." for line in remarks(results)),
       *([_REPORTED_NOTE] if beside else []),
       *(f"Note: {note}" for note in results["notes"]),
     ]
   )
 
 
+def absent_classes(rows):
+  """Classes that no test label shows, and at which thresholds, from rows of segmentation.json.
+
+  Returns:
+    A dict from a class to a sorted list of thresholds; empty for runs that do not say.
+  """
+  found = {}
+  for row in sorted(rows, key=lambda row: row["threshold"]):
+    for name, n in row.get("label_images", {}).items():
+      if not n and row["threshold"] not in found.setdefault(name, []):
+        found[name].append(row["threshold"])
+  return {name: thresholds for name, thresholds in found.items() if thresholds}
+
+
+def output_of(row):
+  """'constant' or 'empty' where a model puts out one number everywhere or nothing from .5 on."""
+  classes = row.get("predicted_share_per_class")
+  if classes is None:
+    return None
+  if set(row["constant_classes"]) == set(classes):
+    return "constant"
+  return "empty" if not any(classes.values()) else None
+
+
+OUTPUTS = {
+  "constant": "puts out nothing: the same number at every pixel of the test split",
+  "empty": "draws nothing: no probability of the test split reaches .5",
+}
+
+
+def remarks(content):
+  """What the scores of segmentation.json cannot show by themselves, in words without full stops."""
+  thresholds = {row["threshold"] for row in content["rows"]}
+  for name, absent in absent_classes(content["rows"]).items():
+    at = "" if set(absent) == thresholds else f" at {', '.join(map(percent, absent))}"
+    yield f"no test label shows {name}{at}: it counts for no model and no baseline there"
+  for row in content["rows"]:
+    if (output := output_of(row)) is not None:
+      seed = f", seed {row['seed']}" if len({r["seed"] for r in content["rows"]}) > 1 else ""
+      yield f"the model of {percent(row['threshold'])}{seed} {OUTPUTS[output]}"
+
+
 RATER_SCORES = {
   "qubiq": "QUBIQ",
+  "qubiq_leave_one_out": "QUBIQ, one out",
   "dice_vs_raters": "Dice vs raters",
   "dice_vs_consensus": "Dice vs consensus",
   "ged": "GED",
@@ -152,7 +204,23 @@ RATER_SCORES = {
   "brier": "Brier",
 }
 # What the people's scores are called in the results file, by column.
-HUMAN_SCORES = {"dice_vs_raters": "dice_vs_others", "dice_vs_consensus": "dice_vs_consensus"}
+HUMAN_SCORES = {
+  "qubiq_leave_one_out": "qubiq_leave_one_out",
+  "dice_vs_raters": "dice_vs_others",
+  "dice_vs_consensus": "dice_vs_consensus",
+}
+
+
+def rater_scores(content):
+  """Columns of the raters' table: those of `RATER_SCORES` that the run has."""
+  rows = content["rows"]
+  return {key: title for key, title in RATER_SCORES.items() if all(key in row for row in rows)}
+
+
+def unpainted(content):
+  """Classes that no rater painted in any test image, from raters.json."""
+  rows = content["rows"][:1]
+  return [name for row in rows for name, n in row.get("painted_images", {}).items() if not n]
 
 
 def has_intervals(content):
@@ -177,12 +245,13 @@ def raters(content):
       yield ["", *(f"[{number(x[0])}, {number(x[1])}]" if x else "" for x in intervals)]
 
   networks, people = content["rows"], content["humans"]
-  rows = [x for row in networks for x in lines(member_label(row["member"]), row, RATER_SCORES)]
+  scores = rater_scores(content)
+  rows = [x for row in networks for x in lines(member_label(row["member"]), row, scores)]
   rows.append(None)
-  keys = [HUMAN_SCORES.get(key) for key in RATER_SCORES]
+  keys = [HUMAN_SCORES.get(key) for key in scores]
   rows += [x for row in people for x in lines(f"human: {row['rater']}", row, keys)]
   if networks:
-    keys = [f"human_{key}" if key in HUMAN_SCORES else None for key in RATER_SCORES]
+    keys = [f"human_{key}" if key in HUMAN_SCORES else None for key in scores]
     rows += lines("humans, mean", networks[0], keys)
   n_patients = len({image["patient"] for image in content["images"]})
   judged = content.get("calibration", "none")
@@ -190,13 +259,17 @@ def raters(content):
     [
       f"Several raters of {content['dataset']['name']} ({len(content['images'])} test images, "
       f"{patients(n_patients)}).",
-      text_table(["member", *RATER_SCORES.values()], rows),
+      text_table(["member", *scores.values()], rows),
       "A person is compared with the other persons and with their consensus, a network with all "
       "and with the same consensuses.",
       "[ ]: 95% intervals over patients, one at a time."
       if with_intervals
       else f"No intervals: {patients(n_patients)} {'is' if n_patients == 1 else 'are'} too few.",
       "No test between rows was made: nothing is ranked.",
+      *(
+        f"No rater painted {name} in any test image: it counts nowhere."
+        for name in unpainted(content)
+      ),
       *([f"Outputs after calibration ({judged})."] if judged != "none" else []),
     ]
   )
@@ -212,6 +285,7 @@ class Task:
     metrics: names of the table's metrics by key.
     baseline: what the predictor that never looks at a video is called.
     baselines: its metric beside each of the table's.
+    more: metrics that the table has beside the paper's, where a run has them.
   """
 
   number: int
@@ -219,6 +293,7 @@ class Task:
   metrics: dict[str, str]
   baseline: str
   baselines: dict[str, str]
+  more: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 TASKS = {
@@ -242,8 +317,16 @@ TASKS = {
     {"accuracy": "accuracy", "recall": "recall", "precision": "precision"},
     "majority class",
     {"accuracy": "majority"},
+    {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"},
   ),
 }
+
+
+def shown_metrics(content):
+  """The table's metrics by key, in their order."""
+  task = TASKS[content["task"]]
+  found = content["summary"][0]["metrics"]
+  return task.metrics | {key: name for key, name in task.more.items() if key in found}
 
 
 def as_reported(task, figure):
@@ -251,15 +334,29 @@ def as_reported(task, figure):
   return f"{figure:.{4 if task == 'sf_ratio' else 3}f}"
 
 
-def is_the_papers(content):
-  """Whether a task's results may have the paper's figures beside them."""
+def is_of_the_papers_target(content):
+  """Whether a task is about what the paper predicts."""
   return content["target"] == TASKS[content["task"]].target
+
+
+def is_the_papers(content):
+  """Whether a task's results may have the paper's figures beside them.
+
+  Its target, of changes between two days where it has them, by segmentation models of the same data
+  set: of anything else the figures are of another question.
+  """
+  segmentation = content.get("segmentation") or {}
+  return (
+    is_of_the_papers_target(content)
+    and content["config"].get("days") != "single"
+    and segmentation.get("same_data_set") is not False
+  )
 
 
 def baselines(content):
   """The metric of the predictor without a video beside each of the table's metrics."""
   found = TASKS[content["task"]].baselines
-  if content["task"] == "sf_ratio" and not is_the_papers(content):
+  if content["task"] == "sf_ratio" and not is_of_the_papers_target(content):
     # Views of one day may differ in another target, and then the constant stands for their mean.
     return {content["primary"]: found[content["primary"]]}
   return found
@@ -278,7 +375,8 @@ def title(content):
     "readmission": "Patients by",
   }
   task = content["task"]
-  return names[task] if is_the_papers(content) else f"{others[task]} {target(content)}"
+  own = is_of_the_papers_target(content)
+  return names[task] if own else f"{others[task]} {target(content)}"
 
 
 def target(content):
@@ -313,7 +411,7 @@ def patients(n):
 
 
 def _other_domain(content):
-  segmentation = content.get("segmentation", {})
+  segmentation = content.get("segmentation") or {}
   if segmentation.get("same_data_set") is False:
     yield (
       f"Note: the segmentation models were trained on {segmentation['dataset']}, another data set: "
@@ -328,8 +426,9 @@ def downstream(content):
     Text of several lines.
   """
   task, summary = TASKS[content["task"]], content["summary"]
+  metrics = shown_metrics(content)
   beside = REPORTED_TASKS[content["task"]] if is_the_papers(content) else None
-  header = ["threshold", *task.metrics.values()]
+  header = ["threshold", *metrics.values()]
   if beside:
     header += ["|"] + [f"[P] {name}" for name in task.metrics.values()]
 
@@ -352,8 +451,8 @@ def downstream(content):
       *(["|", *figures] if beside else []),
     ]
 
-  rows = [line(None, summary[i], task.metrics) for i in in_order(summary)]
-  rows += [None, line(task.baseline, summary[0], map(baselines(content).get, task.metrics))]
+  rows = [line(None, summary[i], metrics) for i in in_order(summary)]
+  rows += [None, line(task.baseline, summary[0], map(baselines(content).get, metrics))]
   n, found = patients(summary[0]["n_patients"]), decided(content)
   if found is None:
     verdict = [f"{n} cannot decide: thresholds are not ranked."]
@@ -365,12 +464,13 @@ def downstream(content):
     ]
   else:
     verdict = [f"{comparison(content, i, j)}." for i, j in found]
+  # The paper's tables keep its numbers, others go by their name.
+  caption = f"Table {task.number}" if beside else f"Table of {content['config']['name']}"
   return "\n".join(
     [
-      f"Table {task.number}. {title(content)} ({content['dataset']['name']}): {n}, "
-      f"{summary[0]['n_folds']} folds.",
+      f"{caption}. {title(content)} ({content['dataset']['name']}): {n}, {folds(content)}.",
       text_table(header, rows),
-      _TASK_NOTE,
+      _ROTATED_NOTE if _rotates(content) else _TASK_NOTE,
       *verdict,
       *([_REPORTED_NOTE] if beside else []),
       *(f"Left out: {one['count']} {one['what']} ({one['why']})." for one in content["left_out"]),
@@ -378,6 +478,18 @@ def downstream(content):
       *_other_domain(content),
     ]
   )
+
+
+def _rotates(content):
+  """Whether every fold tests patients of its own."""
+  return content["config"].get("folds", {}).get("cv") == "rotate"
+
+
+def folds(content):
+  """'5 folds', and that each tests other patients where that is so."""
+  n = content["summary"][0]["n_folds"]
+  words = f"{n} fold{'' if n == 1 else 's'}"
+  return words + (", each the test once" if _rotates(content) else "")
 
 
 def comparison(content, i, j):
@@ -470,8 +582,8 @@ class Table:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [(h.title, h.names) if isinstance(h, Column) else (h, ("",)) for h in self.header]
-    titles = [f"{title}, {x}" if x else title for title, parts in names for x in parts]
-    writer.writerow(map(_no_formula, titles))
+    header = [f"{title}, {x}" if x else title for title, parts in names for x in parts]
+    writer.writerow(map(plain_cell, header))
     for row in self.rows:
       line = []
       for cell, (_, parts) in zip(row, names, strict=True):
@@ -481,22 +593,8 @@ class Table:
           inside = cell.parts if isinstance(cell, Cells) else [cell]
           found = [x.value for x in inside if isinstance(x, Value)]
         line += found + [""] * (len(parts) - len(found))
-      writer.writerow(map(_no_formula, line))
+      writer.writerow(map(plain_cell, line))
     return text.getvalue()
-
-
-def _no_formula(cell):
-  """A cell that spreadsheets show and do not compute: names of files and patients come from others.
-
-  Numbers stay what they are.
-  """
-  if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
-    return cell
-  try:
-    float(cell)
-  except ValueError:
-    return f"'{cell}"
-  return cell
 
 
 def value(files, name, *path, show=number):
@@ -577,26 +675,56 @@ def more_scores(files):
 
 
 def per_class(files):
-  """IoU of every member by class, and in how many frames a class was on neither side."""
-  rows, with_seed = files["segmentation"]["rows"], _has_seeds(files["segmentation"]["rows"])
-  classes = files["segmentation"]["dataset"]["classes"]
-  header = ["threshold", *(["seed"] if with_seed else [])]
+  """IoU by class, each model with the baselines of its threshold; frames that do not count."""
+  content = files["segmentation"]
+  with_seed = _has_seeds(content["rows"])
+  classes = content["dataset"]["classes"]
+  header = ["model", "threshold", *(["seed"] if with_seed else [])]
   header += [*classes, *(f"frames without {name}" for name in classes)]
-  return Table(
-    "scores_per_class",
-    header,
-    [
+  rows, groups = [], []
+  for threshold in dict.fromkeys(row["threshold"] for row in content["rows"]):
+    groups.append(len(rows))
+    for part in ("rows", "predictors"):
+      for i, row in enumerate(content[part]):
+        if row["threshold"] != threshold:
+          continue
+        at = (files, "segmentation", part, i)
+        seed = value(*at, "seed", show=count) if "seed" in row else ""
+        rows.append(
+          [
+            row.get("predictor", "FPN"),
+            _threshold(*at, "threshold"),
+            *([seed] if with_seed else []),
+            *(value(*at, "iou_per_class", name) for name in classes),
+            *(value(*at, "empty_skipped", name, show=count) for name in classes),
+          ]
+        )
+  return Table("scores_per_class", header, rows, tuple(groups[1:]))
+
+
+def outlines(files):
+  """Dice and 95 % Hausdorff distance by class of every member; None for runs without."""
+  content = files["segmentation"]
+  if not all("dice_per_class" in row and "hd95_images" in row for row in content["rows"]):
+    return None
+  with_seed, classes = _has_seeds(content["rows"]), content["dataset"]["classes"]
+  header = ["threshold", *(["seed"] if with_seed else []), *(f"Dice {name}" for name in classes)]
+  header += [Column(f"HD95 {name}, px (frames)", ("", "frames")) for name in classes]
+  rows = []
+  for i in range(len(content["rows"])):
+    at = (files, "segmentation", "rows", i)
+    distances = (
+      [value(*at, "hd95_per_class", name), " (", value(*at, "hd95_images", name, show=count), ")"]
+      for name in classes
+    )
+    rows.append(
       [
         *_names(files, "segmentation", i, with_seed=with_seed),
-        *(value(files, "segmentation", "rows", i, "iou_per_class", name) for name in classes),
-        *(
-          value(files, "segmentation", "rows", i, "empty_skipped", name, show=count)
-          for name in classes
-        ),
+        *(value(*at, "dice_per_class", name) for name in classes),
+        *map(Cells, distances),
       ]
-      for i in range(len(rows))
-    ],
-  )
+    )
+  return Table("scores_outlines", header, rows)
 
 
 _CALIBRATION = {

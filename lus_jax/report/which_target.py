@@ -10,8 +10,6 @@ from lus_jax.report import palette, tables
 from lus_jax.report.tables import Cells, Column, Table, value
 
 NAME = "which_target"
-# What the results file holds beside the keys of all of them.
-KEYS = {"levels", "units", "null_repeats", "labels", "scales", "spread"}
 METRICS = {
   "average_precision": "AP",
   "dice": "Dice",

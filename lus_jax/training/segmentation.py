@@ -12,13 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from absl import logging
 from jax import numpy as jnp
 
 from lus_jax import lock, losses, models, parallel
 from lus_jax.data import augment as augment_lib
 from lus_jax.data import datasets, labelling, pipeline, summary
 from lus_jax.errors import UserError
-from lus_jax.evaluation import calibration, metrics, results
+from lus_jax.evaluation import calibration, metrics, results, statistics
 from lus_jax.evaluation import raters as raters_lib
 from lus_jax.evaluation import segmentation as evaluation_lib
 from lus_jax.files import broken_seal, seal, write_text
@@ -458,8 +459,10 @@ def finish(
   )
   sweep, state = sweep.take(state, numbers, scalars)
   common = {"objective": objective, "classes": dataset.classes, "config": config}
+  counted = summary.summarize(dataset)
   compared = None
   if config.calibration != "none":
+    fitted_on = _fitted_on(counted)
     fitted = evaluation_lib.fit_calibrations(
       network,
       sweep,
@@ -492,6 +495,13 @@ def finish(
     network, sweep, state, thresholds=thresholds, thin=dataset.thin, **frames, **common
   )
   rows = _result_rows(views, evaluation, meta, config, objective)
+  for row in rows:
+    if set(row["constant_classes"]) == set(dataset.classes):
+      logging.warning(
+        "member '%s' puts out nothing: the same number at every pixel of the test split; it has no "
+        "calibration error. Try another loss, learning rate or seed for it.",
+        row["member"],
+      )
   against_raters = None
   if dataset.raters:
     patients = [x["patient"].decode() for x in dataset.splits["test"].only("patient")]
@@ -516,11 +526,13 @@ def finish(
   write = functools.partial(results.write, workdir, config=settings, dataset=dataset.summary())
   if compared is not None:
     rows_of = _calibration_rows(views, compared)
-    write("calibration", split="test", chosen=config.calibration, rows=rows_of)
+    write("calibration", split="test", chosen=config.calibration, fitted_on=fitted_on, rows=rows_of)
   if against_raters is not None:
     found = _rater_results(views, against_raters, rows, dataset, curve_of)
     write("raters", calibration=config.calibration, **found)
-  write_results(workdir, evaluation, rows, meta, views, config, objective, dataset, settings)
+  write_results(
+    workdir, evaluation, rows, meta, views, config, objective, dataset, settings, counted
+  )
   writers.write_final(
     writer,
     config.train.epochs * (frames["train"].size // config.train.batch_size),
@@ -876,6 +888,21 @@ def _without(row, *names):
   return {name: value for name, value in row.items() if name not in names}
 
 
+def _fitted_on(counted):
+  """What calibrations are fitted on, of rows of `summary.summarize`; warns of few patients."""
+  (row,) = (row for row in counted if row["split"] == "validation")
+  if row["patients"] < statistics.INTERVAL_PATIENTS:
+    logging.warning(
+      "calibration is fitted on %d validation frame(s) of %d patient(s): too few to trust it on "
+      "other patients.",
+      row["frames"],
+      row["patients"],
+    )
+  return {"split": "validation"} | {
+    name: row[name] for name in ("patients", "frames", "frames_with")
+  }
+
+
 def _calibration_rows(views, compared):
   return [
     {"member": view.name, "method": method, **scores}
@@ -926,7 +953,9 @@ def _cost(config, objective, classes):
   }
 
 
-def write_results(workdir, evaluation, rows, meta, views, config, objective, dataset, settings):
+def write_results(
+  workdir, evaluation, rows, meta, views, config, objective, dataset, settings, counted
+):
   """Writes the results files of the task (definitions: `lus_jax.evaluation.metrics`)."""
   plain, extra, matrix = [], [], []
   for view, row in zip(views, rows, strict=True):
@@ -966,7 +995,7 @@ def write_results(workdir, evaluation, rows, meta, views, config, objective, dat
       "rows": extra,
       "cost": _cost(config, objective, len(dataset.classes)),
     },
-    "dataset": {"rows": summary.summarize(dataset)},
+    "dataset": {"rows": counted},
     "cases": {"split": "test", "rows": cases},
     "history": {"rows": meta["history"]},
     "segmentation_matrix": {"rows": matrix},

@@ -68,6 +68,8 @@ def test_a_class_that_never_occurs_stays_finite(fitted):
   for baseline in fitted.values():
     assert np.isfinite(baseline.logits).all() and np.isfinite(baseline.cut).all()
     np.testing.assert_allclose(_sigmoid(baseline.logits[..., 1]), 1e-7, rtol=1e-5)
+    # And is predicted nowhere, in training or elsewhere.
+    assert not (jax.nn.sigmoid(baseline.logits[..., 1]) >= baseline.cut[:, None, None, 1]).any()
 
 
 def test_batches_and_float_confidences_make_no_difference(fitted):
@@ -139,7 +141,8 @@ def test_prevalence_predicts_everything_and_results_say_so(fitted):
   sums = _sums(fitted["prevalence"].logits[1], fitted["prevalence"].cut[1])
   row = metrics.summarize(sums, classes=["a", "b"], evaluation_thresholds=THRESHOLDS)
   expected = _train_iou(np.ones(SHAPE[1:3], bool), *_split(0), 0.6)
-  assert row["iou_per_class"]["a"] == pytest.approx(expected)
+  assert row["iou"] == row["iou_per_class"]["a"] == pytest.approx(expected)
+  assert row["iou_per_class"]["b"] is None
 
 
 def test_prevalence_has_the_lowest_weighted_cross_entropy_of_all_constants(fitted):

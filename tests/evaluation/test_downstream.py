@@ -1,8 +1,10 @@
+import functools
 import json
 import math
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from lus_jax.evaluation import downstream
 from lus_jax.evaluation.downstream import Ratio
@@ -203,6 +205,10 @@ def test_readmission_by_hand():
     "accuracy": 2 / 4,
     "recall": 2 / 3,
     "precision": 2 / 3,
+    # Of the pairs of a yes and the one no, two are equal and one is the wrong way.
+    "auroc": (0.5 + 0.5 + 0) / 3,
+    "sensitivity": 2 / 3,
+    "specificity": 0,
     "majority": 1 / 4,
   }
   # Patients are sorted: 'd' came first.
@@ -218,11 +224,43 @@ def test_undefined_precision_and_recall_are_0_and_counted():
     "recall": 0.0,
     "precision": 0.0,
     "precision_defined": False,
+    "auroc": 0.5,
+    "sensitivity": 0.0,
+    "specificity": 1.0,
     "majority": 0.5,
   }
   assert _readmission([1, 0], [0, 0])["precision"].value() is None
   wrong = downstream.fold_row(_readmission([0, 0], [1, 0]))
   assert (wrong["precision"], wrong["precision_defined"], wrong["recall"]) == (0.0, True, 0.0)
+  # Without a true case nothing can be said of how many are found.
+  assert wrong["sensitivity"] is wrong["auroc"] is None
+  assert wrong["specificity"] == 0.5
+
+
+def test_auroc_sensitivity_and_specificity_are_those_of_sklearn():
+  random = np.random.default_rng(3)
+  n, views = 40, 6
+  labels = random.integers(0, 2, n)
+  present = random.random((n, views)) < 0.7
+  present[:, 0] = True
+  # Rounded, so that scores are equal now and then.
+  logits = np.round(random.normal(size=(n, views, 2)) + 0.3 * labels[:, None, None] * [0, 1], 0)
+  names = [f"p{i}" for i in random.permutation(n)]
+  found = downstream.readmission(
+    logits=logits, present=present, labels=labels, patients=names, majority=0
+  )
+  score = [(row[here, 1] - row[here, 0]).mean() for row, here in zip(logits, present, strict=True)]
+  predicted, _ = downstream.vote(logits, present)
+  assert len(set(score)) < n
+  assert found["auroc"].value() == pytest.approx(sklearn.metrics.roc_auc_score(labels, score))
+  recall = functools.partial(sklearn.metrics.recall_score, labels, predicted)
+  assert found["sensitivity"].value() == pytest.approx(recall(pos_label=1))
+  assert found["specificity"].value() == pytest.approx(recall(pos_label=0))
+  # A resample that draws patients several times weighs them so often.
+  counts = random.multinomial(n, np.full(n, 1 / n), 5).astype(float)
+  weights = counts[:, np.searchsorted(sorted(names), names)]
+  expected = [sklearn.metrics.roc_auc_score(labels, score, sample_weight=w) for w in weights]
+  np.testing.assert_allclose(found["auroc"].resampled(counts), expected)
 
 
 def test_other_undefined_metrics_are_none_in_a_row():

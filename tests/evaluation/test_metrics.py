@@ -62,6 +62,11 @@ def _reference_overlap(example, threshold, cuts, score):
   per_class, skipped = [], []
   for k in range(SHAPE[-1]):
     scores = []
+    here = np.broadcast_to(example["where"], SHAPE)[..., k]
+    if not (here & _labels(example["confidence"][..., k], threshold)).any():
+      per_class.append(None)
+      skipped.append(len(example["logits"]))
+      continue
     for image in range(len(example["logits"])):
       valid = example["where"][image, :, :, 0]
       z = example["logits"][image, :, :, k].astype(np.float64)
@@ -90,7 +95,10 @@ def _dice(intersection, prediction, label):
 
 
 def _reference_ece(p, target, k, n_classes=3):
-  """Calibration errors of pixels with probability p and class k: class mean, pooled, per class."""
+  """Calibration errors of pixels with probability p and class k: class mean, pooled, per class.
+
+  None for a class that the target never shows.
+  """
   bins = np.maximum(np.ceil(p * 15), 1)
 
   def error(mask):
@@ -101,7 +109,7 @@ def _reference_ece(p, target, k, n_classes=3):
         total += here.sum() / mask.sum() * abs(p[here].mean() - target[here].mean())
     return total if mask.any() else None
 
-  per_class = [error(k == i) for i in range(n_classes)]
+  per_class = [error(k == i) if target[k == i].any() else None for i in range(n_classes)]
   return _mean(per_class), error(np.ones_like(k, bool)), per_class
 
 
@@ -137,18 +145,32 @@ def _reference_row(example, target="label", subthreshold_weight="threshold"):
     }
     for t in THRESHOLDS
   ]
+  positive = _labels(c, own)
+  image = np.broadcast_to(np.arange(len(where))[:, None, None, None], SHAPE)[where]
+  row["label_images"] = {
+    name: len(set(image[positive & (k == i)])) for i, name in enumerate(CLASSES)
+  }
+  row["predicted_share_per_class"] = {
+    name: (p[k == i] >= 0.5).mean() for i, name in enumerate(CLASSES)
+  }
+  # The third class has the same logit everywhere.
+  row["constant_classes"] = ["never"]
   row["weighted_ce"] = weighted(own)
   row["weighted_ce_ref"] = np.mean([weighted(t) for t in THRESHOLDS])
   row["ce"] = cross_entropy(c).mean()
   certain = (c == 0) | (c == 1)
   row["trimap"] = cross_entropy(c)[certain].mean()
   targets = {"ece": _labels(c, own) if target == "label" else c}
+  # Without the class whose probability is constant.
   targets["ece_visibility"] = example["visibility"][where].astype(np.float64)
   is_near = (p > 0.05) | example["near"][where]
   for suffix, region in (("", np.ones_like(is_near)), ("_near", is_near)):
     row[f"brier{suffix}"] = ((p - c) ** 2)[region].mean()
     for name, values in targets.items():
       mean, pooled, per_class = _reference_ece(p[region], values[region], k[region])
+      if name == "ece_visibility":
+        per_class[2] = None
+        mean = _mean(per_class)
       row[f"{name}{suffix}"] = mean
       row[f"{name}{suffix}_pooled"] = pooled
       row[f"{name}{suffix}_per_class"] = dict(zip(CLASSES, per_class, strict=True))
@@ -163,8 +185,8 @@ def _assert_close(found, expected):
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
       _assert_close(one, other)
-  elif expected is None:
-    assert found is None
+  elif expected is None or isinstance(expected, str):
+    assert found == expected
   else:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -225,7 +247,8 @@ def test_without_a_valid_pixel_everything_is_undefined():
   example = _example(3)
   row = _summarize(_sums(**example | {"where": np.zeros_like(example["where"])}))
   for name, value in row.items():
-    if name not in ("matrix", "reliability", "empty_skipped"):
+    counts = ("empty_skipped", "label_images", "constant_classes")
+    if name not in ("matrix", "reliability", *counts):
       values = value.values() if isinstance(value, dict) else [value]
       assert all(v is None for v in values), name
   assert row["matrix"][0]["iou"] is None
@@ -272,12 +295,73 @@ def test_where_equals_cropping(seed):
 
 def test_iou_by_hand():
   mean, per_class, skipped = metrics.mean_iou(
-    intersection=[[1, 0, 3], [0, 0, 4]], union=[[2, 0, 4], [1, 0, 4]]
+    intersection=[[1, 0, 3], [0, 0, 4]],
+    union=[[2, 0, 4], [1, 0, 4]],
+    label_area=[[1, 0, 4], [1, 0, 4]],
   )
   np.testing.assert_allclose(per_class, [0.25, np.nan, 0.875])
   assert mean == pytest.approx(0.5625)
   np.testing.assert_array_equal(skipped, [0, 2, 0])
-  assert math.isnan(metrics.mean_iou(intersection=[[0]], union=[[0]])[0])
+  empty = metrics.mean_iou(intersection=[[0]], union=[[0]], label_area=[[0]])
+  assert math.isnan(empty[0])
+
+
+def test_a_class_that_no_label_shows_counts_for_nobody():
+  """What is painted where nothing can be hit is 0 of one predictor and undefined of another."""
+  example = _example(9)
+  silent = _summarize(_sums(**example))
+  loud = example["logits"].copy()
+  loud[..., 2] = 5 + np.random.default_rng(1).random(SHAPE[:3])
+  row = _summarize(_sums(**example | {"logits": loud}), best_cut=np.full(3, 9))
+  assert row["iou"] == silent["iou"] == _mean(list(row["iou_per_class"].values())[:2])
+  for name in ("iou", "dice", "ece"):
+    assert row[f"{name}_per_class"]["never"] is silent[f"{name}_per_class"]["never"] is None
+    assert row[name] == silent[name]
+  assert row["iou_at_best_cut_per_class"]["never"] is None
+  assert [one["iou"] for one in row["matrix"]] == [one["iou"] for one in silent["matrix"]]
+  assert row["empty_skipped"] == silent["empty_skipped"]
+  # It is said all the same: who paints it, and that no image has it.
+  assert row["label_images"]["never"] == 0
+  assert (
+    silent["predicted_share_per_class"]["never"],
+    row["predicted_share_per_class"]["never"],
+  ) == (0, 1)
+  sums = {n: np.asarray(v) for n, v in _sums(**example | {"logits": loud}).items()}
+  others = {n: v[..., :2] for n, v in sums.items()}
+  np.testing.assert_array_equal(metrics.image_iou(sums), metrics.image_iou(others))
+  names = ("logits", "confidence", "where", "threshold")
+  loud = example | {"logits": loud}
+  validated = metrics.mean_iou(**metrics.iou_sums(**{name: loud[name] for name in names}))
+  assert validated[0] == pytest.approx(silent["iou"], rel=1e-12)
+
+
+def test_an_output_that_says_nothing_has_no_calibration_error():
+  example = _example(10)
+  example["logits"][..., 0] = -13.8
+  row = _summarize(_sums(**example))
+  assert row["constant_classes"] == ["pleura", "never"]
+  assert row["ece_per_class"]["pleura"] is row["ece_visibility_per_class"]["pleura"] is None
+  assert row["ece"] == row["ece_per_class"]["line"]
+  example["logits"][:] = -13.8
+  row = _summarize(_sums(**example))
+  for name in ("ece", "ece_near", "ece_visibility"):
+    assert row[name] is row[f"{name}_pooled"] is None
+  assert row["iou"] == 0 and row["brier"] > 0
+
+
+def test_a_probability_at_exactly_the_cut_is_a_prediction():
+  shape = (1, 2, 2, 1)
+  half = {"logits": np.zeros(shape, np.float32), "confidence": np.ones(shape, np.float32)}
+  half |= {"where": np.ones(shape, bool), "threshold": np.float32(0.5)}
+  sums = metrics.iou_sums(**half)
+  assert (sums["intersection"], sums["union"]) == (4, 4)
+  assert metrics.mean_iou(**sums)[0] == 1
+  near = np.ones(shape, bool)
+  more = metrics.image_sums(**half, near=near, evaluation_thresholds=[0.5])
+  assert more["prediction_area"] == 4
+  assert metrics.summarize(more, classes=["a"], evaluation_thresholds=[0.5])["iou"] == 1
+  half["logits"] = half["logits"] - np.float32(1e-6)
+  assert metrics.iou_sums(**half)["intersection"] == 0
 
 
 def test_validation_iou_is_the_one_of_the_results():
@@ -331,8 +415,9 @@ def test_the_prediction_may_have_a_cut_for_every_class():
   expected, skipped = _reference_overlap(example, 0.5, cut, _iou)
   _assert_close(row["iou_per_class"], dict(zip(CLASSES, expected, strict=True)))
   assert list(row["empty_skipped"].values()) == skipped
-  # The class that is never there is predicted at this cut-off: wrong in each valid image.
-  assert row["iou_per_class"]["never"] == 0
+  # The class that is never there is predicted at this cut-off, which counts for nobody.
+  assert row["iou_per_class"]["never"] is None
+  assert row["predicted_share_per_class"]["never"] == 1
 
 
 def test_bfloat16_logits():
@@ -372,7 +457,9 @@ def test_surface_dice_of_shifted_lines():
   prediction = np.stack([_line(10 + shift) for shift in shifts])[..., None]
   labels = np.stack([_line(10)] * 4)[..., None]
   where = np.ones((4, 40, 30, 1), bool)
-  scores = metrics.surface_dice(prediction=prediction, labels=labels, where=where)[:, 0]
+  found = metrics.surface_scores(prediction=prediction, labels=labels, where=where)
+  scores, distances = (one[:, 0] for one in found)
+  np.testing.assert_allclose(distances, shifts)
   assert scores[0] == scores[1] == 1
   # Shifted by 4, the near edges are 2 px apart or overlapping and the far ones beyond 3 px.
   assert 0 < scores[2] < 1
@@ -384,15 +471,18 @@ def test_surface_dice_of_empty_masks_and_invalid_pixels():
   prediction = np.stack([masks[[0, 2, 2]], masks[[1, 1, 0]]]).transpose(0, 2, 3, 1)
   labels = np.stack([masks[[2, 0, 2]], masks[[1, 0, 0]]]).transpose(0, 2, 3, 1)
   where = np.ones((2, 40, 30, 1), bool)
-  scores = metrics.surface_dice(prediction=prediction, labels=labels, where=where)
+  scores, distances = metrics.surface_scores(prediction=prediction, labels=labels, where=where)
   np.testing.assert_array_equal(scores, [[0, 0, np.nan], [1, 0, 1]])
+  np.testing.assert_array_equal(distances, [[np.nan, np.nan, np.nan], [0, 20, 0]])
   where[:, 20:] = False
-  masked = metrics.surface_dice(prediction=prediction, labels=labels, where=where)
-  cropped = metrics.surface_dice(
+  masked = metrics.surface_scores(prediction=prediction, labels=labels, where=where)
+  cropped = metrics.surface_scores(
     prediction=prediction[:, :20], labels=labels[:, :20], where=where[:, :20]
   )
   np.testing.assert_array_equal(masked, cropped)
+  masked, distances = masked
   assert np.isnan(masked[1, 0]) and masked[1, 1] == 0
+  assert np.isnan(distances[1, 0]) and np.isnan(distances[1, 1])
 
 
 def test_surface_dice_is_reported_for_thin_classes():
@@ -404,3 +494,30 @@ def test_surface_dice_is_reported_for_thin_classes():
   assert row["surface_dice"] == pytest.approx(0.7)
   sums["surface_dice"][:, 1] = np.nan
   assert _summarize(sums, thin=["line"])["surface_dice"] is None
+
+
+def test_distances_of_outlines_are_reported_with_the_images_they_are_of():
+  sums = dict(_sums(**_example(9)))
+  sums["hd95"] = np.array([[1, 4, np.nan], [2, np.nan, np.nan], [3, 8, np.nan], [np.nan] * 3])
+  row = _summarize(sums)
+  assert row["hd95_per_class"] == {"pleura": 2, "line": 6, "never": None}
+  assert row["hd95_images"] == {"pleura": 3, "line": 2, "never": 0}
+  assert row["hd95"] == 4
+
+
+def test_a_distance_between_outlines_is_the_larger_95th_percentile():
+  """Against distances between all pairs of boundary pixels, where both are single pixels wide."""
+  one, other = np.zeros((2, 60, 60), bool)
+  one[10, 5:55] = True
+  other[10, 5:52] = True
+  other[30, 54] = True
+  ends = [np.argwhere(mask) for mask in (one, other)]
+  pairs = np.hypot(*(ends[0][:, None] - ends[1][None]).transpose(2, 0, 1))
+  # Of both outlines the last few pixels are far: less than 5 % of one, more of the other.
+  expected = max(np.percentile(pairs.min(1), 95), np.percentile(pairs.min(0), 95))
+  _, found = metrics.surface_scores(
+    prediction=other[None, ..., None],
+    labels=one[None, ..., None],
+    where=np.ones((1, 60, 60, 1), bool),
+  )
+  assert found[0, 0] == pytest.approx(expected, abs=1)

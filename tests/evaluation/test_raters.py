@@ -359,7 +359,8 @@ def _human_scores(n_patients):
 
 def test_raters_are_summarized_over_images_then_classes():
   (each, everyone), patients = _human_scores(4)
-  rows = raters.summarize_humans(each, everyone, patients)
+  scores = {"dice_vs_others": each, "dice_vs_consensus": everyone}
+  rows = raters.summarize_humans(scores, patients)
   json.dumps(rows, allow_nan=False)
   assert [row["n_images"] for row in rows] == [8, 5, 8, 0]
   for r, row in enumerate(rows[:3]):
@@ -375,7 +376,8 @@ def test_raters_are_summarized_over_images_then_classes():
 
 def test_intervals_of_raters_resample_patients():
   (each, everyone), patients = _human_scores(12)
-  rows = raters.summarize_humans(each, everyone, patients, seed=2)
+  scores = {"dice_vs_others": each, "dice_vs_consensus": everyone}
+  rows = raters.summarize_humans(scores, patients, seed=2)
   counts = statistics._resamples(12, 2).astype(int)
   names = np.unique(patients)
   for r, row in enumerate(rows[:3]):
@@ -482,8 +484,82 @@ def test_a_picture_nobody_paints_and_the_model_neither():
   found = raters.quantities(*arguments, np.arange(3), where)
   for name in raters.MEANS:
     assert found[name] == (0 if name == "ged" else 1), name
+  # Where that is so of all pictures, empty masks agree with empty masks alone: no score of anybody.
+  row = raters.summarize(found, ["p0"], ["line"])
+  names = (*raters.MEANS, "ece", "area_error")
+  assert {row[name] for name in names} == {row["ece_per_class"]["line"]} == {None}
+  assert row["painted_images"] == {"line": 0}
+  painted = raters.painted_classes(found["rater_area"])
+  human = {"dice_vs_others": np.ones((1, 3, 1))}
+  rows = raters.summarize_humans(human, ["p0"], painted=painted)
+  assert [one["dice_vs_others"] for one in rows] == [None] * 3
   rows = raters.fused_count_curve(*arguments, where, seed=0)
-  assert all(row["prediction_vs_fused"] == row["fused_vs_all"] == 1 for row in rows)
+  assert all(row["prediction_vs_fused"] is row["fused_vs_all"] is None for row in rows)
+
+
+def test_a_class_nobody_painted_does_not_raise_the_mean():
+  quantities, patients, _ = _cohort(3)
+  row = raters.summarize(quantities, patients, CLASSES)
+  never = {name: np.zeros_like(x[:, :1]) for name, x in quantities.items()}
+  for name in raters.MEANS:
+    never[name] = np.ones_like(never[name])
+  more = {name: np.concatenate([x, never[name]], axis=1) for name, x in quantities.items()}
+  with_it = raters.summarize(more, patients, [*CLASSES, "never"])
+  for name in (*raters.MEANS, "ece"):
+    assert with_it[name] == pytest.approx(row[name])
+    assert with_it[f"{name}_per_class"]["never"] is None
+
+
+def test_a_constant_output_has_no_calibration_error():
+  _, patients, (probability, values, drawn) = _cohort(12)
+  where = np.ones((len(values), 12, 12, 1), bool)
+  probability[..., 1] = 1e-6
+  found = raters.quantities(probability, values, drawn, PERSONS, where)
+  row = raters.summarize(found, patients, CLASSES)
+  assert row["constant_classes"] == ["line"]
+  assert row["ece_per_class"]["line"] is None
+  assert row["ece"] == row["ece_per_class"]["pleura"] > 0
+  alone = raters.summarize_calibration(found, CLASSES)
+  assert alone["ece"] == pytest.approx(row["ece"]) and alone["ece_per_class"]["line"] is None
+  probability[:] = 1e-6
+  row = raters.summarize(
+    raters.quantities(probability, values, drawn, PERSONS, where), patients, CLASSES
+  )
+  assert row["ece"] is row["ece_pooled"] is row["intervals"]["ece"] is None
+  assert row["brier"] > 0
+  json.dumps(row, allow_nan=False)
+
+
+def _leave_one_out(r, masks):
+  others = _other_people(r, masks)
+  return np.mean(others, axis=0) if others else None
+
+
+def test_qubiq_of_people_and_of_the_model_beside_them():
+  example = probability, values, drawn, where = _example()
+  human = raters.human_qubiq(values, drawn, PERSONS, where)
+  model = raters.qubiq_leave_one_out(probability, values, drawn, PERSONS, where)
+  expected, beside = np.full((N, R, K), np.nan), np.full((N, K), np.nan)
+  for (i, k), p, masks in _each(example):
+    people = {}
+    for r, mask in masks.items():
+      others = _leave_one_out(r, masks)
+      if others is not None:
+        expected[i, r, k] = _qubiq(mask.astype(float), others)
+        people[PERSONS[r]] = _qubiq(p, others)
+    beside[i, k] = _mean([*people.values()])
+  np.testing.assert_allclose(human, expected, atol=1e-12)
+  np.testing.assert_allclose(model, beside, atol=1e-12)
+  # One rater alone, nobody, and two tools of one person.
+  assert np.isnan(human[2:]).all() and np.isnan(model[2:]).all()
+  # By hand: of the two others one painted the left half, one all of it.
+  values = np.zeros((1, 3, 4, 4, 1), np.uint8)
+  values[0, 0, :, :2] = values[0, 1, :, :2] = values[0, 2] = 255
+  found = raters.human_qubiq(
+    values, np.ones((1, 3), bool), np.arange(3), np.ones((1, 4, 4, 1), bool)
+  )
+  # Up to 50 % the others' mean is the whole picture: Dice 2 / 3, then the left half: Dice 1.
+  assert found[0, 0, 0] == pytest.approx((5 * 2 / 3 + 4) / 9)
 
 
 def test_ten_raters_take_seconds():

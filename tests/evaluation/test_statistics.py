@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lus_jax.evaluation import statistics
+from lus_jax.evaluation import downstream, statistics
 from lus_jax.evaluation.downstream import Ratio
 
 THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
@@ -381,3 +381,36 @@ def test_a_whole_task_takes_seconds():
   statistics.summarize(members, primary="accuracy3", baseline="majority3")
   statistics.per_patient(members)
   assert time.perf_counter() - started < 10
+
+
+def test_scores_of_two_networks_are_not_compared():
+  """The second fold's network scores everybody higher: within each the ranking is perfect."""
+  one = downstream.auroc(scores=[0.1, 0.3], labels=[0, 1], patients=["d", "a"])
+  other = downstream.auroc(scores=[5.0, 6.0, 5.5], labels=[0, 1, 0], patients=["b", "c", "e"])
+  both = statistics.average([one, other])
+  assert both.patients == tuple("abcde")
+  assert both.value() == 1
+  assert both.pairs.sum() == 3
+  # Tested by two networks of which one is right: half.
+  again = downstream.auroc(scores=[0.3, 0.1], labels=[0, 1], patients=["d", "a"])
+  assert statistics.average([one, again]).value() == 0.5
+  alone = downstream.auroc(scores=[1.0, 2.0], labels=[1, 1], patients=["x", "y"])
+  assert alone.value() is None
+  assert statistics.average([one, alone]).value() == 1
+
+
+def test_an_auroc_has_an_interval_and_no_patients_row():
+  random = np.random.default_rng(0)
+  names = [f"p{i:02d}" for i in range(20)]
+  labels = np.arange(20) % 2
+  logits = np.zeros((20, 1, 2))
+  logits[:, 0, 1] = labels + random.normal(size=20)
+  fold = downstream.readmission(
+    logits=logits, present=np.ones((20, 1), bool), labels=labels, patients=names, majority=0
+  )
+  (row,) = statistics.summarize({0.5: [fold, fold]}, primary="accuracy", baseline="majority")
+  found = row["metrics"]["auroc"]
+  assert found["interval"][0] < found["estimate"] < found["interval"][1]
+  assert found["mean"] == pytest.approx(found["estimate"]) and found["sd"] == 0
+  patients = statistics.per_patient({0.5: [fold, fold]})
+  assert "auroc" not in patients[0] and patients[1]["specificity"] is None

@@ -253,6 +253,7 @@ def write_results(
   ]
   for row in predictors:
     row["iou"] *= 0.4
+    row["iou_per_class"] = dict.fromkeys(classes, 0.0)
   cases = [
     {"index": i, "patient": f"p{i % patients}", "video": f"v{i}", "frame": 0}
     | {"annotator": annotators[0], "view": "" if i else "L1", "day": -1 if i else 2}

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lus_jax import report
+from lus_jax.errors import UserError
 from lus_jax.report import figures, page, palette, tables
 
 SEGMENTED = ("phantom", "one class, one threshold", "two seeds")
@@ -140,8 +141,10 @@ def test_the_tables_hold_every_row(run):
     for i in range(len(results[part])):
       for key in ("iou", "weighted_ce", "ce", "trimap", "weighted_ce_ref", "dice", "ece"):
         assert f"segmentation.json#/{part}/{i}/{key}" in at
+  # Of one threshold the matrix says what Table 1 says.
+  several = len(results["config"]["sweep"]["thresholds"]) > 1
   for i in range(len(read(workdir, "segmentation_matrix.json")["rows"])):
-    assert f"segmentation_matrix.json#/rows/{i}/iou" in at
+    assert (f"segmentation_matrix.json#/rows/{i}/iou" in at) == several
   assert sum("reported#" in x for x in at) == (28 if name == "phantom" else 0)
   for key in ("/seed", "/sweep/thresholds", "/optimizer/learning_rate"):
     assert f"segmentation.json#/config{key}" in at
@@ -164,7 +167,8 @@ def test_predictions_carry_the_iou_of_their_case_and_threshold(run):
 
 def test_the_heat_map_shows_the_matrix(run):
   workdir, parsed, _ = run
-  rows = read(workdir, "segmentation_matrix.json")["rows"]
+  content = read(workdir, "segmentation_matrix.json")
+  rows = content["rows"]
   svg = (workdir / "report" / "figures" / "matrix.svg").read_bytes()
   texts = re.findall(r"<text [^>]*>(\d\.\d\d|-)</text>", svg.decode())
   for seed in {row["seed"] for row in rows}:
@@ -173,7 +177,8 @@ def test_the_heat_map_shows_the_matrix(run):
     cells = ["-" if row["iou"] is None else f"{row['iou']:.2f}" for row in mine]
     assert cells in [texts[i : i + len(cells)] for i in range(len(texts))], "by row, low to high"
   sources = [attrs["src"] for _, attrs, _ in parsed.find("img")]
-  assert f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" in sources
+  several = len(content["config"]["sweep"]["thresholds"]) > 1
+  assert (f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" in sources) == several
 
 
 def test_no_cell_of_a_csv_file_is_a_formula():
@@ -294,11 +299,14 @@ def test_the_summary_says_what_may_not_be_concluded(built):
   text = summary(built("phantom"))
   assert "4 test patients cannot decide" in text
   assert "Simulated frames: nothing about patients." in text
-  assert "every network has a higher IoU" in text
+  assert "the network of every threshold has a higher IoU" in text
+  assert "in each class: the networks use the picture itself" in text
   assert "The paper's figures come from private data" in text
   assert "that the networks had never seen" in text
   other = summary(built("one class, one threshold"))
-  assert "cannot decide" not in other and "no test between thresholds was made" in other
+  assert "cannot decide" not in other and "Which threshold" not in other
+  assert "without intervals and without a test" in other
+  assert "no test between thresholds was made" in summary(built("several raters"))
   assert "private data" not in other
   assert "never seen" not in other
 
@@ -331,48 +339,52 @@ def problems(parsed):
   return [text for _, _, text in parsed.find("li", class_="problem")]
 
 
-@pytest.mark.parametrize(
-  ("file", "damage"),
-  [(file, damage) for file in FILES for damage in ("missing", "emptied")]
-  + [
-    ("segmentation.json", "stripped"),
-    ("segmentation.json", "cut"),
-    (page.EXAMPLES, "cut"),
-    (page.EXAMPLES, "garbled"),
-  ],
-)
-def test_a_missing_or_damaged_file_is_named_and_the_rest_is_shown(
-  make_run, monkeypatch, file, damage
-):
-  workdir = make_run(**SMALL)
-  # Figures are drawn, but not turned into files: that takes most of the time.
-  monkeypatch.setattr(
-    figures, "render", lambda draw, *args: draw(*args) and {"png": b"", "svg": b""}
-  )
-  target = workdir / "results" / file
-  if damage == "missing":
-    target.unlink()
-  elif damage == "stripped":
+def damage(workdir, name, how):
+  """Spoils a results file; `how` also says with what."""
+  target = workdir / "results" / name
+  if how == "stripped":
     target.write_text('{"schema": 1}')
-  elif damage == "cut":
+  elif how == "cut":
     target.write_bytes(target.read_bytes()[:200])
-  elif damage == "garbled":
+  elif how == "garbled":
     content = bytearray(target.read_bytes())
     content[len(content) // 2 :: 7] = bytes(len(content[len(content) // 2 :: 7]))
     target.write_bytes(content)
-  elif file == page.EXAMPLES:
-    np.savez(target, index=np.arange(3))
+  elif name == page.EXAMPLES:
+    with np.load(target) as arrays:
+      np.savez(target, **{k: x for k, x in arrays.items() if k != "probability"})
   else:
     content = json.loads(target.read_text())
-    target.write_text(json.dumps(content | {"rows": [{}], "predictors": []}))
+    content |= {"rows": [{}], "predictors": []} if how == "emptied" else how
+    target.write_text(json.dumps(content))
+
+
+def refused(workdir, name):
+  """Whether no report is made, for a reason of one line that names the file."""
+  with pytest.raises(UserError) as error:
+    report.build(workdir)
+  line = str(error.value)
+  return f"results/{name} is " in line and "\n" not in line and not (workdir / "report").exists()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+  """Figures are drawn, but not turned into files: that takes most of the time."""
+  draw = lambda draw, *args: draw(*args) and {"png": b"", "svg": b""}  # noqa: E731
+  monkeypatch.setattr(figures, "render", draw)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_missing_file_is_named_and_the_rest_is_shown(make_run, undrawn, file):
+  workdir = make_run(**SMALL)
+  (workdir / "results" / file).unlink()
   stale = workdir / "report" / "tables" / "stale.csv"
   stale.parent.mkdir(parents=True)
   stale.write_text("")
   parsed = Parser(report.build(workdir).read_text())
   assert not stale.exists()
-  lines = problems(parsed)
-  assert lines and all(file.split(".")[0] in line for line in lines), lines
-  assert all("\n" not in line for line in lines)
+  (line,) = problems(parsed)
+  assert f"results/{file} does not exist" in line
   assert parsed.find("p", class_="missing")
   at = " ".join(attrs["data-at"] for _, attrs, _ in parsed.find("data"))
   for other in page.FILES:
@@ -380,6 +392,208 @@ def test_a_missing_or_damaged_file_is_named_and_the_rest_is_shown(
     if f"{other}.json" != file and other not in ("history", "cases"):
       assert f"{other}.json#/rows" in at
   assert (file == page.EXAMPLES) != bool(parsed.find("div", class_="viewer"))
+
+
+@pytest.mark.parametrize("how", ["cut", "garbled", "emptied", "stripped"])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_is_refused_in_one_line(make_run, file, how):
+  workdir = make_run(**SMALL)
+  damage(workdir, file, how)
+  assert refused(workdir, file)
+
+
+def _with(content, path, value):
+  *path, last = path
+  for key in path:
+    content = content[key]
+  content[last] = value
+
+
+@pytest.mark.parametrize(
+  ("file", "path", "value"),
+  [
+    ("segmentation", ("rows", 0, "iou"), "<script>alert(1)</script>"),
+    ("segmentation", ("rows", 0, "iou"), float("nan")),
+    ("segmentation", ("rows", 0, "iou"), True),
+    ("segmentation", ("rows", 1, "iou_per_class"), {}),
+    ("segmentation", ("rows", 1, "reliability", "a_line", "count"), [None]),
+    ("segmentation", ("predictors", 0, "threshold"), None),
+    ("segmentation", ("dataset", "classes"), "a_line"),
+    ("segmentation", ("config", "sweep"), {}),
+    ("segmentation", ("notes",), [1]),
+    ("segmentation_matrix", ("rows", 0, "seed"), 0.5),
+    ("history", ("rows", 2, "epoch"), 10**400),
+    ("history", ("rows",), []),
+    ("cases", ("rows", 1, "iou"), {"other": 0.5}),
+    ("dataset", ("rows", 0, "split"), "training"),
+  ],
+)
+def test_a_value_that_cannot_be_shown_is_refused(make_run, file, path, value):
+  workdir = make_run(**SMALL)
+  target = workdir / "results" / f"{file}.json"
+  content = json.loads(target.read_text())
+  _with(content, path, value)
+  # Python prints no integer this long, and other programs do.
+  text = json.dumps(content if value != 10**400 else content | {"rows": []})
+  if value == 10**400:
+    _with(content, path, "HERE")
+    text = json.dumps(content).replace('"HERE"', "1" + 400 * "0")
+  target.write_text(text)
+  assert refused(workdir, f"{file}.json")
+
+
+@pytest.mark.parametrize("text", ["1e400", "-Infinity", "[" * 100_000, '{"schema": 1, "a": [}', ""])
+def test_json_that_python_would_read_or_break_on_is_damaged(tmp_path, text):
+  (tmp_path / "results").mkdir()
+  (tmp_path / "results" / "history.json").write_text(text)
+  assert refused(tmp_path, "history.json")
+
+
+def test_examples_of_another_shape_are_refused(make_run):
+  workdir = make_run(**SMALL)
+  file = workdir / "results" / page.EXAMPLES
+  with np.load(file) as arrays:
+    whole = dict(arrays)
+  for name, array in {
+    "index": np.array([0, 1, 99]),
+    "confidence": whole["confidence"][..., :0],
+    "probability": whole["probability"][:1],
+    "image": whole["image"].astype(float),
+    "labelled": whole["labelled"].astype(object),
+  }.items():
+    np.savez(file, **whole | {name: array})
+    assert refused(workdir, page.EXAMPLES), name
+
+
+def test_our_own_mistakes_are_not_called_damage(make_run, monkeypatch):
+  workdir = make_run(**SMALL)
+
+  def mistaken(files):
+    raise TypeError("ours")
+
+  monkeypatch.setattr(tables, "scores", mistaken)
+  with pytest.raises(TypeError, match="ours"):
+    report.build(workdir)
+
+
+def test_a_run_from_before_still_has_its_page(make_run, undrawn):
+  # Nothing that came later stands in what `make_run` writes.
+  workdir = make_run(**SMALL)
+  assert "label_images" not in read(workdir, "segmentation.json")["rows"][0]
+  parsed = Parser(report.build(workdir).read_text())
+  assert not problems(parsed) and not parsed.find("p", class_="missing")
+
+
+def newer(content):
+  """What runs write by now."""
+  classes = content["dataset"]["classes"]
+  for row in content["rows"] + content.get("predictors", []):
+    row |= {
+      "dice_per_class": dict.fromkeys(classes, 0.25),
+      "hd95": 2.5,
+      "hd95_per_class": dict.fromkeys(classes, 2.5),
+      "hd95_images": dict.fromkeys(classes, 4),
+      "label_images": dict.fromkeys(classes, 6),
+      "predicted_share_per_class": dict.fromkeys(classes, 0.125),
+      "constant_classes": [],
+    }
+  return content
+
+
+def rewrite(workdir, change, name="segmentation"):
+  file = workdir / "results" / f"{name}.json"
+  content = newer(json.loads(file.read_text()))
+  change(content)
+  file.write_text(json.dumps(content))
+  return content
+
+
+def test_huge_numbers_and_formulas_in_names_do_no_harm(make_run, undrawn):
+  formula = "=HYPERLINK(1)"
+  classes = (formula, "@b", "-c <img src=x onerror=alert(1)>")
+  workdir = make_run(thresholds=(0.5, 0.0), classes=classes)
+
+  def change(content):
+    content["rows"][0]["weighted_ce"] = 1e17
+    content["rows"][0]["iou_per_class"][formula] = -0.5
+
+  rewrite(workdir, change)
+  html = report.build(workdir).read_text()
+  assert "1e+17" in html and "<img src=x" not in html
+  for file in (workdir / "report" / "tables").iterdir():
+    with open(file) as stream:
+      for row in csv.reader(stream):
+        for cell in row:
+          # A number may be negative; a text begins with nothing that makes it a formula.
+          assert not cell.startswith(("=", "@", "+")) and (cell[:1] != "-" or float(cell) < 0), cell
+  with open(workdir / "report" / "tables" / "scores_per_class.csv") as stream:
+    rows = list(csv.DictReader(stream))
+  assert "'" + formula in rows[0]
+  assert float(rows[0]["'" + formula]) == -0.5
+
+
+def test_scores_are_judged_by_class_beside_the_baselines(make_run, undrawn):
+  workdir = make_run(thresholds=(0.5, 0.0), classes=("a_line", "b_line"))
+
+  def change(content):
+    content["rows"][0]["iou_per_class"]["b_line"] = 0.0
+    content["predictors"][2]["iou_per_class"]["b_line"] = 0.15  # mean_map at 50 %
+
+  rewrite(workdir, change)
+  report.build(workdir)
+  text = summary(workdir)
+  assert "the network of every threshold has a higher IoU at its own threshold, as a mean" in text
+  assert "By class it holds for 3 of 4 pairs of a class and a model" in text
+  assert "nothing shows that the picture was used for: b_line (at 50%)." in text
+  assert "use the picture itself" not in text
+  with open(workdir / "report" / "tables" / "scores_per_class.csv") as stream:
+    rows = list(csv.DictReader(stream))
+  assert [(row["model"], row["threshold"], row["b_line"]) for row in rows[:3]] == [
+    ("FPN", "0.5", "0.0"), ("prevalence", "0.5", "0.0"), ("mean_map", "0.5", "0.15")
+  ]  # fmt: skip
+  with open(workdir / "report" / "tables" / "scores_outlines.csv") as stream:
+    (row, _) = csv.DictReader(stream)
+  assert (row["Dice a_line"], row["HD95 a_line, px (frames)"]) == ("0.25", "2.5")
+  assert row["HD95 a_line, px (frames), frames"] == "4"
+
+
+def test_absent_classes_and_silent_models_are_named(make_run, undrawn):
+  workdir = make_run(thresholds=(0.5, 0.0), classes=("a_line", "b_line"))
+
+  def change(content):
+    for row in content["rows"] + content["predictors"]:
+      row["label_images"]["b_line"] = 0
+      row["iou_per_class"]["b_line"] = None
+    content["rows"][0] |= {"constant_classes": ["a_line", "b_line"], "ece": None}
+    content["rows"][1]["predicted_share_per_class"] = dict.fromkeys(("a_line", "b_line"), 0.0)
+
+  content = rewrite(workdir, change)
+  report.build(workdir)
+  text = summary(workdir)
+  assert "Anything about b_line: no test label shows it" in text
+  assert "the model of 50% (puts out nothing: the same number at every pixel of the test" in text
+  assert "the model of > 0% (draws nothing: no probability of the test split reaches .5)." in text
+  printed = tables.segmentation(content)
+  assert "Note: no test label shows b_line: it counts for no model and no baseline" in printed
+  assert "Note: the model of 50% puts out nothing" in printed
+  for row in content["rows"]:
+    row["label_images"]["b_line"] = 1
+  content["rows"][0]["label_images"]["b_line"] = 0
+  assert "shows b_line at 50%:" in tables.segmentation(content)
+
+
+def test_one_threshold_is_not_called_several(built):
+  html = (built("one class, one threshold") / "report" / "index.html").read_text()
+  words = " ".join(re.sub("<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", html).split())
+  for phrase in (
+    "each threshold", "every threshold", "other thresholds", "another threshold", "Which threshold",
+    "own threshold", "by confidence threshold", "trained for each", "all models",
+  ):  # fmt: skip
+    assert phrase not in words, phrase
+    assert phrase not in " ".join(re.findall('alt="([^"]*)"', html)), phrase
+  content = read(built("one class, one threshold"), "segmentation.json")
+  assert "own threshold" not in tables.segmentation(content)
+  assert "own threshold" in tables.segmentation(read(built("phantom"), "segmentation.json"))
 
 
 def command_line(workdir):
@@ -391,9 +605,17 @@ def command_line(workdir):
   )
 
 
+def test_a_damaged_file_is_exit_code_2_and_one_line(make_run):
+  workdir = make_run(**SMALL)
+  damage(workdir, "history.json", "cut")
+  result = command_line(workdir)
+  assert (result.returncode, result.stdout) == (2, "")
+  assert result.stderr.startswith("error: ") and "results/history.json is damaged" in result.stderr
+  assert len(result.stderr.splitlines()) == 1
+
+
 def test_nothing_to_report_is_exit_code_2_and_one_line(tmp_path):
   (tmp_path / "results").mkdir()
-  (tmp_path / "results" / "segmentation.json").write_text("{")
   result = command_line(tmp_path)
   assert result.returncode == 2
   assert result.stdout == ""

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from test_page import Parser, command_line, parse, problems, read
+from test_page import Parser, command_line, parse, problems, read, refused
 
 from lus_jax import report
 from lus_jax.report import downstream, figures, page, tables
@@ -338,14 +338,12 @@ def test_config_files_that_fail_are_no_candidates(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "damage", ["cut", "stripped", "emptied", "no history", "history emptied", "no confusion"]
+  "damage",
+  ["cut", "stripped", "emptied", "history emptied", "no confusion", "odd interval", "odd row"],
 )
-def test_a_damaged_file_is_named_and_the_rest_is_shown(make_tasks, monkeypatch, damage):
+def test_a_damaged_file_is_refused(make_tasks, damage):
   small = {"sources": (0.5, "none"), "folds": 2, "epochs": 2}
   workdir = make_tasks({"sf_change": small, "sf_ratio": small})
-  monkeypatch.setattr(
-    figures, "render", lambda draw, *args: draw(*args) and {"png": b"", "svg": b""}
-  )
   target = workdir / "results" / "sf_change.json"
   content = read(workdir, "sf_change.json")
   if damage == "cut":
@@ -357,21 +355,70 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(make_tasks, monkeypatch, 
   elif damage == "no confusion":
     del content["confusion"]
     target.write_text(json.dumps(content))
+  elif damage == "odd row":
+    content["rows"][1]["majority3"] = "<b>"
+    target.write_text(json.dumps(content))
+  elif damage == "odd interval":
+    content["summary"][1]["metrics"]["accuracy3"]["interval"] = [0.1]
+    target.write_text(json.dumps(content))
   else:
-    past = workdir / "results" / "sf_change_history.json"
-    if damage == "no history":
-      past.unlink()
-    else:
-      past.write_text(json.dumps(read(workdir, past.name) | {"rows": [{}]}))
+    target = workdir / "results" / "sf_change_history.json"
+    target.write_text(json.dumps(read(workdir, target.name) | {"rows": [{}]}))
+  assert refused(workdir, target.name)
+
+
+def test_a_missing_history_is_named_and_the_rest_is_shown(make_tasks, monkeypatch):
+  small = {"sources": (0.5, "none"), "folds": 2, "epochs": 2}
+  workdir = make_tasks({"sf_change": small, "sf_ratio": small})
+  monkeypatch.setattr(
+    figures, "render", lambda draw, *args: draw(*args) and {"png": b"", "svg": b""}
+  )
+  (workdir / "results" / "sf_change_history.json").unlink()
   parsed = Parser(report.build(workdir).read_text())
-  lines = problems(parsed)
-  assert lines and all("sf_change" in line and "\n" not in line for line in lines), lines
-  at = " ".join(attrs["data-at"] for _, attrs, _ in parsed.find("data"))
-  assert "sf_ratio.json#/summary/1/metrics/rmse_mean/estimate" in at
-  gone = damage in ("cut", "stripped")
-  titles = [text for _, _, text in parsed.find("h2")]
-  assert ("Change of the S/F ratio" in titles) != gone
-  assert bool(parsed.find("p", class_="missing")) != gone
+  (line,) = problems(parsed)
+  assert "sf_change_history.json does not exist" in line
+  assert "Change of the S/F ratio" in [text for _, _, text in parsed.find("h2")]
+  assert parsed.find("p", class_="missing")
+
+
+def test_tables_have_numbers_of_their_own(built):
+  """The paper's keep its numbers; what asks something else has another, and no figures of it."""
+  contents = [read(built("study"), f"{name}.json") for name in ("sf_ratio", "readmission")]
+  assert page._table_numbers(contents) == [3, 4]
+  ratio, readmission = contents
+  severity = ratio | {"target": "severity"}
+  assert page._table_numbers([severity, ratio, readmission, ratio]) == [5, 3, 4, 6]
+  elsewhere = ratio | {"segmentation": ratio["segmentation"] | {"same_data_set": False}}
+  single = readmission | {"config": readmission["config"] | {"days": "single"}}
+  assert page._table_numbers([elsewhere, single]) == [5, 6]
+  for content in (severity, elsewhere, single):
+    found = tables.downstream(content)
+    assert "[P]" not in found and found.startswith("Table of ")
+  assert "S/F ratio of a patient-day" in tables.downstream(elsewhere)
+  rotated = {**ratio, "config": ratio["config"] | {"folds": {"n": 4, "cv": "rotate"}}}
+  assert "12 test patients, 5 folds, each the test once." in tables.downstream(rotated)
+
+
+def test_auroc_sensitivity_and_specificity_are_in_the_table(make_tasks, monkeypatch):
+  workdir = make_tasks({"readmission": {"sources": (0.5, "none"), "folds": 2, "epochs": 2}})
+  file = workdir / "results" / "readmission.json"
+  content = json.loads(file.read_text())
+  for row in content["summary"]:
+    one = row["metrics"]["recall"]
+    row["metrics"] |= {name: one | {"estimate": 0.625} for name in ("auroc", "specificity")}
+    row["metrics"]["sensitivity"] = {
+      "mean": None, "sd": None, "estimate": None, "interval": None, "undefined_resamples": 0
+    }  # fmt: skip
+  file.write_text(json.dumps(content))
+  monkeypatch.setattr(
+    figures, "render", lambda draw, *args: draw(*args) and {"png": b"", "svg": b""}
+  )
+  parsed = Parser(report.build(workdir).read_text())
+  row = rows_of(workdir, "readmission_scores")[0]
+  assert (row["AUROC, estimate"], row["specificity, estimate"]) == ("0.625", "0.625")
+  assert row["sensitivity, mean"] == ""
+  assert "AUROC is the share of pairs" in section(parsed, "Readmission within 30 days")
+  assert "AUROC" in tables.downstream(content)
 
 
 def test_a_history_alone_is_nothing_to_report(make_tasks):

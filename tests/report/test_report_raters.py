@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from test_page import Parser, at_pointer, parse, problems, read
+from test_page import Parser, at_pointer, parse, problems, read, refused
 from test_report_downstream import drawn
 
 from lus_jax import report
@@ -342,7 +342,7 @@ def test_a_section_needs_its_file_alone(make_run, undrawn, name):
 
 @pytest.mark.parametrize("damage", ["cut", "stripped", "emptied"])
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_named_and_the_rest_is_shown(make_run, undrawn, name, damage):
+def test_a_damaged_file_is_refused(make_run, name, damage):
   workdir = make_run(**SMALL)
   target = workdir / "results" / f"{name}.json"
   if damage == "cut":
@@ -352,14 +352,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(make_run, undrawn, name, 
   else:
     empty = {"rows": [{}], "humans": [{}], "images": [{}], "curve": {}, "cost": {}}
     target.write_text(json.dumps(read(workdir, target.name) | empty))
-  parsed = Parser(report.build(workdir).read_text())
-  lines = problems(parsed)
-  assert lines and all(name in line and "\n" not in line for line in lines), lines
-  shown = " ".join(places(parsed))
-  for other in {*FILES, "segmentation"} - {name}:
-    assert f"{other}.json#/rows/0" in shown
-  # Cut and stripped files cannot be told from those of other tasks; emptied ones have their place.
-  assert bool(parsed.find("p", class_="missing")) == (damage == "emptied")
+  assert refused(workdir, target.name)
 
 
 def test_examples_without_raters_are_missed(make_run, undrawn):
@@ -370,6 +363,33 @@ def test_examples_without_raters_are_missed(make_run, undrawn):
   np.savez(file, **kept)
   parsed = Parser(report.build(workdir).read_text())
   (line,) = problems(parsed)
-  assert "results/examples.npz" in line and "rater_names" in line
+  assert "results/examples.npz holds no images of several raters" in line
   assert "images that raters agree on" in parsed.find("p", class_="missing")[0][2]
   assert len(parsed.find("div", class_="viewer")) == 3
+
+
+def test_people_have_a_qubiq_score_and_calibration_says_what_it_rests_on(make_run, undrawn):
+  workdir = make_run(**SMALL)
+  content = read(workdir, "raters.json")
+  for row in content["rows"]:
+    row |= {"qubiq_leave_one_out": 0.625, "human_qubiq_leave_one_out": 0.75}
+    row["painted_images"] = dict.fromkeys(content["dataset"]["classes"], 0)
+  for row in content["humans"]:
+    row["qubiq_leave_one_out"] = 0.875
+  (workdir / "results" / "raters.json").write_text(json.dumps(content))
+  fitted = read(workdir, "calibration.json")
+  classes = fitted["dataset"]["classes"]
+  fitted["fitted_on"] = {"split": "validation", "patients": 2, "frames": 7}
+  fitted["fitted_on"]["frames_with"] = dict.fromkeys(classes, 3)
+  (workdir / "results" / "calibration.json").write_text(json.dumps(fitted))
+  parsed = Parser(report.build(workdir).read_text())
+  with open(workdir / "report" / "tables" / "raters_scores.csv") as stream:
+    found = {row["member"]: row["QUBIQ, one out"] for row in csv.DictReader(stream)}
+  assert found["A"] == "0.875" and found["humans, mean"] == "0.75"
+  assert list(found.values())[0] == "0.625"
+  ((_, _, words),) = parsed.find("p", class_="fitted-on")
+  words = " ".join(words.split())
+  assert words.startswith("Fitted on 7 validation frames of 2 patients")
+  assert f"{classes[0]} 3" in words and "So few patients" in words
+  assert f"No rater painted {classes[0]}" in parsed.find("p", class_="absent")[0][2]
+  assert "No rater painted" in tables.raters(content)

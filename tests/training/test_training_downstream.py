@@ -112,7 +112,8 @@ METRICS = {
     "majority2",
   },
   "sf_ratio": {"rmse_mean", "rmse_median", "rmse_max", "rmse_video", "rmse_constant"},
-  "readmission": {"accuracy", "recall", "precision", "majority"},
+  "readmission": {"accuracy", "recall", "precision", "majority"}
+  | {"auroc", "sensitivity", "specificity"},
 }
 
 
