@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from absl import logging
 
 from lus_jax.errors import UserError
+from lus_jax.files import expand_home
 
 NAMES = ("lus_phantom", "lus_folder", "covid_blues", "multirater_folder")
 
@@ -192,7 +193,10 @@ class Dataset:
 def prepared_directory(config):
   """Where prepared data sets live: `config.prepared_dir`, else TFDS's own default."""
   default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-  return pathlib.Path(config.prepared_dir or default).expanduser()
+  try:
+    return pathlib.Path(expand_home(config.prepared_dir or default))
+  except UserError as error:
+    raise UserError(f"config.data.prepared_dir: {error}") from error
 
 
 @functools.cache
