@@ -1,12 +1,8 @@
 """Files that are there whole or not at all."""
 
-import os
 import pathlib
 
-import jax
-
 from lus_jax import parallel
-from lus_jax.errors import UserError
 
 
 def write_bytes(file, content):
@@ -26,25 +22,3 @@ def write_bytes(file, content):
 def write_text(file, text):
   """Like `write_bytes`, for text."""
   write_bytes(file, text.encode())
-
-
-def expand_home(path):
-  """A path with the home directory in place of `~`.
-
-  Raises:
-    UserError: nobody says where that is.
-  """
-  expanded = os.path.expanduser(path)
-  if expanded.startswith("~"):
-    raise UserError(f"{path}: there is no such home directory (is HOME set?); name another path.")
-  return expanded
-
-
-def use_compilation_cache(directory):
-  """Keeps compiled programs in a directory; nowhere if it is empty, or in a home nobody knows."""
-  try:
-    directory = expand_home(directory)
-  except UserError:
-    return
-  if directory:
-    jax.config.update("jax_compilation_cache_dir", directory)

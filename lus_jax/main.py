@@ -12,12 +12,12 @@ import sys
 # The writers' TensorFlow greets on stderr; its errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
 from lus_jax import fields, parallel, report
 from lus_jax.errors import UserError
-from lus_jax.files import expand_home, use_compilation_cache
 
 DOWNSTREAM = ("sf_change", "sf_ratio", "readmission")
 
@@ -37,7 +37,7 @@ class _Tuples(flags.ArgumentParser):
     try:
       value = ast.literal_eval(argument.strip() or "()")
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-      if "(" in argument.partition(",")[0].strip()[:1]:
+      if argument.lstrip().startswith("("):
         raise ValueError(f"{argument} is no tuple; write \"('a', 'b')\" or a,b") from None
       # Names without quotes, whose brackets may hold commas.
       value = re.findall(r"(?:[^,()]|\([^()]*\))+", argument)
@@ -91,7 +91,7 @@ def main(argv):
       parallel.initialize(config.distributed)
     # Of several processes one prints; errors of all show.
     with contextlib.redirect_stdout(sys.stdout if parallel.is_main() else io.StringIO()):
-      run(config, expand_home(WORKDIR.value))
+      run(config, os.path.expanduser(WORKDIR.value))
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
@@ -141,7 +141,8 @@ def _parse(argv):
     )
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
-  use_compilation_cache(CACHE.value)
+  if CACHE.value:
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE.value))
   return config
 
 

@@ -18,6 +18,7 @@ import os
 import pathlib
 import sys
 
+import jax
 import numpy as np
 from absl import flags, logging
 from PIL import Image
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from lus_jax.errors import UserError
 from lus_jax.evaluation import results
-from lus_jax.files import use_compilation_cache, write_bytes, write_text
+from lus_jax.files import write_bytes, write_text
 from lus_jax.labels import SLACK
 from lus_jax.report import palette
 from lus_jax.training import segmentation
@@ -340,7 +341,8 @@ def _parse(argv):
     )
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
-  use_compilation_cache(values.compilation_cache)
+  if values.compilation_cache:
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(values.compilation_cache))
   return {
     "workdir": values.workdir,
     "source": values.input,

@@ -1,6 +1,5 @@
 """Configs by their names from anywhere, and what is said of their fields."""
 
-import os
 import pathlib
 
 import pytest
@@ -73,13 +72,3 @@ def test_every_field_is_told_with_its_value_and_its_own_comment():
   assert scale.endswith("# the target is divided by it")
   text = fields.describe(which_target.get_config(), fields.CONFIGS / "which_target.py")
   assert "  --config.study.workers=0  # processes that train side by side; 0: one a core" in text
-
-
-def test_a_home_that_nobody_knows_is_one_line(monkeypatch):
-  from lus_jax import files
-
-  monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-  with pytest.raises(UserError, match="no such home directory"):
-    files.expand_home("~/x")
-  assert files.expand_home("x") == "x"
-  files.use_compilation_cache("~/.cache/x")  # does without

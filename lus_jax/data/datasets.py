@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from absl import logging
 
 from lus_jax.errors import UserError
-from lus_jax.files import expand_home
 
 NAMES = ("lus_phantom", "lus_folder", "covid_blues", "multirater_folder")
 
@@ -193,10 +192,14 @@ class Dataset:
 def prepared_directory(config):
   """Where prepared data sets live: `config.prepared_dir`, else TFDS's own default."""
   default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  directory = config.prepared_dir or default
   try:
-    return pathlib.Path(expand_home(config.prepared_dir or default))
-  except UserError as error:
-    raise UserError(f"config.data.prepared_dir: {error}") from error
+    return pathlib.Path(directory).expanduser()
+  except RuntimeError as error:
+    raise UserError(
+      f"config.data.prepared_dir: {directory} is in no home directory that is known (is HOME set?); "
+      "say where prepared data sets shall live: --config.data.prepared_dir=DIR."
+    ) from error
 
 
 @functools.cache
