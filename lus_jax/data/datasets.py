@@ -197,7 +197,7 @@ def prepared_directory(config):
     return pathlib.Path(directory).expanduser()
   except RuntimeError as error:
     raise UserError(
-      f"config.data.prepared_dir: {directory} is in no home directory that is known (is HOME set?); "
+      f"config.data.prepared_dir: {directory} is in no home directory known (is HOME set?); "
       "say where prepared data sets shall live: --config.data.prepared_dir=DIR."
     ) from error
 

@@ -148,28 +148,45 @@ def test_the_frozen_models_are_those_of_the_best_epochs(finished, prepared):
 
 
 def test_writers_and_checkpoints_leave_their_files(finished):
-  assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+  assert list((finished / "tensorboard" / "run").glob("events.out.tfevents.*"))
   assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["2", "3"]
   assert not list(finished.rglob("*.tmp"))
 
 
 def test_tensorboard_holds_curves_pictures_and_settings(finished):
-  accumulator = event_accumulator.EventAccumulator(
-    os.fspath(finished / "tensorboard"), size_guidance={"images": 0}
-  )
-  accumulator.Reload()
-  tags = accumulator.Tags()
+  def load(*parts):
+    # The run's own name, and a run for every member: their curves share a chart.
+    directory = finished.joinpath("tensorboard", "run", *parts)
+    accumulator = event_accumulator.EventAccumulator(
+      os.fspath(directory), size_guidance={"images": 0}
+    )
+    accumulator.Reload()
+    return accumulator, set(accumulator.Tags()["tensors"])
+
+  classes = results_lib.read(finished, "segmentation")["dataset"]["classes"]
+  for name in ("threshold_1", "threshold_0.6", "threshold_0"):
+    accumulator, tags = load(name)
+    assert {"loss/train", "loss/validation", "score/validation"} <= tags
+    per_class = {tag for tag in tags if tag.startswith("score_per_class/")}
+    assert per_class and per_class <= {f"score_per_class/{name}" for name in classes}
+    assert [e.step for e in accumulator.Tensors("loss/validation")] == [5, 10, 15]
+  accumulator, tags = load()
   # TensorFlow 2 writes numbers and pictures as tensors.
   assert {
-    "train_loss/threshold_0.6",
-    "validation_score/threshold_1",
     "learning_rate",
     "speed/model_images_per_second",
-    "test_weighted_ce/threshold_0",
     "test_over_thresholds/weighted_ce",
     "validation_frames",
-  } <= set(tags["tensors"])
-  assert any("hparams" in tag for tag in tags["tensors"]) or any(
+    "test",
+  } <= tags
+  # Single numbers are a table, not a chart each.
+  assert {tag for tag in tags if tag.startswith("test")} == {"test"} | {
+    tag for tag in tags if tag.startswith("test_over_thresholds/")
+  }
+  (table,) = accumulator.Tensors("test")[0].tensor_proto.string_val
+  assert table.decode().splitlines()[0].startswith("| member | iou | iou_at_best_cut |")
+  assert len(table.decode().splitlines()) == 2 + 3
+  assert any("hparams" in tag for tag in tags) or any(
     "hparams" in name for name in accumulator.summary_metadata
   )
   assert [e.step for e in accumulator.Tensors("test_over_thresholds/weighted_ce")] == [0, 60, 100]
