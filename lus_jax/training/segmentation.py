@@ -479,6 +479,13 @@ def finish(
   views, scalars = make_views(config, objective)
   numbers = [view.member for view in views]
   thresholds = [view.threshold for view in views]
+  frames = {name: one.watched(f"evaluating on {name}") for name, one in frames.items()}
+  calibrated = f"calibrating ({config.calibration}) and " if config.calibration != "none" else ""
+  print(
+    f"{calibrated}evaluating the best epochs: {len(views)} outputs on {frames['test'].size} test "
+    "frames; compiling this takes a while too",
+    flush=True,
+  )
   # What only training needs would be copied for every level of an ordinal member.
   state = sweep.map(
     lambda one: dataclasses.replace(one, params=(), batch_stats=(), opt_state=()), state
