@@ -455,11 +455,11 @@ def test_fewer_than_two_raters(folder):
 def test_missing_parts(folder):
   (folder.path / "raters" / "dora").mkdir()
   check_refused(folder, "raters/dora holds no mask")
-  mask = folder.path / "raters" / "dora" / "i0.jpg"
+  mask = folder.path / "raters" / "dora" / "i0.webp"
   mask.write_bytes(b"")
-  check_refused(folder, "dora/i0.jpg is neither PNG nor NIfTI")
+  check_refused(folder, "dora/i0.webp is neither PNG nor NIfTI")
   mask.rename(mask.with_name("i0.png"))
-  check_refused(folder, "dora/i0.png is damaged")
+  check_refused(folder, "dora/i0.png is empty")
   (folder.path / "raters").rename(folder.path / "rater")
   check_refused(folder, "raters does not exist")
   (folder.path / "images").rename(folder.path / "image")

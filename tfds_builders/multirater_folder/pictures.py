@@ -1,17 +1,17 @@
-"""Images and masks of one frame each, PNG or NIfTI."""
+"""Images and masks of one frame each, pictures or NIfTI."""
 
 import numpy as np
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import media
+from tfds_builders import confidences, media, nifti
 
 _NIFTI = (".nii.gz", ".nii")
-SUFFIXES = (*_NIFTI, ".png")
+SUFFIXES = (*_NIFTI, *media.PICTURES)
 
 
 def stem(path):
-  """A picture's name without its suffix; None if it is neither PNG nor NIfTI."""
+  """A picture's name without its suffix; None if it is neither a picture nor NIfTI."""
   for suffix in SUFFIXES:
     if path.name.lower().endswith(suffix):
       return path.name[: -len(suffix)]
@@ -23,77 +23,155 @@ def is_nifti(path):
   return path.name.lower().endswith(_NIFTI)
 
 
-def image_size(path):
+def _probe_image(path, axes):
+  if is_nifti(path):
+    return media.Media(path, (path,), 1, *nifti.size(path, axes))
+  return media.probe(path)
+
+
+def image_size(path, *, axes=None):
   """Reads an image's (height, width) from its header.
+
+  Args:
+    path: of it.
+    axes: which axis of NIfTI files is the first: 'xy' (the default) or 'yx'.
 
   Raises:
     UserError: it is damaged, or a NIfTI with a third axis.
   """
-  if is_nifti(path):
-    return media.nifti_size(path)
-  header = media.probe(path)
+  header = _probe_image(path, axes)
   return header.height, header.width
 
 
-def mask_size(path, *, indices):
-  """Reads a mask's (height, width) from its header; `indices` allows a palette PNG.
+def mask_size(path, *, indices, axes=None):
+  """Reads a mask's (height, width) from its header; `indices` allows a palette.
 
   Raises:
-    UserError: it is damaged, a NIfTI with a third axis, or a PNG of colours.
+    UserError: it is damaged, a NIfTI with a third axis, or a picture of colours.
   """
-  return media.nifti_size(path) if is_nifti(path) else media.mask_size(path, palette=indices)
+  return nifti.size(path, axes) if is_nifti(path) else media.mask_size(path, palette=indices)
 
 
-def read_image(path):
+def check_geometry(image, masks, *, indices, axes=None):
+  """Refuses masks that do not lie on their image.
+
+  Args:
+    image: its path.
+    masks: paths of the masks that were drawn on it.
+    indices: whether they hold label indices.
+    axes: which axis of NIfTI files is the first, in the user's word: 'xy' or 'yx'.
+
+  Returns:
+    The masks that may lie transposed, as nothing says which axis is x: NIfTI beside another format,
+    square, without the user's word.
+
+  Raises:
+    UserError: a size or, between NIfTI files, the direction of an axis is not the image's.
+  """
+  header = _probe_image(image, axes)
+  square = header.height == header.width
+  directions = nifti.directions(image) if is_nifti(image) else None
+  unsure = []
+  for path in masks:
+    size = mask_size(path, indices=indices, axes=axes)
+    mixed = is_nifti(path) != is_nifti(image)
+    if mixed and axes is None and not square and size[::-1] == (header.height, header.width):
+      raise UserError(
+        f"{path} is {size[1]} x {size[0]} and its image {header.width} x {header.height} pixels; "
+        'if NIfTI files were saved rows first, write "nifti_axes": "yx" into dataset.json.'
+      )
+    media.check_mask_size(path, size, header, of="image")
+    if mixed and axes is None and square:
+      unsure.append(path)
+    theirs = nifti.directions(path) if directions and is_nifti(path) else None
+    if theirs and theirs != directions:
+      raise UserError(
+        f"{path}: its axes point to {' and '.join(theirs)}, those of its image to "
+        f"{' and '.join(directions)} (NIfTI's letters), so it may lie mirrored or turned; save it "
+        "in the image's orientation, with the image's affine."
+      )
+  return unsure
+
+
+def warn_of_axes(paths):
+  """Warns once of all the masks that `check_geometry` is unsure of."""
+  if paths:
+    logging.warning(
+      "%s and %d more: NIfTI beside another format, and square, so that nothing says which axis is "
+      'x; x is taken to be the first. Write "nifti_axes": "xy" (that is right) or "yx" (rows '
+      "first) into dataset.json.",
+      paths[0],
+      len(paths) - 1,
+    )
+
+
+def read_image(path, *, axes=None, window=None):
   """Reads an image as grey values: uint8 [h, w].
 
   A NIfTI that is not uint8 is windowed from its 0.5th to its 99.5th percentile, as scanners' values
-  have no common scale.
+  have no common scale; where these are equal (nearly all pixels are), from its least to its
+  greatest value, with a warning. An image of one value is 0.
+
+  Args:
+    path: of it.
+    axes: which axis of NIfTI files is the first: 'xy' (the default) or 'yx'.
+    window: (low, high): the values of NIfTI files that become 0 and 255, the same in all images.
 
   Raises:
     UserError: it is damaged, or a value is not finite.
   """
   if not is_nifti(path):
     return media.read(media.probe(path))[0]
-  values = media.read_nifti(path)
-  if values.dtype == np.uint8:
+  values = nifti.read(path, axes)
+  if values.dtype == np.uint8 and window is None:
     return values
   if not np.isfinite(values).all():
     raise UserError(f"{path} holds values that are not finite; replace them by a number.")
-  low, high = np.percentile(values, (0.5, 99.5))
+  low, high = np.percentile(values, (0.5, 99.5)) if window is None else window
+  if low == high:
+    low, high = float(values.min()), float(values.max())
+    logging.warning(
+      "%s is nearly empty: 99 %% of its pixels are %g; it is windowed from %g to %g.",
+      path,
+      np.median(values),
+      low,
+      high,
+    )
+  if low == high:
+    return np.zeros(values.shape, np.uint8)
   return np.rint(np.interp(values, (low, high), (0, 255))).astype(np.uint8)
 
 
-def _read_fractions(path, *, soft):
-  """Reads a mask's values over their maximum: that of the type, or 1 in a NIfTI of 0 and 1."""
+def _read_fractions(path, *, soft, maximum, axes):
   if not is_nifti(path):
-    return media.read_mask(path)
-  values = media.read_nifti(path)
-  whole = soft and np.issubdtype(values.dtype, np.integer)
-  return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max if whole else 1)
+    return media.read_mask(path, maximum=maximum, binary=not soft)
+  values = nifti.read(path, axes)
+  return confidences.fractions(values, path, maximum=maximum, binary=not soft)
 
 
-def read_mask(path, *, polarity="white", soft=False):
+def read_mask(path, *, polarity="white", soft=False, maximum=None, axes=None):
   """Reads what a rater drew of one class: float32 [h, w] in [0, 1], the object is 1.
 
   Args:
-    path: PNG or NIfTI.
-    polarity: 'black' if the object is 0 in PNG files.
-    soft: whether values between are confidences (value / maximum of the type), not mistakes.
+    path: a picture or NIfTI.
+    polarity: 'black' if the object is 0 in pictures.
+    soft: whether values between are confidences, not mistakes.
+    maximum: the value that means 100 % or object, in the user's word (`confidence_maximum`); see
+      `confidences.fractions`.
+    axes: which axis of NIfTI files is the first: 'xy' (the default) or 'yx'.
 
   Raises:
     UserError: it is damaged, or holds values it must not.
   """
-  mask = _read_fractions(path, soft=soft)
+  mask = _read_fractions(path, soft=soft, maximum=maximum, axes=axes)
   if not soft and not np.isin(mask, (0, 1)).all():
     wrong = int((~np.isin(mask, (0, 1))).sum())
     expected = "0 and 1" if is_nifti(path) else "0 and the maximum of the type (255 of 8 bits)"
     raise UserError(
       f"{path}: {wrong} of {mask.size} pixels are neither background nor object; masks hold "
-      f'{expected} only, unless dataset.json has "soft": true or "labels".'
+      f'{expected} only, unless dataset.json has "soft": true or "labels", or says what the object '
+      'is ("confidence_maximum": 1).'
     )
-  if not ((mask >= 0) & (mask <= 1)).all():
-    raise UserError(f"{path} holds values that are no confidence; store 0 to 1, or 0 to 255.")
   if 0 < mask.max() <= np.float32(1 / 255):
     logging.warning(
       "%s: its largest confidence is %.4f; a mask of 0 and 1 should be one of 0 and 255.",
@@ -103,17 +181,18 @@ def read_mask(path, *, polarity="white", soft=False):
   return 1 - mask if polarity == "black" and not is_nifti(path) else mask
 
 
-def read_indices(path, indices):
+def read_indices(path, indices, *, axes=None):
   """Reads a mask of label indices: integers [h, w].
 
   Args:
-    path: PNG (grey or palette) or NIfTI.
+    path: a picture (grey or palette) or NIfTI.
     indices: those that may occur, beside 0.
+    axes: which axis of NIfTI files is the first: 'xy' (the default) or 'yx'.
 
   Raises:
     UserError: it is damaged, or holds another value.
   """
-  values = media.read_nifti(path) if is_nifti(path) else media.read_indices(path)
+  values = confidences.whole(nifti.read(path, axes)) if is_nifti(path) else media.read_indices(path)
   unknown = np.setdiff1d(values, [0, *indices])
   if unknown.size:
     raise UserError(

@@ -1,0 +1,128 @@
+"""Reads flat NIfTI pictures."""
+
+import gzip
+import io
+import zlib
+
+import numpy as np
+
+from lus_jax.errors import UserError
+from tfds_builders import files
+
+_MEND = "save or copy it again"
+AXES = ("xy", "yx")
+# Bytes behind the pixels that are no padding any more.
+_MORE = 2**20
+
+
+def _damage(path):
+  from nibabel.filebasedimages import ImageFileError
+  from nibabel.spatialimages import HeaderDataError
+  from nibabel.wrapstruct import WrapStructError
+
+  # Of gzip, of nibabel, and of Python where a field of the header is no sensible number.
+  errors = OSError, EOFError, zlib.error, HeaderDataError, ImageFileError, WrapStructError
+  errors += ValueError, OverflowError, TypeError
+  return files.damage_is_a_user_error(path, _MEND, errors, "missing, damaged or no NIfTI file")
+
+
+def _open(path):
+  return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _header(file, path):
+  # Slow to import, and needed by few.
+  from nibabel import Nifti1Header, Nifti2Header
+
+  start = file.read(544)
+  kind = Nifti2Header if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else Nifti1Header
+  header = kind.from_fileobj(io.BytesIO(start))
+  if header["magic"].item()[:2] != b"n+":
+    raise UserError(f"{path} has its pixels in another file; save it as one .nii file.")
+  return header
+
+
+def _shape(header, path, axes):
+  """Returns height and width, and whether the file counts rows first."""
+  shape = header.get_data_shape()
+  if not shape or min(shape) < 1:
+    raise UserError(f"{path} is damaged: its header speaks of no picture; {_MEND}.")
+  first, second, *more = (*shape, 1, 1)[: max(2, len(shape))]
+  if any(length != 1 for length in more):
+    size = " x ".join(str(length) for length in shape)
+    raise UserError(f"{path} has {size} values; save one picture a file, with two axes.")
+  files.check_pixels(path, first, second)
+  return (first, second) if axes == "yx" else (second, first)
+
+
+def size(path, axes=None):
+  """Reads the (height, width) of a flat NIfTI picture from its header.
+
+  Args:
+    path: of it.
+    axes: which axis of the file is the first: 'xy' (x, as the format has it; the default) or 'yx'
+      (rows, as arrays are saved by mistake).
+
+  Raises:
+    UserError: it is damaged, or has a third axis longer than 1.
+  """
+  files.check_file(path, _MEND)
+  with _damage(path), _open(path) as file:
+    return _shape(_header(file, path), path, axes)
+
+
+def directions(path):
+  """Reads which way x and y of a NIfTI picture point in the patient.
+
+  Returns:
+    Two letters, as ('L', 'P'); None where the file does not say.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  from nibabel import aff2axcodes
+
+  files.check_file(path, _MEND)
+  with _damage(path), _open(path) as file:
+    header = _header(file, path)
+    if not (header["sform_code"] > 0 or header["qform_code"] > 0):
+      return None
+    affine = header.get_best_affine()
+    codes = aff2axcodes(affine)[:2] if np.isfinite(affine).all() else (None,)
+  return None if None in codes else codes
+
+
+def read(path, axes=None):
+  """Reads a flat NIfTI picture in its own values: [h, w].
+
+  Args:
+    path: of it.
+    axes: as in `size`.
+
+  Raises:
+    UserError: it is damaged (a wrong checksum of gzip too), has a third axis longer than 1, or is
+      no grey picture.
+  """
+  from nibabel.volumeutils import apply_read_scaling
+
+  files.check_file(path, _MEND)
+  with _damage(path), _open(path) as file:
+    header = _header(file, path)
+    height, width = _shape(header, path, axes)
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+      raise UserError(f"{path} holds colours or complex numbers; save one grey value a pixel.")
+    file.seek(header.get_data_offset())
+    n_bytes = height * width * dtype.itemsize
+    data = file.read(n_bytes)
+    if len(data) < n_bytes:
+      raise UserError(f"{path} is truncated: its pixels are not all there; {_MEND}.")
+    # gzip has its checksum at the end.
+    if len(file.read(_MORE)) == _MORE:
+      raise UserError(f"{path} holds more than its header says; {_MEND}.")
+    slope, intercept = header.get_slope_inter()
+    values = np.frombuffer(data, dtype)
+    if slope is not None:
+      values = apply_read_scaling(values, slope, intercept)
+  # Files count their first axis fastest.
+  return values.reshape((height, width), order="F" if axes == "yx" else "C")

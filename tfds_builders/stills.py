@@ -1,0 +1,185 @@
+"""Opens pictures by named formats only, as viewers show them."""
+
+import contextlib
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from absl import logging
+from PIL import ExifTags, Image, TiffImagePlugin
+
+from lus_jax.errors import UserError
+from tfds_builders import files
+
+# The suffixes of stills that are read; capitals too.
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_MEND = "save it again"
+# Whatever a suffix says, nothing else is opened: some formats start other programs.
+_STILLS = ("PNG", "JPEG", "TIFF", "BMP")
+# Pillow's readers check little, so that a damaged file can raise any of these.
+_ERRORS = (
+  OSError,  # UnidentifiedImageError too
+  SyntaxError,  # what a plugin raises on a broken header
+  ValueError,
+  EOFError,
+  struct.error,
+  zlib.error,
+  TypeError,
+  LookupError,
+  AttributeError,
+  ArithmeticError,
+  AssertionError,
+  RuntimeError,
+  NotImplementedError,
+)
+# The greatest value by Pillow's name of the pixel type; of 16 bits the file may say fewer.
+_MAXIMUM = {"1": 1, "L": 255}
+# What makes a stored picture [h, w] the shown one, by its EXIF orientation.
+_TURNS = {
+  1: lambda pixels: pixels,
+  2: lambda pixels: pixels[:, ::-1],
+  3: lambda pixels: pixels[::-1, ::-1],
+  4: lambda pixels: pixels[::-1],
+  5: lambda pixels: pixels.swapaxes(0, 1),
+  6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+  7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+  8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+SIDEWAYS = (5, 6, 7, 8)
+# 16-bit pictures that go no higher hold 12 bits, if they are not nearly black.
+_DARK = 4095
+
+
+def turn(pixels, orientation):
+  """Turns a stored picture [h, w, ...] as it is shown, by its EXIF orientation (1 to 8)."""
+  return _TURNS[orientation](pixels)
+
+
+@contextlib.contextmanager
+def opened(path, mend=_MEND):
+  """Yields a still, or a GIF if the name says so, as an open Pillow image.
+
+  Raises:
+    UserError: it is damaged, too large, of another format or a stack of pictures; while it is
+      open, whatever Pillow finds wrong with it.
+  """
+  files.check_file(path, mend)
+  gif = path.suffix.lower() == ".gif"
+  with (
+    files.damage_is_a_user_error(path, mend, _ERRORS),
+    warnings.catch_warnings(),
+    # Not by name: Pillow maps files that it knows by name, and garbles turned TIFF there.
+    path.open("rb") as file,
+  ):
+    warnings.simplefilter("ignore")  # about metadata, without the file's name
+    try:
+      image = Image.open(file, formats=("GIF",) if gif else _STILLS)
+    except Image.DecompressionBombError as error:
+      raise UserError(
+        f"{path} has more than {files.MAX_PIXELS // 10**6} million pixels; make it smaller, or "
+        "save it again if it is damaged."
+      ) from error
+    with image:
+      files.check_pixels(path, image.height, image.width)
+      # A JPEG's further pictures are previews.
+      if image.format in ("PNG", "TIFF") and image.n_frames > 1:
+        raise UserError(
+          f"{path} holds {image.n_frames} pictures; save one a file, or a folder of numbered ones."
+        )
+      yield image
+
+
+def orientation(image):
+  """Returns the EXIF orientation of an open picture, 1 (as stored) to 8."""
+  if image.format == "GIF":
+    return 1
+  # Pillow's reader of PNG decodes the whole picture each time, to look behind it.
+  if image.format == "PNG" and _has_late_chunks(image):
+    image.load()
+  found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+  return found if found in _TURNS else 1
+
+
+def _has_late_chunks(image):
+  """Whether a PNG that is not decoded yet has anything but its end after its pixels."""
+  file, pixels_seen = image.fp, False
+  if file is None:
+    return False
+  at = file.tell()
+  file.seek(8)
+  try:
+    while len(head := file.read(8)) == 8:
+      length, kind = struct.unpack(">I4s", head)
+      if pixels_seen and kind != b"IDAT":
+        return kind != b"IEND"
+      pixels_seen = pixels_seen or kind == b"IDAT"
+      file.seek(length + 4, 1)
+    return False
+  finally:
+    file.seek(at)
+
+
+def shown_size(image):
+  """Returns the (height, width) an open picture is shown with."""
+  # Pillow says it of TIFF, and the stored size of the others.
+  sideways = image.format != "TIFF" and orientation(image) in SIDEWAYS
+  return (image.width, image.height) if sideways else (image.height, image.width)
+
+
+def pixels(image, path):
+  """Decodes an open picture as it is shown.
+
+  Args:
+    image: what `opened` yielded.
+    path: of it, for its checksums.
+
+  Returns:
+    [h, w] or [h, w, channels] in the file's own values (indices where there is a palette), and the
+    greatest that its pixel type holds, None where that says nothing.
+  """
+  if image.format == "PNG":
+    _check_png(path)
+  turned, tiff = orientation(image), image.format == "TIFF"
+  bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0] if tiff else 16
+  inverted = tiff and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+  image.load()
+  values, maximum = np.asarray(image), _MAXIMUM.get(image.mode)
+  if image.mode.startswith("I;16"):
+    maximum = 2**bits - 1
+    values = values.astype(np.uint16)  # big-endian in some files
+    if inverted:  # Pillow inverts 8 bits only
+      values = np.uint16(maximum) - values
+  # Pillow turns TIFF itself.
+  return (values if tiff else turn(values, turned)), maximum
+
+
+def _check_png(path):
+  """Compares the checksums of a PNG, which Pillow's decoder passes over."""
+  with path.open("rb") as file, Image.open(file, formats=("PNG",)) as image:
+    image.verify()
+
+
+def grey(image, path):
+  """Decodes an open picture, or the frame of a GIF it is at, as grey values [h, w] uint8.
+
+  Colours become their luma (ITU-R 601), 16 bits are divided down to 8.
+  """
+  if image.mode in ("I", "F"):
+    raise UserError(f"{path} holds numbers of 32 bits; save pictures in 8 or 16 bits.")
+  if not image.mode.startswith("I;16"):
+    if image.format == "PNG":
+      _check_png(path)
+    turned = orientation(image)
+    values = np.asarray(image.convert("L"))
+    return values if image.format == "TIFF" else turn(values, turned)
+  values, maximum = pixels(image, path)
+  largest = values.max()
+  if 0 < largest <= _DARK and maximum == 65535:
+    logging.warning(
+      "%s: the largest of its 16-bit values is %d of 65535, so it is nearly black; if its scale is "
+      "another (12 bits: 4095), save it in 8 bits.",
+      path,
+      largest,
+    )
+  return np.rint(values / (maximum / 255)).astype(np.uint8)
