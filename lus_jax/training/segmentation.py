@@ -645,12 +645,13 @@ class Trained:
     return found
 
 
-def load(workdir, *, every=False):
+def load(workdir, *, every=False, option="--config.channels.workdir"):
   """Loads the frozen models of a finished segmentation run.
 
   Args:
     workdir: the run's directory.
     every: whether the members beside the thresholds are loaded too.
+    option: by which the directory was named.
 
   Returns:
     A `Trained`.
@@ -661,7 +662,7 @@ def load(workdir, *, every=False):
   claim = checkpoints_lib.read_claim(workdir)
   if claim is None or claim["config"].get("task") != "segmentation":
     raise UserError(
-      f"{workdir} holds no segmentation run; name one with --config.channels.workdir=DIR, or train "
+      f"{workdir} holds no segmentation run; name one with {option}=DIR, or train "
       f"one: python -m lus_jax.main --config configs/seg.py --workdir {workdir}"
     )
   if not results.exists(workdir, *RESULTS):
