@@ -35,7 +35,7 @@ def get_config(size="paper"):
   config.calibration = "temperature"
   if size == "demo":
     # Sets with several raters are small: few steps are many epochs.
-    config.train.steps = 800
+    config.train.steps = 600
     config.train.checkpoint_every = 20
   elif size == "tiny":
     config.data.name = "lus_phantom"

@@ -212,12 +212,12 @@ def as_begun(config, workdir):
       if claim and config[section][field] == automatic:
         config[section][field] = claim["config"].get(section, {}).get(field, automatic)
     if claim and "steps" in config.train:
-      theirs = claim["config"].get("train", {})
+      theirs, ours = claim["config"].get("train", {}), config.train.steps
+      if theirs.get("steps", ours) == ours > 0:
+        # The epochs of the config are the least, and there they are what came of the data.
+        config.train.epochs = max(config.train.epochs, theirs.get("epochs", 0))
       if "steps" not in theirs:
         del config.train.steps  # a run from before there was such a field
-      elif theirs["steps"] == config.train.steps > 0:
-        # The epochs of the config are the least, and there they are what came of the data.
-        config.train.epochs = max(config.train.epochs, theirs["epochs"])
   return config
 
 

@@ -109,7 +109,7 @@ def test_a_long_recipe_on_a_cpu_is_announced_by_value():
   assert "(now 512 x 512: data.image_size)" in text and ":demo behind" in text
   demo, _ = hardware.resolve(raters.get_config("demo"), CPU, frames=27)
   text = hardware.slow_recipe(demo, 4e15, CPU, rate=1e11)
-  assert "(now 62: train.steps and train.epochs), models (now 17: " in text
+  assert "(now 47: train.steps and train.epochs), models (now 17: " in text
   assert ":demo" not in text
   # 2 hours are the limit: 3.6e14 FLOP here.
   assert hardware.slow_recipe(config, 3.7e14, CPU, rate=1e11)
@@ -153,14 +153,16 @@ def test_few_frames_get_more_epochs():
   assert epochs(32, **{"train.steps": 0}) == 3
 
 
-def test_a_run_from_before_such_a_field_goes_on(tmp_path):
-  begun = checkpoints.settings(seg.get_config("demo"))
+@pytest.mark.parametrize(("module", "epochs"), [(seg, 3), (raters, 200)])
+def test_a_run_from_before_such_a_field_goes_on(tmp_path, module, epochs):
+  begun = checkpoints.settings(module.get_config("demo"))
   del begun["train"]["steps"]
+  begun["train"]["epochs"] = epochs  # of the demo then
   checkpoints.claim(tmp_path, begun, {})
-  config = hardware.as_begun(seg.get_config("demo").lock(), tmp_path)
+  config = hardware.as_begun(module.get_config("demo").lock(), tmp_path)
   config, _ = hardware.resolve(config, CPU, frames=9)
   checkpoints.check_claim(tmp_path, checkpoints.settings(config))
-  assert config.train.epochs == 3
+  assert config.train.epochs == epochs
 
 
 def test_a_run_goes_on_with_the_epochs_that_came_of_its_data(tmp_path):

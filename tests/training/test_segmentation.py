@@ -195,6 +195,39 @@ def test_tensorboard_holds_curves_pictures_and_settings(finished):
   assert len(pictures) == 3
 
 
+class Painted(list):
+  """Training frames of which only the confidence is there, of stored values and their counts."""
+
+  def __init__(self, **counts):
+    values = np.concatenate([np.full(n, int(value[1:]), np.uint8) for value, n in counts.items()])
+    super().__init__([{"confidence": values}] * 3)
+
+  def only(self, *names):
+    return self
+
+
+SEVEN = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
+
+
+def test_thresholds_with_the_same_labels_are_named_with_what_is_enough():
+  text = segmentation.same_labels(Painted(v0=900, v255=100), SEVEN)
+  assert text.startswith("labels: 100%, 80%, 60%, 50%, 40%, 20%, > 0% agree in 99% of their pixels")
+  assert text.endswith("--config.sweep.thresholds=0.5 trains 1 in place of 7")
+  assert "3 training frames" in text
+  # Painted with 50 % and 100 %.
+  text = segmentation.same_labels(Painted(v0=900, v128=50, v255=50), SEVEN)
+  assert text.startswith("labels: 100%, 80%, 60% and 50%, 40%, 20%, > 0% agree")
+  assert text.endswith("--config.sweep.thresholds=0.6,0.5 trains 2 in place of 7")
+
+
+def test_interpolated_edges_of_binary_masks_are_allowed_for():
+  edges = Painted(v0=900, v30=4, v140=4, v255=100)
+  assert "trains 1 in place of 7" in segmentation.same_labels(edges, SEVEN, binary=True)
+  assert segmentation.same_labels(edges, (0.8, 0.5, 0.1)) == ""
+  assert segmentation.same_labels(Painted(v0=900), SEVEN) == ""
+  assert segmentation.same_labels(Painted(v0=1, v255=9), (0.5,)) == ""
+
+
 def test_a_finished_run_prints_its_table_again_and_changes_nothing(finished, prepared, capsys):
   before = {p: p.read_bytes() for p in (finished / "results").iterdir()}
   # What is automatic is as the run began, though 16 frames would fit.
