@@ -251,6 +251,15 @@ def resolve(config, device, *, frames=PAPER_BATCH, classes=6, strategy="loop"):
   return config, why
 
 
+def loop_settings(config):
+  """The `train` part of a resolved config for the loop: many short epochs share a checkpoint."""
+  train = config.train.copy_and_resolve_references()
+  if train.get("steps", 0):
+    with train.unlocked():
+      train.checkpoint_every = max(train.checkpoint_every, train.epochs // 10)
+  return train
+
+
 def describe(config, device, why, *, strategy, cache):
   """One line on what a run computes on, and the settings, with why of those that were automatic.
 

@@ -405,7 +405,7 @@ def train_and_evaluate(config, workdir, patients=None):
         sweep,
         state,
         batches,
-        config=config.train,
+        config=hardware.loop_settings(config),
         steps_per_epoch=steps_per_epoch,
         key=jax.random.key(config.seed),
         checkpoints=checkpoints,

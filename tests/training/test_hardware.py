@@ -153,6 +153,17 @@ def test_few_frames_get_more_epochs():
   assert epochs(32, **{"train.steps": 0}) == 3
 
 
+def test_many_short_epochs_share_a_checkpoint():
+  def every(frames, module=seg, **changes):
+    config = module.get_config("demo")
+    config.update_from_flattened_dict(changes)
+    return hardware.loop_settings(hardware.resolve(config, CPU, frames=frames)[0]).checkpoint_every
+
+  assert every(323) == 1 and every(30) == 3 and every(9) == 12
+  assert every(9, raters) == 20 and every(9, **{"train.checkpoint_every": 50}) == 50
+  assert every(9, **{"train.steps": 0}) == 1
+
+
 @pytest.mark.parametrize(("module", "epochs"), [(seg, 3), (raters, 200)])
 def test_a_run_from_before_such_a_field_goes_on(tmp_path, module, epochs):
   begun = checkpoints.settings(module.get_config("demo"))
