@@ -146,7 +146,7 @@ class Frames:
       unit="batch",
       delay=5,  # seconds: what is faster needs none
       mininterval=0.2 if sys.stderr.isatty() else 10,
-      disable=not self._what or not parallel.is_main(),
+      disable=not self._what or len(starts) < 4 or not parallel.is_main(),
     )
     for start in bar:
       indices = np.arange(start, start + batch_size)

@@ -142,8 +142,8 @@ def write_final(writer, step, summaries, thresholds):
       them, with the threshold in percent in place of the step. Of several seeds, the first one's.
   """
   metrics = ("iou", "iou_at_best_cut", "dice", "weighted_ce", "ce", "trimap", "ece", "brier")
-  for metric in metrics:
-    first = {threshold: name for name, threshold in reversed(thresholds.items())}
+  first = {threshold: name for name, threshold in reversed(thresholds.items())}
+  for metric in metrics if len(first) > 1 else ():
     # Steps have to rise.
     for threshold, name in sorted(first.items()):
       if summaries[name].get(metric) is not None:

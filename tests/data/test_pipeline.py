@@ -105,7 +105,7 @@ def test_what_is_watched_is_the_same_with_a_bar(monkeypatch):
 
   monkeypatch.setattr(pipeline, "tqdm", bar)
   plain = Frames(frames(7), cache="device")
-  each = [list(map(indices, x.evaluation_batches(3))) for x in (plain, plain.watched("on test"))]
+  each = [list(map(indices, x.evaluation_batches(2))) for x in (plain, plain.watched("on test"))]
   assert each[0] == each[1]
   assert shown == [("", True), ("on test", False)]
 
