@@ -10,9 +10,9 @@ On your own frames (format: README.md, "Your own data"):
       --config.data.dir=DIR --workdir runs/mine
 
 It prepares the data set, trains, evaluates the best epoch of every member on held-out patients,
-prints Table 1 and writes `results/*.json`. Any field: `--config.optimizer.learning_rate=3e-4`.
-On 2 CPU cores the smoke run takes about a minute and the demo under 5; the paper's recipe takes
-days there and needs a GPU.
+prints Table 1 and writes `results/*.json`. Any field: `--config.optimizer.learning_rate=3e-4`; all
+of them: `--config seg:demo --help`. On 2 CPU cores the smoke run takes about a minute and the demo
+under 5; the paper's recipe takes days there and needs a GPU.
 """
 
 from ml_collections import ConfigDict

@@ -437,9 +437,34 @@ def train_and_evaluate(config, workdir, patients=None):
         writer=writer,
       )
   parallel.sync("segmentation results")
-  print(tables.segmentation(results.read(workdir, "segmentation")))
+  content = results.read(workdir, "segmentation")
+  print(tables.segmentation(content))
+  if advice := no_better_than_blind(content, steps):
+    print(advice)
   if results.exists(workdir, "raters"):
     print(tables.raters(results.read(workdir, "raters")))
+
+
+def no_better_than_blind(content, steps):
+  """What to say where no threshold's network is above the mean map of its threshold; else empty.
+
+  Args:
+    content: of `results/segmentation.json`.
+    steps: of the training.
+  """
+  bar = {
+    x["threshold"]: x["iou"] for x in content.get("predictors", ()) if x["predictor"] == "mean_map"
+  }
+  if any((row["iou"] or 0) > (bar.get(row["threshold"]) or 0) for row in content["rows"]):
+    return ""
+  train = content["dataset"]["splits"]["train"]
+  epochs = content["config"]["train"]["epochs"]
+  return (
+    "No network has a higher IoU than the mean map of its threshold, which looks at no picture: "
+    f"{steps} steps on {train} training frames taught too little. More epochs may "
+    f"(--config.train.epochs={4 * epochs}), or larger pictures (--config.data.image_size), or more "
+    "labelled frames."
+  )
 
 
 def make_views(config, objective):

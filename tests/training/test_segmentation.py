@@ -195,6 +195,30 @@ def test_tensorboard_holds_curves_pictures_and_settings(finished):
   assert len(pictures) == 3
 
 
+@pytest.mark.parametrize(
+  ("ious", "bars", "said"),
+  [
+    ((0.1, 0.2), (0.1, 0.3), True),
+    ((0.1, 0.31), (0.1, 0.3), False),
+    ((None, 0.0), (None, 0.0), True),
+    ((None, 0.1), (0.2, None), False),
+  ],
+)
+def test_networks_that_no_picture_helped_get_advice(ious, bars, said):
+  content = {
+    "rows": [{"threshold": t, "iou": x} for t, x in zip((0.6, 0.0), ious, strict=True)],
+    "predictors": [
+      {"predictor": "mean_map", "threshold": t, "iou": x}
+      for t, x in zip((0.6, 0.0), bars, strict=True)
+    ],
+    "dataset": {"splits": {"train": 9}},
+    "config": {"train": {"epochs": 3}},
+  }
+  text = segmentation.no_better_than_blind(content, 12)
+  assert ("12 steps on 9 training frames" in text and "train.epochs=12" in text) == said
+  assert said or text == ""
+
+
 class Painted(list):
   """Training frames of which only the confidence is there, of stored values and their counts."""
 
