@@ -107,7 +107,7 @@ def main(argv):
 def _parse(argv):
   """The config of a command line; None where only help was asked for."""
   argv = _found(argv)
-  # The options of fields are looked for there.
+  # ml_collections looks there for the options of fields.
   sys.argv = argv
   wants_help = [option for option in argv[1:] if option in ("--help", "-help", "-h", "--helpfull")]
   argv = [option for option in argv if option not in wants_help]
@@ -164,7 +164,7 @@ def _unknown_field(argv, error):
   text = "" if i is None else argv[i].partition("=")[2] or argv[i + 1]
   file, _, size = text.partition(":")
   known = {}
-  with contextlib.suppress(AttributeError, KeyError):  # the mistake may be in the file
+  with contextlib.suppress(AttributeError, KeyError, OSError):  # the mistake may be in the file
     known = fields.flatten(runpy.run_path(file)["get_config"](*([size] if size else [])))
   for option in (a.partition("=")[0] for a in argv if known):
     match = re.fullmatch(r"--?(?:no)?config\.(.+)", option)

@@ -103,10 +103,10 @@ def test_the_history_has_every_epoch_of_every_member_and_the_best_is_in_it(finis
   assert len(history) == 9
   for row in results_lib.read(finished, "segmentation")["rows"]:
     mine = [r for r in history if r["member"] == f"threshold_{row['threshold']:g}"]
-    scores = [r["score"] for r in mine]
-    defined = [s for s in scores if s is not None]
+    # Of equal scores the lower loss.
+    defined = [(-r["score"], r["loss"], r["epoch"]) for r in mine if r["score"] is not None]
     if defined:
-      assert row["best_epoch"] == 1 + scores.index(max(defined))
+      assert row["best_epoch"] == min(defined)[-1]
     assert all(np.isfinite(r["train_loss"]) for r in mine)
 
 
