@@ -34,8 +34,8 @@ def get_config(size="paper"):
   config.loss.weights = "ones"
   config.calibration = "temperature"
   if size == "demo":
-    # Sets with several raters are small: so many epochs are still few steps.
-    config.train.epochs = 200
+    # Sets with several raters are small: few steps are many epochs.
+    config.train.steps = 600
     config.train.checkpoint_every = 20
   elif size == "tiny":
     config.data.name = "lus_phantom"

@@ -10,9 +10,9 @@ On your own frames (format: README.md, "Your own data"):
       --config.data.dir=DIR --workdir runs/mine
 
 It prepares the data set, trains, evaluates the best epoch of every member on held-out patients,
-prints Table 1 and writes `results/*.json`. Any field: `--config.optimizer.learning_rate=3e-4`.
-On 2 CPU cores the smoke run takes about a minute and the demo under 5; the paper's recipe takes
-days there and needs a GPU.
+prints Table 1 and writes `results/*.json`. Any field: `--config.optimizer.learning_rate=3e-4`; all
+of them: `--config seg:demo --help`. On 2 CPU cores the smoke run takes about a minute and the demo
+under 5; the paper's recipe takes days there and needs a GPU.
 """
 
 from ml_collections import ConfigDict
@@ -80,6 +80,7 @@ def get_config(size="paper"):
 
   config.train = ConfigDict()
   config.train.epochs = 100
+  config.train.steps = 0  # few images get more epochs, until there are so many steps
   config.train.batch_size = 0  # 0: the paper's 16, or what fits the device and the data
   config.train.log_every = 20  # steps
   config.train.checkpoint_every = 10  # epochs; what a killed run may have to repeat
@@ -92,7 +93,8 @@ def get_config(size="paper"):
   if size == "paper":
     pass
   elif size == "demo":
-    # 3 epochs of 161 steps of 2 frames for 7 models: 6,762 model-image steps.
+    # 3 epochs of 161 steps of 2 frames for 7 models: 6,762 model-image steps. Of fewer frames of
+    # your own, more epochs.
     config.data.image_size = 96
     config.data.phantom.n_patients = 37
     config.data.phantom.n_frames = 8
@@ -101,6 +103,7 @@ def get_config(size="paper"):
     config.model.dtype = "float32"
     config.optimizer.learning_rate = 2e-3
     config.train.epochs = 3
+    config.train.steps = 480
     config.train.checkpoint_every = 1
     config.train.batch_size = 2
   elif size == "tiny":

@@ -158,7 +158,8 @@ def normalized_relu(logits, *, where=None) -> jax.Array:
   """SoftSeg's output, ReLU(x) / max ReLU(x) by image and class; 0 where the maximum is 0.
 
   Gros et al., SoftSeg (arXiv 2011.09041). Their code takes one maximum over the whole batch, which
-  makes an image's output depend on its neighbours; per image and class it does not.
+  makes an image's output depend on its neighbours; per image and class it does not. The gradient is
+  that of the formula, but where the output is 0 throughout: there it is that of x itself.
 
   Args:
     logits: [..., H, W, K].
@@ -168,9 +169,13 @@ def normalized_relu(logits, *, where=None) -> jax.Array:
     float32 in [0, 1], [..., H, W, K].
   """
   (logits,) = _float32(logits)
-  activation = jnp.where(_valid(where, logits.shape), jax.nn.relu(logits), 0)
+  valid = _valid(where, logits.shape)
+  activation = jnp.where(valid, jax.nn.relu(logits), 0)
   maximum = jnp.max(activation, axis=(-3, -2), keepdims=True)
-  return activation / jnp.where(maximum > 0, maximum, 1)
+  # Where nothing is positive, ReLU has no gradient, and a network that once came there would put
+  # out 0 for good. There, and only there, the gradient passes as if it were none.
+  dead = jnp.where(valid & (maximum == 0), logits, 0)
+  return activation / jnp.where(maximum > 0, maximum, 1) + (dead - jax.lax.stop_gradient(dead))
 
 
 def adaptive_wing(

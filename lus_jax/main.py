@@ -1,9 +1,12 @@
 """The command line: `python -m lus_jax.main --config configs/seg.py --workdir runs/seg`."""
 
+import ast
 import contextlib
 import io
 import os
+import pathlib
 import re
+import runpy
 import signal
 import sys
 
@@ -11,19 +14,48 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
-from lus_jax import files, parallel, report, signals
+from lus_jax import fields, files, parallel, report, signals
 from lus_jax.errors import UserError
 
 DOWNSTREAM = ("sf_change", "sf_ratio", "readmission")
 
+
+class _Tuples(flags.ArgumentParser):
+  """Reads tuple fields: `.6`, `.6,.5`, `(.6, .5)`, `soft,ordinal`; empty: the empty tuple.
+
+  In place of ml_collections' own, which adds the values of an option that is given twice: here the
+  last one wins, as everywhere.
+  """
+
+  syntactic_help = "a tuple"
+
+  def parse(self, argument):
+    if not isinstance(argument, str):
+      return argument
+    try:
+      value = ast.literal_eval(argument.strip() or "()")
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+      if argument.lstrip().startswith("("):
+        raise ValueError(f"{argument} is no tuple; write \"('a', 'b')\" or a,b") from None
+      # Names without quotes, whose brackets may hold commas.
+      value = re.findall(r"(?:[^,()]|\([^()]*\))+", argument)
+      value = [one.strip() for one in value]
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+  def flag_type(self):
+    return "tuple"
+
+
+config_flags.register_flag_parser_for_type(tuple, _Tuples())
+
 CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
-  "A file of configs/, as configs/seg.py, or a size of it, as configs/seg.py:tiny or :demo. Any "
-  "field of it can be set, as --config.train.epochs=10.",
+  "A config by its name or file, as seg or configs/seg.py, or a size of it, as seg:tiny or :demo. "
+  "Any field of it can be set, as --config.train.epochs=10; --config seg --help lists them.",
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's results and checkpoints go.")
 CACHE = flags.DEFINE_string(
@@ -54,6 +86,8 @@ def main(argv):
   """Parses the command line and runs; returns the exit code (2 after a user's mistake)."""
   try:
     config = _parse(argv)
+    if config is None:
+      return 0
     if "distributed" in config:
       parallel.initialize(config.distributed)
     workdir = files.expanded(WORKDIR.value, "--workdir")
@@ -95,33 +129,33 @@ def _kept(workdir):
 
 
 def _parse(argv):
+  """The config of a command line; None where only help was asked for."""
+  argv = _found(argv)
+  # ml_collections looks there for the options of fields.
+  sys.argv = argv
+  wants_help = [option for option in argv[1:] if option in ("--help", "-help", "-h", "--helpfull")]
+  argv = [option for option in argv if option not in wants_help]
   # absl and ml_collections report each kind of mistake by another exception, some with a traceback
   # in its text, of which the last line says what happened.
-  app.define_help_flags()
   try:
     rest = flags.FLAGS(argv)
     config = CONFIG.value
     if config is not None:
       config.lock()  # raises where the file could not be loaded
   except (AttributeError, KeyError) as error:
-    name = re.search(r"\w+", str(error))[0]
-    option = next((a.split("=")[0] for a in argv if f".{name}" in a), None)
-    if option is None:
-      raise UserError(
-        f"{error} (in the file of --config, which has to be one like configs/seg.py)"
-      ) from error
-    raise UserError(
-      f"{option}: there is no such field; the config file lists the fields it knows."
-    ) from error
+    raise UserError(_unknown_field(argv, error)) from error
   except OSError as error:
     raise UserError(
       f"{str(error).splitlines()[-1].strip()}: the file of --config could not be read; its path is "
       "relative to where you are."
     ) from error
-  except (flags.Error, TypeError, ValueError) as error:
+  except (flags.Error, TypeError, ValueError, SyntaxError, ImportError) as error:
     lines = [line.strip(" :") for line in str(error).splitlines() if line.strip()]
     first = "" if "Traceback" in lines[0] or len(lines) == 1 else f"{lines[0].split(': ')[0]}: "
     raise UserError(f"{first}{lines[-1]} (in the command line or config file)") from error
+  if wants_help:
+    print(_help(config))
+    return None
   if len(rest) > 1:
     raise UserError(f"'{rest[1]}' is not an option; options start with --.")
   if config is None or not WORKDIR.value:
@@ -136,6 +170,51 @@ def _parse(argv):
   if cache and not cache.startswith("~"):
     jax.config.update("jax_compilation_cache_dir", cache)
   return config
+
+
+def _found(argv):
+  """The command line with the path of the config in place of its name."""
+  argv = list(argv)
+  for i, option in enumerate(argv):
+    if match := re.fullmatch(r"(--?config=)(.+)", option, re.S):
+      argv[i] = match[1] + fields.find(match[2])
+    elif option in ("--config", "-config") and i + 1 < len(argv):
+      argv[i + 1] = fields.find(argv[i + 1])
+  return argv
+
+
+def _unknown_field(argv, error):
+  """What to say of a field that the config does not have, or of a config that is none."""
+  # Read anew: the flag has no value yet.
+  i = next((i for i, a in enumerate(argv) if re.match("--?config(=|$)", a)), None)
+  text = "" if i is None else argv[i].partition("=")[2] or argv[i + 1]
+  file, _, size = text.partition(":")
+  known = {}
+  with contextlib.suppress(AttributeError, KeyError, OSError):  # the mistake may be in the file
+    known = fields.flatten(runpy.run_path(file)["get_config"](*([size] if size else [])))
+  for option in (a.partition("=")[0] for a in argv if known):
+    match = re.fullmatch(r"--?(?:no)?config\.(.+)", option)
+    if match and not any(f"{field}.".startswith(f"{match[1]}.") for field in known):
+      near = fields.nearest(match[1], known)
+      mend = f"did you mean --config.{near}? --help lists all" if near else "--help lists them"
+      return f"{option}: there is no such field; {mend}."
+  return f"{error} (in the file of --config, which has to be one like configs/seg.py)"
+
+
+def _help(config):
+  """What `--help` says: the options and, where a config is named, all its fields."""
+  text = f"""{__doc__}
+
+{flags.FLAGS.main_module_help()}
+
+Configs: {", ".join(fields.names())}; each as it is, or reduced by :demo or :tiny behind its name.
+"""
+  if config is None:
+    return f"{text}\nAll fields of one: python -m lus_jax.main --config seg:demo --help"
+  path = flags.FLAGS["config"].config_filename
+  file, _, _ = path.partition(":")
+  about = ast.get_docstring(ast.parse(pathlib.Path(file).read_text())) or ""
+  return f"{text}\n{path}\n{about}\n\n{fields.describe(config, file)}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An image or clip in, probability masks and overlays out.
+"""An image, clip or folder of pictures in, probability masks and overlays out.
 
   python -m lus_jax.predict --workdir runs/seg --input clip.mp4 --out masks --thresholds .6,.5
 
@@ -9,7 +9,8 @@ the input's own frames:
   masks/threshold_0.6/000010/<class>.png    8-bit grey, 255 = probability 1
   masks/overlays/threshold_0.6/000010.png   frame 10 with the classes in their colours
 
-so that `masks/threshold_0.6` can stand as `masks/` of a lus_folder data set.
+so that `masks/threshold_0.6` can stand as `masks/` of a lus_folder data set. Of a folder of
+pictures that are no frames of one clip each is predicted by itself, into `masks/<picture>/`.
 """
 
 import io
@@ -65,13 +66,14 @@ def restore(probability, box, height, width):
   return np.rint(255 * np.stack(resized, axis=-1)).astype(np.uint8)
 
 
-def predict(trained, clip, *, frames):
+def predict(trained, clip, *, frames, probability=None):
   """Runs models over frames of a clip, a few at a time.
 
   Args:
     trained: a `lus_jax.training.segmentation.Trained`.
     clip: a `tfds_builders.media.Media`.
     frames: numbers of frames, counted from 0, rising.
+    probability: `trained.probability`, compiled by its sweep, where there are several clips.
 
   Yields:
     The number of a frame, its grey values [h, w] uint8, and for every view of `trained` the
@@ -81,7 +83,7 @@ def predict(trained, clip, *, frames):
     UserError: the clip is damaged.
   """
   sweep, weights = trained.sweep, trained.weights
-  probability = sweep.compile(trained.probability)
+  probability = probability or sweep.compile(trained.probability)
   n = min(_BATCH, len(frames))
   for numbers, images in _batches(clip, frames, n):
     fitted, box = _fit(images, trained.config.data.image_size)
@@ -114,11 +116,12 @@ def _fit(images, size):
 
 
 def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
-  """Predicts an image or clip and writes masks, overlays and `prediction.json`.
+  """Predicts an image, a clip or a folder of pictures and writes masks, overlays and records.
 
   Args:
     workdir: of a finished segmentation run.
-    source: mp4, avi, gif, npy, png, or a folder of numbered PNGs.
+    source: mp4, avi, gif, npy, a picture (png, jpg, tif, bmp), a folder of numbered pictures, which
+      is a clip, or one of other pictures.
     out: a directory: a new one, an empty one, or that of the same prediction, which is written
       again.
     thresholds: which of the run's thresholds; all by default, none where there are `members`.
@@ -131,57 +134,120 @@ def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
   Raises:
     UserError: the run, the input, an argument or the directory is not in order.
   """
-  clip = _probe(source)
-  frames = _choose_frames(clip, frames)
-  trained = segmentation.load(os.path.expanduser(workdir), every=members is not None)
-  chosen = _choose(trained, thresholds, members, workdir)
-  trained = trained.only(chosen)
-  names = [view.name for view in trained.views]
-  size = trained.config.data.image_size
-  _, box = _fit(np.zeros((1, clip.height, clip.width), np.uint8), size)
-  content = {
+  pictures = _find_pictures(source)
+  if pictures and frames is not None:
+    raise UserError(f"--frames: the pictures of {source} are no frames of one clip; leave it out.")
+  clips = {name: _probe(file) for name, file in pictures.items()} or {"": _probe(source)}
+  chosen_frames = {name: _choose_frames(clip, frames) for name, clip in clips.items()}
+  trained = segmentation.load(
+    os.path.expanduser(workdir), every=members is not None, option="--workdir"
+  )
+  trained = trained.only(_choose(trained, thresholds, members, workdir))
+  out = pathlib.Path(out).expanduser()
+  content = _describe(trained, workdir, source) | {"pictures": list(pictures)}
+  contents = {
+    name: _describe(trained, workdir, clip.path if pictures else source)
+    | _describe_frames(trained, clip, chosen_frames[name])
+    for name, clip in clips.items()
+  }
+  if pictures:
+    _check_directory(out, content)
+  else:
+    content = contents[""]
+  for name, one in contents.items():
+    _check_directory(out / name, one)
+  probability = trained.sweep.compile(trained.probability)
+  bar = tqdm(
+    total=sum(map(len, chosen_frames.values())),
+    unit="frame",
+    desc=f"predicting with {len(content['members'])} models",
+    mininterval=0.2 if sys.stderr.isatty() else 10,
+    delay=5,
+  )
+  try:
+    with bar:
+      if pictures:
+        _write_record(out, content)
+      for name, clip in clips.items():
+        maps = predict(trained, clip, frames=chosen_frames[name], probability=probability)
+        _write(out / name, contents[name], maps, bar)
+      if pictures:
+        _write_record(out, content | {"complete": True})
+  except OSError as error:
+    raise UserError(f"--out={out} cannot be written ({error.strerror}).") from error
+  return content | {"complete": True}
+
+
+def _describe(trained, workdir, source):
+  return {
     "schema": SCHEMA,
     "complete": False,
     "input": os.fspath(source),
     "workdir": os.fspath(workdir),
     "thresholds": [t for t in trained.thresholds if t is not None],
-    "members": names,
+    "members": [view.name for view in trained.views],
     "classes": list(trained.classes),
     "colours": {name: palette.css(k) for k, name in enumerate(trained.classes)},
     "meaning": {view.name: f"value / 255 = {_meaning(trained, view)}" for view in trained.views},
+    "dataset": trained.dataset,
+    "config": json.loads(trained.config.to_json()),
+    "versions": results.versions(),
+  }
+
+
+def _describe_frames(trained, clip, frames):
+  size = trained.config.data.image_size
+  _, box = _fit(np.zeros((1, clip.height, clip.width), np.uint8), size)
+  return {
     "frames": frames,
     "height": clip.height,
     "width": clip.width,
     "network_size": size,
     "valid_box": [int(x) for x in box],
-    "dataset": trained.dataset,
-    "config": json.loads(trained.config.to_json()),
-    "versions": results.versions(),
   }
-  out = pathlib.Path(out).expanduser()
-  _check_directory(out, content)
+
+
+def _write(out, content, maps, bar):
+  """Writes one clip's masks, overlays and record."""
+  # It goes first, so that what a kill leaves behind is known for what it is.
+  _write_record(out, content)
+  for number, image, each in maps:
+    for name, probability in zip(content["members"], each, strict=True):
+      for k, label in enumerate(content["classes"]):
+        _write_png(out / name / f"{number:06d}" / f"{label}.png", probability[..., k])
+      overlay = palette.overlay(image, probability / np.float32(255))
+      _write_png(out / "overlays" / name / f"{number:06d}.png", overlay)
+    bar.update()
+  _write_record(out, content | {"complete": True})
+
+
+def _find_pictures(source):
+  """The pictures of a folder that are no frames of one clip, by name; none of anything else."""
+  from tfds_builders import media
+
+  folder = pathlib.Path(source).expanduser()
   try:
-    # It goes first, so that what a kill leaves behind is known for what it is.
-    _write_record(out, content)
-    bar = tqdm(
-      predict(trained, clip, frames=frames),
-      total=len(frames),
-      unit="frame",
-      desc=f"predicting with {len(names)} models",
-      mininterval=0.2 if sys.stderr.isatty() else 10,
-      delay=5,
+    files = (
+      sorted(x for x in folder.iterdir() if not x.name.startswith(".")) if folder.is_dir() else []
     )
-    for number, image, maps in bar:
-      for name, probability in zip(names, maps, strict=True):
-        for k, label in enumerate(trained.classes):
-          _write_png(out / name / f"{number:06d}" / f"{label}.png", probability[..., k])
-        overlay = palette.overlay(image, probability / np.float32(255))
-        _write_png(out / "overlays" / name / f"{number:06d}.png", overlay)
-    content["complete"] = True
-    _write_record(out, content)
-  except OSError as error:
-    raise UserError(f"--out={out} cannot be written ({error.strerror}).") from error
-  return content
+  except OSError:  # `_probe` says what is wrong
+    return {}
+  pictures = [file for file in files if file.suffix.lower() in media.PICTURES]
+  if not pictures:
+    return {}
+  try:
+    media.probe(folder)
+    return {}
+  except UserError as error:
+    reason = str(error).rstrip(".")
+  others = [file.name for file in files if file not in pictures]
+  left_out = f"; left out: {len(others)} other(s) ({', '.join(others[:5])})" if others else ""
+  print(
+    f"{folder} is no clip ({reason}): each of its {len(pictures)} pictures is predicted by "
+    f"itself{left_out}"
+  )
+  stems = [file.stem for file in pictures]
+  return {file.stem if stems.count(file.stem) == 1 else file.name: file for file in pictures}
 
 
 def _meaning(trained, view):
@@ -302,7 +368,8 @@ def main(argv):
     print("\nInterrupted. The same command writes all of it again.", file=sys.stderr)
     return 130
   counts = {
-    "frames": len(content["frames"]),
+    **({"pictures": len(content["pictures"])} if "pictures" in content else {}),
+    **({"frames": len(content["frames"])} if "frames" in content else {}),
     "models": len(content["members"]),
     "classes": len(content["classes"]),
   }
@@ -318,7 +385,11 @@ def _parse(argv):
     flags.DEFINE_string(name, default, description, flag_values=values)
 
   text("workdir", None, "The directory of a finished segmentation run.")
-  text("input", None, "mp4, avi, gif, npy, png, or a folder of numbered PNGs.")
+  text(
+    "input",
+    None,
+    "A clip (mp4, avi, gif, npy), a picture (png, jpg, tif, bmp), or a folder of them.",
+  )
   text("out", None, "Where masks and overlays go: a new directory, or the same prediction's.")
   text("thresholds", None, "Which models, as .6,.5; all of the run's by default.")
   text("members", None, "Which models beside the thresholds, as soft,ordinal.")

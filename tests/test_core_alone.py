@@ -77,7 +77,7 @@ with tempfile.TemporaryDirectory() as workdir:
     key=jax.random.key(0), checkpoints=manager, writer=writer,
   )
   manager.close()
-  assert open(f"{workdir}/tensorboard/metrics.jsonl").read().count("train_loss/threshold_0.8") == 6
+  assert open(f"{workdir}/tensorboard/metrics.jsonl").read().count("loss/train/threshold_0.8") == 6
 end = jax.device_get(sweep.stack(state).params)
 assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (start, end))))
 evaluation = evaluate(

@@ -271,6 +271,29 @@ def test_the_order_of_images_does_not_matter(seed, name):
   np.testing.assert_allclose(forward, backward, rtol=1e-5)
 
 
+def test_an_output_that_is_zero_throughout_comes_alive_again():
+  logits, confidence = _example(5)
+  dead = np.zeros(SHAPE, bool)
+  dead[1] = True
+  logits = np.where(dead, -np.abs(logits) - 0.1, logits).astype(np.float32)
+
+  def loss(x):
+    prediction = losses.normalized_relu(x, where=BORDERS)
+    return losses.adaptive_wing(prediction=prediction, target=confidence, where=BORDERS)
+
+  assert np.all(np.asarray(losses.normalized_relu(logits, where=BORDERS))[1] == 0)
+  gradient = np.asarray(jax.grad(loss)(jnp.asarray(logits)))
+  drawn = np.broadcast_to(BORDERS, SHAPE) & (confidence > 0)
+  # Up where something is drawn, unmoved where nothing is: both are what the loss asks of a 0.
+  assert np.all(gradient[1][drawn[1]] < 0) and np.all(gradient[1][~drawn[1]] == 0)
+  # Elsewhere a pixel below 0 stays without one, as ReLU has it.
+  assert np.all(gradient[0][logits[0] < 0] == 0) and np.any(gradient[0] != 0)
+  x = jnp.asarray(logits)
+  for _ in range(20):
+    x -= 0.1 * jax.grad(loss)(x)
+  assert loss(x) < loss(logits) and np.asarray(losses.normalized_relu(x))[1].max() == 1
+
+
 def test_normalized_relu_by_image_and_class():
   logits, _ = _example(6)
   logits[0, ..., 1] = -1

@@ -18,11 +18,11 @@ from lus_jax.errors import UserError
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run(*args, check=False):
+def run(*args, check=False, cwd=ROOT):
   return subprocess.run(
     [sys.executable, "-m", "lus_jax.main", *map(str, args)],
-    cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    cwd=cwd,
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.fspath(ROOT)},
     capture_output=True,
     text=True,
     check=check,
@@ -36,11 +36,18 @@ def run(*args, check=False):
     ([], "both --config and --workdir are needed"),
     (["--config=configs/nope.py"], "configs/nope.py"),
     (["--config=configs/seg.py:huge"], "configs/seg.py:huge does not exist"),
-    (["--config=configs/seg.py", "--config.train.epoch=3"], "--config.train.epoch: there is no"),
+    (
+      ["--config=configs/seg.py", "--config.train.epoch=3"],
+      "--config.train.epoch: there is no such field; did you mean --config.train.epochs?",
+    ),
     (["--config=configs/seg.py", "--config.train.epochs=many"], "--config.train.epochs=many"),
     (["--config=configs/seg.py", "--workers=3"], "workers"),
     (["--config=configs/seg.py", "--config.sweep.thresholds=(1.2,.5)"], "1.2 is not in [0, 1]"),
-    (["--config=configs/seg.py", "--config.sweep.thresholds=(.5,.5)"], "0.5 stands there twice"),
+    (
+      # The last one counts.
+      ["--config=seg", "--config.sweep.thresholds=1.2", "--config.sweep.thresholds=.5,.5"],
+      "0.5 stands there twice",
+    ),
     (["--config=configs/seg.py", "--config.data.name=mnist"], "config.data.name: 'mnist'"),
     (["--config=configs/seg.py", "--config.data.dir=mine"], "add --config.data.name=lus_folder"),
     (
@@ -163,6 +170,29 @@ def test_every_task_runs_and_its_report_is_built(tmp_path, monkeypatch, capsys, 
   assert capsys.readouterr().out == "Report: page.html\n"
 
 
+@pytest.mark.parametrize(
+  ("text", "value"),
+  [
+    (".6", (0.6,)),
+    (".6,.5", (0.6, 0.5)),
+    ("(.6, .5)", (0.6, 0.5)),
+    ("[1.0]", (1.0,)),
+    ("", ()),
+    ("()", ()),
+    ("soft", ("soft",)),
+    ("('soft', 'ordinal')", ("soft", "ordinal")),
+    ("soft, threshold(.6, loss=dice),ordinal", ("soft", "threshold(.6, loss=dice)", "ordinal")),
+  ],
+)
+def test_tuples_are_read_as_they_are_written(text, value):
+  assert main._Tuples().parse(text) == value
+
+
+def test_a_broken_tuple_is_refused():
+  with pytest.raises(ValueError, match="is no tuple"):
+    main._Tuples().parse("(.6, .5")
+
+
 @pytest.fixture
 def ended(tmp_path, monkeypatch, capsys):
   """`ended(run) -> exit code, stderr` of the command whose run is this function."""
@@ -211,7 +241,10 @@ def test_an_unknown_task_is_one_line(tmp_path):
     main.run(ConfigDict({"task": "x"}), tmp_path)
 
 
-def test_help_names_the_flags():
-  result = run("--help")
-  assert "--workdir" in result.stdout
-  assert "--config" in result.stdout
+def test_help_lists_the_fields_of_a_config_from_anywhere(tmp_path):
+  result = run("--config", "seg:demo", "--help", cwd=tmp_path)
+  assert result.returncode == 0, result.stderr
+  assert "--workdir" in result.stdout and "--compilation_cache" in result.stdout
+  lines = result.stdout.splitlines()
+  assert "  --config.data.image_size=96  # pixels; frames are letterboxed to a square" in lines
+  assert any(line.startswith("  --config.sweep.members=()  # What is trained") for line in lines)

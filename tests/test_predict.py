@@ -98,7 +98,7 @@ def model():
 
 @pytest.fixture
 def load(model, monkeypatch):
-  monkeypatch.setattr(segmentation, "load", lambda workdir, every=False: model.trained)
+  monkeypatch.setattr(segmentation, "load", lambda workdir, every=False, option="": model.trained)
 
 
 def clip(height, width, n=6):
@@ -131,7 +131,7 @@ def test_masks_are_what_the_evaluation_sees(strategy, tmp_path, monkeypatch, mod
       sweep=dataclasses.replace(trained.sweep, strategy="vmap"),
       weights=trained.sweep.stack(trained.weights),
     )
-  monkeypatch.setattr(segmentation, "load", lambda workdir, every=False: trained)
+  monkeypatch.setattr(segmentation, "load", lambda workdir, every=False, option="": trained)
   frames = clip(SIZE, SIZE)
   np.save(tmp_path / "clip.npy", frames)
   out = tmp_path / "out"
@@ -254,6 +254,34 @@ def contents(folder):
   return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_pictures_that_are_no_clip_are_predicted_one_by_one(tmp_path, load, model, capsys):
+  folder, out = tmp_path / "pictures", tmp_path / "out"
+  folder.mkdir()
+  # Of other sizes, formats and names; a frame of a clip has none of these.
+  frames = {"liver.png": clip(40, 100)[0], "b 2.jpg": clip(30, 30)[1], "b 1.TIF": clip(32, 32)[2]}
+  for name, frame in frames.items():
+    Image.fromarray(frame).save(folder / name)
+  (folder / "notes.txt").touch()
+  options = {"workdir": "run", "input": folder, "out": out, "thresholds": ".6"}
+  assert call(**options) == 0
+  printed = capsys.readouterr().out
+  assert "each of its 3 pictures is predicted by itself; left out: 1 other(s) (notes." in printed
+  assert "3 pictures, 1 models, 2 classes" in printed
+  assert sorted(path.name for path in out.iterdir()) == ["b 1", "b 2", "liver", "prediction.json"]
+  record = json.loads((out / "prediction.json").read_text())
+  assert record["complete"] and record["pictures"] == ["b 1", "b 2", "liver"]
+  for name in ("liver.png", "b 1.TIF"):
+    own = out / pathlib.Path(name).stem
+    assert json.loads((own / "prediction.json").read_text())["input"] == str(folder / name)
+    masks = read(own, 0.6, 0)
+    assert masks.shape == (*frames[name].shape, 2)
+  maps, _ = model.reference(frames["b 1.TIF"][None])
+  np.testing.assert_allclose(read(out / "b 1", 0.6, 0), 255 * maps[1, 0], atol=0.51)
+  assert call(**options) == 0  # the same again
+  assert call(**options | {"frames": "0"}) == 2
+  assert "no frames of one clip" in capsys.readouterr().err
+
+
 def test_an_interrupted_prediction_is_written_again_and_another_one_is_refused(
   tmp_path, load, monkeypatch, capsys
 ):
@@ -303,7 +331,7 @@ def mixed(monkeypatch):
   trained = dataclasses.replace(trained, sweep=dataclasses.replace(trained.sweep, members=own))
   asked = []
 
-  def load(workdir, every=False):
+  def load(workdir, every=False, option=""):
     asked.append(every)
     return trained if every else trained.only(range(len(THRESHOLDS)))
 
@@ -436,7 +464,9 @@ def test_a_workdir_without_a_run_is_refused(tmp_path, capsys):
   np.save(tmp_path / "clip.npy", clip(20, 30))
   for workdir in (tmp_path / "nope", tmp_path):
     assert call(workdir=workdir, input=tmp_path / "clip.npy", out=tmp_path / "out") == 2
-    assert f"{workdir} holds no segmentation run" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{workdir} holds no segmentation run; name one with --workdir=DIR" in error
+    assert "config.channels" not in error
   assert not (tmp_path / "out").exists()
 
 

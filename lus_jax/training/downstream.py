@@ -654,12 +654,11 @@ def _fit(config, settings, workdir, network, sweep, names, started, task, store,
       checkpoints=checkpoints,
       writer=writer,
     )
+    print(f"testing the best epochs of {len(names)} models", flush=True)
     tested = judge(state, "test", task.evaluate, best=True)
     step = config.train.epochs * task.steps_per_epoch
-    for name, (ratios, _) in zip(names, tested, strict=True):
-      values = {k: v for k, v in metrics.fold_row(ratios).items() if v is not None}
-      writer.write_scalars(step, {f"test_{k}/{name}": float(v) for k, v in values.items()})
-    writer.flush()
+    found = {name: metrics.fold_row(row) for name, (row, _) in zip(names, tested, strict=True)}
+    writers.write_table(writer, step, found, list(next(iter(found.values()))))
   return meta, tested
 
 

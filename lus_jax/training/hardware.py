@@ -1,6 +1,7 @@
 """What computes here, which settings follow from it, and how long a run will take."""
 
 import dataclasses
+import math
 import os
 import time
 
@@ -14,7 +15,7 @@ from lus_jax.models import flops
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import members
 
-PAPER_BATCH = 16
+PAPER_BATCH, PAPER_SIZE = 16, 512
 # Settings left to us, by what stands in a config then. They change the numbers of a run.
 AUTOMATIC = {("model", "dtype"): "auto", ("train", "batch_size"): 0}
 
@@ -137,7 +138,7 @@ def choose_batch(config, device, *, frames, classes, strategy):
   Returns:
     B, and why; the least where nothing fits.
   """
-  room = device.memory * (1 - CACHE_SHARE)  # the rest is for the frames
+  room = _room(device)
   unit = 1
   if strategy == "sharded":
     _, unit = parallel.mesh_shape(_count(config), device.count)
@@ -154,6 +155,48 @@ def choose_batch(config, device, *, frames, classes, strategy):
   return batch, f"the paper's; {share}" if batch == PAPER_BATCH else share
 
 
+def _room(device):
+  return device.memory * (1 - CACHE_SHARE)  # the rest is for the frames
+
+
+def too_large(config, device, *, strategy):
+  """What to say before a run whose training step may not fit the memory; empty if it does.
+
+  Args:
+    config: a run's config, checked.
+    device: a `Device`.
+    strategy: of the sweep, resolved.
+  """
+  config, _ = resolve(config, device, classes=1, strategy=strategy)
+  size, batch = config.data.image_size, config.train.batch_size
+  part = {"classes": 1, "strategy": strategy, "devices": device.count}
+  need, room = step_memory(config, batch=batch, **part), _room(device)
+  if need <= device.memory:
+    return ""
+  halves = [batch >> i for i in range(1, batch.bit_length())]
+  fits = [b for b in halves if step_memory(config, batch=b, **part) <= room]
+  if strategy == "vmap":
+    mend = "--config.sweep.strategy=loop needs the memory of one model at a time"
+  elif fits:
+    mend = f"--config.train.batch_size={fits[0]} fits"
+  else:
+    smaller = config.copy_and_resolve_references()
+    with smaller.unlocked():
+      while step_memory(smaller, batch=batch, **part) > room and smaller.data.image_size > 32:
+        smaller.data.image_size -= 32
+    mend = f"--config.data.image_size={smaller.data.image_size} fits"
+  text = (
+    f"a training step of {batch} image{'s' * (batch > 1)} of {size} x {size} may need "
+    f"{need / 1e9:.0f} GB, and {device} is what there is; {mend}."
+  )
+  if size > PAPER_SIZE:
+    text += (
+      f" Time grows with the pixels too: {(size / PAPER_SIZE) ** 2:.3g} times that of {PAPER_SIZE} "
+      f"x {PAPER_SIZE}."
+    )
+  return text
+
+
 def as_begun(config, workdir):
   """The config with the automatic settings of the run that a directory holds, if it holds one.
 
@@ -168,6 +211,13 @@ def as_begun(config, workdir):
     for (section, field), automatic in AUTOMATIC.items():
       if claim and config[section][field] == automatic:
         config[section][field] = claim["config"].get(section, {}).get(field, automatic)
+    if claim and "steps" in config.train:
+      theirs, ours = claim["config"].get("train", {}), config.train.steps
+      if theirs.get("steps", ours) == ours > 0:
+        # The epochs of the config are the least, and there they are what came of the data.
+        config.train.epochs = max(config.train.epochs, theirs.get("epochs", 0))
+      if "steps" not in theirs:
+        del config.train.steps  # a run from before there was such a field
   return config
 
 
@@ -177,12 +227,14 @@ def resolve(config, device, *, frames=PAPER_BATCH, classes=6, strategy="loop"):
   Args:
     config: a run's config, checked.
     device: a `Device`.
-    frames: of the training split.
+    frames: of the training split; so few that their epochs are short get more epochs, until there
+      are `train.steps`.
     classes: K.
     strategy: of the sweep, resolved.
 
   Returns:
-    The config, and a dict: why, for `dtype` and `batch_size` where they were automatic.
+    The config, and a dict: why, for `dtype` and `batch_size` where they were automatic, and for
+    `epochs` where they were raised.
   """
   config, why = config.copy_and_resolve_references(), {}
   with config.unlocked():
@@ -192,7 +244,20 @@ def resolve(config, device, *, frames=PAPER_BATCH, classes=6, strategy="loop"):
       config.train.batch_size, why["batch_size"] = choose_batch(
         config, device, frames=frames, classes=classes, strategy=strategy
       )
+    steps = config.train.get("steps", 0)
+    epochs = math.ceil(steps / max(1, frames // config.train.batch_size))
+    if epochs > config.train.epochs:
+      config.train.epochs, why["epochs"] = epochs, f"as many as train.steps={steps} takes"
   return config, why
+
+
+def loop_settings(config):
+  """The `train` part of a resolved config for the loop: many short epochs share a checkpoint."""
+  train = config.train.copy_and_resolve_references()
+  if train.get("steps", 0):
+    with train.unlocked():
+      train.checkpoint_every = max(train.checkpoint_every, train.epochs // 10)
+  return train
 
 
 def describe(config, device, why, *, strategy, cache):
@@ -221,25 +286,29 @@ def describe(config, device, why, *, strategy, cache):
   )
 
 
-def slow_recipe(flop, device, *, dtype, rate=None):
+def slow_recipe(config, flop, device, *, rate=None):
   """What to say before a run that takes hours for want of an accelerator; empty if it does not.
 
   Args:
+    config: a run's config, resolved.
     flop: of the whole run.
     device: a `Device`.
-    dtype: the compute type.
     rate: FLOP/s of matrix products; measured by default.
   """
   if device.platform != "cpu" or flop < LONG_WORK:
     return ""
-  rate = rate or peak.matmul_rate(dtype)
+  rate = rate or peak.matmul_rate(config.model.dtype)
   seconds = flop / (rate * CPU_EFFICIENCY)
   if seconds < LONG:
     return ""
+  epochs, size = config.train.epochs, config.data.image_size
+  least = "train.steps and train.epochs" if config.train.get("steps", 0) else "train.epochs"
+  reduced = " Reduced for CPUs: :demo behind the config's name." if config.model.width == 1 else ""
   return (
-    f"There is no accelerator: this recipe takes about {duration(seconds)} on this CPU ({flop:.1e} "
-    f"FLOP at {CPU_EFFICIENCY:.0%} of the {rate / 1e9:.0f} GFLOP/s of its matrix products). "
-    "Reduced to minutes: --config configs/seg.py:demo, or configs/paper.py:demo for the whole study"
+    f"There is no accelerator: this takes about {duration(seconds)} on this CPU ({flop:.1e} FLOP "
+    f"at {CPU_EFFICIENCY:.0%} of the {rate / 1e9:.0f} GFLOP/s of its matrix products). Fewer "
+    f"epochs (now {epochs}: {least}), models (now {_count(config)}: sweep.thresholds, "
+    f"sweep.members) or pixels (now {size} x {size}: data.image_size) take as much less.{reduced}"
   )
 
 

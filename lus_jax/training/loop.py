@@ -9,12 +9,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from lus_jax import parallel, signals
 from lus_jax.errors import UserError
 from lus_jax.training import hardware
 from lus_jax.training import state as state_lib
+
+# Epochs of the same validation loss that are no chance.
+STUCK = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +32,9 @@ class Task:
     tx: an optax transformation.
     schedule: `step -> learning rate`, for the curves.
     validate: `sweep state -> rows, images`: a list of T dicts of numbers, `loss` and `score`, of
-      which the latter selects the best epoch (higher is better; None, undefined, never wins), and
-      pictures for the writer, [n, H, W, 3] uint8 by name.
+      which the latter selects the best epoch (higher is better, of equals the lower loss; None,
+      undefined, never wins), perhaps dicts of numbers by class, and pictures for the writer,
+      [n, H, W, 3] uint8 by name.
     unit: what a batch is counted in, for the curves of the speed.
     work: what an estimate of the run's time is made of; None for no estimate.
   """
@@ -61,7 +66,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
 
   Returns:
     The final sweep state (best weights included) and `meta`: `best` (per member the `epoch`, from
-    1, and `score` of its best epoch) and `history` (a row per epoch and member).
+    1, `score` and `loss` of its best epoch) and `history` (a row per epoch and member).
 
   Raises:
     UserError: a loss is not finite; the message names member and step.
@@ -75,7 +80,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
   meta = {
     "epoch": 0,
     "batches": batches.get_state(),
-    "best": [{"epoch": None, "score": None} for _ in task.names],
+    "best": [{"epoch": None, "score": None, "loss": None} for _ in task.names],
     "history": [],
   }
   if checkpoints.latest() is not None:
@@ -84,13 +89,14 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
   # Of an epoch that was stopped in: its steps that are done, and their losses.
   done, losses = meta.pop("steps", 0), meta.pop("losses", [])
 
+  training = f"training {len(task.names)} model{'s' * (len(task.names) > 1)}"
   total = config.epochs * steps_per_epoch
   step = meta["epoch"] * steps_per_epoch + done
   bar = tqdm(
     total=total,
     initial=step,
     unit="step",
-    desc=f"training {len(task.names)} models",
+    desc=f"compiling the training step (may take minutes), then {training}",
     mininterval=0.2 if sys.stderr.isatty() else 10,
     disable=meta["epoch"] == config.epochs or not parallel.is_main(),
   )
@@ -119,6 +125,8 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
         inputs = prepare(next(batches), augment_key)
         state, loss = train_step(state, sweep.members, inputs, model_key)
         first_steps.tick(loss)
+        # Dispatched: so it is compiled.
+        bar.set_description(training, refresh=False)
         pending.append(loss)
         step += 1
         due = step % config.log_every == 0 or i + 1 == steps_per_epoch
@@ -140,9 +148,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
         stop(epoch, steps_per_epoch)
       # The last step's update is seen here first; nothing broken is ever saved.
       _check_finite([[row["loss"] for row in rows]], task.names, step, epoch)
-      improved = [
-        _is_better(row["score"], best) for row, best in zip(rows, meta["best"], strict=True)
-      ]
+      improved = [_is_better(row, best) for row, best in zip(rows, meta["best"], strict=True)]
       # While no epoch has a defined score, the latest one stands in for the best.
       take = [
         np.bool_(new or best["score"] is None)
@@ -152,10 +158,11 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       mean_losses = np.mean(losses, axis=0)
       for i, row in enumerate(rows):
         if improved[i]:
-          meta["best"][i] = {"epoch": epoch, "score": row["score"]}
+          meta["best"][i] = {"epoch": epoch, "score": row["score"], "loss": row["loss"]}
         meta["history"].append(
           {"epoch": epoch, "member": task.names[i], "train_loss": float(mean_losses[i]), **row}
         )
+      _warn_of_stuck(meta["history"], task.names)
       _write_validation(writer, step, rows, task)
       writer.write_images(step, images)
       scores = [row["score"] for row in rows if row["score"] is not None]
@@ -196,9 +203,31 @@ def _check_weights(sweep, state, names, step, epoch):
   _check_finite([[value if np.isfinite(value) else np.nan for value in sums]], names, step, epoch)
 
 
-def _is_better(score, best):
-  # Ties keep the earlier epoch; an undefined score never wins.
-  return score is not None and (best["score"] is None or score > best["score"])
+def _is_better(row, best):
+  # Of equals the lower loss, then the earlier epoch; an undefined score never wins.
+  if row["score"] is None or best["score"] is None:
+    return row["score"] is not None
+  if row["score"] != best["score"]:
+    return row["score"] > best["score"]
+  # Checkpoints of older versions do not say the loss of their best epoch.
+  return best.get("loss") is not None and row["loss"] < best["loss"]
+
+
+def _warn_of_stuck(history, names):
+  """Warns once of members whose validation loss is the same in `STUCK` epochs: none learns so."""
+  for i, name in enumerate(names):
+    losses = [row["loss"] for row in history[i :: len(names)]]
+    latest = losses[-STUCK:]
+    if (
+      len(latest) == STUCK == latest.count(losses[-1]) and losses[-STUCK - 1 : -STUCK] != latest[:1]
+    ):
+      logging.warning(
+        "The validation loss of %s has been %.8g for %d epochs: its output does not change any "
+        "more. Lower --config.optimizer.learning_rate, try another --config.seed, or leave it out.",
+        name,
+        losses[-1],
+        STUCK,
+      )
 
 
 def _check_finite(values, names, first_step, epoch):
@@ -213,8 +242,8 @@ def _check_finite(values, names, first_step, epoch):
 
 
 def _write_training(writer, step, losses, task, rate):
-  scalars = {f"train_loss/{name}": loss for name, loss in zip(task.names, losses, strict=True)}
-  scalars |= {
+  writer.write_members(step, {"loss/train": dict(zip(task.names, losses, strict=True))})
+  scalars = {
     "learning_rate": task.schedule(step),
     f"speed/{task.unit}s_per_second": rate,
     f"speed/model_{task.unit}s_per_second": rate * len(task.names),
@@ -223,15 +252,14 @@ def _write_training(writer, step, losses, task, rate):
 
 
 def _write_validation(writer, step, rows, task):
-  writer.write_scalars(
-    step,
-    {
-      f"validation_{metric}/{name}": value
-      for name, row in zip(task.names, rows, strict=True)
-      for metric, value in row.items()
-      if value is not None
-    },
-  )
+  scalars = {}
+  for name, row in zip(task.names, rows, strict=True):
+    for metric, value in row.items():
+      each = value if isinstance(value, dict) else {"validation": value}
+      for part, x in each.items():
+        if x is not None:
+          scalars.setdefault(f"{metric}/{part}", {})[name] = x
+  writer.write_members(step, scalars)
 
 
 def _split(stacked):

@@ -41,6 +41,11 @@ CALIBRATION = "calibration.json"
 N_BEST, N_MIDDLE, N_WORST = 2, 1, 2
 # Test images shown that raters agree on most, and least.
 N_AGREED = 2
+# Labels that agree in this share of their pixels are called the same; the edges of binary masks are
+# interpolated. So many training frames are looked at.
+SAME, SAME_BINARY, N_LOOKED = 0.99, 0.9, 100
+# Validation frames below which the choice of epochs is called chance.
+FEW = 5
 # Validation frames shown in TensorBoard, and their largest side in pixels.
 N_PANELS, PANEL_SIZE = 3, 128
 
@@ -53,10 +58,11 @@ def check(config):
     "train.batch_size": 0,
     "train.log_every": 1,
     "train.checkpoint_every": 1,
+    "train.steps": 0,
     "sweep.seeds": 1,
   }.items():
     section, field = name.split(".")
-    if config[section][field] < low:
+    if config[section].get(field, low) < low:
       raise UserError(f"config.{name}: {config[section][field]} must be at least {low}.")
   for name, seed in {"seed": config.seed, "data.split_seed": config.data.split_seed}.items():
     if not 0 <= seed < 2**31:
@@ -171,7 +177,7 @@ def create_sweep(config, objective, *, in_channels, classes, tx, weights=None):
   return networks[0], sweep, sweep.place(states), names
 
 
-def make_validation(network, sweep, frames, config, objective):
+def make_validation(network, sweep, frames, config, objective, classes=()):
   """The validation after an epoch: IoU at the member's own threshold, and its loss.
 
   A member without a threshold, whose output is a confidence, is judged at .5.
@@ -182,10 +188,12 @@ def make_validation(network, sweep, frames, config, objective):
     frames: `lus_jax.data.pipeline.Frames` of the validation split.
     config: a run's config.
     objective: its `members.Objective`.
+    classes: K names, for `score_per_class`; () for none.
 
   Returns:
-    `sweep state -> rows, images`: T dicts with `score` (the mean IoU) and `loss` (mean over
-    images), and pictures of the first frames with every member's labels and predictions.
+    `sweep state -> rows, images`: T dicts with `score` (the mean IoU), `loss` (mean over images)
+    and `score_per_class` (a dict by name), and pictures of the first frames with every member's
+    labels and predictions.
   """
 
   def evaluate(state, member, inputs):
@@ -218,11 +226,18 @@ def make_validation(network, sweep, frames, config, objective):
 
     for images in evaluation_lib.collect(sums, frames, config.train.batch_size):
       loss = float(np.mean(images.pop("loss"), dtype=np.float64))
-      iou, *_ = metrics.mean_iou(**images)
-      rows.append({"score": None if math.isnan(iou) else iou, "loss": loss})
+      iou, per_class, _ = metrics.mean_iou(**images)
+      rows.append({"score": _defined(iou), "loss": loss})
+      if classes:
+        each = zip(classes, per_class.tolist(), strict=True)
+        rows[-1]["score_per_class"] = {name: _defined(value) for name, value in each}
     return rows, {"validation_frames": panels[0]}
 
   return validate
+
+
+def _defined(value):
+  return None if math.isnan(value) else value
 
 
 def _panels(inputs, predictions, members):
@@ -258,7 +273,9 @@ def _panels(inputs, predictions, members):
   return np.stack(panels)
 
 
-def make_task(network, sweep, names, validation, config, objective, *, tx, schedule, work=None):
+def make_task(
+  network, sweep, names, validation, config, objective, *, tx, schedule, work=None, classes=()
+):
   """What `lus_jax.training.loop.fit` needs to know of segmentation."""
   return loop.Task(
     names=names,
@@ -266,7 +283,7 @@ def make_task(network, sweep, names, validation, config, objective, *, tx, sched
     loss_fn=make_loss(network, objective),
     tx=tx,
     schedule=schedule,
-    validate=make_validation(network, sweep, validation, config, objective),
+    validate=make_validation(network, sweep, validation, config, objective, classes),
     work=work,
   )
 
@@ -304,8 +321,9 @@ def _train_and_evaluate(config, workdir, patients):
   device = hardware.find_device()
   before = checkpoints_lib.fewer_epochs(workdir, config.train)
   finished = before is None and results.exists(workdir, *RESULTS)
-  if not finished and (warning := _slow_recipe(config, device)):
-    print(warning, flush=True)
+  strategy = choose_strategy(config.sweep.strategy)
+  if not finished and (warning := hardware.too_large(config, device, strategy=strategy)):
+    logging.warning(warning)
   with parallel.main_first("data"):
     dataset = datasets.open_dataset(config.data, "frames")
   if patients is not None:
@@ -325,10 +343,10 @@ def _train_and_evaluate(config, workdir, patients):
     device,
     frames=len(dataset.splits["train"]),
     classes=len(dataset.classes) * objective.head,
-    strategy=choose_strategy(config.sweep.strategy),
+    strategy=strategy,
   )
   settings = checkpoints_lib.settings(config)
-  mesh = Sweep(make_members(config, objective)[1], choose_strategy(config.sweep.strategy)).mesh
+  mesh = Sweep(make_members(config, objective)[1], strategy).mesh
   train, validation = (
     pipeline.Frames(labelling.WithStaple(learnt[name]), cache=cache, fields=fields, mesh=mesh)
     for name in ("train", "validation")
@@ -361,10 +379,21 @@ def _train_and_evaluate(config, workdir, patients):
     )
   checkpoints_lib.claim(workdir, settings, dataset.summary() | own, more_epochs=True)
   steps = config.train.epochs * steps_per_epoch
-  print(_describe(config, dataset, network, sweep, steps), flush=True)
+  print(_describe(config, dataset, network, sweep, steps, why), flush=True)
   print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=cache), flush=True)
 
   if not finished:
+    flop = training_flop(config, classes=len(dataset.classes) * objective.head)
+    images = steps * config.train.batch_size
+    images += config.train.epochs * validation.size / flops.TRAINING
+    for note in (
+      same_labels(
+        learnt["train"], config.sweep.thresholds, binary=dataset.metadata.get("binary", False)
+      ),
+      hardware.slow_recipe(config, len(names) * images * flop, device),
+    ):
+      if note:
+        print(note, flush=True)
     with contextlib.ExitStack() as stack:
       checkpoints = stack.enter_context(contextlib.closing(checkpoints_lib.Checkpoints(workdir)))
       writer = stack.enter_context(contextlib.closing(writers.create_writer(workdir)))
@@ -376,19 +405,35 @@ def _train_and_evaluate(config, workdir, patients):
         dtype=config.model.dtype,
       )
       task = make_task(
-        network, sweep, names, validation, config, objective, tx=tx, schedule=schedule, work=work
+        network,
+        sweep,
+        names,
+        validation,
+        config,
+        objective,
+        tx=tx,
+        schedule=schedule,
+        work=work,
+        classes=dataset.classes,
       )
       state, meta = loop.fit(
         task,
         sweep,
         state,
         batches,
-        config=config.train,
+        config=hardware.loop_settings(config),
         steps_per_epoch=steps_per_epoch,
         key=jax.random.key(config.seed),
         checkpoints=checkpoints,
         writer=writer,
       )
+      never = [name for name, x in zip(names, meta["best"], strict=True) if not x["score"]]
+      if never:
+        logging.warning(
+          "In no epoch did %s draw anything of what is there on the validation frames: at .5 their "
+          "IoU is 0 throughout. More steps (--config.train.steps) may mend it, or fewer members.",
+          ", ".join(never),
+        )
       extra = (*(["evidence"] if dataset.simulated else []),)
       extra += ("raters", "drawn") if dataset.raters else ()
       test = pipeline.Frames(
@@ -411,9 +456,34 @@ def _train_and_evaluate(config, workdir, patients):
         writer=writer,
       )
   parallel.sync("segmentation results")
-  print(tables.segmentation(results.read(workdir, "segmentation")))
+  content = results.read(workdir, "segmentation")
+  print(tables.segmentation(content))
+  if advice := no_better_than_blind(content, steps):
+    print(advice)
   if results.exists(workdir, "raters"):
     print(tables.raters(results.read(workdir, "raters")))
+
+
+def no_better_than_blind(content, steps):
+  """What to say where no threshold's network is above the mean map of its threshold; else empty.
+
+  Args:
+    content: of `results/segmentation.json`.
+    steps: of the training.
+  """
+  bar = {
+    x["threshold"]: x["iou"] for x in content.get("predictors", ()) if x["predictor"] == "mean_map"
+  }
+  if any((row["iou"] or 0) > (bar.get(row["threshold"]) or 0) for row in content["rows"]):
+    return ""
+  train = content["dataset"]["splits"]["train"]
+  epochs = content["config"]["train"]["epochs"]
+  return (
+    "No network has a higher IoU than the mean map of its threshold, which looks at no picture: "
+    f"{steps} steps on {train} training frames taught too little. More epochs may "
+    f"(--config.train.epochs={4 * epochs}), or larger pictures (--config.data.image_size), or more "
+    "labelled frames."
+  )
 
 
 def make_views(config, objective):
@@ -453,6 +523,13 @@ def finish(
   views, scalars = make_views(config, objective)
   numbers = [view.member for view in views]
   thresholds = [view.threshold for view in views]
+  frames = {name: one.watched(f"evaluating on {name}") for name, one in frames.items()}
+  calibrated = f"calibrating ({config.calibration}) and " if config.calibration != "none" else ""
+  print(
+    f"{calibrated}evaluating the best epochs: {len(views)} outputs on {frames['test'].size} test "
+    "frames; compiling this takes a while too",
+    flush=True,
+  )
   # What only training needs would be copied for every level of an ordinal member.
   state = sweep.map(
     lambda one: dataclasses.replace(one, params=(), batch_stats=(), opt_state=()), state
@@ -623,12 +700,13 @@ class Trained:
     return found
 
 
-def load(workdir, *, every=False):
+def load(workdir, *, every=False, option="--config.channels.workdir"):
   """Loads the frozen models of a finished segmentation run.
 
   Args:
     workdir: the run's directory.
     every: whether the members beside the thresholds are loaded too.
+    option: by which the directory was named.
 
   Returns:
     A `Trained`.
@@ -639,7 +717,7 @@ def load(workdir, *, every=False):
   claim = checkpoints_lib.read_claim(workdir)
   if claim is None or claim["config"].get("task") != "segmentation":
     raise UserError(
-      f"{workdir} holds no segmentation run; name one with --config.channels.workdir=DIR, or train "
+      f"{workdir} holds no segmentation run; name one with {option}=DIR, or train "
       f"one: python -m lus_jax.main --config configs/seg.py --workdir {workdir}"
     )
   if not results.exists(workdir, *RESULTS):
@@ -838,27 +916,57 @@ def _is_plain(view, objective):
   )
 
 
-def _slow_recipe(config, device):
-  # Before the data are prepared, which takes minutes itself, the paper's numbers have to do.
-  frames, classes = 355, 6
-  if config.data.name == "lus_phantom":
-    frames = frames / 42 * config.data.phantom.n_patients
-  n_models = config.sweep.seeds * len(members_lib.read(config))
-  images = n_models * config.train.epochs * frames
-  dtype = hardware.resolve(config, device)[0].model.dtype
-  return hardware.slow_recipe(images * training_flop(config, classes=classes), device, dtype=dtype)
+def same_labels(source, thresholds, *, binary=False):
+  """What to say where some thresholds have the same labels, as of binary masks; empty if none do.
+
+  Args:
+    source: the training frames.
+    thresholds: of the sweep.
+    binary: whether masks were 0 and 1, so that only interpolated edges lie between.
+  """
+  # A good part of the frames says it.
+  n = min(len(source), N_LOOKED)
+  counts = np.zeros(256, np.int64)
+  frames = source.only("confidence")
+  for i in np.linspace(0, len(source) - 1, n).astype(int).tolist():
+    counts += np.bincount(frames[i]["confidence"].ravel(), minlength=256)
+  levels = np.arange(256, dtype=np.float32) / 255
+  area = {t: int(counts[np.asarray(label(levels, t)) > 0].sum()) for t in thresholds}
+  share, groups = SAME_BINARY if binary else SAME, []
+  for threshold in sorted(thresholds, reverse=True):
+    # The labels lie within each other: the lowest threshold of a group has the largest.
+    if groups and area[groups[-1][0]] >= share * area[threshold] > 0:
+      groups[-1].append(threshold)
+    else:
+      groups.append([threshold])
+  same = [", ".join(map(tables.percent, group)) for group in groups if len(group) > 1]
+  if not same:
+    return ""
+  kept = [min(group, key=lambda t: abs(t - 0.5)) for group in groups]
+  return (
+    f"labels: {' and '.join(same)} agree in {share:.0%} of their pixels or more "
+    f"({n} training frames): such models differ in the weight of the background at most, and one "
+    f"is enough: --config.sweep.thresholds={','.join(f'{t:g}' for t in kept)} trains {len(kept)} "
+    f"in place of {len(thresholds)}"
+  )
 
 
-def _describe(config, dataset, network, sweep, steps):
+def _describe(config, dataset, network, sweep, steps, why):
   millions = sum(x.size for x in jax.tree.leaves(network.params)) / 1e6
   sizes = ", ".join(f"{len(source)} {name}" for name, source in dataset.splits.items())
-  size = config.data.image_size
+  size, n = config.data.image_size, len(sweep.members)
+  epochs = f"{config.train.epochs} epochs" + (f" ({why['epochs']})" if "epochs" in why else "")
   lines = [
     f"{dataset.name}: {sizes} frames of {size} x {size}, {len(dataset.classes)} classes",
-    f"{len(sweep.members)} models (FPN {config.model.encoder}, {millions:.1f} M parameters each), "
-    f"{config.train.epochs} epochs, {steps} steps",
+    f"{n} model{'s' * (n > 1)} (FPN {config.model.encoder}, {millions:.1f} M parameters each), "
+    f"{epochs}, {steps} steps",
     *(f"note: {note}" for note in dataset.notes),
   ]
+  if (n := len(dataset.splits["validation"])) < FEW:
+    lines.append(
+      f"note: {'a single validation frame chooses' if n == 1 else f'{n} validation frames choose'} "
+      "the best epochs, so there is much chance in them."
+    )
   return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """The whole study in one directory: the segmentation sweep, then the clinical tasks."""
 
+import contextlib
 import pathlib
 
 from ml_collections import ConfigDict
@@ -59,6 +60,12 @@ def train_and_evaluate(config, workdir):
   for name, part in configs.items():
     (segmentation if name == "segmentation" else downstream).check(part)
   directory, settings = pathlib.Path(workdir) / DIRECTORY, checkpoints.settings(config)
+  claim = None
+  with contextlib.suppress(OSError):  # `check_claim` says what is wrong with it
+    claim = checkpoints.read_claim(directory)
+  if claim and "steps" not in claim["config"].get("segmentation", {}).get("train", {}):
+    # A study from before there was such a field.
+    settings.get("segmentation", {}).get("train", {}).pop("steps", None)
   checkpoints.check_claim(directory, settings, more_epochs=True)
   with lock.hold(directory):
     _run(configs, directory, settings, workdir)

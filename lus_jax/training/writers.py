@@ -24,6 +24,12 @@ class JsonLinesWriter:
     values = {name: float(np.asarray(value)) for name, value in scalars.items()}
     self._file.write(json.dumps({"step": int(step), **values}) + "\n")
 
+  def write_members(self, step, scalars):
+    """Writes numbers by name and member."""
+    self.write_scalars(
+      step, {f"{tag}/{name}": x for tag, each in scalars.items() for name, x in each.items()}
+    )
+
   def write_images(self, step, images):
     """Leaves pictures out: lines of text cannot show them."""
 
@@ -42,6 +48,46 @@ class JsonLinesWriter:
   def close(self):
     """Closes the file."""
     self._file.close()
+
+
+class TensorBoardWriter:
+  """Writes what all members share into one run of TensorBoard, and each member into its own.
+
+  TensorBoard draws the same name of several runs into one chart.
+
+  Args:
+    directory: of the run; its members' are in it.
+    metric_writers: clu's module.
+  """
+
+  def __init__(self, directory, metric_writers):
+    self._directory, self._create = directory, metric_writers.SummaryWriter
+    # Without clu's own logging writer: the progress bar and the tables say it better.
+    self._shared = metric_writers.AsyncMultiWriter([self._create(str(directory))])
+    self.write_scalars, self.write_images = self._shared.write_scalars, self._shared.write_images
+    self.write_texts, self.write_hparams = self._shared.write_texts, self._shared.write_hparams
+    self._members = {}
+
+  def write_members(self, step, scalars):
+    """Writes numbers by name and member."""
+    by_member = {}
+    for tag, each in scalars.items():
+      for name, value in each.items():
+        by_member.setdefault(name, {})[tag] = value
+    for name, values in by_member.items():
+      if name not in self._members:
+        self._members[name] = self._create(str(self._directory / name))
+      self._members[name].write_scalars(step, values)
+
+  def flush(self):
+    """Puts what was written on disk."""
+    for writer in (self._shared, *self._members.values()):
+      writer.flush()
+
+  def close(self):
+    """Closes the files."""
+    for writer in (self._shared, *self._members.values()):
+      writer.close()
 
 
 def create_writer(workdir):
@@ -63,8 +109,8 @@ def create_writer(workdir):
   logger = logging.get_absl_logger()
   if _quiet not in logger.filters:
     logger.addFilter(_quiet)
-  # Without clu's own logging writer: the progress bar and the tables say it better.
-  return metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(directory))])
+  # Under the run's own name, which is what TensorBoard calls it.
+  return TensorBoardWriter(directory / pathlib.Path(workdir).absolute().name, metric_writers)
 
 
 def _quiet(record):
@@ -94,7 +140,7 @@ def write_overview(writer, settings, params):
 
 
 def write_final(writer, step, summaries, thresholds):
-  """Writes the test results of every member: what TensorBoard compares runs by.
+  """Writes the test results of every member.
 
   Args:
     writer: of `create_writer`.
@@ -103,19 +149,30 @@ def write_final(writer, step, summaries, thresholds):
     thresholds: of the members that have one, by name; each metric is also written as a curve over
       them, with the threshold in percent in place of the step. Of several seeds, the first one's.
   """
-  for metric in ("iou", "iou_at_best_cut", "dice", "weighted_ce", "ce", "trimap", "ece", "brier"):
-    first = {threshold: name for name, threshold in reversed(thresholds.items())}
+  metrics = ("iou", "iou_at_best_cut", "dice", "weighted_ce", "ce", "trimap", "ece", "brier")
+  first = {threshold: name for name, threshold in reversed(thresholds.items())}
+  for metric in metrics if len(first) > 1 else ():
     # Steps have to rise.
     for threshold, name in sorted(first.items()):
       if summaries[name].get(metric) is not None:
         percent, value = round(100 * threshold), summaries[name][metric]
         writer.write_scalars(percent, {f"test_over_thresholds/{metric}": value})
-    writer.write_scalars(
-      step,
-      {
-        f"test_{metric}/{name}": summary[metric]
-        for name, summary in summaries.items()
-        if summary.get(metric) is not None
-      },
-    )
+  write_table(writer, step, summaries, metrics)
+
+
+def write_table(writer, step, summaries, metrics):
+  """Writes test results as a table: numbers of one step would be a chart each.
+
+  Args:
+    writer: of `create_writer`.
+    step: the last training step.
+    summaries: results by member.
+    metrics: those that are shown.
+  """
+  lines = [["member", *metrics], ["---"] * (1 + len(metrics))]
+  for name, summary in summaries.items():
+    values = [summary.get(metric) for metric in metrics]
+    lines.append([name, *("-" if value is None else f"{value:.4g}" for value in values)])
+  table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  writer.write_texts(step, {"test": table})
   writer.flush()

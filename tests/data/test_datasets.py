@@ -8,11 +8,12 @@ import threading
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from configs import seg
 from lus_jax import lock
 from lus_jax.data import datasets
-from lus_jax.data.datasets import Dataset, Source
+from lus_jax.data.datasets import Dataset, Source, prepared_directory
 from lus_jax.errors import UserError
 from tfds_builders import records
 
@@ -42,6 +43,16 @@ def test_notes_say_what_limits_a_result():
   raters = {"raters": ["a", "b"], "persons": ["p", "p"]}
   assert "share of its raters (2, of 1 persons)" in notes(**raters, soft=False)[0]
   assert notes(**raters, soft=True) == notes(**raters) == []
+
+
+def test_a_home_that_nobody_knows_is_one_line(monkeypatch):
+  monkeypatch.setenv("HOME", "")
+  monkeypatch.setattr("os.path.expanduser", lambda path: path)
+  config = ConfigDict({"prepared_dir": ""})
+  with pytest.raises(UserError, match=r"tensorflow_datasets is in no home .* say where"):
+    prepared_directory(config)
+  config.prepared_dir = "here"
+  assert str(prepared_directory(config)) == "here"
 
 
 def test_raters_and_their_persons():

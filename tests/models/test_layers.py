@@ -27,6 +27,15 @@ def test_batch_norm_follows_a_float64_reference_and_keeps_the_unbiased_variance(
   np.testing.assert_array_equal(norm.mean[...], running_mean)
 
 
+def test_batch_norm_has_pytorchs_epsilon(key):
+  # Of a variance about as large as it: any other epsilon gives other values.
+  x = 3e-3 * jax.random.normal(key, (2, 5, 5, 1))
+  x64 = np.asarray(x, np.float64)
+  expected = (x64 - x64.mean()) / np.sqrt(x64.var() + 1e-5)
+  assert np.abs(expected).max() < 2.5
+  np.testing.assert_allclose(layers.BatchNorm(1)(x, train=True), expected, atol=1e-4)
+
+
 def test_bfloat16_keeps_the_mean_of_what_it_normalises(key):
   x = 20 + jax.random.normal(key, (4, 32, 32, 3))
   norm = layers.BatchNorm(3, dtype=jnp.bfloat16)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from configs import readmission, seg
+from configs import raters, readmission, seg
 from lus_jax import models
 from lus_jax.errors import UserError
 from lus_jax.training import checkpoints, hardware
@@ -51,7 +51,7 @@ def test_what_is_set_stays():
   resolved, why = hardware.resolve(config, H200)
   assert resolved.to_dict() == config.to_dict() and why == {}
   for size in ("demo", "tiny"):
-    assert hardware.resolve(seg.get_config(size), H200)[1] == {}
+    assert hardware.resolve(seg.get_config(size), H200, frames=355)[1] == {}
     assert hardware.resolve(readmission.get_config(size), H200)[1] == {}
   task, _ = hardware.resolve(readmission.get_config(), H200)
   assert (task.model.dtype, task.train.batch_size) == ("bfloat16", 2)
@@ -109,14 +109,92 @@ def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path):
 
 
 def test_a_long_recipe_on_a_cpu_is_announced_by_value():
+  config, _ = hardware.resolve(seg.get_config(), CPU, frames=27)
   # 4e15 FLOP at half of 100 GFLOP/s: 80,000 s.
-  text = hardware.slow_recipe(4e15, CPU, dtype="float32", rate=1e11)
+  text = hardware.slow_recipe(config, 4e15, CPU, rate=1e11)
   assert "about 22.2 hours on this CPU (4.0e+15 FLOP at 50% of the 100 GFLOP/s" in text
-  assert "--config configs/seg.py:demo" in text
+  # What is advised are fields of this very config.
+  assert "(now 100: train.epochs), models (now 7: sweep.thresholds, sweep.members)" in text
+  assert "(now 512 x 512: data.image_size)" in text and ":demo behind" in text
+  demo, _ = hardware.resolve(raters.get_config("demo"), CPU, frames=27)
+  text = hardware.slow_recipe(demo, 4e15, CPU, rate=1e11)
+  assert "(now 47: train.steps and train.epochs), models (now 17: " in text
+  assert ":demo" not in text
   # 2 hours are the limit: 3.6e14 FLOP here.
-  assert hardware.slow_recipe(3.7e14, CPU, dtype="float32", rate=1e11)
-  assert not hardware.slow_recipe(3.5e14, CPU, dtype="float32", rate=1e11)
-  assert not hardware.slow_recipe(4e15, H200, dtype="float32", rate=1e11)
+  assert hardware.slow_recipe(config, 3.7e14, CPU, rate=1e11)
+  assert not hardware.slow_recipe(config, 3.5e14, CPU, rate=1e11)
+  assert not hardware.slow_recipe(config, 4e15, H200, rate=1e11)
+
+
+@pytest.mark.parametrize(
+  ("changes", "strategy", "text"),
+  [
+    # 4096^2 pixels x (320 x 2 x 4 + 8 x 4) bytes, and 7 x 6 x 23.2e6 weights of 4.
+    ({"data.image_size": 4096}, "loop", "1 image of 4096 x 4096 may need 47 GB"),
+    ({"data.image_size": 4096}, "loop", "--config.data.image_size=1984 fits. Time grows"),
+    ({"data.image_size": 4096}, "loop", "64 times that of 512 x 512"),
+    ({"train.batch_size": 512}, "loop", "512 images of 512 x 512 may need 352 GB"),
+    ({"train.batch_size": 512}, "loop", "--config.train.batch_size=8 fits."),
+    ({"train.batch_size": 16}, "vmap", "--config.sweep.strategy=loop needs the memory of one"),
+    ({}, "loop", None),
+    ({"train.batch_size": 16}, "loop", None),
+  ],
+)
+def test_what_may_not_fit_the_memory_is_said_before(changes, strategy, text):
+  config = seg.get_config()
+  config.update_from_flattened_dict(changes)
+  found = hardware.too_large(config, hardware.Device("cpu", "cpu", 19 * 10**9), strategy=strategy)
+  assert (text in found) if text else found == ""
+
+
+def test_few_frames_get_more_epochs():
+  def epochs(frames, **changes):
+    config = seg.get_config("demo")
+    config.update_from_flattened_dict(changes)
+    config, why = hardware.resolve(config, CPU, frames=frames)
+    assert ("epochs" in why) == (config.train.epochs > changes.get("train.epochs", 3))
+    return config.train.epochs
+
+  assert epochs(323) == 3  # the phantom's demo
+  assert epochs(32) == 30 and epochs(9) == 120 and epochs(1) == 480
+  assert epochs(5000) == 3
+  assert epochs(32, **{"train.epochs": 40}) == 40
+  assert epochs(32, **{"train.steps": 0}) == 3
+
+
+def test_many_short_epochs_share_a_checkpoint():
+  def every(frames, module=seg, **changes):
+    config = module.get_config("demo")
+    config.update_from_flattened_dict(changes)
+    return hardware.loop_settings(hardware.resolve(config, CPU, frames=frames)[0]).checkpoint_every
+
+  assert every(323) == 1 and every(30) == 3 and every(9) == 12
+  assert every(9, raters) == 20 and every(9, **{"train.checkpoint_every": 50}) == 50
+  assert every(9, **{"train.steps": 0}) == 1
+
+
+@pytest.mark.parametrize(("module", "epochs"), [(seg, 3), (raters, 200)])
+def test_a_run_from_before_such_a_field_goes_on(tmp_path, module, epochs):
+  begun = checkpoints.settings(module.get_config("demo"))
+  del begun["train"]["steps"]
+  begun["train"]["epochs"] = epochs  # of the demo then
+  checkpoints.claim(tmp_path, begun, {})
+  config = hardware.as_begun(module.get_config("demo").lock(), tmp_path)
+  config, _ = hardware.resolve(config, CPU, frames=9)
+  checkpoints.check_claim(tmp_path, checkpoints.settings(config))
+  assert config.train.epochs == epochs
+
+
+def test_a_run_goes_on_with_the_epochs_that_came_of_its_data(tmp_path):
+  begun, _ = hardware.resolve(seg.get_config("demo"), CPU, frames=32)
+  checkpoints.claim(tmp_path, json.loads(begun.to_json()), {})
+  config = hardware.as_begun(seg.get_config("demo"), tmp_path)
+  assert config.train.epochs == 30
+  more = seg.get_config("demo")
+  more.train.epochs = 50
+  assert hardware.as_begun(more, tmp_path).train.epochs == 50
+  more.train.steps = 100  # another recipe
+  assert hardware.as_begun(more, tmp_path).train.epochs == 50
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,10 @@ class Writer:
   def write_scalars(self, step, scalars):
     self.scalars.setdefault(step, {}).update(scalars)
 
+  def write_members(self, step, scalars):
+    flat = {f"{tag}/{name}": x for tag, each in scalars.items() for name, x in each.items()}
+    self.write_scalars(step, flat)
+
   def write_images(self, step, images):
     self.scalars.setdefault(step, {}).update(images)
 
@@ -96,7 +100,8 @@ def run(
     values = [float(np.sum(w.params["w"])) for w in weights]
     if scores is not None:
       values = scores.pop(0)
-    rows = [{"score": v, "loss": loss} for v, loss in zip(values, losses, strict=True)]
+    own = losses.pop(0) if isinstance(losses, list) else losses
+    rows = [{"score": v, "loss": loss} for v, loss in zip(values, own, strict=True)]
     return rows, {"picture": len(epochs)}
 
   task = loop.Task(
@@ -216,13 +221,39 @@ def test_a_finished_run_trains_no_more(tmp_path):
 def test_the_best_epoch_keeps_ties_early_and_never_takes_an_undefined_score(tmp_path):
   scores = [[None, 0.5], [0.2, 0.5], [None, 0.4], [0.1, None]]
   state, meta = run(tmp_path, scores=scores)
-  assert meta["best"] == [{"epoch": 2, "score": 0.2}, {"epoch": 1, "score": 0.5}]
+  assert [(best["epoch"], best["score"]) for best in meta["best"]] == [(2, 0.2), (1, 0.5)]
   assert not np.array_equal(state.best_params["w"], state.params["w"])
+
+
+def test_of_equal_scores_the_lower_loss_wins(tmp_path):
+  # As where no epoch reaches an IoU above 0; a lower loss alone wins nothing.
+  losses = [[4.0, 2.0], [3.0, 2.0], [3.0, 1.0], [5.0, 0.5]]
+  state, meta = run(tmp_path, scores=[[0, 0.1], [0, 0.3], [0, 0.3], [0, 0.2]], losses=losses)
+  assert meta["best"] == [
+    {"epoch": 2, "score": 0, "loss": 3.0},
+    {"epoch": 3, "score": 0.3, "loss": 1.0},
+  ]
+  assert not np.array_equal(state.best_params["w"], state.params["w"])
+
+
+def test_a_best_epoch_whose_loss_nobody_kept_stays(tmp_path):
+  # Of a checkpoint from before it was kept.
+  best = {"epoch": 1, "score": 0.0}
+  assert not loop._is_better({"score": 0.0, "loss": 0.1}, best)
+  assert loop._is_better({"score": 0.1, "loss": 9.0}, best)
+
+
+def test_a_member_whose_loss_stays_the_same_is_named_once(tmp_path, caplog):
+  losses = [[1772.25, 3.0], [1772.25, 2.0], [1772.25, 2.0], [1772.25, 1.0]]
+  with caplog.at_level("WARNING"):
+    run(tmp_path, losses=losses)
+  (warning,) = caplog.messages
+  assert "validation loss of one has been 1772.25 for 3 epochs" in warning
 
 
 def test_without_any_defined_score_the_last_weights_stand_in(tmp_path):
   state, meta = run(tmp_path, scores=[[None, None]] * 4)
-  assert meta["best"] == [{"epoch": None, "score": None}] * 2
+  assert meta["best"] == [{"epoch": None, "score": None, "loss": None}] * 2
   np.testing.assert_array_equal(state.best_params["w"], state.params["w"])
 
 
@@ -233,7 +264,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_member_and_step(tmp_path
 
 def test_a_broken_last_update_is_seen_before_it_is_saved(tmp_path):
   with pytest.raises(UserError, match=r"member 'one' is nan at step 3 \(epoch 1\)"):
-    run(tmp_path, losses=[float("nan"), 1.0])
+    run(tmp_path, losses=(float("nan"), 1.0))
   assert not any(p.name.isdigit() for p in (tmp_path / "checkpoints").iterdir())
 
 
@@ -242,13 +273,13 @@ def test_curves_have_a_value_for_every_member(tmp_path):
   run(tmp_path, writer=writer)
   names = set().union(*(scalars.keys() for scalars in writer.scalars.values()))
   assert {
-    "train_loss/one",
-    "train_loss/two",
+    "loss/train/one",
+    "loss/train/two",
     "learning_rate",
     "speed/images_per_second",
     "speed/model_images_per_second",
-    "validation_score/one",
-    "validation_loss/two",
+    "score/validation/one",
+    "loss/validation/two",
     "picture",
   } <= names
   last = writer.scalars[STEPS_PER_EPOCH * CONFIG.epochs]

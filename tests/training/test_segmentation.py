@@ -104,10 +104,10 @@ def test_the_history_has_every_epoch_of_every_member_and_the_best_is_in_it(finis
   assert len(history) == 9
   for row in results_lib.read(finished, "segmentation")["rows"]:
     mine = [r for r in history if r["member"] == f"threshold_{row['threshold']:g}"]
-    scores = [r["score"] for r in mine]
-    defined = [s for s in scores if s is not None]
+    # Of equal scores the lower loss.
+    defined = [(-r["score"], r["loss"], r["epoch"]) for r in mine if r["score"] is not None]
     if defined:
-      assert row["best_epoch"] == 1 + scores.index(max(defined))
+      assert row["best_epoch"] == min(defined)[-1]
     assert all(np.isfinite(r["train_loss"]) for r in mine)
 
 
@@ -149,34 +149,108 @@ def test_the_frozen_models_are_those_of_the_best_epochs(finished, prepared):
 
 
 def test_writers_and_checkpoints_leave_their_files(finished):
-  assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+  assert list((finished / "tensorboard" / "run").glob("events.out.tfevents.*"))
   assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["2", "3"]
   assert not list(finished.rglob("*.tmp"))
 
 
 def test_tensorboard_holds_curves_pictures_and_settings(finished):
-  accumulator = event_accumulator.EventAccumulator(
-    os.fspath(finished / "tensorboard"), size_guidance={"images": 0}
-  )
-  accumulator.Reload()
-  tags = accumulator.Tags()
+  def load(*parts):
+    # The run's own name, and a run for every member: their curves share a chart.
+    directory = finished.joinpath("tensorboard", "run", *parts)
+    accumulator = event_accumulator.EventAccumulator(
+      os.fspath(directory), size_guidance={"images": 0}
+    )
+    accumulator.Reload()
+    return accumulator, set(accumulator.Tags()["tensors"])
+
+  classes = results_lib.read(finished, "segmentation")["dataset"]["classes"]
+  for name in ("threshold_1", "threshold_0.6", "threshold_0"):
+    accumulator, tags = load(name)
+    assert {"loss/train", "loss/validation", "score/validation"} <= tags
+    per_class = {tag for tag in tags if tag.startswith("score_per_class/")}
+    assert per_class and per_class <= {f"score_per_class/{name}" for name in classes}
+    assert [e.step for e in accumulator.Tensors("loss/validation")] == [5, 10, 15]
+  accumulator, tags = load()
   # TensorFlow 2 writes numbers and pictures as tensors.
   assert {
-    "train_loss/threshold_0.6",
-    "validation_score/threshold_1",
     "learning_rate",
     "speed/model_images_per_second",
-    "test_weighted_ce/threshold_0",
     "test_over_thresholds/weighted_ce",
     "validation_frames",
-  } <= set(tags["tensors"])
-  assert any("hparams" in tag for tag in tags["tensors"]) or any(
+    "test",
+  } <= tags
+  # Single numbers are a table, not a chart each.
+  assert {tag for tag in tags if tag.startswith("test")} == {"test"} | {
+    tag for tag in tags if tag.startswith("test_over_thresholds/")
+  }
+  (table,) = accumulator.Tensors("test")[0].tensor_proto.string_val
+  assert table.decode().splitlines()[0].startswith("| member | iou | iou_at_best_cut |")
+  assert len(table.decode().splitlines()) == 2 + 3
+  assert any("hparams" in tag for tag in tags) or any(
     "hparams" in name for name in accumulator.summary_metadata
   )
   assert [e.step for e in accumulator.Tensors("test_over_thresholds/weighted_ce")] == [0, 60, 100]
   width, height, *pictures = accumulator.Tensors("validation_frames")[0].tensor_proto.string_val
   assert (int(width), int(height)) == (4 * 32, 2 * 32)
   assert len(pictures) == 3
+
+
+@pytest.mark.parametrize(
+  ("ious", "bars", "said"),
+  [
+    ((0.1, 0.2), (0.1, 0.3), True),
+    ((0.1, 0.31), (0.1, 0.3), False),
+    ((None, 0.0), (None, 0.0), True),
+    ((None, 0.1), (0.2, None), False),
+  ],
+)
+def test_networks_that_no_picture_helped_get_advice(ious, bars, said):
+  content = {
+    "rows": [{"threshold": t, "iou": x} for t, x in zip((0.6, 0.0), ious, strict=True)],
+    "predictors": [
+      {"predictor": "mean_map", "threshold": t, "iou": x}
+      for t, x in zip((0.6, 0.0), bars, strict=True)
+    ],
+    "dataset": {"splits": {"train": 9}},
+    "config": {"train": {"epochs": 3}},
+  }
+  text = segmentation.no_better_than_blind(content, 12)
+  assert ("12 steps on 9 training frames" in text and "train.epochs=12" in text) == said
+  assert said or text == ""
+
+
+class Painted(list):
+  """Training frames of which only the confidence is there, of stored values and their counts."""
+
+  def __init__(self, **counts):
+    values = np.concatenate([np.full(n, int(value[1:]), np.uint8) for value, n in counts.items()])
+    super().__init__([{"confidence": values}] * 3)
+
+  def only(self, *names):
+    return self
+
+
+SEVEN = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
+
+
+def test_thresholds_with_the_same_labels_are_named_with_what_is_enough():
+  text = segmentation.same_labels(Painted(v0=900, v255=100), SEVEN)
+  assert text.startswith("labels: 100%, 80%, 60%, 50%, 40%, 20%, > 0% agree in 99% of their pixels")
+  assert text.endswith("--config.sweep.thresholds=0.5 trains 1 in place of 7")
+  assert "3 training frames" in text
+  # Painted with 50 % and 100 %.
+  text = segmentation.same_labels(Painted(v0=900, v128=50, v255=50), SEVEN)
+  assert text.startswith("labels: 100%, 80%, 60% and 50%, 40%, 20%, > 0% agree")
+  assert text.endswith("--config.sweep.thresholds=0.6,0.5 trains 2 in place of 7")
+
+
+def test_interpolated_edges_of_binary_masks_are_allowed_for():
+  edges = Painted(v0=900, v30=4, v140=4, v255=100)
+  assert "trains 1 in place of 7" in segmentation.same_labels(edges, SEVEN, binary=True)
+  assert segmentation.same_labels(edges, (0.8, 0.5, 0.1)) == ""
+  assert segmentation.same_labels(Painted(v0=900), SEVEN) == ""
+  assert segmentation.same_labels(Painted(v0=1, v255=9), (0.5,)) == ""
 
 
 def test_a_finished_run_prints_its_table_again_and_changes_nothing(finished, prepared, capsys):

@@ -227,10 +227,10 @@ def test_the_history_has_every_epoch_of_every_member(finished, name):
   ]
   assert all(math.isfinite(r["train_loss"]) and math.isfinite(r["loss"]) for r in rows)
   for best in results.read(finished, name)["rows"]:
-    scores = [
-      r["score"] for r in rows if (r["threshold"], r["fold"]) == (best["threshold"], best["fold"])
-    ]
-    assert best["best_epoch"] == 1 + scores.index(max(scores))
+    place = best["threshold"], best["fold"]
+    # Of equal scores the lower loss.
+    ranked = [(-r["score"], r["loss"]) for r in rows if (r["threshold"], r["fold"]) == place]
+    assert best["best_epoch"] == 1 + ranked.index(min(ranked))
 
 
 def test_members_of_one_fold_differ_by_their_channels_alone(finished):

@@ -1,0 +1,74 @@
+"""Configs by their names from anywhere, and what is said of their fields."""
+
+import pathlib
+
+import pytest
+
+from configs import paper, seg, which_target
+from lus_jax import fields
+from lus_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("text", ["seg", "seg.py", "configs/seg", "configs/seg.py"])
+@pytest.mark.parametrize("size", ["", ":demo"])
+def test_a_config_is_found_from_anywhere(tmp_path, monkeypatch, text, size):
+  monkeypatch.chdir(tmp_path)
+  assert fields.find(text + size) == f"{ROOT / 'configs' / 'seg.py'}{size}"
+
+
+def test_a_file_that_is_there_comes_first(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs" / "seg.py").touch()
+  assert fields.find("configs/seg.py:mine") == "configs/seg.py:mine"
+  assert fields.find("seg:mine") == f"{ROOT / 'configs' / 'seg.py'}:mine"
+  (tmp_path / "notes.txt").touch()
+  with pytest.raises(UserError, match="notes.txt is no config"):
+    fields.find("notes.txt")
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("rater:demo", r"did you mean --config=raters:demo\?"),
+    ("elsewhere/seg.py", "did you mean --config=seg"),
+    ("configs/common.py", "no such file"),
+    ("x", r"by their names, from anywhere: covid_blues, .*, which_target"),
+  ],
+)
+def test_a_config_that_is_not_there_suggests_one(tmp_path, monkeypatch, text, message):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match=message):
+    fields.find(text)
+
+
+@pytest.mark.parametrize(
+  ("name", "near"),
+  [
+    ("train.epoch", "train.epochs"),
+    ("epochs", "train.epochs"),
+    ("thresholds", "sweep.thresholds"),
+    ("sweep.treshold", "sweep.thresholds"),
+    ("data.imagesize", "data.image_size"),
+    ("colour", None),
+  ],
+)
+def test_a_mistyped_field_suggests_the_near_one(name, near):
+  assert fields.nearest(name, fields.flatten(seg.get_config())) == near
+
+
+def test_every_field_is_told_with_its_value_and_its_own_comment():
+  config = paper.get_config()
+  lines = fields.describe(config, fields.CONFIGS / "paper.py").splitlines()
+  assert len(lines) == len(fields.flatten(config))
+  # Of parts whose fields have one name, each has its own.
+  assert "  --config.sf_change.train.batch_size=16  # clips" in lines
+  (batch,) = (line for line in lines if "--config.segmentation.train.batch_size=" in line)
+  assert batch.endswith("=0  # 0: the paper's 16, or what fits the device and the data")
+  assert "  --config.segmentation.loss.name='weighted_cross_entropy'" in lines
+  (scale,) = (line for line in lines if "target_scale" in line)
+  assert scale.endswith("# the target is divided by it")
+  text = fields.describe(which_target.get_config(), fields.CONFIGS / "which_target.py")
+  assert "  --config.study.workers=0  # processes that train side by side; 0: one a core" in text
