@@ -170,7 +170,7 @@ def _sum_along(x, matrix, axis):
   """A matrix [N, n] times an axis [n] of x; of every row the few neighbours that are not 0."""
   count = np.count_nonzero(matrix, axis=1).max()
   first = np.minimum((matrix != 0).argmax(axis=1), matrix.shape[1] - count)
-  shape = (-1,) + (1,) * (x.ndim - 1 - axis)
+  shape = [-1 if i == axis else 1 for i in range(x.ndim)]
   terms = []
   for place in first + np.arange(count)[:, None]:
     weights = matrix[np.arange(len(matrix)), place].reshape(shape)
