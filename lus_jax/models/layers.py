@@ -166,6 +166,32 @@ def _upsample_backward(factor, _, dy):
 _upsample_by_sums.defvjp(lambda x, factor: (_upsample_by_sums(x, factor), None), _upsample_backward)
 
 
+def resize(x, height, width):
+  """Linear resizing with antialiasing, as `jax.image.resize`; on a GPU by sums, as upsampling.
+
+  Args:
+    x: [B, H, W, C].
+    height: the new H.
+    width: the new W.
+
+  Returns:
+    [B, height, width, C].
+  """
+  if jax.default_backend() == "gpu":
+    x = _sum_along(x, _resizing_weights(x.shape[1], height), 1)
+    return _sum_along(x, _resizing_weights(x.shape[2], width), 2)
+  return jax.image.resize(x, (x.shape[0], height, width, x.shape[-1]), "linear", antialias=True)
+
+
+@functools.cache
+def _resizing_weights(size, to):
+  """Matrix [to, size] of linear resizing between pixels' centres, wider where it makes smaller."""
+  step = size / to
+  at = (np.arange(to) + 0.5) * step - 0.5
+  weights = np.maximum(1 - np.abs(at[:, None] - np.arange(size)) / max(step, 1), 0)
+  return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
 def _sum_along(x, matrix, axis):
   """A matrix [N, n] times an axis [n] of x; of every row the few neighbours that are not 0."""
   count = np.count_nonzero(matrix, axis=1).max()

@@ -95,6 +95,15 @@ def test_on_a_gpu_upsampling_is_the_same_without_products(key, monkeypatch, shap
     np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.03, rtol=0.03)
 
 
+@pytest.mark.parametrize("size", [(5, 4), (12, 7), (20, 30)], ids=str)
+def test_on_a_gpu_resizing_is_the_same_without_products(key, monkeypatch, size):
+  x = jax.random.uniform(key, (2, 12, 10, 3))
+  expected = layers.resize(x, *size)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert "dot_general" not in str(jax.make_jaxpr(lambda x: layers.resize(x, *size))(x))
+  np.testing.assert_allclose(layers.resize(x, *size), expected, atol=1e-6)
+
+
 def test_nearest_upsampling_repeats():
   x = jnp.arange(6.0).reshape(1, 2, 3, 1)
   expected = np.repeat(np.repeat(np.asarray(x), 2, 1), 2, 2)
