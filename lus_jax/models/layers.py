@@ -127,7 +127,7 @@ def _aligned_weights(size, factor):
 
 
 def upsample_bilinear(x, factor):
-  """Bilinear upsampling with aligned corners, as two matrix products.
+  """Bilinear upsampling with aligned corners, as two matrix products; on a GPU as sums.
 
   `jax.image.resize` knows half-pixel centres only.
 
@@ -138,10 +138,70 @@ def upsample_bilinear(x, factor):
   Returns:
     [B, H * factor, W * factor, C].
   """
+  if jax.default_backend() == "gpu":
+    return _upsample_by_sums(x, factor)
   rows = jnp.asarray(_aligned_weights(x.shape[1], factor), x.dtype)
   columns = jnp.asarray(_aligned_weights(x.shape[2], factor), x.dtype)
-  # Logits pass through here too, and must not be rounded to TF32 on a GPU.
+  # Logits pass through here too, and must not be rounded to bfloat16 on a TPU.
   return jnp.einsum("bhwc,Hh,Ww->bHWc", x, rows, columns, precision="highest")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _upsample_by_sums(x, factor):
+  """`upsample_bilinear` where no product is compiled.
+
+  XLA for GPUs fuses the products with the transposes around them, and fails for class counts such
+  as 3, 5, 6 and 7 ("Couldn't find output tile sizes"). The few terms of a sum move a third of the
+  bytes, too. Automatic differentiation would make scatters of the gradient.
+  """
+  rows, columns = (_aligned_weights(n, factor) for n in x.shape[1:3])
+  return _sum_along(_sum_along(x, rows, 1), columns, 2)
+
+
+def _upsample_backward(factor, _, dy):
+  rows, columns = (_aligned_weights(n // factor, factor).T for n in dy.shape[1:3])
+  return (_sum_along(_sum_along(dy, rows, 1), columns, 2),)
+
+
+_upsample_by_sums.defvjp(lambda x, factor: (_upsample_by_sums(x, factor), None), _upsample_backward)
+
+
+def resize(x, height, width):
+  """Linear resizing with antialiasing, as `jax.image.resize`; on a GPU by sums, as upsampling.
+
+  Args:
+    x: [B, H, W, C].
+    height: the new H.
+    width: the new W.
+
+  Returns:
+    [B, height, width, C].
+  """
+  if jax.default_backend() == "gpu":
+    x = _sum_along(x, _resizing_weights(x.shape[1], height), 1)
+    return _sum_along(x, _resizing_weights(x.shape[2], width), 2)
+  return jax.image.resize(x, (x.shape[0], height, width, x.shape[-1]), "linear", antialias=True)
+
+
+@functools.cache
+def _resizing_weights(size, to):
+  """Matrix [to, size] of linear resizing between pixels' centres, wider where it makes smaller."""
+  step = size / to
+  at = (np.arange(to) + 0.5) * step - 0.5
+  weights = np.maximum(1 - np.abs(at[:, None] - np.arange(size)) / max(step, 1), 0)
+  return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _sum_along(x, matrix, axis):
+  """A matrix [N, n] times an axis [n] of x; of every row the few neighbours that are not 0."""
+  count = np.count_nonzero(matrix, axis=1).max()
+  first = np.minimum((matrix != 0).argmax(axis=1), matrix.shape[1] - count)
+  shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+  terms = []
+  for place in first + np.arange(count)[:, None]:
+    weights = matrix[np.arange(len(matrix)), place].reshape(shape)
+    terms.append(weights * jnp.take(x, place, axis, mode="clip").astype(jnp.float32))
+  return sum(terms).astype(x.dtype)
 
 
 def upsample_nearest(x, factor):

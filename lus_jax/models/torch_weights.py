@@ -8,10 +8,12 @@ Images stay in [0, 1], whatever a network was trained with: in training the norm
 """
 
 import hashlib
+import math
 import os
 import pathlib
 import pickle
 import warnings
+import zipfile
 
 import jax
 import numpy as np
@@ -24,8 +26,15 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 # Of torch.nn.DataParallel, a module that holds the network, and torch.compile.
 _WRAPPERS = ("module.", "model.", "_orig_mod.")
 _CHECKPOINT_KEYS = ("state_dict", "model")
-# Names of one kind that an error lists before it counts.
-_LISTED = 10
+# Names of one kind that an error lists before it counts, and letters of one that it shows.
+_LISTED, _SHOWN = 10, 100
+# More than any file of these networks has: bytes, bytes of an archive's pickle, tensors, letters of
+# a name.
+_MAX_BYTES, _MAX_PICKLE, _MAX_TENSORS, _MAX_NAME = 4 * 2**30, 2**20, 10_000, 255
+# No trained weight comes near it, and most flipped bits that matter go far beyond.
+_MAX_WEIGHT = 1e6
+# What a file of torch.save begins with, since PyTorch 1.6 and before.
+_ARCHIVE, _OLD_FILE = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 _LEAVES = {
   "kernel": "weight",
@@ -75,12 +84,15 @@ def read(path):
   path = pathlib.Path(_found(path))
   load = _read_safetensors if path.suffix == ".safetensors" else _read_torch
   try:
-    return {name: np.asarray(x, np.float32) for name, x in load(path).items()}
+    tensors = load(path)
   except ModuleNotFoundError as error:
     library = error.name.split(".")[0]
     raise UserError(
       f"{path}: reading it needs {library}, which is not installed; pip install {library}."
     ) from error
+  # Beyond float32 is infinite, which `load_into` refuses by name.
+  with np.errstate(over="ignore"):
+    return {name: np.asarray(x, np.float32) for name, x in tensors.items()}
 
 
 def digest(path):
@@ -93,21 +105,42 @@ def _found(path):
   found = os.path.expanduser(path)
   if not is_file(found):
     raise UserError(f"{path} is no file of weights; name one that ends in {', '.join(SUFFIXES)}.")
-  if not os.path.isfile(found):
+  if not os.path.exists(found):
     raise UserError(f"{path} does not exist; give the path of a file of weights.")
+  # A pipe would be waited for.
+  if not os.path.isfile(found):
+    raise UserError(f"{path} is no regular file; give the path of a file of weights.")
+  size = os.path.getsize(found)
+  if size > _MAX_BYTES:
+    raise UserError(
+      f"{path} has {size / 2**30:.1f} GiB, more than the weights of one network; save them alone."
+    )
   return found
 
 
 def _read_safetensors(path):
-  import safetensors.numpy
+  import safetensors
 
   try:
-    return safetensors.numpy.load_file(path)
-  except (safetensors.SafetensorError, OSError) as error:
-    raise UserError(f"{path} is no safetensors file, or is damaged ({error}).") from error
-  except (KeyError, TypeError) as error:  # NumPy has no bfloat16
+    with safetensors.safe_open(path, framework="np") as file:
+      names = file.keys()
+      _check_names(path, names)
+      slices = {name: file.get_slice(name) for name in names}
+      _refuse_kinds(
+        path,
+        [
+          f"{name} ({kind})"
+          for name, x in slices.items()
+          if (kind := x.get_dtype()) not in ("F64", "F32", "F16", "BF16")
+          if kind[0] not in "IUB" or math.prod(x.get_shape()) > 1
+        ],
+      )
+      return {name: file.get_tensor(name) for name in names}
+  except UserError:
+    raise
+  except (safetensors.SafetensorError, OSError, ValueError) as error:  # a shape NumPy cannot have
     raise UserError(
-      f"{path} holds numbers that NumPy does not have ({error}); save it in float32."
+      f"{path} is no safetensors file, or is damaged ({_shown(str(error))})."
     ) from error
 
 
@@ -115,9 +148,12 @@ def _read_torch(path):
   import torch
 
   try:
+    _check_torch(path)
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # about pickle versions
       content = torch.load(path, map_location="cpu", weights_only=True)
+  except UserError:
+    raise
   except pickle.UnpicklingError as error:
     raise UserError(
       f"{path} is damaged, or reading it would run code that it holds; save the weights alone: "
@@ -130,9 +166,73 @@ def _read_torch(path):
   for key in _CHECKPOINT_KEYS:
     if isinstance(content, dict) and isinstance(content.get(key), dict):
       content = content[key]
-  if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+  if not isinstance(content, dict) or not all(
+    isinstance(name, str) and torch.is_tensor(x) for name, x in content.items()
+  ):
     raise UserError(f"{path} holds no state dict; save one: torch.save(model.state_dict(), FILE).")
+  _check_names(path, content)
+  _refuse_kinds(
+    path,
+    [
+      f"{name} ({x.dtype}, {x.layout}, {x.device})"
+      for name, x in content.items()
+      if not (x.is_floating_point() or x.numel() <= 1 and not x.is_complex())
+      or x.is_quantized
+      or x.is_nested
+      or x.layout is not torch.strided
+      or x.device.type != "cpu"
+    ],
+  )
+  # A view can repeat a number without end; weights that layers share count twice or so.
+  if sum(x.numel() for x in content.values()) > 4 * path.stat().st_size:
+    raise UserError(f"{path} is damaged: its tensors have more numbers than it holds.")
   return {name: x.detach().float().numpy() for name, x in content.items()}
+
+
+def _check_torch(path):
+  """Refuses what torch.load would read at length, or without noticing that it is damaged."""
+  with open(path, "rb") as file:
+    begins = file.read(len(_OLD_FILE))
+  if not begins.startswith(_ARCHIVE):
+    if begins != _OLD_FILE:
+      raise pickle.UnpicklingError("not a file of torch.save")
+    return
+  with zipfile.ZipFile(path) as archive:
+    records = archive.infolist()
+    if any(x.compress_type != zipfile.ZIP_STORED for x in records):
+      raise UserError(f"{path} is compressed, which torch.save never does; save it anew.")
+    if sum(x.file_size for x in records) > path.stat().st_size or any(
+      x.file_size > _MAX_PICKLE for x in records if x.filename.endswith(".pkl")
+    ):
+      raise UserError(f"{path} is damaged, or holds far more than the weights of one network.")
+    if (record := archive.testzip()) is not None:
+      raise UserError(f"{path} is damaged: {_shown(record)} does not fit its checksum.")
+
+
+def _check_names(path, names):
+  longest = max(map(len, names), default=0)
+  if len(names) > _MAX_TENSORS or longest > _MAX_NAME:
+    raise UserError(
+      f"{path} holds {len(names)} tensors, with names of up to {longest} letters; give the weights "
+      "of one network."
+    )
+
+
+def _refuse_kinds(path, odd):
+  if odd:
+    raise UserError(
+      f"{path} holds tensors that are no plain weights: {_listed(odd)}; save it in float32."
+    )
+
+
+def _shown(text):
+  """A text from a file in one line that a terminal can show."""
+  return repr(text[:_SHOWN])[1:-1] + ("..." if len(text) > _SHOWN else "")
+
+
+def _listed(names):
+  more = len(names) - _LISTED
+  return ", ".join(map(_shown, names[:_LISTED])) + (f" and {more} more" if more > 0 else "")
 
 
 def identify(tensors):
@@ -157,7 +257,8 @@ def in_channels(tensors):
   """Channels of the images that a state dict's network takes; 3 where it does not say."""
   names = _short_names(tensors)
   shapes = [np.shape(tensors[names[name]]) for name in _FIRST_CONVOLUTIONS if name in names]
-  return shapes[0][1] if shapes and len(shapes[0]) == 4 else 3
+  # A kernel without any fits no network, as `load_into` says.
+  return max(1, shapes[0][1]) if shapes and len(shapes[0]) == 4 else 3
 
 
 def load_into(params, batch_stats, tensors, *, source="the state dict", head=True):
@@ -184,12 +285,15 @@ def load_into(params, batch_stats, tensors, *, source="the state dict", head=Tru
     params and batch_stats; what the state dict does not have is as it was.
 
   Raises:
-    UserError: names are missing or unknown, or shapes do not fit; all are listed.
+    UserError: names are missing, unknown or there twice, shapes do not fit, or values are none that
+      a trained network has; all are listed.
   """
   names = _short_names(tensors)
+  if twice := [own for own in tensors if own not in names.values()]:
+    raise UserError(f"{source} holds tensors of one network twice: {_listed(twice)}.")
   name_of = _naming(params, names, head=head)
   left_out = ("fc.", "classifier.", *(() if head else ("segmentation_head.", "new_fc.")))
-  known, missing, misshapen = set(), [], []
+  known, missing, misshapen, impossible = set(), [], [], []
 
   def convert(path, leaf):
     name = name_of(tuple(key.key for key in path[1:]))
@@ -204,6 +308,8 @@ def load_into(params, batch_stats, tensors, *, source="the state dict", head=Tru
     if converted.shape != leaf.shape:
       misshapen.append(f"{names[name]} {x.shape} for {_torch_shape(leaf.shape)}")
       return leaf
+    if what := _impossible(converted, variance=name.endswith("running_var")):
+      impossible.append(f"{names[name]} ({what})")
     return jnp.asarray(converted)
 
   found = jax.tree_util.tree_map_with_path(convert, (params, batch_stats))
@@ -214,8 +320,7 @@ def load_into(params, batch_stats, tensors, *, source="the state dict", head=Tru
     if not name.startswith(left_out)
   ]
   problems = [
-    f"{what}: {', '.join(listed[:_LISTED])}"
-    + (f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else "")
+    f"{what}: {_listed(listed)}"
     for what, listed in (
       ("missing", missing),
       ("unknown", unknown),
@@ -229,7 +334,21 @@ def load_into(params, batch_stats, tensors, *, source="the state dict", head=Tru
       f"{source} does not fit the network{f' (it looks like a {kind})' if kind else ''}; "
       f"{'; '.join(problems)}; encoder, width (1 in most files) and classes have to be the same."
     )
+  if impossible:
+    raise UserError(
+      f"{source} is damaged, or its training failed; what no weight can be: {_listed(impossible)}."
+    )
   return found
+
+
+def _impossible(x, *, variance):
+  """What is wrong with an array's values; '' if nothing is."""
+  if not np.isfinite(x).all():
+    return "NaN or infinite"
+  if variance and x.min(initial=0) < 0:
+    return "a negative variance"
+  largest = np.abs(x).max(initial=0)
+  return f"{largest:.1e}" if largest > (_MAX_WEIGHT**2 if variance else _MAX_WEIGHT) else ""
 
 
 def _short_names(tensors):

@@ -22,6 +22,7 @@ from lus_jax import files as files_lib
 from lus_jax import lock, parallel
 from lus_jax.errors import UserError
 from lus_jax.files import write_text
+from lus_jax.models import layers
 
 DIRECTORY = "channels"
 # Frames that go through the networks together, and batches between two notes of how far we are.
@@ -181,10 +182,7 @@ def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, map
 
   @jax.jit
   def resize(x):
-    x = jax.image.resize(
-      x.astype(jnp.float32), (x.shape[0], size, size, x.shape[-1]), "linear", antialias=True
-    )
-    return jnp.rint(x).astype(jnp.uint8)
+    return jnp.rint(layers.resize(x.astype(jnp.float32), size, size)).astype(jnp.uint8)
 
   def segment(one):
     def fn(weights, member, frames, where):

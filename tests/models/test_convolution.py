@@ -101,6 +101,30 @@ def test_the_way_depends_on_the_shape(monkeypatch, shape, outputs, stride, dtype
   assert taken == [way]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_on_a_gpu_a_strided_pointwise_convolution_is_no_product(key, monkeypatch, dtype):
+  # XLA for GPUs aborts where the pixels of a product are skipped first.
+  inputs = [a.astype(dtype) for a in random_inputs(key, (2, 5, 4, 3), 1, 4, 2)]
+
+  def run():
+    def strided(x, kernel):
+      return conv(x, kernel, 2)
+
+    text = str(jax.make_jaxpr(strided)(*inputs[:2]))
+    return "dot_general" in text, value_and_gradients(strided, *inputs)
+
+  product, on_cpu = run()
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  no_product, on_gpu = run()
+  assert product and not no_product
+  for a, b in zip(on_gpu, on_cpu, strict=True):
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance)
+  # Without a stride it is the product everywhere.
+  jaxpr = jax.make_jaxpr(lambda x, kernel: conv(x, kernel))(*inputs[:2])
+  assert "dot_general" in str(jaxpr)
+
+
 def test_elsewhere_than_on_a_cpu_xla_convolves(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   monkeypatch.setattr(convolution, "direct_conv", lambda x, kernel, stride: ("xla", stride))

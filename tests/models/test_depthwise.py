@@ -50,6 +50,26 @@ def test_value_and_gradients_are_those_of_a_grouped_convolution(key, shape, stri
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_on_a_gpu_every_reduction_has_one_sum(key, monkeypatch):
+  # Nine at once ask for more shared memory than a block of threads has there.
+  inputs = random_inputs(key, (2, 7, 5, 3), 2)
+
+  def run():
+    def ours(*inputs):
+      return value_and_gradients(depthwise_conv, *inputs, 2)
+
+    equations = jax.make_jaxpr(ours)(*inputs).eqns
+    most = max(len(x.outvars) for x in equations if x.primitive.name.startswith("reduce"))
+    return most, ours(*inputs)
+
+  nine, on_cpu = run()
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  one, on_gpu = run()
+  assert (nine, one) == (9, 1)
+  for a, b in zip(on_gpu, on_cpu, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_under_vmap_every_member_has_its_own_kernel(key, stride):
   inputs = [random_inputs(k, (2, 6, 7, 4), stride) for k in jax.random.split(key, 3)]

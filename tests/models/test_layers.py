@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 from jax import numpy as jnp
 
@@ -57,7 +58,9 @@ def test_group_norm_follows_flax(key):
   np.testing.assert_allclose(by_ours, by_theirs, atol=1e-4)
 
 
-def test_bilinear_upsampling_keeps_corners_and_ramps(key):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_bilinear_upsampling_keeps_corners_and_ramps(key, monkeypatch, backend):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
   x = jax.random.normal(key, (2, 3, 5, 4))
   y = layers.upsample_bilinear(x, 4)
   assert y.shape == (2, 12, 20, 4)
@@ -74,6 +77,40 @@ def test_bilinear_upsampling_keeps_corners_and_ramps(key):
   np.testing.assert_allclose(
     layers.upsample_bilinear(ramp, 2)[0, 0, :, 0], np.linspace(0, 4, 10), atol=1e-6
   )
+
+
+@pytest.mark.parametrize(
+  ("shape", "factor"),
+  [((2, 5, 7, 3), 4), ((1, 1, 2, 6), 2)],
+)
+def test_on_a_gpu_upsampling_is_the_same_without_products(key, monkeypatch, shape, factor):
+  # XLA for GPUs cannot compile the products for 3, 5, 6 or 7 classes.
+  keys = jax.random.split(key, 2)
+  x = jax.random.normal(keys[0], shape)
+  dy = jax.random.normal(keys[1], (shape[0], shape[1] * factor, shape[2] * factor, shape[3]))
+
+  def run(x, dy):
+    y, vjp = jax.vjp(lambda x: layers.upsample_bilinear(x, factor), x)
+    return y, *vjp(dy)
+
+  on_cpu = run(x, dy)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  text = str(jax.make_jaxpr(run)(x, dy))
+  assert "dot_general" not in text and "scatter" not in text
+  for a, b in zip(run(x, dy), on_cpu, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  for a, b in zip(run(x.astype(jnp.bfloat16), dy.astype(jnp.bfloat16)), on_cpu, strict=True):
+    assert a.dtype == jnp.bfloat16
+    np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("size", [(5, 4), (12, 7), (20, 30)], ids=str)
+def test_on_a_gpu_resizing_is_the_same_without_products(key, monkeypatch, size):
+  x = jax.random.uniform(key, (2, 12, 10, 3))
+  expected = layers.resize(x, *size)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert "dot_general" not in str(jax.make_jaxpr(lambda x: layers.resize(x, *size))(x))
+  np.testing.assert_allclose(layers.resize(x, *size), expected, atol=1e-6)
 
 
 def test_nearest_upsampling_repeats():

@@ -1,9 +1,11 @@
 """State dicts made by hand, of NumPy arrays: nothing here needs torch, but where a test says so."""
 
+import json
 import os
 import pathlib
 import pickle
 import sys
+import zipfile
 from types import SimpleNamespace
 
 import jax
@@ -134,7 +136,8 @@ def tsm(*, in_channels=7, hidden=()):
 
 def arrays(named_shapes):
   r = np.random.default_rng(0)
-  return {name: r.normal(size=shape).astype(np.float32) for name, shape in named_shapes.items()}
+  found = {name: r.normal(size=shape).astype(np.float32) for name, shape in named_shapes.items()}
+  return {name: np.abs(x) if name.endswith("running_var") else x for name, x in found.items()}
 
 
 def all_taken(trees):
@@ -345,19 +348,112 @@ def test_safetensors_are_read_in_float32(tmp_path):
   np.testing.assert_array_equal(found["half"], half)
 
 
-def test_a_damaged_safetensors_file_is_refused(tmp_path):
-  pytest.importorskip("safetensors")
+def with_header(header, body=b""):
+  """The bytes of a safetensors file."""
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  return len(text).to_bytes(8, "little") + text + body
+
+
+def one_tensor(kind, shape, n_bytes, name="a"):
+  header = {name: {"dtype": kind, "shape": shape, "data_offsets": [0, n_bytes]}}
+  return with_header(header, bytes(n_bytes))
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"",
+    b"not a header at all",
+    b"\xff" * 64,
+    one_tensor("F32", [2], 8)[:-1],
+    with_header(b'{"a":' * 10_000),
+    one_tensor("F32", [2**62], 8),
+    # Nothing, in a shape that NumPy cannot have.
+    one_tensor("F32", [0, 2**40, 2**40], 0),
+    one_tensor("F32", [1] * 100, 4),
+  ],
+  ids=["empty", "junk", "huge_header", "cut", "deep", "huge", "empty_and_huge", "dimensions"],
+)
+def test_a_damaged_safetensors_file_is_refused(tmp_path, content):
   file = tmp_path / "a.safetensors"
-  file.write_bytes(b"not a header at all")
+  file.write_bytes(content)
   with pytest.raises(UserError, match="a.safetensors is no safetensors file, or is damaged"):
     torch_weights.read(file)
 
 
 @pytest.mark.parametrize(
+  ("kind", "width"), [("I8", 1), ("BOOL", 1), ("C64", 8), ("F8_E4M3", 1)], ids=str
+)
+def test_tensors_that_are_no_plain_weights_are_named(tmp_path, kind, width):
+  file = tmp_path / "a.safetensors"
+  file.write_bytes(one_tensor(kind, [2], 2 * width, "conv.weight"))
+  with pytest.raises(UserError, match=rf"no plain weights: conv.weight \({kind}\); save it in"):
+    torch_weights.read(file)
+  file.write_bytes(one_tensor("BF16", [2], 4))
+  np.testing.assert_array_equal(torch_weights.read(file)["a"], np.zeros(2, np.float32))
+
+
+def test_names_without_end_are_refused(tmp_path):
+  file = tmp_path / "a.safetensors"
+  file.write_bytes(one_tensor("F32", [1], 4, "n" * 256))
+  with pytest.raises(UserError, match="1 tensors, with names of up to 256 letters"):
+    torch_weights.read(file)
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("layer1.0.conv2.weight", np.nan, "NaN or infinite"),
+    ("bn1.bias", -np.inf, "NaN or infinite"),
+    ("layer4.0.downsample.0.weight", -9e16, "9.0e\\+16"),
+    ("bn1.running_var", 9e16, "9.0e\\+16"),
+    ("layer2.0.bn1.running_var", -0.1, "a negative variance"),
+  ],
+)
+def test_values_that_no_weight_can_have_are_named(name, value, message):
+  tensors = arrays(resnet())
+  torch_weights.load_into(*fpn_shapes(), tensors)
+  tensors[name].flat[3] = value
+  with pytest.raises(UserError, match=rf"file.pth is damaged, .*: {name} \({message}\)\.$"):
+    torch_weights.load_into(*fpn_shapes(), tensors, source="file.pth")
+
+
+def test_a_tensor_under_two_names_is_refused():
+  tensors = arrays(resnet())
+  tensors["base_model.bn1.weight"] = tensors["bn1.weight"] + 1
+  with pytest.raises(UserError, match=r"tensors of one network twice: bn1.weight\."):
+    torch_weights.load_into(*fpn_shapes(), tensors)
+
+
+def test_names_of_a_file_stay_in_one_line():
+  with pytest.raises(UserError) as error:
+    torch_weights.load_into(*fpn_shapes(), arrays(resnet() | {"a\nb\x1b[31m" + "c" * 200: (1,)}))
+  assert r"unknown: a\nb\x1b[31mc" in str(error.value) and "ccc...;" in str(error.value)
+  assert str(error.value).isprintable() and len(str(error.value)) < 400
+
+
+def test_a_first_kernel_without_channels_is_refused(tmp_path):
+  tensors = arrays(mobilenet()) | {"features.0.0.weight": np.zeros((8, 0, 3, 3), np.float32)}
+  file = save(tmp_path / "video.safetensors", tensors)
+  with pytest.raises(UserError, match=r"features.0.0.weight \(8, 0, 3, 3\) for \(8, 1, 3, 3\)"):
+    models.check_init_from(model_config(file, width=VIDEO_WIDTH), video=True)
+
+
+@pytest.mark.parametrize(
   ("name", "message"),
-  [("gone.pth", "gone.pth does not exist"), ("weights.h5", "name one that ends in .pth, .pt, ")],
+  [
+    ("gone.pth", "gone.pth does not exist"),
+    ("weights.h5", "name one that ends in .pth, .pt, "),
+    ("folder.pth", "folder.pth is no regular file"),
+    ("pipe.safetensors", "pipe.safetensors is no regular file"),
+    ("large.pth", "large.pth has 8.0 GiB, more than the weights of one network"),
+  ],
 )
 def test_a_file_that_is_missing_or_of_another_kind_is_refused(tmp_path, name, message):
+  (tmp_path / "folder.pth").mkdir()
+  os.mkfifo(tmp_path / "pipe.safetensors")
+  with open(tmp_path / "large.pth", "wb") as file:
+    file.truncate(2**33)
   with pytest.raises(UserError, match=message):
     torch_weights.read(os.fspath(tmp_path / name))
 
@@ -408,7 +504,9 @@ def test_no_code_of_a_file_is_run(tmp_path, wrapped):
   assert trace.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 not an archive"])
+@pytest.mark.parametrize(
+  "content", [b"", b"junk", b"PK\x03\x04 not an archive", b"\x80\x02" + b"]" * 10**6]
+)
 def test_a_damaged_file_of_torch_is_refused(tmp_path, content):
   pytest.importorskip("torch")
   (tmp_path / "a.pt").write_bytes(content)
@@ -421,6 +519,45 @@ def test_a_file_without_weights_is_refused(tmp_path):
   torch.save({"epoch": 3}, tmp_path / "a.pt")
   with pytest.raises(UserError, match="holds no state dict"):
     torch_weights.read(tmp_path / "a.pt")
+
+
+def test_what_is_no_plain_tensor_in_a_file_of_torch_is_refused(tmp_path):
+  torch = pytest.importorskip("torch")
+  file = tmp_path / "a.pth"
+  for content, message in (
+    ({1: torch.ones(1)}, "holds no state dict"),
+    ({"a": torch.ones(2).to_sparse()}, "no plain weights: a .*sparse"),
+    ({"a": torch.empty(2**40, device="meta")}, "no plain weights: a .*meta"),
+    ({"a": torch.ones(2, dtype=torch.int8)}, "no plain weights: a .*int8"),
+    ({"a": torch.ones(2, dtype=torch.complex64)}, "no plain weights: a .*complex64"),
+    # A view of one number.
+    ({"a": torch.ones(1).half().expand(2**40)}, "its tensors have more numbers than it holds"),
+  ):
+    torch.save(content, file)
+    with pytest.raises(UserError, match=message):
+      torch_weights.read(file)
+
+
+def test_a_file_of_torch_is_read_only_if_it_fits_its_checksums(tmp_path):
+  torch = pytest.importorskip("torch")
+  file, whole = tmp_path / "a.pth", torch.arange(1000.0)
+  for old in (False, True):
+    torch.save({"a": whole}, file, _use_new_zipfile_serialization=not old)
+    np.testing.assert_array_equal(torch_weights.read(file)["a"], whole)
+  torch.save({"a": whole}, file)
+  content = bytearray(file.read_bytes())
+  with zipfile.ZipFile(file) as archive:
+    records = {name: archive.read(name) for name in archive.namelist()}
+  content[content.index(whole.numpy().tobytes()) + 2001] ^= 4
+  file.write_bytes(content)
+  with pytest.raises(UserError, match=r"a.pth is damaged: a/data/0 does not fit its checksum\."):
+    torch_weights.read(file)
+  # A small archive can hold more than any memory.
+  with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    for name, record in records.items():
+      archive.writestr(name, record)
+  with pytest.raises(UserError, match="a.pth is compressed"):
+    torch_weights.read(file)
 
 
 def test_the_digest_changes_with_the_content(tmp_path):
