@@ -84,7 +84,8 @@ def main():
         if (case.outcome not in ("ok", "skipped") and new) or options.case is not None:
           print(f"  {case.outcome.upper()} {case.name}: {case.note}", flush=True)
       seconds[kind] = time.monotonic() - since
-      for note in sorted({case.note for case in cases if case.outcome == "skipped"}):
+      skipped = (case for case in cases if (case.kind, case.outcome) == (kind, "skipped"))
+      for note in sorted({case.note for case in skipped}):
         print(f"  skipped: {note}")
   finally:
     if options.work is None:
