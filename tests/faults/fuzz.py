@@ -273,13 +273,18 @@ def _importer(module, argv, out, kind="lus_folder"):
     raise UserError(message.removeprefix("error: "))
   if code or not out.is_dir():
     raise Wrong(f"exit code {code}")
+  # Pictures are copied as they are, and read by the run that is to use them.
+  written = (p for p in sorted(out.rglob("*")) if p.is_file())
+  copied = {"images", "videos"}
   return {
-    str(path.relative_to(out)): _content(path) for path in sorted(out.rglob("*")) if path.is_file()
+    str(path.relative_to(out)): _content(path)
+    for path in written
+    if not copied & set(path.relative_to(out).parts)
   }
 
 
 def _content(path):
-  """Pixels where there are some: pictures are copied as they are."""
+  """Pixels where there are some, as a file may be copied with bytes that nothing reads."""
   if path.suffix == ".png":
     from PIL import Image
 
