@@ -70,7 +70,7 @@ class Result:
     if self.code is None:
       return [("hang", f"still running after {self.seconds:.0f} s")]
     if TRACEBACK in text:
-      return [("traceback", last)]
+      return [("traceback", _end_of_traceback(text))]
     if self.code != code:
       return [("wrong", f"exit code {self.code} for {code}: {last}")]
     missing = [word for word in says if word not in text]
@@ -81,6 +81,14 @@ class Result:
       if message[0] != "error: " or message[1].strip("\n").count("\n"):
         return [("wrong", f"not one line: {self.err[-300:]}")]
     return []
+
+
+def _end_of_traceback(text):
+  """Where the last traceback of a text ends, and with what."""
+  lines = text.rpartition(TRACEBACK)[2].splitlines()[1:]
+  end = next((i for i, line in enumerate(lines) if line.strip() and line[0] != " "), -1)
+  place = next((line.strip() for line in reversed(lines[:end]) if "File " in line), "")
+  return f"{' '.join(lines[end:][:1])[:300]} ({place})"
 
 
 def environment():
