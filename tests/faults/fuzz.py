@@ -448,7 +448,8 @@ READERS = {
   ),
   "folder": Reader(
     *(_make_lus_folder, _read_lus_folder, ("data/videos/**/*.*", "data/masks/*/*"), 110),
-    optional=("pleura.png", "b_line.png"),
+    # Of numbered frames any may be missing: labels count those that are there.
+    optional=("pleura.png", "b_line.png", "000.png", "001.png", "002.png"),
   ),
   "raters.json": Reader(_make_raters, _read_raters, ("data/dataset.json",), 80),
   "raters.csv": Reader(
