@@ -94,7 +94,7 @@ def _end_of_traceback(text):
 def environment():
   """Of every process that is started here."""
   return os.environ | {
-    "PYTHONPATH": os.fspath(ROOT),
+    "PYTHONPATH": os.pathsep.join([os.fspath(ROOT), os.environ.get("PYTHONPATH", "")]),
     "JAX_PLATFORMS": "cpu",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "PYTHONUNBUFFERED": "1",
