@@ -66,12 +66,14 @@ def main():
   parser.add_argument("--case", type=int, help="this number of fuzz alone, with all that is known")
   parser.add_argument("--seed", type=int, default=0, help="of everything random")
   parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+  parser.add_argument("--minutes", type=float, default=60, help="after these no case is begun")
   parser.add_argument("--work", type=pathlib.Path, help="a folder to work in, kept; else a new one")
   options = parser.parse_args()
   kinds = options.only or list(KINDS)
   work = (options.work or pathlib.Path(tempfile.mkdtemp(prefix="lus_faults_"))).absolute()
   work.mkdir(parents=True, exist_ok=True)
   bench = Bench(work, options.seed, options.quick, options.jobs, options.case)
+  bench.deadline = time.monotonic() + 60 * options.minutes
   cases, seconds, said = [], {}, set()
   try:
     for kind in kinds:
@@ -91,7 +93,9 @@ def main():
     if options.work is None:
       shutil.rmtree(work, ignore_errors=True)
   print(f"\n{_table(cases, seconds)}")
-  return int(any(case.outcome not in ("ok", "skipped") for case in cases))
+  if bench.late:
+    print(f"{bench.late} cases were not begun in {options.minutes:g} minutes.")
+  return int(bool(bench.late) or any(case.outcome not in ("ok", "skipped") for case in cases))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import resource
@@ -256,6 +257,8 @@ class Bench:
     quick: whether fewer cases are wanted.
     jobs: how many processes work at once.
     case: the number of the one case that is wanted; None for all.
+    deadline: of `time.monotonic()`: no case is begun after it.
+    late: how many were not begun for that.
   """
 
   work: pathlib.Path
@@ -263,6 +266,8 @@ class Bench:
   quick: bool
   jobs: int = 2
   case: int | None = None
+  deadline: float = math.inf
+  late: int = 0
 
   def folder(self, name):
     """A new, empty folder."""
@@ -340,10 +345,17 @@ class Bench:
 
   def together(self, function, items):
     """Yields `function(item)` of every item, as they end, `jobs` at a time."""
+
+    def in_time(item):
+      return function(item) if time.monotonic() < self.deadline else None
+
     with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
-      futures = [pool.submit(function, item) for item in items]
+      futures = [pool.submit(in_time, item) for item in items]
       for future in concurrent.futures.as_completed(futures):
-        yield future.result()
+        if future.result() is None:
+          self.late += 1
+        else:
+          yield future.result()
 
   def copy(self, name, *without):
     """A copy of the unbroken run's directory without some of its parts."""
