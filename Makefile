@@ -5,11 +5,12 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python; do \
 VENV ?= .venv
 WORKDIR ?= runs/demo
 PYTEST_ARGS ?=
+FAULTS_ARGS ?=
 
 # Huge pages for large arrays shorten a training step on a CPU (glibc only).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint pictures clean
+.PHONY: demo test faults lint pictures clean
 
 demo: $(VENV)/.run
 	$(VENV)/bin/python -m lus_jax.main --config configs/paper.py:demo --workdir $(WORKDIR) \
@@ -17,6 +18,10 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.test lint
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+# Breaks things on purpose, for about 20 minutes: tests/faults/README.md.
+faults: $(VENV)/.test
+	$(VENV)/bin/python -m tests.faults $(FAULTS_ARGS)
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
