@@ -49,7 +49,7 @@ def test_a_home_that_nobody_knows_is_one_line(monkeypatch):
   monkeypatch.setenv("HOME", "")
   monkeypatch.setattr("os.path.expanduser", lambda path: path)
   config = ConfigDict({"prepared_dir": ""})
-  with pytest.raises(UserError, match=r"tensorflow_datasets is in no home .* say where"):
+  with pytest.raises(UserError, match=r"tensorflow_datasets: there is no home .*prepared_dir=DIR"):
     prepared_directory(config)
   config.prepared_dir = "here"
   assert str(prepared_directory(config)) == "here"

@@ -172,7 +172,7 @@ def test_a_run_that_falls_back_goes_on_to_the_same_numbers(tmp_path, caplog):
   (newest,) = (tmp_path / "checkpoints" / "4" / "state").glob("d/*")
   newest.write_bytes(bytes(newest.stat().st_size))
   resumed, resumed_meta = run(tmp_path)
-  assert "4 is damaged" in caplog.messages[0]
+  assert any("4 is damaged" in message for message in caplog.messages)
   jax.tree.map(np.testing.assert_array_equal, whole, resumed)
   assert meta == resumed_meta
 
