@@ -544,8 +544,9 @@ def fingerprint(directory, tables, files):
     64 hexadecimal digits.
 
   Raises:
-    UserError: a table cannot be read.
+    UserError: a table cannot be read, or a link leads out of the folder.
   """
+  _refuse_links_away(directory, [*(directory / name for name in tables), *files])
   digest = hashlib.sha256()
   for name in tables:
     path = directory / name
@@ -554,6 +555,19 @@ def fingerprint(directory, tables, files):
   for path in sorted(files):
     digest.update(os.fsencode(path.relative_to(directory)) + b"\0" + files[path])
   return digest.hexdigest()
+
+
+def _refuse_links_away(directory, files):
+  """Refuses files that are links out of their data folder; whole folders of it may be elsewhere."""
+  root = directory.resolve()
+  for path in files:
+    if path.is_symlink():
+      file = path.resolve()
+      if not any(file.is_relative_to(folder) for folder in (root, path.parent.resolve())):
+        raise UserError(
+          f"{path} is a link that leaves {directory}; copy the file, or make all of {path.parent} "
+          "the link."
+        )
 
 
 def warn_of_copies(pictures, digests, where):

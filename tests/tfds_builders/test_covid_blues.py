@@ -2,6 +2,7 @@ import csv
 import math
 import os
 import re
+import shutil
 
 import av
 import numpy as np
@@ -436,10 +437,10 @@ def test_real_videos_come_through(real_data, tmp_path):
   folder = tmp_path / "part"
   (folder / "lus_videos").mkdir(parents=True)
   for path in (real_data / "covid_blues").glob("*.csv"):
-    (folder / path.name).symlink_to(path)
+    shutil.copy(path, folder)
   for view in ("2_L1", "3_R2", "3_R2_2", "5_R3"):
     name = f"patient_{view}.mp4"
-    (folder / "lus_videos" / name).symlink_to(real_data / "covid_blues" / "lus_videos" / name)
+    shutil.copy(real_data / "covid_blues" / "lus_videos" / name, folder / "lus_videos")
   config = covid_blues_config("videos", 96, 96, directory=folder)
   builder, examples = build(config, tmp_path / "data")
   examples = by_name(examples)

@@ -171,6 +171,25 @@ def test_names_that_are_one_spelled_twice(warnings_seen, names, n_warnings):
     assert "manifest.csv: the patients '" in warning and "' and '" in warning
 
 
+def test_a_file_that_is_a_link_out_of_its_folder_is_refused(tmp_path):
+  (tmp_path / "disk").mkdir()
+  (tmp_path / "disk" / "a.png").write_bytes(b"a")
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "images").symlink_to(tmp_path / "disk")
+  image = tmp_path / "mine" / "images" / "a.png"
+  (tmp_path / "disk" / "b.png").symlink_to(image)
+  files = tables.contents([image, image.with_name("b.png")])
+  # All of images/ may lie on another disk.
+  assert len(tables.fingerprint(tmp_path / "mine", ["none.csv"], files)) == 64
+  (tmp_path / "elsewhere").write_bytes(b"a")
+  for name, given in (("images/c.png", []), ("patients.csv", ["patients.csv"])):
+    link = tmp_path / "mine" / name
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"{name} is a link that leaves"):
+      tables.fingerprint(tmp_path / "mine", given, {} if given else tables.contents([link]))
+    link.unlink()
+
+
 @pytest.fixture
 def place(tmp_path):
   root = tmp_path / "mine" / "videos"
