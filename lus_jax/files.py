@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import pathlib
+import stat
+import tokenize
 
 from lus_jax import parallel
 from lus_jax.errors import UserError
@@ -20,6 +22,20 @@ _REFUSALS = (
   errno.EPERM,
   errno.EIO,
   errno.ESTALE,
+)
+
+# What NumPy raises on damaged arrays: it evaluates their header as Python text, and multiplies what
+# it finds there.
+NPY_ERRORS = (
+  OSError,
+  ValueError,
+  EOFError,
+  SyntaxError,
+  TypeError,
+  KeyError,
+  ArithmeticError,
+  RecursionError,
+  tokenize.TokenError,
 )
 
 
@@ -149,3 +165,44 @@ def plain_cell(cell):
   except ValueError:
     return f"'{cell}"
   return cell
+
+
+def check_file(path, mend):
+  """Refuses what is no regular file with something in it, as a pipe would be waited for.
+
+  Raises:
+    UserError: it is missing, empty, a folder, a pipe or a device, or its name is no file's.
+  """
+  try:
+    status = path.stat()
+  except FileNotFoundError as error:
+    raise UserError(f"{path} does not exist; {mend}.") from error
+  except (OSError, ValueError) as error:  # ValueError: a null in the name
+    reason = getattr(error, "strerror", None) or str(error)
+    raise UserError(f"{path} cannot be read ({reason}); {mend}.") from error
+  if stat.S_ISDIR(status.st_mode):
+    raise UserError(f"{path} is a folder, not a file; {mend}.")
+  if not stat.S_ISREG(status.st_mode):
+    raise UserError(f"{path} is no ordinary file, but a pipe or device; {mend}.")
+  if not status.st_size:
+    raise UserError(f"{path} is empty; {mend}.")
+
+
+@contextlib.contextmanager
+def damage_is_a_user_error(path, mend, errors, what="damaged or not what its name says"):
+  """Turns the named exceptions of a library into one line about the file; wraps library calls only.
+
+  Args:
+    path: the file.
+    mend: what the user can do.
+    errors: exceptions that the library raises on damaged files.
+    what: what is wrong with the file then.
+  """
+  try:
+    yield
+  except UserError:  # is a ValueError itself
+    raise
+  except MemoryError as error:
+    raise UserError(f"{path} does not fit into memory; make it smaller.") from error
+  except errors as error:
+    raise UserError(f"{path} is {what}; {mend}.") from error

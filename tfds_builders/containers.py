@@ -7,7 +7,8 @@ import av
 import numpy as np
 
 from lus_jax.errors import UserError
-from tfds_builders import files, stills
+from lus_jax.files import damage_is_a_user_error
+from tfds_builders import limits, stills
 
 SUFFIXES = (".mp4", ".avi")
 _MEND = "export it again, or re-encode it (ffmpeg -i old.mp4 new.mp4) and look at the result"
@@ -30,7 +31,7 @@ _ORIENTATIONS = {
 
 
 def _damage(path):
-  return files.damage_is_a_user_error(path, _MEND, _ERRORS)
+  return damage_is_a_user_error(path, _MEND, _ERRORS)
 
 
 def _open(path, options=None):
@@ -123,7 +124,7 @@ def probe(path):
     )
   with _damage(path), _open(path) as container:
     stream = _stream(path, container)
-    files.check_pixels(path, stream.codec_context.height, stream.codec_context.width)
+    limits.check_pixels(path, stream.codec_context.height, stream.codec_context.width)
     first = next(container.decode(stream), None)
     if first is None:
       raise UserError(f"{path} is damaged at frame 0; {_MEND}.")
@@ -161,7 +162,7 @@ def read(path, frames, n_frames, slots):
         end = shown_at[n_decoded + 1] if n_decoded + 1 < len(shown_at) else n_frames
         repeats = wanted.intersection(range(shown_at[n_decoded], end))
         if repeats:
-          files.check_pixels(path, frame.height, frame.width)
+          limits.check_pixels(path, frame.height, frame.width)
           image = frame.to_ndarray(format="gray")
           images |= dict.fromkeys(repeats, stills.turn(image, _orientation(path, frame)))
       n_decoded += 1

@@ -8,13 +8,13 @@ import dataclasses
 import math
 import pathlib
 import re
-import tokenize
 
 import numpy as np
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import confidences, containers, files, stills
+from lus_jax.files import NPY_ERRORS, check_file, damage_is_a_user_error
+from tfds_builders import confidences, containers, limits, stills
 from tfds_builders.stills import PICTURES
 
 FORMATS = (
@@ -26,18 +26,6 @@ _OTHER_PICTURES = (".avif", ".dcm", ".gif", ".heic", ".jp2", ".npy", ".webp")
 _JPEG_COLOUR = 4
 _MEND = "save it again"
 _MEND_MASK = "save the mask again as 8- or 16-bit grey PNG"
-# NumPy evaluates the header as Python text, and multiplies what it finds there.
-_NPY_ERRORS = (
-  OSError,
-  ValueError,
-  EOFError,
-  SyntaxError,
-  TypeError,
-  KeyError,
-  ArithmeticError,
-  RecursionError,
-  tokenize.TokenError,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +197,8 @@ def _read_pictures(media, frames):
 
 
 def _load_npy(path):
-  files.check_file(path, _MEND)
-  with files.damage_is_a_user_error(path, _MEND, _NPY_ERRORS), np.errstate(over="raise"):
+  check_file(path, _MEND)
+  with damage_is_a_user_error(path, _MEND, NPY_ERRORS), np.errstate(over="raise"):
     array = np.lib.format.open_memmap(path, mode="r")
   if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size or array.shape[-1] < 5:
     raise UserError(
@@ -220,7 +208,7 @@ def _load_npy(path):
   if path.stat().st_size != array.offset + array.nbytes:
     raise UserError(f"{path} holds more than its header says; {_MEND}.")
   frames = array.reshape(-1, *array.shape[-2:])
-  files.check_pixels(path, *frames.shape[1:])
+  limits.check_pixels(path, *frames.shape[1:])
   return frames
 
 
@@ -273,7 +261,7 @@ def probe(path):
     return _probe_pictures(path, pictures, _file_numbers(pictures))
   if suffix not in (*containers.SUFFIXES, *PICTURES, ".gif", ".npy") and path.exists():
     raise UserError(f"{path} is of no known format; bring {FORMATS}.")
-  files.check_file(path, "put the file there or mend its name")
+  check_file(path, "put the file there or mend its name")
   if suffix in containers.SUFFIXES:
     n_frames, size, rate, orientation, slots = containers.probe(path)
     return Media(path, (path,), n_frames, *size, rate, orientation, slots=slots)
@@ -302,10 +290,10 @@ def read(media, frames=None):
   frames = range(media.n_frames) if frames is None else frames
   suffix = media.files[0].suffix.lower()
   n_bytes = len(frames) * media.height * media.width
-  if n_bytes > files.MAX_TOTAL:
+  if n_bytes > limits.MAX_TOTAL:
     raise UserError(
       f"{media.path} has {n_bytes / 2**30:.0f} GiB of frames, more than "
-      f"{files.MAX_TOTAL // 2**30} are read together; cut it into parts, or make it smaller."
+      f"{limits.MAX_TOTAL // 2**30} are read together; cut it into parts, or make it smaller."
     )
   if suffix in containers.SUFFIXES:
     images = containers.read(media.path, frames, media.n_frames, media.slots)

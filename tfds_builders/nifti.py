@@ -7,7 +7,8 @@ import zlib
 import numpy as np
 
 from lus_jax.errors import UserError
-from tfds_builders import files
+from lus_jax.files import check_file, damage_is_a_user_error
+from tfds_builders import limits
 
 _MEND = "save or copy it again"
 AXES = ("xy", "yx")
@@ -23,7 +24,7 @@ def _damage(path):
   # Of gzip, of nibabel, and of Python where a field of the header is no sensible number.
   errors = OSError, EOFError, zlib.error, HeaderDataError, ImageFileError, WrapStructError
   errors += ValueError, OverflowError, TypeError
-  return files.damage_is_a_user_error(path, _MEND, errors, "missing, damaged or no NIfTI file")
+  return damage_is_a_user_error(path, _MEND, errors, "missing, damaged or no NIfTI file")
 
 
 def _open(path):
@@ -56,7 +57,7 @@ def _shape(header, path, axes):
   if any(length != 1 for length in more):
     size = " x ".join(str(length) for length in shape)
     raise UserError(f"{path} has {size} values; save one picture a file, with two axes.")
-  files.check_pixels(path, first, second)
+  limits.check_pixels(path, first, second)
   return (first, second) if axes == "yx" else (second, first)
 
 
@@ -71,7 +72,7 @@ def size(path, axes=None):
   Raises:
     UserError: it is damaged, or has a third axis longer than 1.
   """
-  files.check_file(path, _MEND)
+  check_file(path, _MEND)
   with _damage(path), _open(path) as file:
     return _shape(_header(file, path), path, axes)
 
@@ -87,7 +88,7 @@ def directions(path):
   """
   from nibabel import aff2axcodes
 
-  files.check_file(path, _MEND)
+  check_file(path, _MEND)
   with _damage(path), _open(path) as file:
     header = _header(file, path)
     if not (header["sform_code"] > 0 or header["qform_code"] > 0):
@@ -110,7 +111,7 @@ def read(path, axes=None):
   """
   from nibabel.volumeutils import apply_read_scaling
 
-  files.check_file(path, _MEND)
+  check_file(path, _MEND)
   with _damage(path), _open(path) as file:
     header = _header(file, path)
     height, width = _shape(header, path, axes)

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from lus_jax.errors import UserError
-from tfds_builders import files
+from lus_jax.files import check_file, damage_is_a_user_error
+from tfds_builders import limits
 
 # The suffixes of stills that are read; capitals too.
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -59,10 +60,10 @@ def opened(path, mend=_MEND):
     UserError: it is damaged, too large, of another format or a stack of pictures; while it is
       open, whatever Pillow finds wrong with it.
   """
-  files.check_file(path, mend)
+  check_file(path, mend)
   gif = path.suffix.lower() == ".gif"
   with (
-    files.damage_is_a_user_error(path, mend, _ERRORS),
+    damage_is_a_user_error(path, mend, _ERRORS),
     warnings.catch_warnings(),
     # Not by name: Pillow maps files that it knows by name, and garbles turned TIFF there.
     path.open("rb") as file,
@@ -70,7 +71,7 @@ def opened(path, mend=_MEND):
     warnings.simplefilter("ignore")  # about metadata, without the file's name
     try:
       with Image.open(file, formats=("GIF",) if gif else _STILLS) as image:
-        files.check_pixels(path, image.height, image.width)
+        limits.check_pixels(path, image.height, image.width)
         # A JPEG's further pictures are previews.
         if image.format in ("PNG", "TIFF") and image.n_frames > 1:
           raise UserError(
@@ -79,7 +80,7 @@ def opened(path, mend=_MEND):
         yield image
     except Image.DecompressionBombError as error:  # of a later frame too
       raise UserError(
-        f"{path} has more than {files.MAX_PIXELS / 1e6:.0f} million pixels; make it smaller, or "
+        f"{path} has more than {limits.MAX_PIXELS / 1e6:.0f} million pixels; make it smaller, or "
         "save it again if it is damaged."
       ) from error
 

@@ -5,6 +5,7 @@ import importlib.metadata
 import io
 import json
 import math
+import os
 import pathlib
 import platform
 
@@ -13,7 +14,7 @@ import numpy as np
 import lus_jax
 from lus_jax import parallel
 from lus_jax.errors import UserError
-from lus_jax.files import write_bytes, write_text
+from lus_jax.files import check_file, write_bytes, write_text
 
 SCHEMA = 1
 DIRECTORY = "results"
@@ -71,12 +72,13 @@ def read(workdir, name):
     UserError: it is missing, damaged or of another schema.
   """
   file = pathlib.Path(workdir) / DIRECTORY / f"{name}.json"
+  if not os.path.lexists(file):
+    raise UserError(f"{file} does not exist; run lus_jax.main with this workdir first.")
+  check_file(file, MEND.rstrip("."))
   try:
     content = json.loads(
       file.read_text(), parse_float=_float, parse_int=_integer, parse_constant=_float
     )
-  except FileNotFoundError as error:
-    raise UserError(f"{file} does not exist; run lus_jax.main with this workdir first.") from error
   except RecursionError as error:
     raise UserError(f"{file} is damaged (nested too deeply); {MEND}") from error
   except (OSError, ValueError) as error:

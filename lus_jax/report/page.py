@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import itertools
 import json
+import os
 import pathlib
 import shlex
 import zipfile
@@ -18,7 +19,13 @@ import lus_jax
 from lus_jax import labels
 from lus_jax.errors import UserError
 from lus_jax.evaluation import results
-from lus_jax.files import write_bytes, write_text
+from lus_jax.files import (
+  NPY_ERRORS,
+  check_file,
+  damage_is_a_user_error,
+  write_bytes,
+  write_text,
+)
 from lus_jax.report import (
   downstream,
   figures,
@@ -310,29 +317,38 @@ def _read(workdir):
     if (content := read(name + _HISTORY, of="history")) is not None:
       files[name + _HISTORY] = content
   if with_segmentation:
-    try:
+    if os.path.lexists(directory / EXAMPLES):
       files["examples"] = _read_examples(directory / EXAMPLES, files)
-    except FileNotFoundError:
+    else:
       problems.append(f"{directory / EXAMPLES} does not exist: the page shows no pictures.")
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-      raise UserError(f"{directory / EXAMPLES} is damaged ({error}); {results.MEND}") from error
     if "raters" in files and "rater_index" not in files.get("examples", ("rater_index",)):
       problems.append(f"{directory / EXAMPLES} holds no images of several raters.")
   return files, list(tasks), problems
 
 
 def _read_examples(file, files):
-  # `np.load` leaves a damaged file open if it opened it itself.
-  with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+  mend = results.MEND.rstrip(".")
+  check_file(file, mend)
+  # RuntimeError: an archive of another compression, or with a password.
+  errors = (*NPY_ERRORS, zipfile.BadZipFile, zlib.error, RuntimeError)
+  with (
+    damage_is_a_user_error(file, mend, errors),
+    # `np.load` leaves a damaged file open if it opened it itself.
+    open(file, "rb") as stream,
+    np.load(stream, allow_pickle=False) as arrays,
+  ):
     examples = {name: arrays[name] for name in arrays.files}
   meta = next((files[name] for name in (*FILES, *MORE_FILES) if name in files), None)
   if meta is not None:
-    schema.check_examples(
-      examples,
-      classes=meta["dataset"]["classes"],
-      n_thresholds=len(meta["config"]["sweep"]["thresholds"]),
-      n_cases=len(files["cases"]["rows"]) if "cases" in files else None,
-    )
+    try:
+      schema.check_examples(
+        examples,
+        classes=meta["dataset"]["classes"],
+        n_thresholds=len(meta["config"]["sweep"]["thresholds"]),
+        n_cases=len(files["cases"]["rows"]) if "cases" in files else None,
+      )
+    except ValueError as error:
+      raise UserError(f"{file} is damaged ({error}); {results.MEND}") from error
   return examples
 
 

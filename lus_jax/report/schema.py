@@ -6,6 +6,7 @@ newer runs write more of them, older ones fewer.
 
 import numpy as np
 
+from lus_jax.data import summary
 from lus_jax.report import tables
 
 
@@ -197,6 +198,7 @@ def _run_checks(classes):
     "cases": _all(
       _object({"rows": _list(_object({"index": _count, "iou": _mapping(_score)}), filled=True)}),
       _alike("iou"),
+      _of_one_kind,
     ),
     "dataset": _object(
       {
@@ -205,7 +207,7 @@ def _run_checks(classes):
             _object(
               {"split": _text, "frames_with": _mapping(_count, classes)}
               | _named(("patients", "videos", "frames"), _count)
-              | {"painted": _mapping(_mapping(_list(_count), classes))}
+              | {"painted": _mapping(_mapping(_list(_count, length=summary.N_BINS), classes))}
             ),
             filled=True,
           ),
@@ -280,6 +282,12 @@ def _alike(key):
         raise ValueError(f"{at}/rows/{i}/{key} has other names than the first row")
 
   return check
+
+
+def _of_one_kind(value, at):
+  for i, row in enumerate(value["rows"]):
+    if row.keys() != value["rows"][0].keys():
+      raise ValueError(f"{at}/rows/{i} has other keys than the first row")
 
 
 def _has_splits(rows, at):
@@ -425,6 +433,8 @@ def check_examples(arrays, *, classes, n_thresholds, n_cases=None):
     if name not in arrays:
       raise ValueError(f"without '{name}'")
     found = arrays[name]
+    if not isinstance(found, np.ndarray):  # NumPy hands back the bytes of what is no array
+      raise ValueError(f"'{name}' is no array")
     if found.dtype.kind not in kind or len(found.shape) != len(shape):
       raise ValueError(f"'{name}' is {found.dtype} {list(found.shape)}")
     for size, wanted in zip(found.shape, shape, strict=True):

@@ -414,7 +414,7 @@ def test_absurd_sizes_are_refused_in_one_line(tmp_path, name, data):
 def test_more_frames_than_memory_are_refused(tmp_path, monkeypatch):
   path = tmp_path / "a.npy"
   np.save(path, clip())
-  monkeypatch.setattr(media.files, "MAX_TOTAL", 3 * 24 * 40)
+  monkeypatch.setattr(media.limits, "MAX_TOTAL", 3 * 24 * 40)
   refused(path, "cut it into parts")
   assert len(media.read(media.probe(path), [0, 1, 2])) == 3
 

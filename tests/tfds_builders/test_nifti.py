@@ -10,7 +10,7 @@ from absl import logging
 from PIL import Image
 
 from lus_jax.errors import UserError
-from tfds_builders import files, nifti
+from tfds_builders import limits, nifti
 from tfds_builders.multirater_folder import pictures
 
 PIXELS = np.random.default_rng(0).integers(0, 200, (12, 20)).astype(np.uint8)
@@ -305,4 +305,4 @@ def test_soft_masks_of_0_to_255_in_other_types(tmp_path, warnings_seen, dtype):
 
 
 def test_the_limit_is_pillows_own():
-  assert files.MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+  assert limits.MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS

@@ -4,7 +4,8 @@ import numpy as np
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import confidences, files, media, nifti
+from lus_jax.files import check_file
+from tfds_builders import confidences, media, nifti
 
 _NIFTI = (".nii.gz", ".nii")
 # Between the least and the greatest of a picture that may hold but noise.
@@ -28,7 +29,7 @@ def is_nifti(path):
 def _probe_image(path, axes):
   if is_nifti(path):
     return media.Media(path, (path,), 1, *nifti.size(path, axes))
-  files.check_file(path, "save one picture a file")  # a folder would be read as a video
+  check_file(path, "save one picture a file")  # a folder would be read as a video
   return media.probe(path)
 
 
