@@ -14,11 +14,11 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from lus_jax import fields, files, parallel, report, signals
-from lus_jax.errors import UserError
+from lus_jax.errors import UserError, say_warnings_plainly
 
 DOWNSTREAM = ("sf_change", "sf_ratio", "readmission")
 
@@ -163,8 +163,7 @@ def _parse(argv):
       "both --config and --workdir are needed, as in: "
       "python -m lus_jax.main --config configs/seg.py --workdir runs/seg"
     )
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.WARNING)
+  say_warnings_plainly()
   cache = os.path.expanduser(CACHE.value)
   # Without a home directory there is none.
   if cache and not cache.startswith("~"):

@@ -13,6 +13,7 @@ so that `masks/threshold_0.6` can stand as `masks/` of a lus_folder data set. Of
 pictures that are no frames of one clip each is predicted by itself, into `masks/<picture>/`.
 """
 
+import collections
 import io
 import json
 import os
@@ -21,11 +22,11 @@ import sys
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from lus_jax.errors import UserError
+from lus_jax.errors import UserError, say_warnings_plainly
 from lus_jax.evaluation import results
 from lus_jax.files import write_bytes, write_text
 from lus_jax.labels import SLACK
@@ -35,7 +36,7 @@ from lus_jax.training import segmentation
 SCHEMA = 1
 RECORD = "prediction.json"
 # Fields of it that say how far a prediction is and what made it, not which one it is.
-_STATE = ("complete", "versions")
+_STATE = ("complete", "versions", "files")
 # Frames that go through the networks together: more would hold more maps of all thresholds.
 _BATCH = 4
 # Frames decoded together, a multiple of the batch. A video is decoded once for each of these runs,
@@ -199,6 +200,7 @@ def _describe_frames(trained, clip, frames):
   size = trained.config.data.image_size
   _, box = _fit(np.zeros((1, clip.height, clip.width), np.uint8), size)
   return {
+    "files": [file.name for file in clip.files],
     "frames": frames,
     "height": clip.height,
     "width": clip.width,
@@ -236,8 +238,16 @@ def _find_pictures(source):
   if not pictures:
     return {}
   try:
-    media.probe(folder)
-    return {}
+    numbers = media.probe(folder).numbers
+    steps = set(np.diff(numbers)) if numbers else set()
+    if len(steps) <= 1:
+      if steps:
+        print(
+          f"{folder} is read as one clip of {len(pictures)} frames: its pictures have one size and "
+          "evenly spaced numbers."
+        )
+      return {}
+    reason = "the numbers in its pictures' names are not evenly spaced"
   except UserError as error:
     reason = str(error).rstrip(".")
   others = [file.name for file in files if file not in pictures]
@@ -246,8 +256,8 @@ def _find_pictures(source):
     f"{folder} is no clip ({reason}): each of its {len(pictures)} pictures is predicted by "
     f"itself{left_out}"
   )
-  stems = [file.stem for file in pictures]
-  return {file.stem if stems.count(file.stem) == 1 else file.name: file for file in pictures}
+  stems = collections.Counter(file.stem for file in pictures)
+  return {file.stem if stems[file.stem] == 1 else file.name: file for file in pictures}
 
 
 def _meaning(trained, view):
@@ -410,8 +420,7 @@ def _parse(argv):
       "--workdir, --input and --out are all needed, as in: "
       "python -m lus_jax.predict --workdir runs/seg --input clip.mp4 --out masks"
     )
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.WARNING)
+  say_warnings_plainly()
   cache = os.path.expanduser(values.compilation_cache)
   # Without a home directory there is none.
   if cache and not cache.startswith("~"):

@@ -282,6 +282,24 @@ def test_pictures_that_are_no_clip_are_predicted_one_by_one(tmp_path, load, mode
   assert "no frames of one clip" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("numbers", "is_clip"), [((10, 20, 30), True), ((68, 180, 226), False)])
+def test_a_folder_is_a_clip_where_its_numbers_are_evenly_spaced(
+  tmp_path, load, capsys, numbers, is_clip
+):
+  folder, out = tmp_path / "pictures", tmp_path / "out"
+  folder.mkdir()
+  for number, frame in zip(numbers, clip(32, 32), strict=False):
+    Image.fromarray(frame).save(folder / f"{number:04d}.png")
+  assert call(workdir="run", input=folder, out=out, thresholds=".6") == 0
+  said = "read as one clip of 3 frames" if is_clip else "are not evenly spaced): each of its 3"
+  assert said in capsys.readouterr().out
+  record = json.loads((out / "prediction.json").read_text())
+  if is_clip:
+    assert record["files"] == ["0010.png", "0020.png", "0030.png"]
+  else:
+    assert record["pictures"] == ["0068", "0180", "0226"]
+
+
 def test_an_interrupted_prediction_is_written_again_and_another_one_is_refused(
   tmp_path, load, monkeypatch, capsys
 ):

@@ -320,9 +320,11 @@ def open_dataset(config, kind):
     from tfds_builders.lus_phantom import phantom_config
 
     if config.dir:
+      of_raters = (pathlib.Path(config.dir).expanduser() / "raters").is_dir()
+      likely, other = ("multirater_folder", "lus_folder")[:: 1 if of_raters else -1]
       raise UserError(
         "config.data.dir names a folder, but config.data.name is lus_phantom; add "
-        "--config.data.name=lus_folder (or covid_blues, or multirater_folder)."
+        f"--config.data.name={likely} (or {other}, or covid_blues)."
       )
     if config.split_unit != "patient":
       raise UserError("config.data.split_unit: lus_phantom is always split by patient.")
