@@ -523,7 +523,6 @@ def finish(
   views, scalars = make_views(config, objective)
   numbers = [view.member for view in views]
   thresholds = [view.threshold for view in views]
-  frames = {name: one.watched(f"evaluating on {name}") for name, one in frames.items()}
   calibrated = f"calibrating ({config.calibration}) and " if config.calibration != "none" else ""
   print(
     f"{calibrated}evaluating the best epochs: {len(views)} outputs on {frames['test'].size} test "
