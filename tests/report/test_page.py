@@ -582,6 +582,21 @@ def test_absent_classes_and_silent_models_are_named(make_run, undrawn):
   assert "shows b_line at 50%:" in tables.segmentation(content)
 
 
+@pytest.mark.parametrize(
+  "text", ["{}", "[1", '{"schema": 0, "task": "sf_change"}', '{"schema": 1}']
+)
+def test_a_foreign_file_is_named_and_the_page_made(make_run, undrawn, text):
+  workdir = make_run(**SMALL)
+  for name in ("notes", "._segmentation"):
+    (workdir / "results" / f"{name}.json").write_text(text)
+  lines = problems(Parser(report.build(workdir).read_text()))
+  assert ["results/._segmentation.json is left out" in lines[0], len(lines)] == [True, 2]
+  assert "results/notes.json is left out" in lines[1]
+  (workdir / "notes").mkdir()  # a task of that name was run here: the file is its results
+  with pytest.raises(UserError, match=r"results/notes\.json is "):
+    report.build(workdir)
+
+
 def test_one_threshold_is_not_called_several(built):
   html = (built("one class, one threshold") / "report" / "index.html").read_text()
   words = " ".join(re.sub("<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", html).split())
