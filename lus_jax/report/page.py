@@ -491,12 +491,13 @@ def _summary(files):
       at = tables.value(files, "dataset", "rows", i, "patients", show=tables.count)
       summary["patients"][row["split"]] = at
       summary["few"] |= row["split"] == "test" and row["patients"] < _FEWEST_PATIENTS
-    summary["full_confidence"] = not any(
-      any(bins[:-1])
+    bins = [
+      bins
       for row in files["dataset"]["rows"]
       for by_class in row["painted"].values()
       for bins in by_class.values()
-    )
+    ]
+    summary["full_confidence"] = any(map(any, bins)) and not any(any(each[:-1]) for each in bins)
   if "segmentation" in files:
     content = files["segmentation"]
     summary["notes"] = content["notes"]
@@ -511,8 +512,12 @@ def _summary(files):
     outputs = {}
     for name, row in models + others:
       if (output := tables.output_of(row)) is not None:
-        outputs.setdefault(tables.OUTPUTS[output], []).append(name)
-    summary["outputs"] = list(outputs.items())
+        kind = output, not any(row["predicted_share_per_class"].values())
+        outputs.setdefault(kind, []).append(name)
+    summary["outputs"] = [
+      {"output": output, "words": tables.OUTPUTS[output], "empty": empty, "names": names}
+      for (output, empty), names in outputs.items()
+    ]
     if content["predictors"]:
       summary["judged"] = _judge(named, content["predictors"])
       summary["others"] = _judge(others, content["predictors"]) if others else None

@@ -574,7 +574,7 @@ def finish(
   for row in rows:
     if set(row["constant_classes"]) == set(dataset.classes):
       logging.warning(
-        "member '%s' puts out nothing: the same number at every pixel of the test split; it has no "
+        "member '%s' puts out the same number at every pixel of the test split and has no "
         "calibration error. Try another loss, learning rate or seed for it.",
         row["member"],
       )
