@@ -3,13 +3,10 @@
 Both ways give the same batches: the order depends on the seed and the number of frames alone.
 """
 
-import copy
-import sys
 from concurrent import futures
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from lus_jax import parallel
 from lus_jax.errors import UserError
@@ -81,7 +78,7 @@ class Frames:
 
   def __init__(self, source, *, cache, fields=FIELDS, mesh=None):
     arrays = isinstance(source, dict)
-    self.fields, self._mesh, self._what = fields, mesh, ""
+    self.fields, self._mesh = fields, mesh
     if not arrays:
       source = source.only(*fields)
     self.size = len(next(iter(source.values()))) if arrays else len(source)
@@ -132,28 +129,13 @@ class Frames:
 
     return Batches(iter(order.to_iter_dataset(options)), finish)
 
-  def watched(self, what):
-    """The same examples, whose evaluation shows a bar of that name where it takes long."""
-    found = copy.copy(self)
-    found._what = what
-    return found
-
   def evaluation_batches(self, batch_size):
     """All examples once, in order.
 
     Yields:
       Batches with the fields and `mask` [B], False for the examples that fill up the last batch.
     """
-    starts = range(0, self.size, batch_size)
-    bar = tqdm(
-      starts,
-      desc=self._what,
-      unit="batch",
-      delay=5,  # seconds: what is faster needs none
-      mininterval=0.2 if sys.stderr.isatty() else 10,
-      disable=not self._what or len(starts) < 4 or not parallel.is_main(),
-    )
-    for start in bar:
+    for start in range(0, self.size, batch_size):
       indices = np.arange(start, start + batch_size)
       mask = indices < self.size
       indices = np.where(mask, indices, 0)

@@ -5,7 +5,7 @@ drops padded images, concatenates batches, and finishes with `summarize`: no mea
 and any subset of images (a patient, a bootstrap resample) can be summarized again.
 """
 
-import warnings
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -367,6 +367,49 @@ def best_cuts(sums, cuts=CUTS):
   return np.lexsort((distance, -np.nan_to_num(iou)), axis=0)[0]
 
 
+def _outline(mask):
+  """Where the outline of a mask [H, W] runs and how long it is there, as in `surface_distance`.
+
+  Returns:
+    Corners between pixels [P, 2], as integers, and the length at each in pixels [P].
+  """
+  from surface_distance import lookup_tables
+
+  rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+  top, left = rows[0], columns[0]
+  # Every corner is a code of the four pixels around it.
+  a = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1).astype(np.uint8)
+  code = a[:-1, :-1] * 8 + a[:-1, 1:] * 4 + a[1:, :-1] * 2 + a[1:, 1:]
+  border = (code != 0) & (code != 0b1111)
+  lengths = lookup_tables.create_table_neighbour_code_to_contour_length((1, 1))
+  return np.argwhere(border) + (top, left), lengths[code[border]]
+
+
+def _outline_distances(one, other):
+  """What `surface_distance.compute_surface_distances` finds for two masks that show something.
+
+  The package makes a distance map of the whole box that holds both masks, and sorts in Python; the
+  distances of the two outlines alone are the same numbers, several times as fast.
+  """
+  from scipy import spatial
+
+  (points, lengths), (other_points, other_lengths) = _outline(one), _outline(other)
+
+  def nearest(of, to, lengths):
+    distances = spatial.KDTree(to, balanced_tree=False).query(of)[0]
+    order = np.lexsort((lengths, distances))
+    return distances[order], lengths[order]
+
+  to_other, lengths = nearest(points, other_points, lengths)
+  to_one, other_lengths = nearest(other_points, points, other_lengths)
+  return {
+    "distances_gt_to_pred": to_other,
+    "distances_pred_to_gt": to_one,
+    "surfel_areas_gt": lengths,
+    "surfel_areas_pred": other_lengths,
+  }
+
+
 def surface_scores(*, prediction, labels, where, tolerance=3.0):
   """Surface Dice and 95 % Hausdorff distance of two outlines, on the host.
 
@@ -388,20 +431,21 @@ def surface_scores(*, prediction, labels, where, tolerance=3.0):
   import surface_distance
 
   valid = np.broadcast_to(where, np.shape(prediction))
-  prediction = np.asarray(prediction, bool) & valid
-  labels = np.asarray(labels, bool) & valid
-  dice, distance = np.full((2, prediction.shape[0], prediction.shape[-1]), np.nan)
-  for image, k in np.ndindex(*dice.shape):
-    one, other = labels[image, :, :, k], prediction[image, :, :, k]
-    # The package itself fails on a single empty mask under NumPy 2.
-    if one.any() != other.any():
-      dice[image, k] = 0
-    elif one.any():
-      with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        distances = surface_distance.compute_surface_distances(one, other, (1, 1))
-      dice[image, k] = surface_distance.compute_surface_dice_at_tolerance(distances, tolerance)
-      distance[image, k] = surface_distance.compute_robust_hausdorff(distances, 95)
+  # One plane after another in memory: they are what is looked at.
+  prediction, labels = (
+    np.moveaxis(np.asarray(masks, bool) & valid, -1, 1).copy() for masks in (prediction, labels)
+  )
+  dice, distance = np.full((2, *prediction.shape[:2]), np.nan)
+  shown = np.stack([masks.any((2, 3)) for masks in (labels, prediction)])
+  dice[shown[0] != shown[1]] = 0
+
+  def score(at):
+    distances = _outline_distances(labels[at], prediction[at])
+    dice[at] = surface_distance.compute_surface_dice_at_tolerance(distances, tolerance)
+    distance[at] = surface_distance.compute_robust_hausdorff(distances, 95)
+
+  with futures.ThreadPoolExecutor() as pool:
+    list(pool.map(score, zip(*np.nonzero(shown.all(0)), strict=True)))
   return dice, distance
 
 

@@ -55,12 +55,13 @@ def collect(function, frames, batch_size, *, what=None):
 
 
 def _batches(frames, batch_size, what=None):
-  """Evaluation batches; with `what` is done, under a progress bar."""
+  """Evaluation batches; with `what` is done, under a progress bar where it takes long."""
   return tqdm(
     frames.evaluation_batches(batch_size),
     total=-(-frames.size // batch_size),
     desc=what,
     unit="batch",
+    delay=5,  # seconds: what is faster needs none
     mininterval=0.2 if sys.stderr.isatty() else 10,
     disable=what is None or not parallel.is_main(),
   )
@@ -76,7 +77,7 @@ class _Confidences:
     self._frames, self._batch_size = frames, batch_size
 
   def __iter__(self):
-    for batch in self._frames.evaluation_batches(self._batch_size):
+    for batch in _batches(self._frames, self._batch_size, "fitting baselines"):
       mask = batch.pop("mask")
       yield batch["confidence"], _prepare(batch)["where"] & mask[:, None, None, None]
 
@@ -171,7 +172,10 @@ def evaluate(
     inputs = _with_near(inputs, batch)
     results = sweep.to_host(test_sums(state, sweep.members, inputs))
     for member, result in zip(sweep.members, results, strict=True):
-      _add_surface_scores(result, inputs, member["threshold"])
+      predicted = result.pop("predicted")
+      # The costliest thing on the host, and what the other processes find is not written.
+      if parallel.is_main():
+        result |= _surface_scores(predicted, inputs, member["threshold"])
     for baseline in fitted.values():
       each = zip(baseline.logits, baseline.cut, thresholds, strict=True)
       results += [jax.device_get(baseline_sums(*one, inputs)) for one in each]
@@ -372,9 +376,10 @@ def _arguments(inputs):
   return {name: inputs[name] for name in names if name in inputs}
 
 
-def _add_surface_scores(result, inputs, threshold):
-  result["surface_dice"], result["hd95"] = metrics.surface_scores(
-    prediction=result.pop("predicted"),
+def _surface_scores(predicted, inputs, threshold):
+  dice, hd95 = metrics.surface_scores(
+    prediction=predicted,
     labels=np.asarray(labels.label(inputs["confidence"], threshold), bool),
     where=np.asarray(inputs["where"]),
   )
+  return {"surface_dice": dice, "hd95": hd95}

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shlex
 import zipfile
 import zlib
@@ -269,10 +270,10 @@ def _read(workdir):
 
   Returns:
     Contents by name, the names of those that are of downstream tasks in the paper's order, and a
-    line for each file that is missing.
+    line for each file that is missing, or lies there and is none of ours.
 
   Raises:
-    UserError: a file is damaged, or there is none.
+    UserError: a file of a run is damaged, or there is none.
   """
   directory = pathlib.Path(workdir) / results.DIRECTORY
   files, tasks, problems = {}, {}, []
@@ -289,14 +290,29 @@ def _read(workdir):
       raise UserError(f"{directory / name}.json is damaged ({error}); {results.MEND}") from error
     return content
 
+  def is_ours(name):
+    # Of a task's own name nothing is known but what lies beside its file.
+    beside = name + _HISTORY in present or (pathlib.Path(workdir) / name).is_dir()
+    return name in tables.TASKS or (beside and re.fullmatch(r"\w+", name) is not None)
+
+  def read_task(name):
+    task = results.read(workdir, name).get("task")
+    if not isinstance(task, str) or task not in tables.TASKS:
+      raise UserError(f"{directory / name}.json is damaged (of no known task); {results.MEND}")
+    return read(name, of=task)
+
   for name in sorted(present - {*FILES, *MORE_FILES, which_target.NAME}):
     if name.removesuffix(_HISTORY) in present - {name}:
       continue  # read beside the task it belongs to
-    content = results.read(workdir, name)
-    if isinstance(task := content.get("task"), str) and task in tables.TASKS:
-      tasks[name] = read(name, of=task)
-    elif name.endswith(_HISTORY):
-      read(name.removesuffix(_HISTORY))  # which is missing
+    try:
+      tasks[name] = read_task(name)
+    except UserError:
+      if is_ours(name):
+        raise
+      if name.endswith(_HISTORY):
+        read(name.removesuffix(_HISTORY))  # which is missing
+      else:
+        problems.append(f"{directory / name}.json is left out: no results file of this version.")
   with_segmentation = not present.isdisjoint((*FILES, *MORE_FILES))
   with_segmentation |= (directory / EXAMPLES).exists()
   wanted = FILES if with_segmentation else ()
@@ -475,12 +491,13 @@ def _summary(files):
       at = tables.value(files, "dataset", "rows", i, "patients", show=tables.count)
       summary["patients"][row["split"]] = at
       summary["few"] |= row["split"] == "test" and row["patients"] < _FEWEST_PATIENTS
-    summary["full_confidence"] = not any(
-      any(bins[:-1])
+    bins = [
+      bins
       for row in files["dataset"]["rows"]
       for by_class in row["painted"].values()
       for bins in by_class.values()
-    )
+    ]
+    summary["full_confidence"] = any(map(any, bins)) and not any(any(each[:-1]) for each in bins)
   if "segmentation" in files:
     content = files["segmentation"]
     summary["notes"] = content["notes"]
@@ -495,8 +512,12 @@ def _summary(files):
     outputs = {}
     for name, row in models + others:
       if (output := tables.output_of(row)) is not None:
-        outputs.setdefault(tables.OUTPUTS[output], []).append(name)
-    summary["outputs"] = list(outputs.items())
+        kind = output, not any(row["predicted_share_per_class"].values())
+        outputs.setdefault(kind, []).append(name)
+    summary["outputs"] = [
+      {"output": output, "words": tables.OUTPUTS[output], "empty": empty, "names": names}
+      for (output, empty), names in outputs.items()
+    ]
     if content["predictors"]:
       summary["judged"] = _judge(named, content["predictors"])
       summary["others"] = _judge(others, content["predictors"]) if others else None

@@ -177,7 +177,7 @@ def output_of(row):
 
 
 OUTPUTS = {
-  "constant": "puts out nothing: the same number at every pixel of the test split",
+  "constant": "puts out the same number at every pixel of the test split",
   "empty": "draws nothing: no probability of the test split reaches .5",
 }
 

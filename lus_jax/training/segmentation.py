@@ -523,7 +523,6 @@ def finish(
   views, scalars = make_views(config, objective)
   numbers = [view.member for view in views]
   thresholds = [view.threshold for view in views]
-  frames = {name: one.watched(f"evaluating on {name}") for name, one in frames.items()}
   calibrated = f"calibrating ({config.calibration}) and " if config.calibration != "none" else ""
   print(
     f"{calibrated}evaluating the best epochs: {len(views)} outputs on {frames['test'].size} test "
@@ -575,7 +574,7 @@ def finish(
   for row in rows:
     if set(row["constant_classes"]) == set(dataset.classes):
       logging.warning(
-        "member '%s' puts out nothing: the same number at every pixel of the test split; it has no "
+        "member '%s' puts out the same number at every pixel of the test split and has no "
         "calibration error. Try another loss, learning rate or seed for it.",
         row["member"],
       )

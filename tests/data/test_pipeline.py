@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 
 from lus_jax import parallel
-from lus_jax.data import pipeline
 from lus_jax.data.pipeline import Frames, choose_cache, load
 from lus_jax.errors import UserError
 
@@ -94,20 +93,6 @@ def test_evaluation_sees_every_frame_once_in_order_with_a_mask(cache):
   assert [batch["mask"].tolist() for batch in batches] == [[True] * 3] * 2 + [[True, False, False]]
   seen = np.concatenate([np.asarray(indices(b))[b["mask"]] for b in batches])
   assert seen.tolist() == list(range(7))
-
-
-def test_what_is_watched_is_the_same_with_a_bar(monkeypatch):
-  shown = []
-
-  def bar(starts, *, desc, disable, **options):
-    shown.append((desc, disable))
-    return starts
-
-  monkeypatch.setattr(pipeline, "tqdm", bar)
-  plain = Frames(frames(7), cache="device")
-  each = [list(map(indices, x.evaluation_batches(2))) for x in (plain, plain.watched("on test"))]
-  assert each[0] == each[1]
-  assert shown == [("", True), ("on test", False)]
 
 
 def test_a_batch_larger_than_the_split_is_refused():

@@ -1,6 +1,7 @@
 import functools
 import json
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -521,3 +522,28 @@ def test_a_distance_between_outlines_is_the_larger_95th_percentile():
     where=np.ones((1, 60, 60, 1), bool),
   )
   assert found[0, 0] == pytest.approx(expected, abs=1)
+
+
+def test_outlines_are_scored_to_the_last_digit_as_by_the_package():
+  import surface_distance
+
+  rng = np.random.default_rng(0)
+  noise = [rng.random((2, 31, 45)) < share for share in (0.002, 0.05, 0.5, 0.98)]
+  full, corner, edge, line = np.zeros((4, 31, 45), bool)
+  full[:], corner[-1, 0], edge[:, 40:], line[7, 3:30] = True, True, True, True
+  masks = np.stack([*np.concatenate(noise), full, corner, edge, line])
+  one, other = masks[np.indices((len(masks), len(masks))).reshape(2, -1)]
+  assert masks.any((1, 2)).all()
+  dice, distance = metrics.surface_scores(
+    prediction=other.reshape(12, 12, 31, 45).transpose(0, 2, 3, 1),
+    labels=one.reshape(12, 12, 31, 45).transpose(0, 2, 3, 1),
+    where=np.ones((12, 31, 45, 1), bool),
+  )
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    pairs = zip(one, other, strict=True)
+    found = [surface_distance.compute_surface_distances(*pair, (1, 1)) for pair in pairs]
+  expected = [surface_distance.compute_surface_dice_at_tolerance(x, 3) for x in found]
+  np.testing.assert_array_equal(dice.ravel(), expected)
+  expected = [surface_distance.compute_robust_hausdorff(x, 95) for x in found]
+  np.testing.assert_array_equal(distance.ravel(), expected)

@@ -61,8 +61,7 @@ def member():
   return sweep, [state]
 
 
-@pytest.fixture(scope="module")
-def found():
+def evaluate():
   sweep, state = member()
   return evaluation.evaluate(
     None,
@@ -77,6 +76,11 @@ def found():
   )
 
 
+@pytest.fixture(scope="module")
+def found():
+  return evaluate()
+
+
 def test_the_network_is_judged_on_the_test_split(found):
   (row,) = found.members
   # Half of the picture is painted, and all of it lies above .5.
@@ -86,6 +90,23 @@ def test_the_network_is_judged_on_the_test_split(found):
   assert row["hd95"] == row["hd95_per_class"]["line"] == pytest.approx(3)
   assert row["hd95_images"] == {"line": 3, "never": 0}
   assert row["surface_dice"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_each_pass_has_one_bar_and_the_main_process_alone_measures_outlines(monkeypatch, main):
+  shown = []
+
+  def bar(batches, *, desc, disable, **options):
+    shown.extend([] if disable else [desc])
+    return batches
+
+  monkeypatch.setattr(evaluation, "tqdm", bar)
+  monkeypatch.setattr(evaluation.parallel, "is_main", lambda: main)
+  (row,) = evaluate().members
+  passes = ["choosing cut-offs of 1 outputs", *["fitting baselines"] * 2, "testing 1 outputs"]
+  assert shown == (passes if main else [])
+  assert ("hd95" in row) == ("surface_dice" in row) == main
+  assert row["iou"] == 0.5
 
 
 def test_cut_offs_are_chosen_on_the_validation_split(found):

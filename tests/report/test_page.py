@@ -564,22 +564,50 @@ def test_absent_classes_and_silent_models_are_named(make_run, undrawn):
     for row in content["rows"] + content["predictors"]:
       row["label_images"]["b_line"] = 0
       row["iou_per_class"]["b_line"] = None
-    content["rows"][0] |= {"constant_classes": ["a_line", "b_line"], "ece": None}
+    constant = {"constant_classes": ["a_line", "b_line"], "ece": None}
+    content["rows"][0] |= constant | {"predicted_share_per_class": {"a_line": 1.0, "b_line": 0.0}}
     content["rows"][1]["predicted_share_per_class"] = dict.fromkeys(("a_line", "b_line"), 0.0)
 
   content = rewrite(workdir, change)
   report.build(workdir)
   text = summary(workdir)
   assert "Anything about b_line: no test label shows it" in text
-  assert "the model of 50% (puts out nothing: the same number at every pixel of the test" in text
-  assert "the model of > 0% (draws nothing: no probability of the test split reaches .5)." in text
+  one, other = (text[text.index(f"the model of {at} (") :][:250] for at in ("50%", "> 0%"))
+  assert "50% (puts out the same number at every pixel of the test split). A constant has no" in one
+  assert "It reaches .5 in some classes" in one and "empty drawing" not in one
+  assert "> 0% (draws nothing: no probability of the test split reaches .5). The over" in other
+  assert "overlaps are those of an empty drawing" in other and "A constant" not in other
   printed = tables.segmentation(content)
   assert "Note: no test label shows b_line: it counts for no model and no baseline" in printed
-  assert "Note: the model of 50% puts out nothing" in printed
+  assert "Note: the model of 50% puts out the same number at every pixel" in printed
   for row in content["rows"]:
     row["label_images"]["b_line"] = 1
   content["rows"][0]["label_images"]["b_line"] = 0
   assert "shows b_line at 50%:" in tables.segmentation(content)
+
+
+@pytest.mark.parametrize(("bins", "said"), [([0, 0], False), ([0, 9], True), ([1, 9], False)])
+def test_full_confidence_is_said_where_something_was_painted(bins, said):
+  meta = {"classes": ["a_line"], "splits": {}}
+  config = {"train": {"epochs": 1}, "sweep": {"seeds": 1}}
+  rows = [{"split": "test", "patients": 1, "painted": {"one": {"a_line": bins}}}]
+  files = {"dataset": {"dataset": meta, "config": config, "rows": rows}}
+  assert page._summary(files)["full_confidence"] == said
+
+
+@pytest.mark.parametrize(
+  "text", ["{}", "[1", '{"schema": 0, "task": "sf_change"}', '{"schema": 1}']
+)
+def test_a_foreign_file_is_named_and_the_page_made(make_run, undrawn, text):
+  workdir = make_run(**SMALL)
+  for name in ("notes", "._segmentation"):
+    (workdir / "results" / f"{name}.json").write_text(text)
+  lines = problems(Parser(report.build(workdir).read_text()))
+  assert ["results/._segmentation.json is left out" in lines[0], len(lines)] == [True, 2]
+  assert "results/notes.json is left out" in lines[1]
+  (workdir / "notes").mkdir()  # a task of that name was run here: the file is its results
+  with pytest.raises(UserError, match=r"results/notes\.json is "):
+    report.build(workdir)
 
 
 def test_one_threshold_is_not_called_several(built):
