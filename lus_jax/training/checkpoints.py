@@ -416,6 +416,17 @@ def fewer_epochs(workdir, config):
   return epochs if epochs is not None and epochs < config.epochs else None
 
 
+def progress(workdir):
+  """Epochs and steps of the next one that a run's newest checkpoint is after; 0 without any."""
+  folder = pathlib.Path(workdir) / DIRECTORY
+  newest = max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
+  try:
+    meta = json.loads((folder / str(newest) / _META / "metadata").read_text())
+    return meta["epoch"], meta.get("steps", 0)
+  except (OSError, ValueError, KeyError, TypeError):  # none, or damaged, which `restore` says
+    return 0, 0
+
+
 # Fields that say where something lies, by the section that they stand in.
 _PATHS = {"data": ("prepared_dir", "dir"), "channels": ("workdir",)}
 

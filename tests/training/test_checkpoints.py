@@ -265,6 +265,15 @@ def test_more_epochs_go_on_and_fewer_do_not(tmp_path):
     checkpoints.claim(tmp_path, changed(train__epochs=9, data__name="e"), {}, more_epochs=True)
 
 
+def test_what_is_done_is_what_the_newest_checkpoint_says(workdir, tmp_path):
+  assert checkpoints.progress(workdir) == (3, 0)
+  assert checkpoints.progress(tmp_path / "none") == (0, 0)
+  manager = checkpoints.Checkpoints(workdir)
+  manager.save(4, STATE, best(3), {"epoch": 3, "steps": 5})
+  manager.close()
+  assert checkpoints.progress(workdir) == (3, 5)
+
+
 def test_a_changed_claim_is_damaged_and_one_of_an_older_version_is_read(tmp_path):
   checkpoints.claim(tmp_path, CONFIG, {})
   file = tmp_path / checkpoints.OWNER
