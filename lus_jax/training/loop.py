@@ -21,8 +21,8 @@ from lus_jax.training import state as state_lib
 STUCK = 3
 # Of scores: 1 since classes that no validation frame shows count for nobody.
 RULE = 1
-# Seconds between two times that several processes ask each other whether to stop; at most, as long
-# as a step takes less.
+# Seconds between two times that several processes ask each other whether to stop, or a step where
+# that takes longer: `signals.GRACE` has to suffice for asking and saving.
 _TOGETHER = 2
 
 
