@@ -23,6 +23,8 @@ _REFUSALS = (
   errno.EIO,
   errno.ESTALE,
 )
+# Words of it that other mistakes do not use; "Permission denied" is anybody's.
+_OWN_WORDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 # What NumPy raises on damaged arrays: it evaluates their header as Python text, and multiplies what
 # it finds there.
@@ -49,7 +51,10 @@ def refusal(error):
   """
   if isinstance(error, OSError):
     return os.strerror(error.errno) if error.errno in _REFUSALS else None
-  return next((os.strerror(n) for n in _REFUSALS if os.strerror(n) in str(error)), None)
+  # Those of tensorstore and TensorFlow's writers say where their words come from.
+  known = "[os_error_code=" in str(error) or type(error).__module__.startswith("tensorflow.")
+  numbers = _REFUSALS if known else _OWN_WORDS
+  return next((os.strerror(n) for n in numbers if os.strerror(n) in str(error)), None)
 
 
 def write_bytes(file, content):
@@ -127,6 +132,10 @@ def damage(folder, measured, *, sizes_only=()):
 
   Returns:
     A text such as "best/d/1234 has other contents"; None where all are as they were.
+
+  Raises:
+    UserError: a file cannot be read now (too many open files, a network disk), which says nothing
+      of its contents.
   """
   for name, (size, digest) in measured.items():
     file = pathlib.Path(folder) / name
@@ -135,11 +144,19 @@ def damage(folder, measured, *, sizes_only=()):
         return f"{name} has {file.stat().st_size} bytes in place of {size}"
       if name not in sizes_only and sha256(file) != digest:
         return f"{name} has other contents"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
       return f"{name} is missing"
     except OSError as error:
-      return f"{name} cannot be read ({error.strerror})"
+      raise unreadable(file, error) from error
   return None
+
+
+def unreadable(file, error):
+  """The `UserError` for a file that a disk does not give us now, and may give us later."""
+  return UserError(
+    f"{file} cannot be read ({error.strerror}), which may pass: repeat the command; where it stays "
+    "so, the disk is broken: remove the file, which is then taken as damaged."
+  )
 
 
 def expanded(path, option):

@@ -138,8 +138,12 @@ class _Lock:
     since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     command = " ".join(" ".join(sys.argv).split())[:_LONGEST]
     mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "command": command}
-    os.truncate(self._fd, 0)
-    os.pwrite(self._fd, json.dumps(mine).encode(), 0)
+    try:
+      os.truncate(self._fd, 0)
+      os.pwrite(self._fd, json.dumps(mine).encode(), 0)
+    except OSError:  # a full disk
+      self.release()
+      raise
     return True
 
   def release(self):

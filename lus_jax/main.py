@@ -10,6 +10,12 @@ import runpy
 import signal
 import sys
 
+from lus_jax import signals
+
+if __name__ == "__main__":
+  # What follows takes seconds to import.
+  signals.leave_at_once()
+
 # The writers' TensorFlow greets on stderr; its errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -17,7 +23,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from lus_jax import fields, files, parallel, report, signals
+from lus_jax import fields, files, parallel, report
 from lus_jax.errors import UserError, say_warnings_plainly
 
 DOWNSTREAM = ("sf_change", "sf_ratio", "readmission")
@@ -88,15 +94,13 @@ def main(argv):
     config = _parse(argv)
     if config is None:
       return 0
-    if "distributed" in config:
-      parallel.initialize(config.distributed)
     workdir = files.expanded(WORKDIR.value, "--workdir")
-    # Of several processes one prints; errors of all show.
-    with (
-      signals.handled(lambda: _kept(workdir)),
-      contextlib.redirect_stdout(sys.stdout if parallel.is_main() else io.StringIO()),
-    ):
-      run(config, os.fspath(workdir))
+    with signals.handled(lambda: _kept(workdir)):
+      if "distributed" in config:
+        parallel.initialize(config.distributed)
+      # Of several processes one prints; errors of all show.
+      with contextlib.redirect_stdout(sys.stdout if parallel.is_main() else io.StringIO()):
+        run(config, os.fspath(workdir))
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

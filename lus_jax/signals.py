@@ -3,9 +3,11 @@
 Within `handled`, either ends the run by `Stopped`: at once, or, within `deferred`, where the run
 itself asks `requested` and saves first. Python hears of a signal only between two of its own
 instructions, which a compilation or a full disk can hold off for minutes. So a thread watches too:
-it ends the process `GRACE` seconds after SIGTERM, and at a second Ctrl-C.
+it ends the process `GRACE` seconds after SIGTERM, and at a second Ctrl-C. Outside `handled` a
+program has nothing to save: after `leave_at_once` either ends it there with the same exit codes.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -52,6 +54,25 @@ def exit_code(number):
 def stop(kept=""):
   """Ends the run that was told to stop (`Stopped`)."""
   raise Stopped(_state.number or signal.SIGTERM, kept)
+
+
+def leave_at_once():
+  """From here on, outside `handled`, either signal ends the process; for a program's first line."""
+  for number in _NUMBERS:
+    signal.signal(number, _leave_at_once)
+  # Near its end Python forgets handlers: a signal would take the place of the exit code. What is
+  # registered first is called last.
+  atexit.register(_ignore)
+
+
+def _leave_at_once(number, frame):
+  _say(f"Stopped by {signal.Signals(number).name}: no run was under way.")
+  os._exit(exit_code(number))
+
+
+def _ignore():
+  for number in _NUMBERS:
+    signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

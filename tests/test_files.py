@@ -32,6 +32,13 @@ def test_a_mistake_of_our_own_is_no_full_disk(tmp_path):
   # Libraries in C++ have exceptions of their own.
   text = "RESOURCE_EXHAUSTED: Failed to write 7 bytes: No space left on device [os_error_code='28']"
   assert files.refusal(ValueError(text)) == "No space left on device"
+  # Words that are anybody's count where it is said whose they are.
+  assert files.refusal(ValueError("Permission denied")) is None
+  assert files.refusal(RuntimeError("CUDA_ERROR_NOT_PERMITTED: Operation not permitted")) is None
+  text = "PERMISSION_DENIED: Failed to open x: Permission denied [os_error_code='13']"
+  assert files.refusal(ValueError(text)) == "Permission denied"
+  denied = type("PermissionDeniedError", (Exception,), {"__module__": "tensorflow.python.errors"})
+  assert files.refusal(denied("/x/events.out; Permission denied")) == "Permission denied"
 
 
 def test_a_seal_is_broken_by_any_change():
@@ -56,6 +63,21 @@ def test_damage_says_what_is_wrong_with_which_file(tmp_path):
   assert files.damage(tmp_path, measured) == "d/x has 4 bytes in place of 10"
   file.unlink()
   assert files.damage(tmp_path, measured) == "d/x is missing"
+  file.parent.rmdir()
+  file.parent.touch()
+  assert files.damage(tmp_path, measured) == "d/x is missing"
+
+
+def test_what_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch):
+  (tmp_path / "x").write_bytes(b"0")
+  measured = files.measure(tmp_path)
+
+  def refuse(file):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+  monkeypatch.setattr(files, "sha256", refuse)
+  with pytest.raises(UserError, match=r"/x cannot be read \(Too many open files\), which may pass"):
+    files.damage(tmp_path, measured)
 
 
 def test_no_folder_is_called_tilde(monkeypatch):

@@ -121,3 +121,23 @@ def test_a_read_only_disk_is_one_line_and_nothing_is_left(tmp_path, monkeypatch)
     pass
   monkeypatch.undo()
   assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_cannot_say_whose_it_is_is_given_back(tmp_path, monkeypatch):
+  def full(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  directory = tmp_path / "a"
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "pwrite", full)
+    with pytest.raises(UserError, match=r"a cannot be used \(No space left"), lock.hold(directory):
+      pass
+  assert not directory.exists()
+  directory.mkdir()
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "pwrite", full)
+    with pytest.raises(UserError), lock.hold(directory):
+      pass
+  assert not list(directory.iterdir())
+  with lock.hold(directory):  # nobody has it
+    assert (directory / lock.NAME).exists()

@@ -1,11 +1,15 @@
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from lus_jax import signals
 
+ROOT = pathlib.Path(__file__).parents[1]
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 
@@ -97,3 +101,41 @@ def test_a_second_interrupt_leaves_at_once(monkeypatch, capfd):
   assert codes == [130]
   text = capfd.readouterr().err
   assert "Ctrl-C again leaves at once" in text and "Kept: all." in text
+
+
+def program(*argv, path=ROOT):
+  paths = os.pathsep.join(map(os.fspath, (path, ROOT)))
+  return subprocess.run(
+    [sys.executable, *argv], env=os.environ | {"PYTHONPATH": paths}, capture_output=True
+  )
+
+
+BEGIN = "import os, time\nfrom lus_jax import signals\nsignals.leave_at_once()\n"
+
+
+@BOTH
+def test_outside_a_run_the_exit_code_is_the_same_and_there_is_no_traceback(number):
+  found = program("-c", f"{BEGIN}os.kill(os.getpid(), {number:d})\ntime.sleep(20)")
+  assert found.returncode == signals.exit_code(number)
+  assert found.stderr.decode() == f"\nStopped by {number.name}: no run was under way.\n"
+
+
+@BOTH
+def test_what_comes_while_python_ends_does_not_change_the_exit_code(number):
+  # The last object is freed when Python has forgotten its handlers.
+  code = f"""
+class Last:
+  def __del__(self, kill=os.kill, pid=os.getpid()):
+    print("freed", flush=True)
+    kill(pid, {number:d})
+last = Last()
+raise SystemExit(2)"""
+  found = program("-c", BEGIN + code)
+  assert (found.returncode, found.stdout) == (2, b"freed\n")
+
+
+@BOTH
+def test_the_command_line_hears_before_its_imports(tmp_path, number):
+  (tmp_path / "jax.py").write_text(f"import os\nos.kill(os.getpid(), {number:d})\n")
+  found = program("-m", "lus_jax.main", path=tmp_path)
+  assert found.returncode == signals.exit_code(number), found.stderr

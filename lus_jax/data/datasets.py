@@ -257,7 +257,11 @@ def _check_prepared(directory):
     problem = files.damage(
       directory, measured, sizes_only=[name for name in measured if ".array_record" in name]
     )
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+  except UserError:  # is a ValueError itself
+    raise
+  except OSError as error:
+    raise files.unreadable(file, error) from error
+  except (ValueError, KeyError, TypeError, AttributeError):
     problem = f"{MEASURED} cannot be read"
   if problem:
     raise UserError(f"{directory} is damaged ({problem}); {_MEND}.")

@@ -46,7 +46,7 @@ class _Growing:
       if problem is None:
         return self._shape[0]
       logging.warning("%s is damaged (%s); it is made again.", self.file, problem)
-      self.file.unlink()
+      self.file.unlink(missing_ok=True)
     with contextlib.suppress(OSError, ValueError):
       note = json.loads(self._note.read_text())
       if note["shape"] == list(self._shape) and self._partial.exists():
@@ -59,6 +59,10 @@ class _Growing:
         np.load(self.file, mmap_mode="r")
         return None
       return files_lib.damage(self.file.parent, json.loads(self._measured.read_text()))
+    except UserError:  # is a ValueError itself
+      raise
+    except OSError as error:
+      raise files_lib.unreadable(self.file, error) from error
     except (ValueError, EOFError, TypeError, AttributeError):
       return "it is not whole"
 
@@ -145,7 +149,8 @@ def _make(dataset, table, trained, directory, *, size, keep):
     if file.name.partition(".")[0] not in known:
       file.unlink()
 
-  done = parallel.from_main([f.done() for f in files.values()])
+  # It reads all there is, and removes what is damaged.
+  done = parallel.from_main([f.done() if parallel.is_main() else 0 for f in files.values()])
   needed = sum(np.prod(f._shape) for f, d in zip(files.values(), done, strict=True) if not d)
   directory.mkdir(parents=True, exist_ok=True)
   if needed:

@@ -29,6 +29,8 @@ _MEASURED = "measured.json"
 _MARK = "measured"
 # Where they are written.
 _UNFINISHED = ".orbax-checkpoint-tmp"
+# Before the number of one that is out of the way.
+_ASIDE = "damaged_"
 
 
 class Checkpoints:
@@ -88,7 +90,7 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def restore(self, state, best):
-    """Reads the newest checkpoint that is whole; damaged ones after it are removed.
+    """Reads the newest checkpoint that is whole; damaged ones after it are renamed.
 
     Args:
       state: a pytree of the structure, shapes and types that were saved; NumPy arrays are restored
@@ -109,10 +111,13 @@ class Checkpoints:
     if parallel.is_main():
       for unfinished in self._directory.glob(f"*{_UNFINISHED}*"):
         shutil.rmtree(unfinished, ignore_errors=True)
+      for other in self._numbers():
+        if other > number:
+          aside = self._directory / f"{_ASIDE}{other}"
+          shutil.rmtree(aside, ignore_errors=True)
+          (self._directory / str(other)).rename(aside)
     parallel.sync("restored")
-    for other in self._numbers():
-      if other > number:
-        self._manager.delete(other)
+    self._manager.reload()
     return restored[_RESUMABLE], restored[_BEST], meta
 
   def restore_best(self, best, epochs):
@@ -156,36 +161,60 @@ class Checkpoints:
 
   def _restore(self, wanted):
     """Number, items and meta of the newest checkpoint whose files are as they were written."""
-    numbers, problems = self._numbers(), {}
-    for number in reversed(numbers):
-      # What one process finds is so for all: the disk is the same.
-      problem, measured = self._damage(number, (*wanted, _META))
-      if problem is None:
-        args = ocp.args.Composite(**wanted, **{_META: ocp.args.JsonRestore()})
-        try:
-          restored = self._manager.restore(number, args=args)
-          meta = dict(restored[_META])
-        except Exception as error:
-          # Of checkpoints of older versions nothing is known, so that any error may come of damage.
-          if measured:
-            raise
-          problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+    problems = {}
+    while True:
+      number, measured = self._choose((*wanted, _META), problems)
+      args = ocp.args.Composite(**wanted, **{_META: ocp.args.JsonRestore()})
+      problem, restored, meta = None, None, None
+      try:
+        restored = self._manager.restore(number, args=args)
+        meta = dict(restored[_META])
+      except Exception as error:
+        # Of checkpoints of older versions nothing is known, so that any error may come of damage.
+        if measured:
+          raise
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+      if not measured and parallel.any_of(problem is not None):
+        problems[number] = problem or "another process cannot read it"
+        continue
+      meta.pop(_MARK, None)
+      for other, why in problems.items():
+        logging.warning(
+          "%s is damaged (%s); going on from the one before, %s.",
+          self._directory / str(other),
+          why,
+          number,
+        )
+      return number, restored, meta
+
+  def _choose(self, items, problems):
+    """The newest checkpoint without a problem, and whether it was measured; adds to `problems`.
+
+    The main process looks, for all: each reads on its own only what all of them read.
+    """
+    number, measured, refused = 0, False, None
+    if parallel.is_main():
+      try:
+        for number in reversed(self._numbers()):
+          if number in problems:
+            continue
+          problem, measured = self._damage(number, items)
+          if problem is None:
+            break
+          problems[number] = problem
         else:
-          meta.pop(_MARK, None)
-          for other, why in problems.items():
-            logging.warning(
-              "%s is damaged (%s); going on from the one before, %s.",
-              self._directory / str(other),
-              why,
-              number,
-            )
-          return number, restored, meta
-      problems[number] = problem
-    why = "; ".join(f"{number}: {problem}" for number, problem in problems.items())
-    raise UserError(
-      f"{self._directory}: no checkpoint is whole ({why}); bring one back, or give another "
-      "--workdir."
-    )
+          number = 0
+          why = "; ".join(f"{other}: {problem}" for other, problem in problems.items())
+          refused = UserError(
+            f"{self._directory}: no checkpoint is whole ({why}); bring one back, or give another "
+            "--workdir."
+          )
+      except UserError as error:
+        number, refused = 0, error
+    number, measured = parallel.from_main([number, measured])
+    if not number:
+      raise refused or UserError(f"{self._directory} cannot be read; the main process says why.")
+    return number, bool(measured)
 
   def _damage(self, number, items):
     """What is wrong with a checkpoint's files, or None; and whether they were ever measured."""
@@ -197,10 +226,14 @@ class Checkpoints:
         return ("it has no checksums" if meta.get(_MARK) else None), False
       measured = json.loads(file.read_text())["files"]
       ours = {k: (n, sha) for k, (n, sha) in measured.items() if k.split("/")[0] in items}
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
       return f"{os.path.relpath(error.filename, folder)}: {error.strerror}", True
+    except OSError as error:
+      raise files.unreadable(error.filename or file, error) from error
     except (ValueError, KeyError, TypeError, AttributeError):
       return "its checksums or meta cannot be read", True
+    if set(items) - {name.split("/")[0] for name in ours}:
+      return "its checksums are not of all its parts", True
     return files.damage(folder, ours), True
 
   def _measure(self):
@@ -381,6 +414,17 @@ def fewer_epochs(workdir, config):
   theirs = read_claim(workdir)
   epochs = None if theirs is None else theirs["config"].get("train", {}).get("epochs")
   return epochs if epochs is not None and epochs < config.epochs else None
+
+
+def progress(workdir):
+  """Epochs and steps of the next one that a run's newest checkpoint is after; 0 without any."""
+  folder = pathlib.Path(workdir) / DIRECTORY
+  newest = max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
+  try:
+    meta = json.loads((folder / str(newest) / _META / "metadata").read_text())
+    return meta["epoch"], meta.get("steps", 0)
+  except (OSError, ValueError, KeyError, TypeError):  # none, or damaged, which `restore` says
+    return 0, 0
 
 
 # Fields that say where something lies, by the section that they stand in.

@@ -519,8 +519,11 @@ def _train_and_evaluate(config, workdir, device, why):
       torch_weights.digest(file) if torch_weights.is_file(file) else _digest(started)
     )
   files = (config.name, f"{config.name}_history")
+  # What is refused keeps its results.
+  checkpoints_lib.check_claim(directory, settings, summary, more_epochs=True)
   if before is not None:
-    print(f"{directory}: going on after {before} epochs to {config.train.epochs}.")
+    epochs, _ = checkpoints_lib.progress(directory)
+    print(f"{directory}: going on after {epochs} epochs to {config.train.epochs}.")
   if before is not None or not begun:
     # It goes on, or its directory was removed to start anew: what it found is not its result.
     results.remove(workdir, *(f"{name}.json" for name in files))

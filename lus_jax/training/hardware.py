@@ -6,6 +6,7 @@ import os
 import time
 
 import jax
+from absl import logging
 from tqdm import tqdm
 
 from lus_jax import parallel
@@ -217,7 +218,15 @@ def as_begun(config, workdir):
         # The epochs of the config are the least, and there they are what came of the data.
         config.train.epochs = max(config.train.epochs, theirs.get("epochs", 0))
       if "steps" not in theirs:
-        del config.train.steps  # a run from before there was such a field
+        if ours:
+          logging.warning(
+            "%s holds a run from before there was config.train.steps, so %d counts for nothing: it "
+            "has the epochs of config.train.epochs (%d).",
+            workdir,
+            ours,
+            config.train.epochs,
+          )
+        del config.train.steps
   return config
 
 

@@ -19,6 +19,11 @@ from lus_jax.training import state as state_lib
 
 # Epochs of the same validation loss that are no chance.
 STUCK = 3
+# Of scores: 1 since classes that no validation frame shows count for nobody.
+RULE = 1
+# Seconds between two times that several processes ask each other whether to stop, or a step where
+# that takes longer: `signals.GRACE` has to suffice for asking and saving.
+_TOGETHER = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +87,13 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
     "batches": batches.get_state(),
     "best": [{"epoch": None, "score": None, "loss": None} for _ in task.names],
     "history": [],
+    "rule": RULE,
   }
   if checkpoints.latest() is not None:
     state, meta = _restore(checkpoints, sweep, state)
     batches.set_state(meta["batches"])
+  # Saved with the first epoch that is scored by it.
+  old_rule = meta.get("rule") != RULE and meta["epoch"] > 0
   # Of an epoch that was stopped in: its steps that are done, and their losses.
   done, losses = meta.pop("steps", 0), meta.pop("losses", [])
 
@@ -117,6 +125,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
     place = f"epoch {meta['epoch']}" if not i else f"step {step}, in epoch {epoch},"
     signals.stop(f"{place} of {config.epochs} is saved; the same command goes on from there.")
 
+  asked = _Asked()
   with bar, signals.deferred():
     for epoch in range(meta["epoch"] + 1, config.epochs + 1):
       pending, since = [], time.perf_counter()
@@ -130,8 +139,8 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
         pending.append(loss)
         step += 1
         due = step % config.log_every == 0 or i + 1 == steps_per_epoch
-        asked = _asked(due)
-        if due or asked:
+        told = asked()
+        if due or told:
           # One synchronisation for many steps: the device is never kept waiting for the host.
           values = [sweep.to_host(loss) for loss in pending]
           _check_finite(values, task.names, step - len(values) + 1, epoch)
@@ -140,12 +149,15 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
           losses += np.asarray(values, np.float64).tolist()
           bar.update(len(values))
           pending, since = [], time.perf_counter()
-        if asked:
+        if told:
           stop(epoch, i + 1)
       try:
         rows, images = _validate(task, state)
       except signals.Stopped:
         stop(epoch, steps_per_epoch)
+      if old_rule:
+        _warn_of_rule(rows, meta["epoch"])
+      old_rule, meta["rule"] = False, RULE
       # The last step's update is seen here first; nothing broken is ever saved.
       _check_finite([[row["loss"] for row in rows]], task.names, step, epoch)
       improved = [_is_better(row, best) for row, best in zip(rows, meta["best"], strict=True)]
@@ -172,19 +184,36 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       done, losses = 0, []
       if epoch % config.checkpoint_every == 0 or epoch == config.epochs:
         _save(checkpoints, sweep, state, meta)
-      elif _asked(True):
+      elif asked(now=True):
         stop(epoch, 0)
     # What could not be written is known before anything is made of the models.
     checkpoints.wait()
+    if asked(now=True):
+      signals.stop()
   writer.flush()
   return state, meta
 
 
-def _asked(together):
+class _Asked:
   """Whether the run has to stop; of several processes, all of them at the same step."""
-  if jax.process_count() == 1:
-    return signals.requested()
-  return together and parallel.any_of(signals.requested())
+
+  def __init__(self):
+    self._alone = jax.process_count() == 1
+    self._steps = self._left = 1
+    self._since = time.monotonic()
+
+  def __call__(self, *, now=False):
+    if self._alone:
+      return signals.requested()
+    self._left -= 1
+    if self._left > 0 and not now:
+      return False
+    found = parallel.any_of(signals.requested())  # which waits for the steps until here
+    seconds = time.monotonic() - self._since
+    steps = (self._steps - self._left) * _TOGETHER / max(seconds, 1e-3)
+    (self._steps,) = parallel.from_main([min(max(1, int(steps)), 2 * self._steps)])
+    self._left, self._since = self._steps, time.monotonic()
+    return found
 
 
 def _validate(task, state):
@@ -211,6 +240,22 @@ def _is_better(row, best):
     return row["score"] > best["score"]
   # Checkpoints of older versions do not say the loss of their best epoch.
   return best.get("loss") is not None and row["loss"] < best["loss"]
+
+
+def _warn_of_rule(rows, epochs):
+  """Warns where scores of the epochs before are of another rule, and that made a difference."""
+  absent = {
+    name for row in rows for name, value in row.get("score_per_class", {}).items() if value is None
+  }
+  if absent:
+    logging.warning(
+      "The first %d epochs were scored by an older version, for which a class that no validation "
+      "frame shows (here %s) counted 0 where a model drew it, and now it counts for nobody: scores "
+      "before and after are of two rules, and the best epoch is of both. For one rule throughout, "
+      "train in another --workdir.",
+      epochs,
+      ", ".join(sorted(absent)),
+    )
 
 
 def _warn_of_stuck(history, names):

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -320,6 +321,8 @@ def train_and_evaluate(config, workdir, patients=None):
 def _train_and_evaluate(config, workdir, patients):
   device = hardware.find_device()
   before = checkpoints_lib.fewer_epochs(workdir, config.train)
+  if before is not None:
+    _check_no_tasks(workdir)
   finished = before is None and results.exists(workdir, *RESULTS)
   strategy = choose_strategy(config.sweep.strategy)
   if not finished and (warning := hardware.too_large(config, device, strategy=strategy)):
@@ -368,12 +371,15 @@ def _train_and_evaluate(config, workdir, patients):
   if file:
     own["initial"] = torch_weights.digest(file)
   if before is not None:
+    # What is refused keeps its results.
+    checkpoints_lib.check_claim(workdir, settings, dataset.summary() | own, more_epochs=True)
     # A kill between the two lines leaves the run as it was, without its results.
     written = (*RESULTS, "members", "raters", "calibration")
     results.remove(workdir, *(f"{name}.json" for name in written), "examples.npz")
-    rate = schedule(before * steps_per_epoch)
+    epochs, more = checkpoints_lib.progress(workdir)
+    rate = schedule(epochs * steps_per_epoch + more)
     print(
-      f"{workdir}: going on after {before} epochs to {config.train.epochs}; the learning rate, "
+      f"{workdir}: going on after {epochs} epochs to {config.train.epochs}; the learning rate, "
       f"which now falls to 0 at the last of these, begins again at {rate:.2g}.",
       flush=True,
     )
@@ -427,13 +433,7 @@ def _train_and_evaluate(config, workdir, patients):
         checkpoints=checkpoints,
         writer=writer,
       )
-      never = [name for name, x in zip(names, meta["best"], strict=True) if not x["score"]]
-      if never:
-        logging.warning(
-          "In no epoch did %s draw anything of what is there on the validation frames: at .5 their "
-          "IoU is 0 throughout. More steps (--config.train.steps) may mend it, or fewer members.",
-          ", ".join(never),
-        )
+      _warn_of_unscored(names, meta["best"], config.train.epochs)
       extra = (*(["evidence"] if dataset.simulated else []),)
       extra += ("raters", "drawn") if dataset.raters else ()
       test = pipeline.Frames(
@@ -462,6 +462,45 @@ def _train_and_evaluate(config, workdir, patients):
     print(advice)
   if results.exists(workdir, "raters"):
     print(tables.raters(results.read(workdir, "raters")))
+
+
+def _warn_of_unscored(names, best, epochs):
+  never, undefined = (
+    [name for name, x in zip(names, best, strict=True) if x["score"] == score]
+    for score in (0, None)
+  )
+  if never:
+    logging.warning(
+      "In no epoch did %s draw anything of what is there on the validation frames: at .5 their "
+      "IoU is 0 throughout. More epochs (--config.train.epochs=%d) may mend it, or fewer members.",
+      ", ".join(never),
+      4 * epochs,
+    )
+  if undefined:
+    logging.warning(
+      "No validation frame shows anything at the threshold of %s: their IoU is undefined there, "
+      "and their last epoch stands in for the best.",
+      ", ".join(undefined),
+    )
+
+
+def _check_no_tasks(workdir):
+  """Refuses to train models further that clinical tasks in the same directory were made with."""
+  workdir = pathlib.Path(workdir)
+  claims = {path.parent.name: path.parent for path in workdir.glob(f"*/{checkpoints_lib.OWNER}")}
+  claims = {name: checkpoints_lib.read_claim(path) for name, path in claims.items()}
+  found = {name for name, claim in claims.items() if "segmentation" in (claim["dataset"] or ())}
+  # Without their directories they would stay beside the new models' results all the same.
+  history = "_history.json"
+  found |= {path.name.removesuffix(history) for path in workdir.glob(f"results/*{history}")}
+  for name in sorted(found):
+    models_of = claims[name]["config"]["channels"]["workdir"] if name in claims else ""
+    if models_of in ("", os.path.abspath(workdir)):
+      raise UserError(
+        f"{workdir}: {name} was made with the segmentation models as they are, and more epochs "
+        f"change them; remove {workdir / name} and {workdir}/results/{name}*.json to make it anew, "
+        "or train longer in another --workdir."
+      )
 
 
 def no_better_than_blind(content, steps):

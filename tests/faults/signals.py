@@ -37,10 +37,6 @@ def run(bench):
     since = time.monotonic()
     result = process.wait(GRACE)
     took = time.monotonic() - since
-    # Before and after training the signal itself may end it; a shell says 143 of that too.
-    training = "to go" in result.err and "100%|" not in result.err
-    if result.code == -number and not training:
-      code = -number
     faults = [] if result.code == 0 else result.faults(code)  # or it had just finished
     saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
     if not faults and result.code != 0 and "to go" in result.err and not saved:

@@ -295,6 +295,28 @@ def test_damaged_maps_are_made_again_with_a_warning(tmp_path, toy_trained, caplo
   assert message.startswith(f"{file} is damaged") and message.endswith("it is made again.")
 
 
+def test_maps_that_cannot_be_read_now_stay(tmp_path, toy_trained, monkeypatch):
+  run(tmp_path, [toy_trained((1,))])
+  before = sorted(tmp_path.rglob("*"))
+
+  def refuse(file):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+  monkeypatch.setattr(channels.files_lib, "sha256", refuse)
+  with pytest.raises(UserError, match=r"cannot be read \(Too many open files\)"):
+    run(tmp_path, [toy_trained((1,))])
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_main_process_alone_looks_at_what_is_there(tmp_path, toy_trained, monkeypatch):
+  run(tmp_path, [toy_trained((1,))])
+  monkeypatch.setattr(channels.parallel, "is_main", lambda: False)
+  monkeypatch.setattr(channels.parallel, "from_main", lambda mine: [TOTAL] * len(mine))
+  monkeypatch.setattr(channels._Growing, "done", None)
+  (image, _, _), _, _ = run(tmp_path, [toy_trained((1,))])
+  assert len(image) == TOTAL
+
+
 def test_a_disk_that_fills_up_is_one_line_and_the_call_goes_on(tmp_path, toy_trained, monkeypatch):
   def full(*args):
     raise OSError(errno.ENOSPC, "No space left on device")

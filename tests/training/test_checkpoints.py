@@ -1,7 +1,9 @@
 """Checkpoints under damage and full disks, and what a directory's claim accepts."""
 
+import errno
 import json
 import logging
+import os
 import random
 import resource
 import shutil
@@ -84,7 +86,7 @@ def test_the_one_before_takes_the_place_of_a_damaged_one(workdir, caplog, kind, 
   (message,) = caplog.messages
   assert message.startswith(f"{newest} is damaged (") and message.endswith("one before, 2.")
   # It is out of the way of the next epoch's.
-  assert sorted(p.name for p in newest.parent.iterdir()) == ["2"]
+  assert sorted(p.name for p in newest.parent.iterdir()) == ["2", "damaged_3"]
 
 
 def test_any_file_of_the_newest_may_be_lost(saved, tmp_path):
@@ -96,6 +98,40 @@ def test_any_file_of_the_newest_may_be_lost(saved, tmp_path):
     # On what orbax notes beside the items nothing depends.
     spare = file.parent.name == "3" and file.name != checkpoints._MEASURED
     assert restore(workdir)["epoch"] == (3 if spare else 2), file
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES, errno.ESTALE])
+def test_what_cannot_be_read_now_is_not_damaged(workdir, monkeypatch, number):
+  def refuse(file):
+    raise OSError(number, os.strerror(number), file)
+
+  before = sorted((workdir / "checkpoints").rglob("*"))
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints.files, "sha256", refuse)
+    with pytest.raises(UserError, match=rf"/3/.* cannot be read \({os.strerror(number)}\)"):
+      restore(workdir)
+  assert sorted((workdir / "checkpoints").rglob("*")) == before
+  assert restore(workdir)["epoch"] == 3
+
+
+@pytest.mark.parametrize("content", ['{"files": {}}', '{"files": {"meta/metadata": [1, ""]}}'])
+def test_checksums_of_nothing_vouch_for_nothing(workdir, caplog, content):
+  newest = workdir / "checkpoints" / "3"
+  (newest / checkpoints._MEASURED).write_text(content)
+  damage(files(newest / "state")[0], "zeroed")
+  assert restore(workdir)["epoch"] == 2
+  assert "3 is damaged (its checksums are not of all its parts)" in caplog.messages[0]
+
+
+def test_the_main_process_looks_for_all(workdir, monkeypatch):
+  asked = []
+  monkeypatch.setattr(checkpoints.parallel, "is_main", lambda: False)
+  monkeypatch.setattr(checkpoints.parallel, "from_main", lambda x: asked.append(x) or [2, 1])
+  monkeypatch.setattr(checkpoints.files, "damage", None)  # which this process does not call
+  assert restore(workdir)["epoch"] == 2 and asked == [[0, 0]]
+  monkeypatch.setattr(checkpoints.parallel, "from_main", lambda x: [0, 0])
+  with pytest.raises(UserError, match="checkpoints cannot be read; the main process says why"):
+    restore(workdir)
 
 
 def test_where_none_is_whole_it_is_one_line(workdir):
@@ -117,9 +153,13 @@ def test_checkpoints_of_older_versions_are_read_and_fall_back_too(workdir, caplo
   assert restore(workdir)["epoch"] == 3
   assert not caplog.messages
   damage(files(workdir / "checkpoints" / "3" / "state")[0], "zeroed")
+  content = {p.name: p.read_bytes() for p in files(workdir / "checkpoints" / "3" / "state")}
   assert restore(workdir)["epoch"] == 2
   (message,) = caplog.messages
   assert "3 is damaged" in message
+  # Nothing vouches for that: it stays.
+  aside = files(workdir / "checkpoints" / "damaged_3" / "state")
+  assert {p.name: p.read_bytes() for p in aside} == content
 
 
 def test_the_best_models_are_read_from_the_one_before_only_if_they_are_the_same(workdir, caplog):
@@ -223,6 +263,15 @@ def test_more_epochs_go_on_and_fewer_do_not(tmp_path):
     checkpoints.claim(tmp_path, CONFIG, {}, more_epochs=True)
   with pytest.raises(UserError, match=r"\(different: data.name\)"):
     checkpoints.claim(tmp_path, changed(train__epochs=9, data__name="e"), {}, more_epochs=True)
+
+
+def test_what_is_done_is_what_the_newest_checkpoint_says(workdir, tmp_path):
+  assert checkpoints.progress(workdir) == (3, 0)
+  assert checkpoints.progress(tmp_path / "none") == (0, 0)
+  manager = checkpoints.Checkpoints(workdir)
+  manager.save(4, STATE, best(3), {"epoch": 3, "steps": 5})
+  manager.close()
+  assert checkpoints.progress(workdir) == (3, 5)
 
 
 def test_a_changed_claim_is_damaged_and_one_of_an_older_version_is_read(tmp_path):

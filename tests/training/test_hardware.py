@@ -174,7 +174,7 @@ def test_many_short_epochs_share_a_checkpoint():
 
 
 @pytest.mark.parametrize(("module", "epochs"), [(seg, 3), (raters, 200)])
-def test_a_run_from_before_such_a_field_goes_on(tmp_path, module, epochs):
+def test_a_run_from_before_such_a_field_goes_on(tmp_path, caplog, module, epochs):
   begun = checkpoints.settings(module.get_config("demo"))
   del begun["train"]["steps"]
   begun["train"]["epochs"] = epochs  # of the demo then
@@ -183,6 +183,9 @@ def test_a_run_from_before_such_a_field_goes_on(tmp_path, module, epochs):
   config, _ = hardware.resolve(config, CPU, frames=9)
   checkpoints.check_claim(tmp_path, checkpoints.settings(config))
   assert config.train.epochs == epochs
+  # It is not left out without a word.
+  (message,) = caplog.messages
+  assert "before there was config.train.steps, so" in message and f"({epochs})" in message
 
 
 def test_a_run_goes_on_with_the_epochs_that_came_of_its_data(tmp_path):

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 
 import jax
@@ -191,6 +192,68 @@ def test_more_epochs_go_on_where_the_run_ended(tmp_path):
   more, more_meta = run(tmp_path / "run")
   jax.tree.map(np.testing.assert_array_equal, whole, more)
   assert meta == more_meta
+
+
+def test_scores_of_two_rules_are_named_where_they_differ(tmp_path, monkeypatch, caplog):
+  def classes(value):
+    def validate(task, state):
+      rows, images = task.validate(state)
+      return [row | {"score_per_class": {"a": 0.5, "b": value}} for row in rows], images
+
+    monkeypatch.setattr(loop, "_validate", validate)
+
+  def said():
+    return [text for text in caplog.messages if "were scored" in text]
+
+  two, three = (ConfigDict(dict(CONFIG) | {"epochs": n}) for n in (2, 3))
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "RULE", 0)  # of an older version
+    run(tmp_path / "absent", config=two)
+  shutil.copytree(tmp_path / "absent", tmp_path / "shown")
+  classes(0.0)
+  run(tmp_path / "shown", config=three)
+  classes(None)
+  assert not said()
+  run(tmp_path / "absent", config=three)
+  (message,) = said()
+  assert message.startswith("The first 2 epochs were scored by an older version")
+  assert "no validation frame shows (here b) counted 0" in message
+  run(tmp_path / "absent")
+  assert said() == [message]
+
+
+@pytest.mark.parametrize(
+  ("seconds", "at"),
+  [(0.5, [1, 3, 7, 11, 15, 19]), (3.0, list(range(1, 20))), (0.01, [1, 3, 7, 15])],
+)
+def test_several_processes_ask_each_other_by_time(monkeypatch, seconds, at):
+  clock, now, found = [0.0], [0], []
+
+  def any_of(flag):
+    found.append(now[0])
+    return now[0] == at[-1]
+
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+  monkeypatch.setattr(loop.parallel, "any_of", any_of)
+  monkeypatch.setattr(loop.parallel, "from_main", lambda steps: steps)
+  asked, told = loop._Asked(), []
+  for step in range(1, 20):
+    clock[0] += seconds
+    now[0] = step
+    told.append(asked())
+  # At most 2 s, or a step, lie between.
+  assert found == at and told == [step == at[-1] for step in range(1, 20)]
+  now[0] = 20
+  asked(now=True)
+  assert found == [*at, 20]
+
+
+def test_a_stop_that_another_process_heard_of_after_the_last_epoch_is_obeyed(tmp_path, monkeypatch):
+  monkeypatch.setattr(loop._Asked, "__call__", lambda self, now=False: now)
+  with pytest.raises(signals.Stopped):
+    run(tmp_path, config=ConfigDict(dict(CONFIG) | {"epochs": 1}))
+  assert (tmp_path / "checkpoints" / "1").is_dir()
 
 
 def test_a_broken_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch):

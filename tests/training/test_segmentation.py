@@ -1,5 +1,6 @@
 """The whole task in small: from the phantom to results files."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ from lus_jax.data import datasets
 from lus_jax.errors import UserError
 from lus_jax.evaluation import results as results_lib
 from lus_jax.report import tables
-from lus_jax.training import segmentation
+from lus_jax.training import checkpoints, segmentation
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
@@ -296,6 +297,49 @@ def test_two_runs_in_one_directory_are_refused(prepared, tmp_path, in_use):
 def test_fewer_epochs_are_refused_naming_the_way_on(finished, prepared):
   with pytest.raises(UserError, match=r"train.epochs\); .*with more epochs than its own"):
     segmentation.train_and_evaluate(small(prepared, **{"train.epochs": 2}), finished)
+
+
+def test_more_epochs_that_are_refused_leave_the_results(finished, prepared, tmp_path, monkeypatch):
+  workdir = shutil.copytree(finished, tmp_path / "run")
+  before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+  config = small(prepared, **{"train.epochs": 5})
+
+  def same():
+    return {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+  opened = datasets.open_dataset
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      datasets, "open_dataset", lambda *args: dataclasses.replace(opened(*args), name="other")
+    )
+    with pytest.raises(UserError, match="run on other data: the data set has changed"):
+      segmentation.train_and_evaluate(config, workdir)
+  assert same()
+  # What clinical tasks were made with stays what it is.
+  task = {"config": {"task": "sf_change", "channels": {"workdir": ""}}, "dataset": {}}
+  task["dataset"]["segmentation"] = ["abc"]
+  checkpoints.claim(workdir / "sf_change", **task)
+  with pytest.raises(
+    UserError, match=r"sf_change was made with .*/results/sf_change\*.json to make"
+  ):
+    segmentation.train_and_evaluate(config, workdir)
+  shutil.rmtree(workdir / "sf_change")
+  (workdir / "results" / "sf_ratio_history.json").touch()
+  with pytest.raises(UserError, match="sf_ratio was made with the segmentation models as they are"):
+    segmentation.train_and_evaluate(config, workdir)
+  (workdir / "results" / "sf_ratio_history.json").unlink()
+  assert same()
+  task["config"]["channels"]["workdir"] = "/elsewhere"
+  checkpoints.claim(workdir / "sf_change", **task)
+  segmentation._check_no_tasks(workdir)
+
+
+def test_members_without_a_score_are_named(caplog):
+  best = [{"score": 0.0}, {"score": None}, {"score": 0.1}]
+  segmentation._warn_of_unscored(["a", "b", "c"], best, 3)
+  never, undefined = caplog.messages
+  assert never.startswith("In no epoch did a draw anything") and "train.epochs=12)" in never
+  assert undefined.startswith("No validation frame shows anything at the threshold of b:")
 
 
 @pytest.mark.slow

@@ -627,6 +627,21 @@ def test_readmission_before_sf_change_is_one_line(workdir, task_config):
   )
 
 
+def test_more_epochs_that_are_refused_leave_the_results(
+  finished, task_config, tmp_path, monkeypatch
+):
+  workdir = shutil.copytree(finished, tmp_path / "run")
+  before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+  epochs = results.read(finished, "sf_ratio")["config"]["train"]["epochs"] + 1
+  opened = downstream.open_videos
+  monkeypatch.setattr(
+    downstream, "open_videos", lambda *args: dataclasses.replace(opened(*args), name="other")
+  )
+  config = task_config("sf_ratio", **{"train.epochs": epochs})
+  refused(lambda: downstream.train_and_evaluate(config, workdir), "run on other data")
+  assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
 def test_a_removed_task_starts_anew(finished, task_config, tmp_path):
   workdir = shutil.copytree(finished, tmp_path / "run")
   shutil.rmtree(workdir / "sf_ratio")
