@@ -13,6 +13,7 @@ so that `masks/threshold_0.6` can stand as `masks/` of a lus_folder data set. Of
 pictures that are no frames of one clip each is predicted by itself, into `masks/<picture>/`.
 """
 
+import collections
 import io
 import json
 import os
@@ -246,8 +247,8 @@ def _find_pictures(source):
     f"{folder} is no clip ({reason}): each of its {len(pictures)} pictures is predicted by "
     f"itself{left_out}"
   )
-  stems = [file.stem for file in pictures]
-  return {file.stem if stems.count(file.stem) == 1 else file.name: file for file in pictures}
+  counts = collections.Counter(file.stem for file in pictures)
+  return {file.stem if counts[file.stem] == 1 else file.name: file for file in pictures}
 
 
 def _meaning(trained, view):
@@ -274,7 +275,9 @@ def _probe(source):
     readable = False
   if not readable:
     raise UserError(f"{path} cannot be read; change its permissions (chmod u+r).")
-  return media.probe(path)
+  clip = media.probe(path)
+  media.check_axes([clip])
+  return clip
 
 
 def _choose_frames(clip, frames):

@@ -614,6 +614,27 @@ def test_two_patients_with_the_same_video_are_named(folder, warnings_seen):
   assert len(warnings_seen) == 1
 
 
+def test_arrays_whose_frames_are_last(folder, warnings_seen):
+  frames = np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH), np.uint8)
+  np.save(folder.path / "videos" / "a.npy", np.moveaxis(frames, 0, -1))
+  folder.dataset["npy_axes"] = "hwn"
+  clip = folder.config("videos").folder.videos[0].media
+  np.testing.assert_array_equal(media.read(clip), frames)
+  folder.dataset["npy_axes"] = "whn"
+  check_refused(folder, "dataset.json: 'npy_axes' is 'whn'; write 'nhw' or 'hwn'")
+
+
+def test_files_that_are_alike_are_one_warning(folder, tmp_path, warnings_seen):
+  for name in list(folder.videos)[:3]:
+    (folder.path / "masks" / name / "pleura.png").unlink()
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[4:12, 5:20] = 255
+    Image.fromarray(mask).save(folder.path / "masks" / name / "pleura.jpg", quality=64)
+  build(folder.config(), tmp_path / "data")
+  (found,) = [text for text in warnings_seen if "JPEG" in text]
+  assert "/pleura.jpg and 2 more: " in found
+
+
 def test_links_that_leave_the_folder(folder, tmp_path):
   mask = folder.path / "masks" / "a.npy" / "pleura.png"
   mask.rename(tmp_path / "elsewhere.png")
@@ -627,13 +648,16 @@ def test_links_that_leave_the_folder(folder, tmp_path):
   check_refused(folder, "manifest.csv row 4", "c/8.png is a link that leaves")
 
 
-def test_pixels_that_count_nowhere(folder, tmp_path):
+@pytest.mark.parametrize("noise", [0, 90])
+def test_pixels_that_count_nowhere(folder, tmp_path, warnings_seen, noise):
   plain = read(build(folder.config(), tmp_path / "data"))
   ignored = np.zeros((HEIGHT, WIDTH), np.uint8)
   ignored[3:7, 2:9] = 255
-  folder.save_mask("c/_ignore.png", ignored)
+  folder.save_mask("c/_ignore.png", np.where(ignored, ignored, noise).astype(np.uint8))
   builder = build(folder.config(), tmp_path / "data")
   assert builder.info.metadata["has_ignore"] is True
+  cut = [text for text in warnings_seen if "c/_ignore.png: its values between are cut" in text]
+  assert len(cut) == (noise > 0)
   examples = read(builder)
   for name, (_, example) in examples.items():
     expected = ignored > 0 if name == "c" else np.zeros_like(ignored, bool)
@@ -682,7 +706,7 @@ def test_what_all_masks_together_show(folder, tmp_path, warnings_seen):
   assert "in every mask of the class 'pleura'; if that is the background, invert" in inverted
   (never,) = [text for text in warnings_seen if "no mask shows" in text]
   assert "the class 'rib'" in never
-  (faint,) = [text for text in warnings_seen if "12 bits" in text]
+  (faint,) = [text for text in warnings_seen if "those of others" in text]
   assert "the annotator 'bob' reach 5.9 % at most, those of others 100 %" in faint
 
 
