@@ -157,7 +157,7 @@ def _file_numbers(pictures):
 def _probe_gif(path):
   with stills.opened(path) as image:
     duration = image.info.get("duration")
-    header = image.n_frames, image.height, image.width
+    header = stills.n_frames(image, path), image.height, image.width
   with path.open("rb") as file:
     file.seek(-min(64, path.stat().st_size), 2)
     if not file.read().rstrip(b"\0").endswith(b";"):
@@ -169,8 +169,8 @@ def _probe_pictures(path, pictures, numbers=None):
   sizes, orientation = {}, 1
   for file in pictures:
     with stills.opened(file) as image:
-      sizes.setdefault(stills.shown_size(image), file)
-      orientation = orientation if orientation > 1 else stills.orientation(image)
+      sizes.setdefault(stills.shown_size(image, file), file)
+      orientation = orientation if orientation > 1 else stills.orientation(image, file)
   if len(sizes) > 1:
     (size, first), (other, second) = list(sizes.items())[:2]
     raise UserError(
@@ -188,7 +188,7 @@ def _read_gif(media, frames):
   wanted, images = set(frames), {}
   with stills.opened(media.path) as image:
     for i in range(max(wanted, default=-1) + 1):
-      image.seek(i)
+      stills.seek(image, media.path, i)
       if i in wanted:
         images[i], _ = stills.grey(image, media.path)
   return [images[i] for i in frames]
@@ -382,13 +382,13 @@ def mask_size(path, *, palette=False):
   """
   with stills.opened(path, _MEND_MASK) as image:
     _check_mask_type(path, image, palette=palette)
-    return stills.shown_size(image)
+    return stills.shown_size(image, path, _MEND_MASK)
 
 
 def _read_mask(path, *, maximum, binary, colours=False):
   with stills.opened(path, _MEND_MASK) as image:
     _check_mask_type(path, image, colours=colours)
-    values, full = stills.pixels(image, path)
+    values, full = stills.pixels(image, path, _MEND_MASK)
     is_jpeg = stills.is_jpeg(image)
   if values.ndim == 3:
     channels = np.moveaxis(values, -1, 0)  # reductions along so short a last axis are slow
@@ -451,7 +451,7 @@ def read_indices(path):
     _check_mask_type(path, image, palette=True)
     if stills.is_jpeg(image):
       raise UserError(f"{path} is a JPEG, which changes label indices; save the mask as PNG.")
-    values, _ = stills.pixels(image, path)
+    values, _ = stills.pixels(image, path, _MEND_MASK)
   if values.ndim == 3:
     raise UserError(f"{path} has colours; save the mask's indices in grey or with a palette.")
   return values.astype(np.int32)

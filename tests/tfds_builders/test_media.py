@@ -6,6 +6,7 @@ import struct
 import zlib
 
 import av
+import nibabel
 import numpy as np
 import pytest
 from absl import logging
@@ -13,7 +14,7 @@ from av.video.frame import PictureType
 from PIL import GifImagePlugin, Image, PngImagePlugin
 
 from lus_jax.errors import UserError
-from tfds_builders import media
+from tfds_builders import limits, media, nifti, stills
 
 EXIF_ORIENTATION = 0x0112
 # What each EXIF orientation makes of a stored picture, in the words of its standard.
@@ -724,7 +725,26 @@ def test_masks_that_may_be_of_the_unturned_picture_are_warned_of(tmp_path, warni
     assert not is_unsure or "m.png: its frame a.png is shown turned" in warnings_seen[0]
 
 
-# Any damage is one line.
+# Any damage is one line, and our own mistakes are none.
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, ValueError, OSError])
+def test_mistakes_of_a_caller_are_not_called_damage(tmp_path, monkeypatch, error):
+  def mistake(*_, **__):
+    raise error("ours")
+
+  Image.fromarray(picture()).save(tmp_path / "a.png")
+  with pytest.raises(error, match="ours"), stills.opened(tmp_path / "a.png"):
+    mistake()
+  monkeypatch.setattr(stills, "turn", mistake)
+  with pytest.raises(error, match="ours"):
+    media.read(media.probe(tmp_path / "a.png"))
+  monkeypatch.setattr(limits, "check_pixels", mistake)
+  with pytest.raises(error, match="ours"):
+    media.probe(tmp_path / "a.png")
+  nibabel.save(nibabel.Nifti1Image(picture(), np.eye(4)), tmp_path / "a.nii")
+  with pytest.raises(error, match="ours"):
+    nifti.read(tmp_path / "a.nii")
 
 
 def damage(data, dice):

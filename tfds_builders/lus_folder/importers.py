@@ -253,8 +253,8 @@ def import_palette(
 def _points(where, entry, width, height):
   """The corners of one polygon, and whether it leaves the picture."""
   points = entry["polygon_xy"]
-  for x, y in points:
-    if any(type(value) not in (int, float) for value in (x, y)):
+  for point in points:
+    if not isinstance(point, list) or [type(x) in (int, float) for x in point] != [True, True]:
       raise UserError(f"{where} has a corner that is no pair of numbers; mend it.")
   if len(points) < 3:
     raise UserError(f"{where} has fewer than 3 points; mend it.")
@@ -274,6 +274,8 @@ def _points(where, entry, width, height):
       f"{where} lies outside of its picture of {width} x {height} pixels; is it of another picture "
       "or size?"
     )
+  if np.linalg.matrix_rank(np.subtract(points, points[0])) < 2:
+    raise UserError(f"{where} has no area: all of its corners lie on one line; mend it.")
   leaves = min(*xs, *ys) < -1 or max(xs) > width or max(ys) > height
   if max(*map(abs, xs)) > 2 * width or max(*map(abs, ys)) > 2 * height:
     raise UserError(
@@ -304,26 +306,28 @@ def _read_polygons(path, header):
         )
   index_of = {tables.normal(file.stem): i for i, file in enumerate(header.files)}
   polygons, n_leaving = [], 0
-  try:
-    for stem, entries in frames.items():
-      if stem not in index_of:
-        raise UserError(
-          f"{path}: frame {tables.shown(stem)} is not in the folder of frames; mend the name "
-          f"({EXPECTED}, where NNN is a frame's file name without suffix)."
-        )
-      if not isinstance(entries, list):
-        raise TypeError(entries)
-      by_class = {}
-      for number, entry in enumerate(entries, start=1):
-        where = f"{path}: polygon {number} of frame {stem!r}"
-        points, leaves = _points(where, entry, header.width, header.height)
-        n_leaving += leaves
-        by_class.setdefault(_class_name(where, entry), []).append(points)
-      polygons.append((index_of[stem], stem, by_class))
-  except UserError:
-    raise
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(f"{path} does not look like {EXPECTED}; mend it.") from error
+  strange = UserError(f"{path} does not look like {EXPECTED}; mend it.")
+  if not isinstance(frames, dict):
+    raise strange
+  for stem, entries in frames.items():
+    if stem not in index_of:
+      raise UserError(
+        f"{path}: frame {tables.shown(stem)} is not in the folder of frames; mend the name "
+        f"({EXPECTED}, where NNN is a frame's file name without suffix)."
+      )
+    if not isinstance(entries, list):
+      raise strange
+    by_class = {}
+    for number, entry in enumerate(entries, start=1):
+      if not isinstance(entry, dict) or "class" not in entry:
+        raise strange
+      if not isinstance(entry.get("polygon_xy"), list):
+        raise strange
+      where = f"{path}: polygon {number} of frame {stem!r}"
+      points, leaves = _points(where, entry, header.width, header.height)
+      n_leaving += leaves
+      by_class.setdefault(_class_name(where, entry), []).append(points)
+    polygons.append((index_of[stem], stem, by_class))
   if not any(by_class for _, _, by_class in polygons):
     raise UserError(f"{path} holds no polygon; mend --polygons.")
   return sorted(polygons), n_leaving

@@ -38,14 +38,11 @@ def _group(pattern, text, option):
 
 def _read_mask(path):
   """A mask [h, w] bool, its pixels between black and white, and whether its white is 1."""
-  try:
-    return *media.read_binary_mask(path), False
-  except UserError:
-    with stills.opened(path) as image:
-      values, _ = stills.pixels(image, path)
-    if values.max() != 1:
-      raise
-  return *media.read_binary_mask(path, maximum=1), True
+  with stills.opened(path) as image:
+    values, _ = stills.pixels(image, path)
+    # An empty JPEG may be 1 everywhere.
+    is_of_ones = values.dtype != bool and values.max() == 1 and not stills.is_jpeg(image)
+  return *media.read_binary_mask(path, maximum=1 if is_of_ones else None), is_of_ones
 
 
 def _check_undrawn(images, masks):
