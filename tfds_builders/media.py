@@ -20,7 +20,7 @@ FORMATS = (
   f"mp4, avi, gif, npy, {', '.join(s[1:] for s in PICTURES)} or a folder of numbered pictures"
 )
 # Images that frames may be stored as, which are not read: better refused than left out.
-_OTHER_PICTURES = (".avif", ".dcm", ".gif", ".heic", ".jp2", ".npy", ".webp")
+OTHER_PICTURES = (".avif", ".dcm", ".gif", ".heic", ".jp2", ".npy", ".webp")
 # How far JPEG moves the channels of grey apart.
 _JPEG_COLOUR = 4
 # Which axis of npy files counts frames: [N, h, w] or [h, w, N].
@@ -121,7 +121,7 @@ def numbered_pictures(folder):
     raise UserError(f"{folder} cannot be read ({error.strerror}).") from error
   for path in paths:
     suffix = path.suffix.lower()
-    if suffix in _OTHER_PICTURES:
+    if suffix in OTHER_PICTURES:
       raise UserError(f"{path} is of a format that frames are not read from; save it as PNG.")
     if suffix not in PICTURES:
       continue

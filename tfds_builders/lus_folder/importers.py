@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lus_jax.errors import UserError
-from tfds_builders import media, tables
+from tfds_builders import media, notices, tables
 
 EXPECTED = '{"NNN": [{"class": "b_line", "polygon_xy": [[x, y], ...]}, ...], ...}'
 # What other tools write, by keys of theirs.
@@ -104,12 +104,14 @@ def find_pictures(folder, option):
     A dict from name without suffix to path, and notes of what else is there.
 
   Raises:
-    UserError: there are none, or two of one name.
+    UserError: there are none, two of one name, or one of a format that is not read.
   """
   if not folder.is_dir():
     raise UserError(f"{folder} does not exist; mend {option}.")
   files, others = {}, []
   for path in tables.visible(folder):
+    if path.suffix.lower() in media.OTHER_PICTURES:
+      raise UserError(f"{path} is of a format that is not read here; save it as PNG.")
     if path.suffix.lower() not in media.PICTURES or not path.is_file():
       others.append(path.name)
       continue
@@ -129,6 +131,8 @@ class _Indices:
   def __init__(self, classes, ignore):
     self._classes, self._ignore = classes, ignore
     self._ones = self.full = None
+    # Indices that occur in any mask.
+    self.seen = set()
 
   def read(self, path):
     """Returns a mask's indices [h, w], 1 to K, and where its pixels do not count [h, w]."""
@@ -147,6 +151,7 @@ class _Indices:
           f"the first); name all of them, or say --ignore {max(values)} if its pixels are not to "
           "count."
         )
+    self.seen |= values if self.full is None else {1}
     if self.full and self._ones:
       raise UserError(
         f"{self.full} holds 0 and 255 and {self._ones} indices from 1; save them alike."
@@ -164,6 +169,7 @@ def _patient(stem, pattern):
   return patient
 
 
+@notices.collected()
 def import_palette(
   *, images, masks, out, classes, licence, thin=(), patient_pattern=None, ignore=None
 ):
@@ -198,7 +204,7 @@ def import_palette(
     there, lacking = (image_of, masks) if stem in image_of else (mask_of, images)
     raise UserError(f"{there[stem]} has no partner in {lacking}; add it, or take both away.")
   tables.refuse_same_files(image_of.values())
-  videos, labels, reader, shares = [], [], _Indices(classes, ignore), []
+  videos, labels, reader, shares, is_ignored = [], [], _Indices(classes, ignore), [], False
   with new_folder(out, "videos", "masks") as folder:
     for stem, path in image_of.items():
       header = media.probe(path)
@@ -209,10 +215,16 @@ def import_palette(
       for index, class_name in enumerate(classes, start=1):
         save_mask(folder / "masks" / stem / f"{class_name}.png", indices == index)
       if ignored.any():
+        is_ignored = True
         save_mask(folder / "masks" / stem / f"{tables.IGNORE}.png", ignored)
       shares.append((indices > 0).mean())
       videos.append((name, _patient(stem, patient_pattern)))
       labels.append((name, 0, stem))
+    if is_ignored and not reader.seen:
+      raise UserError(
+        f"{masks} holds masks of 0 and {ignore} only, so that --ignore={ignore} leaves nothing of "
+        f"{', '.join(classes)}; if {ignore} is the object, leave --ignore out."
+      )
     _write_tables(
       folder,
       name=out.name,
@@ -235,6 +247,9 @@ def import_palette(
     "Binary masks: all members above threshold 0 get the same labels, so they differ in the weight "
     "of the background only.",
   ]
+  absent = [name for index, name in enumerate(classes, start=1) if index not in reader.seen]
+  if absent:
+    notes.append(f"No mask shows anything of the class {', '.join(absent)}.")
   if reader.full:
     notes.append(f"Masks hold 0 and 255: 255 is taken to be {classes[0]}.")
   if min(shares) > 0.5:

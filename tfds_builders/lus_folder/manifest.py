@@ -358,7 +358,7 @@ def read_folder(directory, *, labels=True):
   files = {file for video in videos for file in video.media.files}
   for label in frames:
     files |= {*label.masks.values(), *([label.ignore] if label.ignore else [])}
-  digests = tables.contents(files)
+  digests = tables.contents(directory, files)
   tables.warn_of_copies(
     [(video.name, video.patient, video.media.files) for video in videos],
     digests,

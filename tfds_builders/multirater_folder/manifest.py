@@ -177,6 +177,7 @@ def rater_folders(directory):
   entries = tables.visible(directory)
   folders = [path for path in entries if path.is_dir()]
   for folder in folders:
+    _refuse_ignore(folder, folder.name)
     name = folder.name.casefold()
     for other in entries:
       twin = other.name.casefold()
@@ -207,7 +208,16 @@ def _refuse_pairs(found, path, other):
 def _stem(path):
   """The image that a file's name names; None if it is no picture."""
   name = pictures.stem(path)
+  _refuse_ignore(path, name)
   return None if name is None else tables.normal(name)
+
+
+def _refuse_ignore(path, name):
+  if name == tables.IGNORE:
+    raise UserError(
+      f"{path}: pixels that do not count ({tables.IGNORE}) are of lus_folder and not known here; "
+      "remove it."
+    )
 
 
 def _find_images(folder, left_out):
@@ -239,6 +249,7 @@ def _find_masks(folder, dataset, images, left_out):
           f"put masks into {folder} itself."
         )
       name = tables.normal(path.name)
+      _refuse_ignore(path, name)
       if name not in classes:
         raise UserError(
           f"{path} is the folder of no class ({', '.join(classes)}); rename or remove it."
@@ -348,8 +359,9 @@ def read_folder(directory):
     )
     images.append(Image(name, path, *patients[name], masks))
   digests = tables.contents(
+    directory,
     set(files.values())
-    | {path for image in images for by_class in image.masks.values() for path in by_class.values()}
+    | {path for image in images for by_class in image.masks.values() for path in by_class.values()},
   )
   tables.warn_of_copies(
     [(image.name, image.patient, [image.path]) for image in images], digests, directory / "images"
