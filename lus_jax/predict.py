@@ -284,7 +284,9 @@ def _probe(source):
     readable = False
   if not readable:
     raise UserError(f"{path} cannot be read; change its permissions (chmod u+r).")
-  return media.probe(path)
+  clip = media.probe(path)
+  media.check_axes([clip])
+  return clip
 
 
 def _choose_frames(clip, frames):

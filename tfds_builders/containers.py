@@ -2,6 +2,7 @@
 
 import math
 import struct
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -30,6 +31,12 @@ _ORIENTATIONS = {
 }
 
 
+class _Packet(NamedTuple):
+  dts: int | None
+  is_discard: bool
+  is_corrupt: bool
+
+
 def _damage(path):
   return damage_is_a_user_error(path, _MEND, _ERRORS)
 
@@ -53,7 +60,12 @@ def _stream(path, container):
 def _demux(path, options):
   with _open(path, options) as container:
     stream = _stream(path, container)
-    packets = [packet for packet in container.demux(stream) if packet.size]
+    # Not the packets themselves, which hold the file.
+    packets = [
+      _Packet(packet.dts, packet.is_discard, packet.is_corrupt)
+      for packet in container.demux(stream)
+      if packet.size
+    ]
     rate = float(stream.average_rate) if stream.average_rate else math.nan
     return packets, stream.frames, container.format.name, rate
 

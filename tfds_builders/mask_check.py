@@ -22,10 +22,11 @@ class MaskCheck:
     classes: all of its classes.
     who: what the people are called, 'annotator' or 'rater'.
     inverted: what to do where the background is the object.
+    maximum: what means 100 % in masks, in the user's word, or None.
   """
 
-  def __init__(self, where, classes, who, inverted):
-    self._where, self._who, self._inverted = where, who, inverted
+  def __init__(self, where, classes, who, inverted, maximum=None):
+    self._where, self._who, self._inverted, self._maximum = where, who, inverted, maximum
     self._classes = {name: _Seen() for name in classes}
     self._people = collections.defaultdict(_Seen)
 
@@ -58,6 +59,14 @@ class MaskCheck:
           self._inverted,
         )
     largest = max((seen.largest for seen in self._people.values()), default=0)
+    if self._maximum is None and 1.5 / 255 < largest < 100.5 / 255 and _is_of_8_bits(largest):
+      logging.warning(
+        "%s: the largest value of all masks is %.0f of 255, which is %.0f %%; if masks hold "
+        'percentages, write "confidence_maximum": 100 into dataset.json.',
+        self._where,
+        255 * largest,
+        100 * largest,
+      )
     for person, seen in self._people.items():
       if not person or seen.largest >= largest / 2:
         continue
@@ -67,11 +76,16 @@ class MaskCheck:
         )
       else:
         logging.warning(
-          "%s: the masks of the %s '%s' reach %.1f %% at most, those of others %.0f %%; values of "
-          "12 bits in files of 16?",
+          "%s: the masks of the %s '%s' reach %.1f %% at most, those of others %.0f %%%s",
           self._where,
           self._who,
           person,
           100 * seen.largest,
           100 * largest,
+          "." if _is_of_8_bits(seen.largest) else "; values of 12 bits in files of 16?",
         )
+
+
+def _is_of_8_bits(value):
+  """Whether a confidence is a whole number of 255; of 16 bits one in 257 is."""
+  return abs(255 * value - round(255 * value)) < 1e-3

@@ -10,20 +10,23 @@ import pathlib
 import re
 
 import numpy as np
-from absl import logging
 
 from lus_jax.errors import UserError
 from lus_jax.files import NPY_ERRORS, check_file, damage_is_a_user_error
-from tfds_builders import confidences, containers, limits, stills
+from tfds_builders import confidences, containers, limits, notices, stills
 from tfds_builders.stills import PICTURES
 
 FORMATS = (
   f"mp4, avi, gif, npy, {', '.join(s[1:] for s in PICTURES)} or a folder of numbered pictures"
 )
 # Images that frames may be stored as, which are not read: better refused than left out.
-_OTHER_PICTURES = (".avif", ".dcm", ".gif", ".heic", ".jp2", ".npy", ".webp")
+OTHER_PICTURES = (".avif", ".dcm", ".gif", ".heic", ".jp2", ".npy", ".webp")
 # How far JPEG moves the channels of grey apart.
 _JPEG_COLOUR = 4
+# Which axis of npy files counts frames: [N, h, w] or [h, w, N].
+NPY_AXES = ("nhw", "hwn")
+_IF_HWN = 'save np.moveaxis(frames, -1, 0), or write "npy_axes": "hwn" into dataset.json'
+_IF_NHW = 'write "npy_axes": "nhw" there'
 _MEND = "save it again"
 _MEND_MASK = "save the mask again as 8- or 16-bit grey PNG"
 
@@ -45,6 +48,8 @@ class Media:
       the names have no single number that tells them apart, and for everything else.
     slots: of an AVI with empty frames, when each stored frame is shown first, counted in frames:
       it stays until the next; empty if every frame is stored.
+    npy_axes: of npy, which axes it has in the user's word, one of `NPY_AXES`; None: nobody says,
+      so [N, h, w].
   """
 
   path: pathlib.Path
@@ -56,13 +61,15 @@ class Media:
   orientation: int = 1
   numbers: tuple[int, ...] | None = None
   slots: tuple[int, ...] = ()
+  npy_axes: str | None = None
 
 
 def check_mask_size(path, size, media, *, of="frame"):
   """Refuses a mask that has not the size of its frame as shown.
 
-  A mask of the stored size beside a frame that is turned by 90 degrees is told so. Half a turn and
-  a mirror image keep the size, so that masks are taken to be drawn on the shown picture.
+  A mask of the stored size beside a frame that is turned by 90 degrees is told so. Half a turn, a
+  mirror image and a square keep the size, so that masks are taken to be drawn on the shown picture,
+  with a warning.
 
   Args:
     path: of the mask.
@@ -75,6 +82,14 @@ def check_mask_size(path, size, media, *, of="frame"):
   """
   shown = media.height, media.width
   if size == shown:
+    if media.orientation != 1 and not (media.orientation in stills.SIDEWAYS and size != size[::-1]):
+      notices.warn(
+        "%s: its %s %s is shown turned or mirrored, as its header says, and masks are taken as "
+        "drawn on the shown picture; if they were drawn on the stored one, save both unturned.",
+        path,
+        of,
+        media.path.name,
+      )
     return
   text = f"{path} is {size[1]} x {size[0]} and its {of} {shown[1]} x {shown[0]} pixels"
   if media.orientation in stills.SIDEWAYS and size == shown[::-1]:
@@ -106,7 +121,7 @@ def numbered_pictures(folder):
     raise UserError(f"{folder} cannot be read ({error.strerror}).") from error
   for path in paths:
     suffix = path.suffix.lower()
-    if suffix in _OTHER_PICTURES:
+    if suffix in OTHER_PICTURES:
       raise UserError(f"{path} is of a format that frames are not read from; save it as PNG.")
     if suffix not in PICTURES:
       continue
@@ -142,11 +157,11 @@ def _file_numbers(pictures):
 def _probe_gif(path):
   with stills.opened(path) as image:
     duration = image.info.get("duration")
-    header = image.n_frames, image.height, image.width
+    header = stills.n_frames(image, path), image.height, image.width
   with path.open("rb") as file:
     file.seek(-min(64, path.stat().st_size), 2)
     if not file.read().rstrip(b"\0").endswith(b";"):
-      logging.warning("%s does not end as a GIF does; its last frames may be missing.", path)
+      notices.warn("%s does not end as a GIF does; its last frames may be missing.", path)
   return Media(path, (path,), *header, 1000 / duration if duration else math.nan)
 
 
@@ -154,8 +169,8 @@ def _probe_pictures(path, pictures, numbers=None):
   sizes, orientation = {}, 1
   for file in pictures:
     with stills.opened(file) as image:
-      sizes.setdefault(stills.shown_size(image), file)
-      orientation = orientation if orientation > 1 else stills.orientation(image)
+      sizes.setdefault(stills.shown_size(image, file), file)
+      orientation = orientation if orientation > 1 else stills.orientation(image, file)
   if len(sizes) > 1:
     (size, first), (other, second) = list(sizes.items())[:2]
     raise UserError(
@@ -173,7 +188,7 @@ def _read_gif(media, frames):
   wanted, images = set(frames), {}
   with stills.opened(media.path) as image:
     for i in range(max(wanted, default=-1) + 1):
-      image.seek(i)
+      stills.seek(image, media.path, i)
       if i in wanted:
         images[i], _ = stills.grey(image, media.path)
   return [images[i] for i in frames]
@@ -187,7 +202,7 @@ def _read_pictures(media, frames):
     images.append(pixels)
     largest.append(of_dark)
   if None not in largest and max(largest, default=0):
-    logging.warning(
+    notices.warn(
       "%s: the largest of its 16-bit values is %d of 65535, so it is nearly black; if its scale is "
       "another (12 bits: 4095), save it in 8 bits.",
       media.path,
@@ -196,11 +211,16 @@ def _read_pictures(media, frames):
   return images
 
 
-def _load_npy(path):
+def _load_npy(path, axes):
   check_file(path, _MEND)
   with damage_is_a_user_error(path, _MEND, NPY_ERRORS), np.errstate(over="raise"):
     array = np.lib.format.open_memmap(path, mode="r")
-  if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size or array.shape[-1] < 5:
+  if (
+    array.dtype != np.uint8
+    or array.ndim not in (2, 3)
+    or not array.size
+    or (array.shape[-1] < 5 and axes is None)
+  ):
     raise UserError(
       f"{path} is {array.dtype} {list(array.shape)}; store grey uint8 frames as [N, h, w] or one "
       "as [h, w]."
@@ -208,45 +228,71 @@ def _load_npy(path):
   if path.stat().st_size != array.offset + array.nbytes:
     raise UserError(f"{path} holds more than its header says; {_MEND}.")
   frames = array.reshape(-1, *array.shape[-2:])
+  if axes == "hwn" and array.ndim == 3:
+    frames = np.moveaxis(array, -1, 0)
   limits.check_pixels(path, *frames.shape[1:])
   return frames
 
 
-def _check_axes(path, shape):
-  """Refuses or warns of an array that looks like [h, w, N]: a last axis shorter than both others.
-
-  Strips of less than 64 pixels, three times as high, are refused if the first axes could be those
-  of a picture; frames that are merely upright, and fewer pixels wide than there are, are not.
-  """
+def _refuse_strips(path, shape):
+  """Refuses an array of frames less than 64 pixels wide and thrice as high, if [h, w, N] fits."""
   n, height, width = shape
-  short, long = min(n, height), max(n, height)
-  mend = f"if its axes are [h, w, N] ({width} frames), save np.moveaxis(frames, -1, 0)"
-  if width < 64 and 3 * width <= short and long <= 4 * short:
+  if width < 64 and 3 * width <= min(n, height) and max(n, height) <= 4 * min(n, height):
     raise UserError(
-      f"{path} is {list(shape)}: {n} frames {height} high and {width} wide? {mend[0].upper()}"
-      f"{mend[1:]}; if not, save them as a folder of pictures."
-    )
-  if width < short and long <= 2 * short:
-    logging.warning(
-      "%s is %s, read as %d frames %d high and %d wide; %s.",
-      path,
-      list(shape),
-      n,
-      height,
-      width,
-      mend,
+      f"{path} is {list(shape)}: {n} frames {height} high and {width} wide? If its axes are "
+      f"[h, w, N] ({width} frames), {_IF_HWN}; if not, {_IF_NHW}, or save a folder of pictures."
     )
 
 
-def probe(path):
+def check_axes(clips):
+  """Refuses or warns of npy files whose axes may be [h, w, N], where nobody said which they are.
+
+  Those of a set that differ in their last axis only are refused, and those that differ in their
+  first only are not doubted. Others are if their last axis is the shortest, or their first two are
+  equal, and the first two could be those of a picture.
+
+  Args:
+    clips: the `Media` of a set.
+
+  Raises:
+    UserError: only [h, w, N] explains how the arrays differ.
+  """
+  shapes = {
+    clip.path: (clip.n_frames, clip.height, clip.width)
+    for clip in clips
+    if clip.path.suffix.lower() == ".npy" and clip.npy_axes is None and clip.n_frames > 1
+  }
+  first, second, third = ({shape[axis] for shape in shapes.values()} for axis in range(3))
+  if len(third) > 1 and len(first) == len(second) == 1:
+    path, (n, height, _) = next(iter(shapes.items()))
+    raise UserError(
+      f"{path}: all {len(shapes)} arrays begin with {n} x {height} and differ in their last axis, "
+      f"so that it seems to count frames, [h, w, N]: {_IF_HWN}; if not, {_IF_NHW}."
+    )
+  if len(first) > 1 and len(second) == len(third) == 1:
+    return
+  for path, (n, height, width) in shapes.items():
+    short, long = sorted((n, height))
+    if (width < short or n == height) and long <= 4 * short:
+      notices.warn(
+        "%s: it is [%d, %d, %d], read as %d frames %d high and %d wide; if its axes are [h, w, N] "
+        f"(%d frames), {_IF_HWN}; if not, {_IF_NHW}.",
+        path,
+        *(n, height, width) * 2,
+        width,
+      )
+
+
+def probe(path, *, npy_axes=None):
   """Reads the header of a video or still; of a video the first frame too.
 
   Args:
     path: mp4, avi, gif, npy ([N, h, w] or [h, w] uint8), a picture (`PICTURES`), or a folder of
       numbered pictures.
+    npy_axes: which axes npy files have, in the user's word: one of `NPY_AXES`.
 
   Returns:
-    A `Media`.
+    A `Media`; of many, see `check_axes`.
 
   Raises:
     UserError: it is missing, truncated, too large, or of no such format.
@@ -268,9 +314,10 @@ def probe(path):
   if suffix == ".gif":
     return _probe_gif(path)
   if suffix == ".npy":
-    shape = _load_npy(path).shape
-    _check_axes(path, shape)
-    return Media(path, (path,), *shape)
+    shape = _load_npy(path, npy_axes).shape
+    if npy_axes is None:
+      _refuse_strips(path, shape)
+    return Media(path, (path,), *shape, npy_axes=npy_axes)
   return _probe_pictures(path, (path,))
 
 
@@ -298,7 +345,7 @@ def read(media, frames=None):
   if suffix in containers.SUFFIXES:
     images = containers.read(media.path, frames, media.n_frames, media.slots)
   elif suffix == ".npy":
-    images = _load_npy(media.path)[list(frames)]
+    images = _load_npy(media.path, media.npy_axes)[list(frames)]
   elif suffix == ".gif":
     images = _read_gif(media, frames)
   else:
@@ -335,20 +382,21 @@ def mask_size(path, *, palette=False):
   """
   with stills.opened(path, _MEND_MASK) as image:
     _check_mask_type(path, image, palette=palette)
-    return stills.shown_size(image)
+    return stills.shown_size(image, path, _MEND_MASK)
 
 
 def _read_mask(path, *, maximum, binary, colours=False):
   with stills.opened(path, _MEND_MASK) as image:
     _check_mask_type(path, image, colours=colours)
-    values, full = stills.pixels(image, path)
+    values, full = stills.pixels(image, path, _MEND_MASK)
     is_jpeg = stills.is_jpeg(image)
   if values.ndim == 3:
     channels = np.moveaxis(values, -1, 0)  # reductions along so short a last axis are slow
     if (channels.max(axis=0) - channels.min(axis=0)).max() > (_JPEG_COLOUR if is_jpeg else 0):
       raise UserError(f"{path} has colours; save masks in grey.")
     values, full = values[..., 1], 255
-  if full == 255 and maximum in (None, 255):
+  # Files of 8 bits keep their own scale where the user's is larger.
+  if full == 255 and (maximum is None or maximum >= 255):
     values = confidences.without_jpeg_noise(values, path, is_jpeg=is_jpeg)
   return confidences.fractions(values, path, full=full, maximum=maximum, binary=binary)
 
@@ -403,7 +451,7 @@ def read_indices(path):
     _check_mask_type(path, image, palette=True)
     if stills.is_jpeg(image):
       raise UserError(f"{path} is a JPEG, which changes label indices; save the mask as PNG.")
-    values, _ = stills.pixels(image, path)
+    values, _ = stills.pixels(image, path, _MEND_MASK)
   if values.ndim == 3:
     raise UserError(f"{path} has colours; save the mask's indices in grey or with a palette.")
   return values.astype(np.int32)

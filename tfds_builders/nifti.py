@@ -27,8 +27,9 @@ def _damage(path):
   return damage_is_a_user_error(path, _MEND, errors, "missing, damaged or no NIfTI file")
 
 
-def _open(path):
-  return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+def _opened(path):
+  with _damage(path):
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def _header(file, path):
@@ -48,9 +49,15 @@ def _header(file, path):
   return header
 
 
-def _shape(header, path, axes):
-  """Returns height and width, and whether the file counts rows first."""
-  shape = header.get_data_shape()
+def _read_header(file, path):
+  """Reads a header, its shape and its type of pixels."""
+  with _damage(path):
+    header = _header(file, path)
+    return header, header.get_data_shape(), header.get_data_dtype()
+
+
+def _size(shape, path, axes):
+  """Returns height and width of a shape in a header."""
   if not shape or min(shape) < 1:
     raise UserError(f"{path} is damaged: its header speaks of no picture; {_MEND}.")
   first, second, *more = (*shape, 1, 1)[: max(2, len(shape))]
@@ -73,8 +80,9 @@ def size(path, axes=None):
     UserError: it is damaged, or has a third axis longer than 1.
   """
   check_file(path, _MEND)
-  with _damage(path), _open(path) as file:
-    return _shape(_header(file, path), path, axes)
+  with _opened(path) as file:
+    _, shape, _ = _read_header(file, path)
+  return _size(shape, path, axes)
 
 
 def directions(path):
@@ -89,7 +97,7 @@ def directions(path):
   from nibabel import aff2axcodes
 
   check_file(path, _MEND)
-  with _damage(path), _open(path) as file:
+  with _opened(path) as file, _damage(path):
     header = _header(file, path)
     if not (header["sform_code"] > 0 or header["qform_code"] > 0):
       return None
@@ -112,23 +120,25 @@ def read(path, axes=None):
   from nibabel.volumeutils import apply_read_scaling
 
   check_file(path, _MEND)
-  with _damage(path), _open(path) as file:
-    header = _header(file, path)
-    height, width = _shape(header, path, axes)
-    dtype = header.get_data_dtype()
+  with _opened(path) as file:
+    header, shape, dtype = _read_header(file, path)
+    height, width = _size(shape, path, axes)
     if dtype.kind not in "iuf":
       raise UserError(f"{path} holds colours or complex numbers; save one grey value a pixel.")
-    file.seek(header.get_data_offset())
     n_bytes = height * width * dtype.itemsize
-    data = file.read(n_bytes)
+    with _damage(path):
+      file.seek(header.get_data_offset())
+      data = file.read(n_bytes)
+      # gzip has its checksum at the end.
+      n_more = len(file.read(_MORE))
+      slope, intercept = header.get_slope_inter()
     if len(data) < n_bytes:
       raise UserError(f"{path} is truncated: its pixels are not all there; {_MEND}.")
-    # gzip has its checksum at the end.
-    if len(file.read(_MORE)) == _MORE:
+    if n_more == _MORE:
       raise UserError(f"{path} holds more than its header says; {_MEND}.")
-    slope, intercept = header.get_slope_inter()
-    values = np.frombuffer(data, dtype)
-    if slope is not None:
+  values = np.frombuffer(data, dtype)
+  if slope is not None:
+    with _damage(path):
       values = apply_read_scaling(values, slope, intercept)
   # Files count their first axis fastest.
   return values.reshape((height, width), order="F" if axes == "yx" else "C")

@@ -53,46 +53,68 @@ def turn(pixels, orientation):
 
 
 @contextlib.contextmanager
+def _damage(path, mend):
+  try:
+    with damage_is_a_user_error(path, mend, _ERRORS):
+      yield
+  except Image.DecompressionBombError as error:
+    raise UserError(
+      f"{path} has more than {limits.MAX_PIXELS / 1e6:.0f} million pixels; make it smaller, or "
+      "save it again if it is damaged."
+    ) from error
+
+
+@contextlib.contextmanager
 def opened(path, mend=_MEND):
   """Yields a still, or a GIF if the name says so, as an open Pillow image.
 
+  Decode it with the functions below: they name the file where Pillow finds it damaged.
+
   Raises:
-    UserError: it is damaged, too large, of another format or a stack of pictures; while it is
-      open, whatever Pillow finds wrong with it.
+    UserError: it is damaged, too large, of another format or a stack of pictures.
   """
   check_file(path, mend)
-  gif = path.suffix.lower() == ".gif"
-  with (
-    damage_is_a_user_error(path, mend, _ERRORS),
-    warnings.catch_warnings(),
-    # Not by name: Pillow maps files that it knows by name, and garbles turned TIFF there.
-    path.open("rb") as file,
-  ):
+  formats = ("GIF",) if path.suffix.lower() == ".gif" else _STILLS
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(warnings.catch_warnings())
     warnings.simplefilter("ignore")  # about metadata, without the file's name
-    try:
-      with Image.open(file, formats=("GIF",) if gif else _STILLS) as image:
-        limits.check_pixels(path, image.height, image.width)
-        # A JPEG's further pictures are previews.
-        if image.format in ("PNG", "TIFF") and image.n_frames > 1:
-          raise UserError(
-            f"{path} holds {image.n_frames} pictures; save one a file, or a folder of frames."
-          )
-        yield image
-    except Image.DecompressionBombError as error:  # of a later frame too
-      raise UserError(
-        f"{path} has more than {limits.MAX_PIXELS / 1e6:.0f} million pixels; make it smaller, or "
-        "save it again if it is damaged."
-      ) from error
+    with _damage(path, mend):
+      # Not by name: Pillow maps files that it knows by name, and garbles turned TIFF there.
+      file = stack.enter_context(path.open("rb"))
+      image = stack.enter_context(Image.open(file, formats=formats))
+      # A JPEG's further pictures are previews.
+      n_frames = image.n_frames if image.format in ("PNG", "TIFF") else 1
+    limits.check_pixels(path, image.height, image.width)
+    if n_frames > 1:
+      raise UserError(f"{path} holds {n_frames} pictures; save one a file, or a folder of frames.")
+    yield image
 
 
-def orientation(image):
-  """Returns the EXIF orientation of an open picture, 1 (as stored) to 8."""
+def n_frames(image, path):
+  """Counts the frames of an open GIF (`UserError` if it is damaged)."""
+  with _damage(path, _MEND):
+    return image.n_frames
+
+
+def seek(image, path, frame):
+  """Goes to a frame of an open GIF (`UserError` if it is damaged, or the frame too large)."""
+  with _damage(path, _MEND):
+    image.seek(frame)
+
+
+def orientation(image, path, mend=_MEND):
+  """Returns the EXIF orientation of an open picture, 1 (as stored) to 8.
+
+  Raises:
+    UserError: it is damaged.
+  """
   if image.format == "GIF":
     return 1
-  # Pillow's reader of PNG decodes the whole picture each time, to look behind it.
-  if image.format == "PNG" and _has_late_chunks(image):
-    image.load()
-  found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+  with _damage(path, mend):
+    # Pillow's reader of PNG decodes the whole picture each time, to look behind it.
+    if image.format == "PNG" and _has_late_chunks(image):
+      image.load()
+    found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
   return found if found in _TURNS else 1
 
 
@@ -120,31 +142,36 @@ def _has_late_chunks(image):
     file.seek(at)
 
 
-def shown_size(image):
-  """Returns the (height, width) an open picture is shown with."""
+def shown_size(image, path, mend=_MEND):
+  """Returns the (height, width) an open picture is shown with (`UserError` if it is damaged)."""
   # Pillow says it of TIFF, and the stored size of the others.
-  sideways = image.format != "TIFF" and orientation(image) in SIDEWAYS
+  sideways = image.format != "TIFF" and orientation(image, path, mend) in SIDEWAYS
   return (image.width, image.height) if sideways else (image.height, image.width)
 
 
-def pixels(image, path):
+def pixels(image, path, mend=_MEND):
   """Decodes an open picture as it is shown.
 
   Args:
     image: what `opened` yielded.
     path: of it, for its checksums.
+    mend: what the user can do if it is damaged.
 
   Returns:
     [h, w] or [h, w, channels] in the file's own values (indices where there is a palette), and the
     greatest that its pixel type holds, None where that says nothing.
+
+  Raises:
+    UserError: it is damaged.
   """
-  if image.format == "PNG":
-    _check_png(path)
-  turned, tiff = orientation(image), image.format == "TIFF"
-  bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0] if tiff else 16
-  inverted = tiff and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-  image.load()
-  values, maximum = np.asarray(image), _MAXIMUM.get(image.mode)
+  _check_png(image, path, mend)
+  turned, tiff = orientation(image, path, mend), image.format == "TIFF"
+  with _damage(path, mend):
+    bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0] if tiff else 16
+    inverted = tiff and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    image.load()
+    values = np.asarray(image)
+  maximum = _MAXIMUM.get(image.mode)
   if image.mode.startswith("I;16"):
     maximum = 2**bits - 1
     values = values.astype(np.uint16)  # big-endian in some files
@@ -154,10 +181,11 @@ def pixels(image, path):
   return (values if tiff else turn(values, turned)), maximum
 
 
-def _check_png(path):
+def _check_png(image, path, mend):
   """Compares the checksums of a PNG, which Pillow's decoder passes over."""
-  with path.open("rb") as file, Image.open(file, formats=("PNG",)) as image:
-    image.verify()
+  if image.format == "PNG":
+    with _damage(path, mend), path.open("rb") as file, Image.open(file, formats=("PNG",)) as again:
+      again.verify()
 
 
 def grey(image, path):
@@ -168,15 +196,15 @@ def grey(image, path):
     the largest value of a 16-bit picture that is nearly or wholly black, else None.
 
   Raises:
-    UserError: it holds numbers of 32 bits, which have no scale.
+    UserError: it is damaged, or holds numbers of 32 bits, which have no scale.
   """
   if image.mode in ("I", "F"):
     raise UserError(f"{path} holds numbers of 32 bits; save pictures in 8 or 16 bits.")
   if not image.mode.startswith("I;16"):
-    if image.format == "PNG":
-      _check_png(path)
-    turned = orientation(image)
-    values = np.asarray(image.convert("L"))
+    _check_png(image, path, _MEND)
+    turned = orientation(image, path)
+    with _damage(path, _MEND):
+      values = np.asarray(image.convert("L"))
     return (values if image.format == "TIFF" else turn(values, turned)), None
   values, maximum = pixels(image, path)
   largest = int(values.max())

@@ -25,6 +25,8 @@ from lus_jax.errors import UserError
 # Of one table, and of one name: more of them is a mistake, and compares slowly.
 MAX_COLUMNS = 10_000
 MAX_NAME = 255
+# Of files that are read whole: from so many on it takes a while, which the user is told.
+MANY_BYTES = 2 * 10**9
 DELIMITERS = (",", ";", "\t")
 
 
@@ -212,13 +214,17 @@ def parse_json(path, text):
 
 
 def refuse_near_misses(names, known, what):
-  """Refuses a name that was probably meant to be a known one; others are the user's own."""
+  """Refuses a name that was probably meant to be a known one that lacks; others are the user's."""
+  names = list(names)
   simple = {name.casefold(): name for name in known}
+  lacking = [name.casefold() for name in known if name not in names]
   for name in names:
     # The longest known one has fewer letters than 20, so that longer ones are never near.
     if name in known or len(name) > 40:
       continue
-    close = difflib.get_close_matches(name.casefold(), simple, n=1, cutoff=0.8)
+    close = [name.casefold()]
+    if close[0] not in simple:
+      close = difflib.get_close_matches(close[0], lacking, n=1, cutoff=0.8)
     if close:
       raise UserError(
         f"{what} {shown(name)} is not known; did you mean {simple[close[0]]!r}? Rename it."
@@ -377,17 +383,17 @@ def warn_of_alike(names, where, what, harm):
   for name in dict.fromkeys(names):
     if name:
       spellings.setdefault(_alike(name), []).append(name)
-  for found in spellings.values():
-    if len(found) > 1:
-      logging.warning(
-        "%s: the %s %s look like one name spelled %d times; if they are one, make them equal, or "
-        "%s.",
-        where,
-        what,
-        " and ".join(map(shown, found)),
-        len(found),
-        harm,
-      )
+  alike = [" and ".join(map(shown, found)) for found in spellings.values() if len(found) > 1]
+  if alike:
+    logging.warning(
+      "%s: the %s %s look like one name spelled in several ways%s; if they are one, make them "
+      "equal, or %s.",
+      where,
+      what,
+      "; ".join(alike[:3]),
+      f" ({len(alike)} such groups)" * (len(alike) > 3),
+      harm,
+    )
 
 
 def check_file_name(name, what):
@@ -413,7 +419,7 @@ class Place:
   """
 
   def __init__(self, root):
-    self.root, self._resolved = root, root.resolve()
+    self.root = root
     self._listings, self._owners = {}, {}
 
   def name(self, row, column):
@@ -464,12 +470,11 @@ class Place:
     return path
 
   def check_link(self, row, path):
-    """Refuses a path that links lead out of the folder (`UserError`)."""
-    if not path.resolve().is_relative_to(self._resolved):
-      raise row.error(
-        f"{path} is a link that leaves {self.root}; copy the file, or make all of {self.root} the "
-        "link."
-      )
+    """Refuses a path that links lead out of the data folder (`UserError`), as `check_link`."""
+    try:
+      check_link(self.root.parent, path)
+    except UserError as error:
+      raise row.error(str(error)) from error
 
   def _spelling(self, folder, part):
     if part.isascii() or exists(folder / part):
@@ -511,6 +516,37 @@ def refuse_same_files(paths):
       raise UserError(f"{path} is the same file as {other}; remove one of them.")
 
 
+def check_link(directory, path):
+  """Refuses a path that links lead out of its data folder, whose own folders may be elsewhere.
+
+  Args:
+    directory: the data folder.
+    path: in it.
+
+  Raises:
+    UserError: a link leaves it, or leads nowhere.
+  """
+  top = directory / path.relative_to(directory).parts[0]
+  try:
+    file = path.resolve()
+    homes = [directory.resolve(), *([top.resolve()] if top.is_dir() else [])]
+  except (OSError, RuntimeError) as error:  # a circle
+    reason = getattr(error, "strerror", None) or "a link in a circle"
+    raise UserError(f"{path} cannot be read ({reason}).") from error
+  if not any(file.is_relative_to(home) for home in homes):
+    raise UserError(
+      f"{path} is a link that leaves {directory}; copy the file there (only whole folders "
+      "beside the tables may be links to elsewhere)."
+    )
+
+
+def _n_bytes(path):
+  try:
+    return path.stat().st_size
+  except OSError as error:
+    raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
+
+
 def _content(path):
   try:
     with path.open("rb") as file:
@@ -519,15 +555,24 @@ def _content(path):
     raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 
-def contents(files):
-  """What files hold, as a digest by path; reads every byte of them.
+def contents(directory, files):
+  """What files hold, as a digest by path; reads every byte of them, and says so if they are large.
 
   Times and sizes are not asked: they stay where a file is replaced by tools that keep them.
 
+  Args:
+    directory: the data folder.
+    files: paths in it.
+
   Raises:
-    UserError: a file cannot be read.
+    UserError: a file cannot be read, or a link leads out of the folder.
   """
   files = sorted(files)
+  for path in files:
+    check_link(directory, path)
+  n_bytes = sum(map(_n_bytes, files))
+  if n_bytes >= MANY_BYTES:
+    print(f"checking {len(files)} files ({n_bytes / 1e9:.1f} GB)", flush=True)
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     return dict(zip(files, pool.map(_content, files), strict=True))
 
@@ -546,28 +591,17 @@ def fingerprint(directory, tables, files):
   Raises:
     UserError: a table cannot be read, or a link leads out of the folder.
   """
-  _refuse_links_away(directory, [*(directory / name for name in tables), *files])
   digest = hashlib.sha256()
   for name in tables:
     path = directory / name
+    check_link(directory, path)
     digest.update(_content(path) if path.exists() else b"")
     digest.update(b"\0")
-  for path in sorted(files):
-    digest.update(os.fsencode(path.relative_to(directory)) + b"\0" + files[path])
+  # A copy on another disk may write accents in another way.
+  names = {path: [normal(part) for part in path.relative_to(directory).parts] for path in files}
+  for path in sorted(files, key=names.get):
+    digest.update(os.fsencode("/".join(names[path])) + b"\0" + files[path])
   return digest.hexdigest()
-
-
-def _refuse_links_away(directory, files):
-  """Refuses files that are links out of their data folder; whole folders of it may be elsewhere."""
-  root = directory.resolve()
-  for path in files:
-    if path.is_symlink():
-      file = path.resolve()
-      if not any(file.is_relative_to(folder) for folder in (root, path.parent.resolve())):
-        raise UserError(
-          f"{path} is a link that leaves {directory}; copy the file, or make all of {path.parent} "
-          "the link."
-        )
 
 
 def warn_of_copies(pictures, digests, where):

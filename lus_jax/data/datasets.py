@@ -324,7 +324,7 @@ def open_dataset(config, kind):
     from tfds_builders.lus_phantom import phantom_config
 
     if config.dir:
-      of_raters = (pathlib.Path(config.dir).expanduser() / "raters").is_dir()
+      of_raters = os.path.isdir(os.path.join(os.path.expanduser(config.dir), "raters"))
       likely, other = ("multirater_folder", "lus_folder")[:: 1 if of_raters else -1]
       raise UserError(
         "config.data.dir names a folder, but config.data.name is lus_phantom; add "

@@ -1,4 +1,5 @@
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ from PIL import Image
 from scipy import ndimage
 
 from lus_jax.errors import UserError
-from tfds_builders import confidences, media
+from tfds_builders import confidences, media, notices
+from tfds_builders.mask_check import MaskCheck
 
 
 @pytest.fixture
@@ -54,22 +56,26 @@ def test_up_to_255_is_a_scale_of_255_with_a_warning(warnings_seen, dtype, larges
 
 
 @pytest.mark.parametrize(
-  ("mask", "full"),
+  ("mask", "full", "likely"),
   [
-    (values(np.int16, 0, 1), None),
-    (values(np.int16, 0, 100), None),  # may be a percentage
-    (values(np.float32, 0, 60.5), None),
-    (values(np.int16, 0, 4095), None),
-    (values(np.int16, 0, 32767), None),
-    (values(np.int32, 0, 65535), None),
-    (values(np.float32, 0, 256), None),
-    (values(np.uint16, 0, 4095), 65535),  # of 12 bits, or nearly nothing
-    (values(np.uint16, 0, 255), 65535),
-    (values(np.uint16, 0, 1), 65535),
+    (values(np.int16, 0, 1), None, "1"),
+    (values(np.int16, 0, 100), None, "100"),  # may be a percentage
+    (values(np.int16, 0, 60, 80), None, "100 or 255"),
+    (values(np.float32, 0, 30, 60.5), None, "100 or 255"),
+    (values(np.int16, 0, 4095), None, "4095"),
+    (values(np.int16, 0, 32767), None, "32767"),
+    (values(np.int16, 0, 20, 12000), None, "32767 or 65535"),
+    (values(np.int32, 0, 65535), None, "65535"),
+    (values(np.float32, 0, 256), None, "256"),
+    (values(np.uint16, 0, 4095), 65535, "4095"),  # of 12 bits, or nearly nothing
+    (values(np.uint16, 0, 1500, 3000), 65535, "4095 or 65535"),
+    (values(np.uint16, 0, 255), 65535, "255"),
+    (values(np.uint16, 0, 1), 65535, "1"),
   ],
 )
-def test_scales_that_cannot_be_known_are_asked_for(mask, full):
-  with pytest.raises(UserError, match=r"m holds values .* write .*\"confidence_maximum\": 255"):
+def test_scales_that_cannot_be_known_are_asked_for(mask, full, likely):
+  asked = rf"m holds values .* write .*\"confidence_maximum\": {likely} \(importing"
+  with pytest.raises(UserError, match=asked):
     confidences.fractions(mask, "m", full=full)
 
 
@@ -110,10 +116,33 @@ def test_values_outside_of_the_scale(mask, maximum, part):
     confidences.fractions(mask, "m", maximum=maximum)
 
 
-def test_a_percentage_in_8_bits_looks_odd(warnings_seen):
-  found = confidences.fractions(values(np.uint8, 0, 100), "m", full=255)
-  np.testing.assert_allclose(found[0], (0, 100 / 255))
-  assert "m: its largest value is 100 of 255, which is 39 %" in warnings_seen[0]
+def test_percentages_in_8_bits_look_odd_if_all_masks_are_so(warnings_seen):
+  def warned(*largest, maximum=None):
+    warnings_seen.clear()
+    check = MaskCheck("dir", ["pleura"], "annotator", "invert", maximum)
+    for value in largest:
+      check.add(np.float32([[0, 0, 0, value]]), "pleura", "ann")
+    check.warn()
+    return [text for text in warnings_seen if "percentages" in text]
+
+  (odd,) = warned(60 / 255, 90 / 255)
+  assert odd.startswith("dir: the largest value of all masks is 90 of 255, which is 35 %")
+  assert warned(100 / 255)
+  assert not warned(60 / 255, 101 / 255) and not warned(1 / 255) and not warned(0)
+  assert not warned(90 / 255, maximum=255)
+  assert not warned(20000 / 65535)  # of 16 bits
+
+
+def test_12_bits_are_suspected_in_16_only(warnings_seen):
+  for value, suspected in ((4095 / 65535, True), (102 / 255, False)):
+    warnings_seen.clear()
+    check = MaskCheck("dir", ["pleura"], "annotator", "invert")
+    for largest, who in ((1, "ann"), (value, "bob")):
+      check.add(np.float32([[0, 0, 0, largest]]), "pleura", who)
+    check.warn()
+    (found,) = warnings_seen
+    assert f"'bob' reach {100 * value:.1f} % at most, those of others 100 %" in found
+    assert ("12 bits" in found) == suspected
 
 
 def test_binary_masks_are_only_divided():
@@ -172,6 +201,61 @@ def test_a_png_that_was_a_jpeg_snaps_too(tmp_path, warnings_seen, shape, quality
   Image.fromarray(noisy[3:, 5:]).save(path)  # cropped: its blocks begin anywhere
   np.testing.assert_array_equal(media.read_mask(path), SHAPES[shape][3:, 5:])
   assert "m.png" in warnings_seen[0] and "JPEG" in warnings_seen[0]
+
+
+def test_binary_masks_survive_every_quality(warnings_seen):
+  shapes = [SHAPES["ellipse"], SHAPES["line"], ~SHAPES["ellipse"]]
+  for drawn, quality in itertools.product(shapes, range(30, 101)):
+    true = np.where(drawn, 255, 0).astype(np.uint8)
+    noisy = as_jpeg(true, quality)
+    for is_jpeg in (True, False):  # a PNG that was made from it
+      found = confidences.without_jpeg_noise(noisy, "m", is_jpeg=is_jpeg)
+      np.testing.assert_array_equal(found, true, err_msg=f"{quality} {is_jpeg}")
+  for value, quality in itertools.product((0, 255), range(30, 101)):
+    true = np.full((32, 32), value, np.uint8)
+    found = confidences.without_jpeg_noise(as_jpeg(true, quality), "m", is_jpeg=True)
+    np.testing.assert_array_equal(found, true)
+
+
+def test_what_a_png_of_noise_cannot_be_told_from_is_kept_with_a_warning(warnings_seen):
+  indices = np.where(SHAPES["ellipse"], 255, SHAPES["line"]).astype(np.uint8)  # 0, 1, 255
+  ones = SHAPES["ellipse"].astype(np.uint8)
+  dots = as_jpeg(np.where(SHAPES["dots"], 255, 0).astype(np.uint8), 30)
+  for mask, n_warnings in ((indices, 1), (dots, 1), (ones, 0)):
+    warnings_seen.clear()
+    found = confidences.without_jpeg_noise(mask, "m", is_jpeg=False)
+    np.testing.assert_array_equal(found, mask)
+    assert len(warnings_seen) == n_warnings
+    assert not n_warnings or "look like what JPEG leaves; they are kept" in warnings_seen[0]
+  # Ones are an object, not noise, in a JPEG too.
+  np.testing.assert_array_equal(confidences.without_jpeg_noise(ones, "m", is_jpeg=True), ones)
+
+
+def test_a_scale_of_12_bits_leaves_jpegs_of_8_alone(tmp_path, warnings_seen):
+  path = tmp_path / "m.jpg"
+  Image.fromarray(np.where(SHAPES["ellipse"], 255, 0).astype(np.uint8)).save(path, quality=64)
+  for maximum in (None, 255, 4095, 65535):
+    np.testing.assert_array_equal(media.read_mask(path, maximum=maximum), SHAPES["ellipse"])
+
+
+def test_alike_files_are_one_warning_with_the_first_and_their_number(tmp_path, warnings_seen):
+  mask = np.where(SHAPES["ellipse"], 255, 0).astype(np.uint8)
+  with notices.collected():
+    for i in range(12):
+      Image.fromarray(mask).save(tmp_path / f"{i}.jpg", quality=64)
+      with notices.collected():  # the outermost counts
+        media.read_mask(tmp_path / f"{i}.jpg")
+    assert not warnings_seen
+    notices.warn("%s: once.", "a")
+  first, once = warnings_seen
+  assert first.startswith(f"{tmp_path}/0.jpg and 11 more: ") and "as JPEG leaves them" in first
+  assert once == "a: once."
+  notices.warn("%s: at once.", "b")
+  assert warnings_seen[-1] == "b: at once."
+  with pytest.raises(UserError), notices.collected():
+    notices.warn("%s: before.", "c")
+    raise UserError("x")
+  assert warnings_seen[-1] == "c: before."
 
 
 @pytest.mark.parametrize("shape", SOFT)

@@ -129,6 +129,25 @@ def test_palette_index_that_does_not_count(palette, capsys):
     np.testing.assert_array_equal(mask, (indices["bert_2"] == i) & ~ignored)
 
 
+def test_a_palette_of_which_nothing_would_be_left(palette, capsys):
+  path, indices = palette
+  for stem, mask in indices.items():
+    save_indices(path / "masks" / f"{stem}.png", np.where(mask == 1, 255, 0).astype(np.uint8))
+  part = "masks holds masks of 0 and 255 only, so that --ignore=255 leaves nothing of nerve"
+  check_refused(path, capsys, run_palette(path, "--ignore=255", classes="nerve"), part)
+  for stem, mask in indices.items():
+    save_indices(path / "masks" / f"{stem}.png", np.where(mask == 1, 1, 0).astype(np.uint8))
+  assert run_palette(path, classes="nerve,vessel,bone") == 0
+  assert "No mask shows anything of the class vessel, bone." in capsys.readouterr().out
+
+
+def test_pictures_that_are_not_read_are_not_left_out(palette, capsys):
+  path, indices = palette
+  for folder in ("images", "masks"):  # both of one name, so that neither lacks its partner
+    Image.fromarray(indices["bert_2"]).save(path / folder / "carl_0.webp")
+  check_refused(path, capsys, run_palette(path), "images/carl_0.webp is of a format that is not")
+
+
 def test_black_and_white_masks_of_one_class(palette, capsys):
   path, indices = palette
   for stem, mask in indices.items():
@@ -255,7 +274,11 @@ def test_polygons(polygons, capsys, monkeypatch):
     ({"8": [polygon([[1, 1], [math.inf, 1], [7, 9]])]}, "Infinity is no number"),
     ({"8": [polygon([[1, 1], ["5", 1], [7, 9]])]}, "no pair of numbers"),
     ({"8": [polygon([[1, 1], [True, 1], [7, 9]])]}, "no pair of numbers"),
-    ({"8": [polygon([[1, 1, 1], [2, 2, 2], [7, 9, 9]])]}, "does not look like"),
+    ({"8": [polygon([[1, 1, 1], [2, 2, 2], [7, 9, 9]])]}, "no pair of numbers"),
+    ({"8": [polygon([[1, 1], [4, 4], [7, 7]])]}, "has no area"),
+    ({"8": [polygon([5, 6, 7])]}, "no pair of numbers"),
+    ({"8": [polygon("square")]}, "does not look like"),
+    ({"8": [SQUARE]}, "does not look like"),
     ({"8": [polygon(SQUARE, None)]}, "has the class null, which is no name"),
     ({"8": [polygon(SQUARE, ["b"])]}, "which is no name"),
     ({"8": [polygon(SQUARE, True)]}, "which is no name"),

@@ -6,6 +6,7 @@ import struct
 import zlib
 
 import av
+import nibabel
 import numpy as np
 import pytest
 from absl import logging
@@ -13,7 +14,7 @@ from av.video.frame import PictureType
 from PIL import GifImagePlugin, Image, PngImagePlugin
 
 from lus_jax.errors import UserError
-from tfds_builders import media
+from tfds_builders import limits, media, nifti, stills
 
 EXIF_ORIENTATION = 0x0112
 # What each EXIF orientation makes of a stored picture, in the words of its standard.
@@ -643,6 +644,9 @@ def test_sound_npy(tmp_path, version):
     ((96, 96, 20), "96 frames 96 high and 20 wide?"),
     ((480, 640, 60), "480 frames 640 high and 60 wide?"),
     ((480, 640, 300), "read as 480 frames 640 high and 300 wide"),
+    ((480, 1024, 100), "read as 480 frames 1024 high and 100 wide"),
+    ((300, 800, 80), "read as 300 frames 800 high and 80 wide"),
+    ((256, 256, 300), "read as 256 frames 256 high and 300 wide"),
     ((20, 96, 96), None),
     ((200, 480, 640), None),
     ((640, 480, 640), None),
@@ -656,15 +660,91 @@ def test_arrays_whose_axes_look_wrong(tmp_path, warnings_seen, shape, found):
   path = tmp_path / "a.npy"
   np.lib.format.open_memmap(path, "w+", np.uint8, shape)
   if found and "?" in found:
-    refused(path, found, "save np.moveaxis(frames, -1, 0)")
+    refused(path, found, "save np.moveaxis(frames, -1, 0)", '"npy_axes": "hwn"')
+  else:
+    clip = media.probe(path)
+    assert clip.n_frames == shape[0]
+    media.check_axes([clip])
+    assert len(warnings_seen) == (found is not None)
+    if found:
+      assert f"a.npy: it is {list(shape)}, {found}" in warnings_seen[0]
+      assert '"npy_axes": "hwn"' in warnings_seen[0] and '"npy_axes": "nhw"' in warnings_seen[0]
+  warnings_seen.clear()
+  for axes, n_frames in (("nhw", shape[0]), ("hwn", shape[2])):
+    clip = media.probe(path, npy_axes=axes)
+    assert clip.n_frames == n_frames
+    media.check_axes([clip])
+  assert not warnings_seen
+
+
+def test_arrays_of_frames_last_are_read_where_the_user_says_so(tmp_path):
+  frames = np.random.default_rng(0).integers(0, 256, (3, 24, 40), np.uint8)
+  np.save(tmp_path / "a.npy", np.moveaxis(frames, 0, -1))
+  clip = media.probe(tmp_path / "a.npy", npy_axes="hwn")
+  assert (clip.n_frames, clip.height, clip.width) == frames.shape
+  np.testing.assert_array_equal(media.read(clip), frames)
+  np.testing.assert_array_equal(media.read(clip, [2, 0]), frames[[2, 0]])
+
+
+@pytest.mark.parametrize(
+  ("shapes", "found"),
+  [
+    (((100, 128, 70), (100, 128, 90)), "differ in their last axis"),
+    (((100, 128, 90), (120, 128, 90)), None),  # N differs, as it should
+    (((100, 128, 90), (120, 140, 90)), "b.npy"),
+  ],
+)
+def test_arrays_of_a_set_say_together_which_axis_counts_frames(
+  tmp_path, warnings_seen, shapes, found
+):
+  for name, shape in zip("ab", shapes, strict=True):
+    np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.uint8, shape)
+  clips = [media.probe(tmp_path / f"{name}.npy") for name in "ab"]
+  if found == "differ in their last axis":
+    with pytest.raises(UserError, match=rf"a.npy: all 2 arrays .* {found}.*\"hwn\".*\"nhw\""):
+      media.check_axes(clips)
     return
-  assert media.probe(path).n_frames == shape[0]
-  assert len(warnings_seen) == (found is not None)
-  if found:
-    assert f"a.npy is {list(shape)}, {found}" in warnings_seen[0]
+  media.check_axes(clips)
+  assert len(warnings_seen) == (2 if found else 0)
 
 
-# Any damage is one line.
+def test_masks_that_may_be_of_the_unturned_picture_are_warned_of(tmp_path, warnings_seen):
+  for orientation, size, is_unsure in (
+    (1, (24, 40), False),
+    (2, (24, 40), True),
+    (3, (24, 40), True),
+    (6, (24, 40), False),
+    (6, (24, 24), True),
+  ):
+    warnings_seen.clear()
+    pixels = picture(*size)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif(orientation))
+    clip = media.probe(tmp_path / "a.png")
+    media.check_mask_size(tmp_path / "m.png", (clip.height, clip.width), clip)
+    assert len(warnings_seen) == is_unsure
+    assert not is_unsure or "m.png: its frame a.png is shown turned" in warnings_seen[0]
+
+
+# Any damage is one line, and our own mistakes are none.
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, ValueError, OSError])
+def test_mistakes_of_a_caller_are_not_called_damage(tmp_path, monkeypatch, error):
+  def mistake(*_, **__):
+    raise error("ours")
+
+  Image.fromarray(picture()).save(tmp_path / "a.png")
+  with pytest.raises(error, match="ours"), stills.opened(tmp_path / "a.png"):
+    mistake()
+  monkeypatch.setattr(stills, "turn", mistake)
+  with pytest.raises(error, match="ours"):
+    media.read(media.probe(tmp_path / "a.png"))
+  monkeypatch.setattr(limits, "check_pixels", mistake)
+  with pytest.raises(error, match="ours"):
+    media.probe(tmp_path / "a.png")
+  nibabel.save(nibabel.Nifti1Image(picture(), np.eye(4)), tmp_path / "a.nii")
+  with pytest.raises(error, match="ours"):
+    nifti.read(tmp_path / "a.nii")
 
 
 def damage(data, dice):

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 from unicodedata import normalize
 
 import nibabel
@@ -527,6 +528,15 @@ def test_a_polarity_that_is_probably_wrong_is_warned_of(folder, warnings_seen):
 
 
 # Files and names of the field.
+
+
+def test_what_does_not_count_is_not_known_here(folder):
+  for name in ("raters/anna/_ignore.png", "images/_ignore.png", "raters/_ignore/i0.png"):
+    path = folder.path / name
+    path.parent.mkdir(exist_ok=True)
+    shutil.copyfile(folder.path / "raters" / "anna" / "i0.png", path)
+    check_refused(folder, "_ignore", "pixels that do not count (_ignore) are of lus_folder")
+    path.unlink()
 
 
 def test_masks_of_other_formats_are_read_and_others_are_named(folder, warnings_seen):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -62,6 +63,23 @@ def check_refused(path, capsys, code, part):
 
 def save_mask(path, name, pixels):
   Image.fromarray(np.asarray(pixels, np.uint8)).save(path / "raters" / name)
+
+
+def test_masks_of_formats_that_are_not_read_are_not_left_out(folders, capsys):
+  path, masks = folders
+  folder = path / "raters" / "P1_pen"
+  (folder / "seg_B0.png").unlink()
+  for suffix in (".gif", ".webp"):
+    Image.fromarray(masks["P1_pen", "B0"]).convert("L").save(folder / f"seg_B0{suffix}")
+    part = f"P1_pen/seg_B0{suffix} is of a format that is not read"
+    check_refused(path, capsys, run_folders(path), part)
+    (folder / f"seg_B0{suffix}").unlink()
+  (folder / "seg_B0.nrrd").write_bytes(b"x")
+  part = "seg_B0.nrrd is no picture that is read, but has the name of a mask of 'B0'"
+  check_refused(path, capsys, run_folders(path), part)
+  (folder / "seg_B0.nrrd").rename(folder / "notes.txt")
+  assert run_folders(path) == 0
+  assert "P1_pen: Left out, as they are no pictures: notes.txt." in capsys.readouterr().out
 
 
 def test_folders(folders, capsys):
@@ -250,6 +268,25 @@ def test_qubiq_keeps_which_axis_is_the_first(qubiq):
   assert run_qubiq(path, "--nifti-axes=yx") == 0
   folder = manifest.read_folder(path / "out")
   assert folder.nifti_axes == "yx"
+
+
+def test_qubiq_masks_of_another_scale(qubiq, capsys):
+  path, masks = qubiq
+  for (case, rater), mask in masks.items():
+    if (case, rater) != ("case02", "seg03"):
+      save_nifti(path / "cases" / case / f"task01_{rater}.nii.gz", 255 * np.uint8(mask))
+  part = '"confidence_maximum": 255 (importing: --confidence-maximum)'
+  check_refused(path, capsys, run_qubiq(path), part)
+  check_refused(path, capsys, run_qubiq(path, "--confidence-maximum=0"), "a number above 0")
+  assert run_qubiq(path, "--confidence-maximum=255") == 0
+  assert manifest.read_folder(path / "out").confidence_maximum == 255
+  shutil.rmtree(path / "out")
+  mask = path / "cases" / "case01" / "task01_seg02.nii.gz"
+  save_nifti(mask, 100 * np.uint8(masks["case01", "seg02"]))
+  capsys.readouterr()
+  check_refused(path, capsys, run_qubiq(path, "--confidence-maximum=255"), "importing: --soft")
+  assert run_qubiq(path, "--confidence-maximum=255", "--soft") == 0
+  assert manifest.read_folder(path / "out").soft
 
 
 def test_qubiq_mistakes(qubiq, capsys):

@@ -154,7 +154,7 @@ def test_json_and_cells_have_composed_accents(table):
 
 
 @pytest.mark.parametrize(
-  ("names", "n_warnings"),
+  ("names", "n_groups"),
   [
     (["007", "7", "P3", "p3", "11", "11.0"], 3),
     (["P03", "P3"], 1),
@@ -162,13 +162,47 @@ def test_json_and_cells_have_composed_accents(table):
     (["1-1", "11", "1.10", "1.1", "p", "q", "", ""], 0),
     (["7", "7", "70", "0", "00"], 1),
     (["Zoë", "zoë"], 1),
+    ([f"{zeros}{i}" for i in range(1, 41) for zeros in ("", "00")], 40),
   ],
 )
-def test_names_that_are_one_spelled_twice(warnings_seen, names, n_warnings):
+def test_names_that_are_one_spelled_twice(warnings_seen, names, n_groups):
   tables.warn_of_alike(names, "manifest.csv", "patients", "the test is not independent")
-  assert len(warnings_seen) == n_warnings
+  assert len(warnings_seen) == (n_groups > 0)
   for warning in warnings_seen:
-    assert "manifest.csv: the patients '" in warning and "' and '" in warning
+    assert "manifest.csv: the patients '" in warning
+    assert warning.count(" and '") >= min(n_groups, 3) > warning.count("; '")
+    assert ("(40 such groups)" in warning) == (n_groups == 40)
+
+
+def test_a_column_of_the_users_own_may_be_called_nearly_like_one_that_is_there(table):
+  known = ("video", "patient", "day")
+  (row,) = table("video,patient,patient_id\n1,2,3\n", known=known)
+  assert row.cells["patient_id"] == "3"
+  with pytest.raises(UserError, match="column 'patients' is not known; did you mean 'patient'"):
+    table("video,patients\n1,2\n", required=("video",), known=known)
+  with pytest.raises(UserError, match="column 'Patient' is not known; did you mean 'patient'"):
+    table("video,patient,Patient\n1,2,3\n", known=known)
+
+
+def test_a_copy_with_accents_written_in_another_way_is_the_same(tmp_path):
+  found = []
+  for form in ("NFC", "NFD"):
+    directory = tmp_path / form
+    directory.mkdir()
+    for name in ("b", "Zoë"):
+      (directory / normalize(form, name)).write_bytes(b"x")
+    files = tables.contents(directory, directory.iterdir())
+    found.append(tables.fingerprint(directory, [], files))
+  assert found[0] == found[1]
+
+
+def test_many_bytes_are_told_of(tmp_path, capsys, monkeypatch):
+  (tmp_path / "a").write_bytes(bytes(4_000_000))
+  tables.contents(tmp_path, [tmp_path / "a"])
+  assert capsys.readouterr().out == ""
+  monkeypatch.setattr(tables, "MANY_BYTES", 4_000_000)
+  tables.contents(tmp_path, [tmp_path / "a"])
+  assert capsys.readouterr().out == "checking 1 files (0.0 GB)\n"
 
 
 def test_a_file_that_is_a_link_out_of_its_folder_is_refused(tmp_path):
@@ -178,15 +212,21 @@ def test_a_file_that_is_a_link_out_of_its_folder_is_refused(tmp_path):
   (tmp_path / "mine" / "images").symlink_to(tmp_path / "disk")
   image = tmp_path / "mine" / "images" / "a.png"
   (tmp_path / "disk" / "b.png").symlink_to(image)
-  files = tables.contents([image, image.with_name("b.png")])
+  inside = tmp_path / "mine" / "raw.png"
+  inside.write_bytes(b"c")
+  (tmp_path / "disk" / "c.png").symlink_to(inside)  # stays in the data folder
+  files = [image, image.with_name("b.png"), image.with_name("c.png")]
+  files = tables.contents(tmp_path / "mine", files)
   # All of images/ may lie on another disk.
   assert len(tables.fingerprint(tmp_path / "mine", ["none.csv"], files)) == 64
   (tmp_path / "elsewhere").write_bytes(b"a")
-  for name, given in (("images/c.png", []), ("patients.csv", ["patients.csv"])):
+  for name, given in (("images/d.png", []), ("patients.csv", ["patients.csv"])):
     link = tmp_path / "mine" / name
     link.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=f"{name} is a link that leaves"):
-      tables.fingerprint(tmp_path / "mine", given, {} if given else tables.contents([link]))
+      tables.fingerprint(
+        tmp_path / "mine", given, {} if given else tables.contents(tmp_path / "mine", [link])
+      )
     link.unlink()
 
 

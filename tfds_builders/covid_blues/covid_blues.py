@@ -272,7 +272,7 @@ def covid_blues_config(kind, height, width, *, directory, seed=0):
     raise UserError(f"The folder {directory} does not exist; {_MEND}.")
   videos, oddities = _read_videos(directory)
   split_of = records.assign_splits((video.features["patient"] for video in videos), seed)
-  digests = tables.contents(video.media.path for video in videos)
+  digests = tables.contents(directory, (video.media.path for video in videos))
   tables.warn_of_copies(
     [(v.features["video"], v.features["patient"], v.media.files) for v in videos],
     digests,

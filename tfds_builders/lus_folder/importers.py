@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lus_jax.errors import UserError
-from tfds_builders import media, tables
+from tfds_builders import media, notices, tables
 
 EXPECTED = '{"NNN": [{"class": "b_line", "polygon_xy": [[x, y], ...]}, ...], ...}'
 # What other tools write, by keys of theirs.
@@ -104,12 +104,14 @@ def find_pictures(folder, option):
     A dict from name without suffix to path, and notes of what else is there.
 
   Raises:
-    UserError: there are none, or two of one name.
+    UserError: there are none, two of one name, or one of a format that is not read.
   """
   if not folder.is_dir():
     raise UserError(f"{folder} does not exist; mend {option}.")
   files, others = {}, []
   for path in tables.visible(folder):
+    if path.suffix.lower() in media.OTHER_PICTURES:
+      raise UserError(f"{path} is of a format that is not read here; save it as PNG.")
     if path.suffix.lower() not in media.PICTURES or not path.is_file():
       others.append(path.name)
       continue
@@ -129,6 +131,8 @@ class _Indices:
   def __init__(self, classes, ignore):
     self._classes, self._ignore = classes, ignore
     self._ones = self.full = None
+    # Indices that occur in any mask.
+    self.seen = set()
 
   def read(self, path):
     """Returns a mask's indices [h, w], 1 to K, and where its pixels do not count [h, w]."""
@@ -147,6 +151,7 @@ class _Indices:
           f"the first); name all of them, or say --ignore {max(values)} if its pixels are not to "
           "count."
         )
+    self.seen |= values if self.full is None else {1}
     if self.full and self._ones:
       raise UserError(
         f"{self.full} holds 0 and 255 and {self._ones} indices from 1; save them alike."
@@ -164,6 +169,7 @@ def _patient(stem, pattern):
   return patient
 
 
+@notices.collected()
 def import_palette(
   *, images, masks, out, classes, licence, thin=(), patient_pattern=None, ignore=None
 ):
@@ -198,7 +204,7 @@ def import_palette(
     there, lacking = (image_of, masks) if stem in image_of else (mask_of, images)
     raise UserError(f"{there[stem]} has no partner in {lacking}; add it, or take both away.")
   tables.refuse_same_files(image_of.values())
-  videos, labels, reader, shares = [], [], _Indices(classes, ignore), []
+  videos, labels, reader, shares, is_ignored = [], [], _Indices(classes, ignore), [], False
   with new_folder(out, "videos", "masks") as folder:
     for stem, path in image_of.items():
       header = media.probe(path)
@@ -209,10 +215,16 @@ def import_palette(
       for index, class_name in enumerate(classes, start=1):
         save_mask(folder / "masks" / stem / f"{class_name}.png", indices == index)
       if ignored.any():
+        is_ignored = True
         save_mask(folder / "masks" / stem / f"{tables.IGNORE}.png", ignored)
       shares.append((indices > 0).mean())
       videos.append((name, _patient(stem, patient_pattern)))
       labels.append((name, 0, stem))
+    if is_ignored and not reader.seen:
+      raise UserError(
+        f"{masks} holds masks of 0 and {ignore} only, so that --ignore={ignore} leaves nothing of "
+        f"{', '.join(classes)}; if {ignore} is the object, leave --ignore out."
+      )
     _write_tables(
       folder,
       name=out.name,
@@ -235,6 +247,9 @@ def import_palette(
     "Binary masks: all members above threshold 0 get the same labels, so they differ in the weight "
     "of the background only.",
   ]
+  absent = [name for index, name in enumerate(classes, start=1) if index not in reader.seen]
+  if absent:
+    notes.append(f"No mask shows anything of the class {', '.join(absent)}.")
   if reader.full:
     notes.append(f"Masks hold 0 and 255: 255 is taken to be {classes[0]}.")
   if min(shares) > 0.5:
@@ -253,8 +268,8 @@ def import_palette(
 def _points(where, entry, width, height):
   """The corners of one polygon, and whether it leaves the picture."""
   points = entry["polygon_xy"]
-  for x, y in points:
-    if any(type(value) not in (int, float) for value in (x, y)):
+  for point in points:
+    if not isinstance(point, list) or [type(x) in (int, float) for x in point] != [True, True]:
       raise UserError(f"{where} has a corner that is no pair of numbers; mend it.")
   if len(points) < 3:
     raise UserError(f"{where} has fewer than 3 points; mend it.")
@@ -274,6 +289,8 @@ def _points(where, entry, width, height):
       f"{where} lies outside of its picture of {width} x {height} pixels; is it of another picture "
       "or size?"
     )
+  if np.linalg.matrix_rank(np.subtract(points, points[0])) < 2:
+    raise UserError(f"{where} has no area: all of its corners lie on one line; mend it.")
   leaves = min(*xs, *ys) < -1 or max(xs) > width or max(ys) > height
   if max(*map(abs, xs)) > 2 * width or max(*map(abs, ys)) > 2 * height:
     raise UserError(
@@ -304,26 +321,28 @@ def _read_polygons(path, header):
         )
   index_of = {tables.normal(file.stem): i for i, file in enumerate(header.files)}
   polygons, n_leaving = [], 0
-  try:
-    for stem, entries in frames.items():
-      if stem not in index_of:
-        raise UserError(
-          f"{path}: frame {tables.shown(stem)} is not in the folder of frames; mend the name "
-          f"({EXPECTED}, where NNN is a frame's file name without suffix)."
-        )
-      if not isinstance(entries, list):
-        raise TypeError(entries)
-      by_class = {}
-      for number, entry in enumerate(entries, start=1):
-        where = f"{path}: polygon {number} of frame {stem!r}"
-        points, leaves = _points(where, entry, header.width, header.height)
-        n_leaving += leaves
-        by_class.setdefault(_class_name(where, entry), []).append(points)
-      polygons.append((index_of[stem], stem, by_class))
-  except UserError:
-    raise
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(f"{path} does not look like {EXPECTED}; mend it.") from error
+  strange = UserError(f"{path} does not look like {EXPECTED}; mend it.")
+  if not isinstance(frames, dict):
+    raise strange
+  for stem, entries in frames.items():
+    if stem not in index_of:
+      raise UserError(
+        f"{path}: frame {tables.shown(stem)} is not in the folder of frames; mend the name "
+        f"({EXPECTED}, where NNN is a frame's file name without suffix)."
+      )
+    if not isinstance(entries, list):
+      raise strange
+    by_class = {}
+    for number, entry in enumerate(entries, start=1):
+      if not isinstance(entry, dict) or "class" not in entry:
+        raise strange
+      if not isinstance(entry.get("polygon_xy"), list):
+        raise strange
+      where = f"{path}: polygon {number} of frame {stem!r}"
+      points, leaves = _points(where, entry, header.width, header.height)
+      n_leaving += leaves
+      by_class.setdefault(_class_name(where, entry), []).append(points)
+    polygons.append((index_of[stem], stem, by_class))
   if not any(by_class for _, _, by_class in polygons):
     raise UserError(f"{path} holds no polygon; mend --polygons.")
   return sorted(polygons), n_leaving

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import media, records
+from tfds_builders import media, notices, records
 from tfds_builders.letterbox import letterbox
 from tfds_builders.lus_folder import manifest
 from tfds_builders.mask_check import MaskCheck
@@ -135,6 +135,11 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
   def __init__(self, *, file_format="array_record", **kwargs):
     super().__init__(file_format=file_format, **kwargs)
 
+  def download_and_prepare(self, **kwargs):
+    """Builds the data set, as TFDS does; warns once of all files that are alike."""
+    with notices.collected():
+      super().download_and_prepare(**kwargs)
+
   def _info(self):
     config, folder = self.builder_config, self.builder_config.folder
     shape = config.height, config.width, len(folder.classes)
@@ -171,7 +176,13 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager):
     del dl_manager
     splits, folder = self.builder_config.splits, self.builder_config.folder
-    masks = MaskCheck(folder.directory, folder.classes, "annotator", "invert the masks")
+    masks = MaskCheck(
+      folder.directory,
+      folder.classes,
+      "annotator",
+      "invert the masks",
+      folder.confidence_maximum,
+    )
     return {name: self._generate_examples(name, rows, masks) for name, rows in splits.items()}
 
   def _generate_examples(self, split, rows, masks):
@@ -200,7 +211,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       metadata["binary"] = False
     metadata["largest_confidence"] = max(metadata["largest_confidence"], float(mask.max()))
     if 0 < mask.max() <= np.float32(1 / 255):
-      logging.warning(
+      notices.warn(
         "%s: its largest confidence is %.4f; a mask of 0 and 1 should be one of 0 and 255.",
         label.masks[name],
         mask.max(),
@@ -211,7 +222,13 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
     """Returns what does not count, [H, W, 1] uint8: 1 where any of it was mixed in."""
     if label.ignore is None:
       return np.zeros((self.builder_config.height, self.builder_config.width, 1), np.uint8)
-    mask = np.float32(media.read_mask(label.ignore, binary=True) > 0)
+    mask = media.read_mask(label.ignore, binary=True)
+    ignored = mask > mask.max() / 2
+    if not np.isin(mask, (0, mask.max())).all():
+      notices.warn("%s: its values between are cut at half of its largest.", label.ignore)
+    if ignored.all():
+      notices.warn("%s: none of its pixels is 0, so that its frame counts nowhere.", label.ignore)
+    mask = np.float32(ignored)
     # Shrinking looks at few of the pixels; none of those between may be lost.
     mask = self._letterbox(255 * mask)[0] | self._letterbox(255 * mask, antialias=False)[0]
     return (mask > 0).astype(np.uint8)[..., None]
@@ -234,7 +251,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
           ignored = {"ignore": self._ignored(label)}
           confidence[ignored["ignore"][..., 0] > 0] = 0
         if not confidence.any():
-          logging.warning("%s row %d: every confidence is 0; kept.", table, label.row)
+          notices.warn("%s: every confidence is 0; kept.", f"{table} row {label.row}")
         yield (
           f"{video.name}#{label.frame}#{label.annotator}",
           {

@@ -7,6 +7,7 @@ The folder:
                        missing_class  "unlabelled": see below
                        frame_numbers  of folders of pictures: "from_0" (default) or "of_files"
                        patients       "unknown": the patients of manifest.csv are stand-ins
+                       npy_axes       of npy files: "nhw" (default) or "hwn", frames last
                        confidence_maximum  what means 100 % in masks, where their type does not say
     DIR/manifest.csv   a row a video or still: video, patient, day, view, sf_ratio, readmitted_30d,
                        split
@@ -30,7 +31,7 @@ import pathlib
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import media, records, tables
+from tfds_builders import media, notices, records, tables
 
 VIEWS = ("L1", "L2", "L3", "R1", "R2", "R3")
 MANIFEST_COLUMNS = ("video", "patient", "day", "view", "sf_ratio", "readmitted_30d", "split")
@@ -44,6 +45,7 @@ DATASET_KEYS = (
   "patients",
   "frame_numbers",
   "confidence_maximum",
+  "npy_axes",
 )
 # What a user may expect to count here too; passing over it would turn masks over silently.
 MULTIRATER_KEYS = ("polarity", "labels", "persons", "soft", "nifti_axes", "intensity_window")
@@ -124,7 +126,8 @@ def _read_dataset(path):
   for key in MULTIRATER_KEYS:
     if key in dataset:
       raise UserError(f"{path}: {key!r} is of multirater_folder and says nothing here; remove it.")
-  for key, choices in (("missing_class", ("unlabelled",)), ("frame_numbers", FRAME_NUMBERS)):
+  choices_of = {"missing_class": ("unlabelled",), "frame_numbers": FRAME_NUMBERS}
+  for key, choices in (choices_of | {"npy_axes": media.NPY_AXES}).items():
     if dataset.get(key, choices[0]) not in choices:
       written = tables.shown_value(dataset[key])
       raise UserError(
@@ -143,7 +146,7 @@ def _sf_ratio(row):
   return value
 
 
-def _read_videos(directory):
+def _read_videos(directory, npy_axes):
   rows = tables.read_table(
     directory / "manifest.csv", ("video", "patient"), "write a row a video there", MANIFEST_COLUMNS
   )
@@ -154,7 +157,7 @@ def _read_videos(directory):
   for row, name in zip(rows, names, strict=True):
     path = place.path(row, "video", name)
     try:
-      header = media.probe(path)
+      header = media.probe(path, npy_axes=npy_axes)
     except UserError as error:
       raise row.error(str(error)) from error
     place.claim(row, header.files)
@@ -171,6 +174,7 @@ def _read_videos(directory):
         split=row.choice("split", records.SPLITS),
       )
     )
+  media.check_axes(video.media for video in videos)
   patients = [video.patient for video in videos]
   days = [None if video.day == -1 else (video.patient, video.day) for video in videos]
   for column, groups, within in (
@@ -332,6 +336,7 @@ def _read_patients(path, videos):
   return patients
 
 
+@notices.collected()
 def read_folder(directory, *, labels=True):
   """Reads and checks a folder's tables and the headers of all files they refer to.
 
@@ -347,13 +352,13 @@ def read_folder(directory, *, labels=True):
   """
   directory = tables.data_folder(directory)
   dataset = _read_dataset(directory / "dataset.json")
-  videos = _read_videos(directory)
+  videos = _read_videos(directory, dataset.get("npy_axes"))
   frames = _read_labels(directory, dataset, videos) if labels else ()
   names = ["dataset.json", "manifest.csv", "patients.csv"] + ["labels.csv"] * labels
   files = {file for video in videos for file in video.media.files}
   for label in frames:
     files |= {*label.masks.values(), *([label.ignore] if label.ignore else [])}
-  digests = tables.contents(files)
+  digests = tables.contents(directory, files)
   tables.warn_of_copies(
     [(video.name, video.patient, video.media.files) for video in videos],
     digests,

@@ -17,7 +17,7 @@ import shutil
 import sys
 
 from lus_jax.errors import UserError
-from tfds_builders import media, nifti, stills, tables
+from tfds_builders import media, nifti, notices, stills, tables
 from tfds_builders.lus_folder import importers as lus_importers
 from tfds_builders.multirater_folder import manifest, pictures
 
@@ -38,14 +38,11 @@ def _group(pattern, text, option):
 
 def _read_mask(path):
   """A mask [h, w] bool, its pixels between black and white, and whether its white is 1."""
-  try:
-    return *media.read_binary_mask(path), False
-  except UserError:
-    with stills.opened(path) as image:
-      values, _ = stills.pixels(image, path)
-    if values.max() != 1:
-      raise
-  return *media.read_binary_mask(path, maximum=1), True
+  with stills.opened(path) as image:
+    values, _ = stills.pixels(image, path)
+    # An empty JPEG may be 1 everywhere.
+    is_of_ones = values.dtype != bool and values.max() == 1 and not stills.is_jpeg(image)
+  return *media.read_binary_mask(path, maximum=1 if is_of_ones else None), is_of_ones
 
 
 def _check_undrawn(images, masks):
@@ -65,9 +62,17 @@ def _match_masks(folder, images, mask_pattern):
     if name in masks:
       raise UserError(f"{path} and {masks[name].name} are both of image {name!r}; remove one.")
     masks[name] = path
+  for path in tables.visible(folder):
+    name = mask_pattern.search(tables.normal(path.name.split(".")[0]))
+    if path not in found.values() and name and name.group(1) in images.keys() - masks.keys():
+      raise UserError(
+        f"{path} is no picture that is read, but has the name of a mask of {name.group(1)!r}; save "
+        "it as PNG, or rename it."
+      )
   return masks, notes
 
 
+@notices.collected()
 def import_folders(
   *,
   images,
@@ -158,7 +163,19 @@ _PATIENTS_NOTE = (
 )
 
 
-def import_qubiq(*, cases, task, out, class_name, name=None, licence="unknown", nifti_axes=None):
+@notices.collected()
+def import_qubiq(
+  *,
+  cases,
+  task,
+  out,
+  class_name,
+  name=None,
+  licence="unknown",
+  nifti_axes=None,
+  soft=False,
+  confidence_maximum=None,
+):
   """Writes a folder from one task of a QUBIQ 2021 data set.
 
   Args:
@@ -169,6 +186,8 @@ def import_qubiq(*, cases, task, out, class_name, name=None, licence="unknown", 
     name: of the data set; by default that of `out`.
     licence: of the data.
     nifti_axes: which axis of the files is the first: 'xy' (the default) or 'yx'.
+    soft: whether masks are confidences.
+    confidence_maximum: what means object or 100 % in masks; None: what their type says.
 
   Returns:
     What a user should know, as lines of text.
@@ -207,15 +226,23 @@ def import_qubiq(*, cases, task, out, class_name, name=None, licence="unknown", 
       pictures.read_image(found[case])
       pictures.check_geometry(found[case], masks.values(), indices=False, axes=nifti_axes)
       for rater, path in masks.items():
-        pictures.read_mask(path)
+        pictures.read_mask(path, soft=soft, maximum=confidence_maximum)
         shutil.copyfile(path, folder / "raters" / rater / f"{case}.nii.gz")
-    more = {"nifti_axes": nifti_axes} if nifti_axes else {}
+    more = {"nifti_axes": nifti_axes, "soft": soft, "confidence_maximum": confidence_maximum}
+    more = {key: value for key, value in more.items() if value}
     name = name or out.name
     _write_dataset(folder, name=name, licence=licence, class_name=class_name, **more)
   notes = [f"{len(of_case) - len(left_out)} images, {len(raters)} raters, class {class_name}."]
   if left_out:
     notes.append(f"Left out, as they have no mask of {task}: {', '.join(left_out)}.")
   return [*notes, _PATIENTS_NOTE]
+
+
+def _positive(text):
+  value = tables.parse_number(text, float, decimal_comma=False)
+  if not (tables.is_number(value) and value > 0):
+    raise argparse.ArgumentTypeError("needs a number above 0")
+  return value
 
 
 def _parser():
@@ -251,6 +278,10 @@ def _parser():
   qubiq.add_argument("--cases", type=pathlib.Path, required=True, help="folder of the cases")
   qubiq.add_argument("--task", required=True, help="task01, ...")
   qubiq.add_argument("--nifti-axes", choices=nifti.AXES, help="which axis of files is the first")
+  qubiq.add_argument("--soft", action="store_true", help="masks are confidences")
+  qubiq.add_argument(
+    "--confidence-maximum", type=_positive, help="what means object or 100 %% in masks, as 255"
+  )
   qubiq.set_defaults(run=import_qubiq)
   return parser
 

@@ -28,7 +28,7 @@ import pathlib
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import media, nifti, records, tables
+from tfds_builders import media, nifti, notices, records, tables
 from tfds_builders.multirater_folder import pictures
 
 POLARITIES = ("white", "black")
@@ -110,8 +110,9 @@ def _read_dataset(path):
     raise UserError(
       f"{path}: 'missing_class' is of lus_folder; a class without a mask is absent here, remove it."
     )
-  if "frame_numbers" in dataset:
-    raise UserError(f"{path}: 'frame_numbers' is of lus_folder and says nothing here; remove it.")
+  for key in ("frame_numbers", "npy_axes"):
+    if key in dataset:
+      raise UserError(f"{path}: {key!r} is of lus_folder and says nothing here; remove it.")
   polarity, soft = dataset.setdefault("polarity", "white"), dataset.setdefault("soft", False)
   labels = dataset.setdefault("labels", {})
   dataset.setdefault("persons", {})
@@ -176,6 +177,7 @@ def rater_folders(directory):
   entries = tables.visible(directory)
   folders = [path for path in entries if path.is_dir()]
   for folder in folders:
+    _refuse_ignore(folder, folder.name)
     name = folder.name.casefold()
     for other in entries:
       twin = other.name.casefold()
@@ -206,7 +208,16 @@ def _refuse_pairs(found, path, other):
 def _stem(path):
   """The image that a file's name names; None if it is no picture."""
   name = pictures.stem(path)
+  _refuse_ignore(path, name)
   return None if name is None else tables.normal(name)
+
+
+def _refuse_ignore(path, name):
+  if name == tables.IGNORE:
+    raise UserError(
+      f"{path}: pixels that do not count ({tables.IGNORE}) are of lus_folder and not known here; "
+      "remove it."
+    )
 
 
 def _find_images(folder, left_out):
@@ -238,6 +249,7 @@ def _find_masks(folder, dataset, images, left_out):
           f"put masks into {folder} itself."
         )
       name = tables.normal(path.name)
+      _refuse_ignore(path, name)
       if name not in classes:
         raise UserError(
           f"{path} is the folder of no class ({', '.join(classes)}); rename or remove it."
@@ -304,6 +316,7 @@ def _read_patients(path, images):
   return patients, more
 
 
+@notices.collected()
 def read_folder(directory):
   """Reads and checks a folder's tables and the headers of all images and masks.
 
@@ -335,20 +348,20 @@ def read_folder(directory):
   if left_out:
     names = [str(path.relative_to(directory)) for path in left_out]
     logging.warning("%s: %s", directory, tables.note_of(names, "no pictures"))
-  images, unsure = [], []
+  images = []
   for name, path in files.items():
     masks = {rater: masks[name] for rater, masks in found.items() if name in masks}
     if not masks:
       raise UserError(f"{path} was drawn by no rater; add a mask or remove the image.")
     paths = dict.fromkeys(mask for by_class in masks.values() for mask in by_class.values())
-    unsure += pictures.check_geometry(
+    pictures.check_geometry(
       path, paths, indices=bool(dataset["labels"]), axes=dataset["nifti_axes"]
     )
     images.append(Image(name, path, *patients[name], masks))
-  pictures.warn_of_axes(unsure)
   digests = tables.contents(
+    directory,
     set(files.values())
-    | {path for image in images for by_class in image.masks.values() for path in by_class.values()}
+    | {path for image in images for by_class in image.masks.values() for path in by_class.values()},
   )
   tables.warn_of_copies(
     [(image.name, image.patient, [image.path]) for image in images], digests, directory / "images"

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import records
+from tfds_builders import notices, records
 from tfds_builders.letterbox import letterbox
 from tfds_builders.lus_folder.lus_folder import SPLIT_UNITS
 from tfds_builders.mask_check import MaskCheck
@@ -107,6 +107,11 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
   def __init__(self, *, file_format="array_record", **kwargs):
     super().__init__(file_format=file_format, **kwargs)
 
+  def download_and_prepare(self, **kwargs):
+    """Builds the data set, as TFDS does; warns once of all files that are alike."""
+    with notices.collected():
+      super().download_and_prepare(**kwargs)
+
   def _info(self):
     config, folder = self.builder_config, self.builder_config.folder
     counts = {
@@ -140,7 +145,8 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
     folder = self.builder_config.folder
     other = "white" if folder.polarity == "black" else "black"
     mend = f'write "polarity": "{other}" in dataset.json'
-    masks = MaskCheck(folder.directory, folder.classes, "rater", mend)
+    maximum = folder.confidence_maximum
+    masks = MaskCheck(folder.directory, folder.classes, "rater", mend, maximum)
     return {
       name: self._generate_examples(images, masks)
       for name, images in self.builder_config.splits.items()

@@ -1,11 +1,10 @@
 """Images and masks of one frame each, pictures or NIfTI."""
 
 import numpy as np
-from absl import logging
 
 from lus_jax.errors import UserError
 from lus_jax.files import check_file
-from tfds_builders import confidences, media, nifti
+from tfds_builders import confidences, media, nifti, notices, stills
 
 _NIFTI = (".nii.gz", ".nii")
 # Between the least and the greatest of a picture that may hold but noise.
@@ -57,17 +56,15 @@ def mask_size(path, *, indices, axes=None):
 
 
 def check_geometry(image, masks, *, indices, axes=None):
-  """Refuses masks that do not lie on their image.
+  """Refuses masks that do not lie on their image, and warns of those that may lie transposed.
+
+  Nothing says which axis is x of NIfTI beside another format, square, without the user's word.
 
   Args:
     image: its path.
     masks: paths of the masks that were drawn on it.
     indices: whether they hold label indices.
     axes: which axis of NIfTI files is the first, in the user's word: 'xy' or 'yx'.
-
-  Returns:
-    The masks that may lie transposed, as nothing says which axis is x: NIfTI beside another format,
-    square, without the user's word.
 
   Raises:
     UserError: a size is not the image's; or, between NIfTI files and without the user's word, the
@@ -76,39 +73,31 @@ def check_geometry(image, masks, *, indices, axes=None):
   header = _probe_image(image, axes)
   square = header.height == header.width
   directions = nifti.directions(image) if is_nifti(image) and axes is None else None
-  unsure = []
   for path in masks:
     size = mask_size(path, indices=indices, axes=axes)
     mixed = is_nifti(path) != is_nifti(image)
     if mixed and axes is None and not square and size[::-1] == (header.height, header.width):
       raise UserError(
         f"{path} is {size[1]} x {size[0]} and its image {header.width} x {header.height} pixels; "
-        'if NIfTI files were saved rows first, write "nifti_axes": "yx" into dataset.json.'
+        'if NIfTI files were saved rows first, write "nifti_axes": "yx" into dataset.json '
+        "(importing: --nifti-axes=yx)."
       )
     media.check_mask_size(path, size, header, of="image")
     if mixed and axes is None and square:
-      unsure.append(path)
+      notices.warn(
+        "%s: NIfTI beside another format, and square, so that nothing says which axis is x; x is "
+        'taken to be the first. Write "nifti_axes": "xy" (that is right) or "yx" (rows first) into '
+        "dataset.json.",
+        path,
+      )
     theirs = nifti.directions(path) if directions and is_nifti(path) else None
     if theirs and theirs != directions:
       raise UserError(
         f"{path}: its axes point to {' and '.join(theirs)}, those of its image to "
         f"{' and '.join(directions)} (NIfTI's letters), so it may lie mirrored or turned; save it "
         "in the image's orientation, with the image's affine; or, if the pixels lie alike in both "
-        'files, write "nifti_axes": "xy" into dataset.json.'
+        'files, write "nifti_axes": "xy" into dataset.json (importing: --nifti-axes=xy).'
       )
-  return unsure
-
-
-def warn_of_axes(paths):
-  """Warns once of all the masks that `check_geometry` is unsure of."""
-  if paths:
-    logging.warning(
-      "%s and %d more: NIfTI beside another format, and square, so that nothing says which axis is "
-      'x; x is taken to be the first. Write "nifti_axes": "xy" (that is right) or "yx" (rows '
-      "first) into dataset.json.",
-      paths[0],
-      len(paths) - 1,
-    )
 
 
 def read_image(path, *, axes=None, window=None):
@@ -135,8 +124,8 @@ def read_image(path, *, axes=None, window=None):
     raise UserError(f"{path} holds values that are not finite; replace them by a number.")
   low, high = np.percentile(values, (0.5, 99.5)) if window is None else window
   if low < high < low + _FEW_LEVELS and window is None and values.dtype.kind in "iu":
-    logging.warning(
-      "%s has few levels, %g to %g, which become 0 and 255: is it empty? If its values have a "
+    notices.warn(
+      "%s: it has few levels, %g to %g, which become 0 and 255: is it empty? If its values have a "
       'scale, write "intensity_window": [low, high] into dataset.json.',
       path,
       low,
@@ -144,8 +133,8 @@ def read_image(path, *, axes=None, window=None):
     )
   if low == high:
     low, high = float(values.min()), float(values.max())
-    logging.warning(
-      "%s is nearly empty: 99 %% of its pixels are %g; it is windowed from %g to %g.",
+    notices.warn(
+      "%s: it is nearly empty: 99 %% of its pixels are %g; it is windowed from %g to %g.",
       path,
       np.median(values),
       low,
@@ -161,6 +150,13 @@ def _read_fractions(path, *, soft, maximum, axes):
     return media.read_mask(path, maximum=maximum, binary=not soft)
   values = nifti.read(path, axes)
   return confidences.fractions(values, path, maximum=maximum, binary=not soft)
+
+
+def _values(path, axes):
+  if is_nifti(path):
+    return nifti.read(path, axes)
+  with stills.opened(path) as image:
+    return stills.pixels(image, path)[0]
 
 
 def read_mask(path, *, polarity="white", soft=False, maximum=None, axes=None):
@@ -183,11 +179,12 @@ def read_mask(path, *, polarity="white", soft=False, maximum=None, axes=None):
     expected = "0 and 1" if is_nifti(path) else "0 and the maximum of the type (255 of 8 bits)"
     raise UserError(
       f"{path}: {wrong} of {mask.size} pixels are neither background nor object; masks hold "
-      f'{expected} only, unless dataset.json has "soft": true or "labels", or says what the object '
-      'is ("confidence_maximum": 1).'
+      f'{expected} only. If these are confidences, say so in dataset.json ("soft": true; '
+      f'importing: --soft), if label indices, too ("labels"); else '
+      f"{confidences.ask(_values(path, axes))}."
     )
   if 0 < mask.max() <= np.float32(1 / 255):
-    logging.warning(
+    notices.warn(
       "%s: its largest confidence is %.4f; a mask of 0 and 1 should be one of 0 and 255.",
       path,
       mask.max(),
