@@ -4,7 +4,7 @@
         --out DIR --class-name NAME [--mask-pattern REGEX] [--polarity black] \\
         [--person-pattern REGEX]
     python -m tfds_builders.multirater_folder.importers qubiq --cases DIR --task task01 \\
-        --out DIR --class-name NAME
+        --out DIR --class-name NAME [--nifti-axes yx] [--soft] [--confidence-maximum 255]
 
 Both take --name and --licence. Images are copied as they are; masks become 0 or 1.
 """
