@@ -9,9 +9,11 @@ program has nothing to save: after `leave_at_once` either ends it there with the
 
 import atexit
 import contextlib
+import functools
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 
@@ -101,22 +103,21 @@ def at_once():
 
 def _heard(number, frame):
   _state.number = number
-  if _state.depth:
-    return
-  if _swallows(frame):
-    _state.repeated = True
-    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
-  else:
+  if not _state.depth:
     stop()
 
 
-def _swallows(frame):
-  """Whether what is raised there is lost: in what Python calls when it frees memory."""
-  while frame is not None:
-    if frame.f_code.co_name in ("__del__", "_xla_gc_callback"):
-      return True
-    frame = frame.f_back
-  return False
+def _lost(unraisable, otherwise):
+  """Sends a signal again whose `Stopped` was raised where Python drops exceptions.
+
+  That is in what it calls when it frees memory: `__del__`, callbacks of weak references and of the
+  collector.
+  """
+  if isinstance(unraisable.exc_value, Stopped):
+    _state.repeated = True
+    threading.Timer(0.05, os.kill, (os.getpid(), unraisable.exc_value.number)).start()
+  else:
+    otherwise(unraisable)
 
 
 @contextlib.contextmanager
@@ -132,10 +133,13 @@ def handled(kept, *, grace=GRACE):
   watch = threading.Thread(target=_watch, args=(reader, kept, grace), daemon=True)
   before = {number: signal.signal(number, _heard) for number in _NUMBERS}
   descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+  hook = sys.unraisablehook
+  sys.unraisablehook = functools.partial(_lost, otherwise=hook)
   watch.start()
   try:
     yield
   finally:
+    sys.unraisablehook = hook
     signal.set_wakeup_fd(descriptor)
     for number, handler in before.items():
       signal.signal(number, handler)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 
@@ -40,19 +41,38 @@ def test_a_run_that_looks_by_itself_is_let_be(number):
   assert seen == [True]
 
 
-def test_a_signal_while_memory_is_freed_is_not_lost(monkeypatch):
+class Freed:
+  pass
+
+
+class FreedAloud(Freed):
+  def __del__(self):
+    send(signal.SIGINT)
+
+
+@pytest.mark.parametrize("by_reference", [False, True])
+def test_a_signal_while_memory_is_freed_is_not_lost(monkeypatch, by_reference):
   codes = []
   monkeypatch.setattr(os, "_exit", codes.append)
-
-  class Freed:
-    def __del__(self):
-      send(signal.SIGINT)
-
   with pytest.raises(signals.Stopped), signals.handled(str):
-    freed = Freed()
+    freed = Freed() if by_reference else FreedAloud()
+    reference = weakref.ref(freed, lambda _: by_reference and send(signal.SIGINT))
     del freed
     time.sleep(10)
-  assert not codes  # it was one Ctrl-C
+  assert reference() is None and not codes  # it was one Ctrl-C
+
+
+def test_what_others_lose_is_said_by_whoever_says_it(monkeypatch):
+  lost = []
+  monkeypatch.setattr("sys.unraisablehook", lost.append)
+
+  class Broken:
+    def __del__(self):
+      raise ValueError
+
+  with signals.handled(str):
+    Broken()
+  assert [one.exc_type for one in lost] == [ValueError] and sys.unraisablehook == lost.append
 
 
 def test_what_takes_long_within_is_stopped_at_once():

@@ -5,6 +5,8 @@ import dataclasses
 
 from absl import logging
 
+from lus_jax.errors import UserError
+
 
 @dataclasses.dataclass
 class _Seen:
@@ -46,43 +48,52 @@ class MaskCheck:
       seen.share = min(seen.share, share)
 
   def warn(self):
-    """Warns of classes and people that show nothing, little, or the background."""
+    """Warns of classes and people that show nothing, little, or the background.
+
+    Returns:
+      The warnings, for those who see results of the set.
+
+    Raises:
+      UserError: no mask shows more than 1 of 255, so nothing could be learnt.
+    """
+    largest = max((seen.largest for seen in self._people.values()), default=0)
+    if self._maximum is None and 0 < largest < 1.5 / 255:
+      raise UserError(
+        f"{self._where}: no mask holds more than 1 of 255; if masks hold 0 and 1, write "
+        '"confidence_maximum": 1 into dataset.json, or save them as 0 and 255.'
+      )
+    found = [*self._of_classes(), *self._of_people(largest)]
+    for text in found:
+      logging.warning("%s: %s", self._where, text)
+    return found
+
+  def _of_classes(self):
     for name, seen in self._classes.items():
       if not seen.largest:
-        logging.warning("%s: no mask shows anything of the class '%s'.", self._where, name)
+        yield f"no mask shows anything of the class '{name}'."
       elif seen.share > 0.5:
-        logging.warning(
-          "%s: more than half of the pixels are object in every mask of the class '%s'; if that is "
-          "the background, %s.",
-          self._where,
-          name,
-          self._inverted,
+        yield (
+          f"more than half of the pixels are object in every mask of the class '{name}'; if that "
+          f"is the background, {self._inverted}."
         )
-    largest = max((seen.largest for seen in self._people.values()), default=0)
-    if self._maximum is None and 1.5 / 255 < largest < 100.5 / 255 and _is_of_8_bits(largest):
-      logging.warning(
-        "%s: the largest value of all masks is %.0f of 255, which is %.0f %%; if masks hold "
-        'percentages, write "confidence_maximum": 100 into dataset.json.',
-        self._where,
-        255 * largest,
-        100 * largest,
+
+  def _of_people(self, largest):
+    if self._maximum is None and largest < 100.5 / 255 and _is_of_8_bits(largest) and largest:
+      yield (
+        f"the largest value of all masks is {255 * largest:.0f} of 255, which is "
+        f'{100 * largest:.0f} %; if masks hold percentages, write "confidence_maximum": 100 into '
+        "dataset.json."
       )
     for person, seen in self._people.items():
       if not person or seen.largest >= largest / 2:
         continue
       if not seen.largest:
-        logging.warning(
-          "%s: all %d mask(s) of the %s '%s' are empty.", self._where, seen.count, self._who, person
-        )
+        yield f"all {seen.count} mask(s) of the {self._who} '{person}' are empty."
       else:
-        logging.warning(
-          "%s: the masks of the %s '%s' reach %.1f %% at most, those of others %.0f %%%s",
-          self._where,
-          self._who,
-          person,
-          100 * seen.largest,
-          100 * largest,
-          "." if _is_of_8_bits(seen.largest) else "; values of 12 bits in files of 16?",
+        yield (
+          f"the masks of the {self._who} '{person}' reach {100 * seen.largest:.1f} % at most, "
+          f"those of others {100 * largest:.0f} %"
+          + ("." if _is_of_8_bits(seen.largest) else "; values of 12 bits in files of 16?")
         )
 
 

@@ -244,6 +244,27 @@ def test_empty_confidence_is_kept_with_a_warning(folder, tmp_path, warnings_seen
   assert "d.png/pleura.png: its largest confidence is 0.0039" in ours[1]
 
 
+def test_a_set_of_masks_of_0_and_1_is_refused(folder, tmp_path):
+  for path in (folder.path / "masks").glob("*/*.png"):
+    Image.fromarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)).save(path)
+  with pytest.raises(UserError, match='no mask holds more than 1 of 255; .*_maximum": 1 into'):
+    build(folder.config(), tmp_path / "data")
+  folder.dataset["confidence_maximum"] = 1
+  examples = read(build(folder.config(), tmp_path / "data"))
+  assert examples["a.npy"][1]["confidence"].max() == 255
+
+
+def test_what_masks_look_like_is_known_to_later_runs(folder, tmp_path):
+  for path in (folder.path / "masks").rglob("pleura.png"):
+    mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    mask[0, 0] = 0
+    Image.fromarray(mask).save(path)
+  build(folder.config(), tmp_path / "data")
+  # From the disk, as a run does that prepares nothing.
+  (note,) = LusFolder(config=folder.config(), data_dir=tmp_path / "data").info.metadata["notes"]
+  assert "more than half of the pixels are object in every mask of the class 'pleura'" in note
+
+
 def test_changed_data_are_rebuilt_and_unchanged_ones_reused(folder, tmp_path):
   name = folder.config().name
   assert folder.config().name == name

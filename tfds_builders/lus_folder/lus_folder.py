@@ -192,7 +192,8 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
     yield from self._frames(rows, masks)
     # TFDS writes the splits in their order.
     if split == records.SPLITS[-1]:
-      masks.warn()
+      # Whoever sees results of the set has to know.
+      self.info.metadata["notes"] = masks.warn()
 
   def _letterbox(self, image, **kwargs):
     return letterbox(image, self.builder_config.height, self.builder_config.width, **kwargs)
