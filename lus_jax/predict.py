@@ -31,6 +31,7 @@ from lus_jax.files import write_bytes, write_text
 from lus_jax.labels import SLACK
 from lus_jax.report import palette
 from lus_jax.training import segmentation
+from lus_jax.words import plural
 
 SCHEMA = 1
 RECORD = "prediction.json"
@@ -160,7 +161,7 @@ def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
   bar = tqdm(
     total=sum(map(len, chosen_frames.values())),
     unit="frame",
-    desc=f"predicting with {len(content['members'])} models",
+    desc=f"predicting with {plural(len(content['members']), 'model')}",
     mininterval=0.2 if sys.stderr.isatty() else 10,
     delay=5,
   )
@@ -283,7 +284,8 @@ def _choose_frames(clip, frames):
   for frame in frames:
     if not 0 <= frame < clip.n_frames:
       raise UserError(
-        f"--frames: {frame} is not a frame of {clip.path}, which has {clip.n_frames} "
+        f"--frames: {frame} is not a frame of {clip.path}, which has "
+        f"{plural(clip.n_frames, 'frame')} "
         f"({'only 0' if clip.n_frames == 1 else f'0 to {clip.n_frames - 1}'})."
       )
   return sorted(set(frames))
@@ -367,13 +369,9 @@ def main(argv):
   except KeyboardInterrupt:
     print("\nInterrupted. The same command writes all of it again.", file=sys.stderr)
     return 130
-  counts = {
-    **({"pictures": len(content["pictures"])} if "pictures" in content else {}),
-    **({"frames": len(content["frames"])} if "frames" in content else {}),
-    "models": len(content["members"]),
-    "classes": len(content["classes"]),
-  }
-  print(f"{', '.join(f'{n} {name}' for name, n in counts.items())}: {options['out']}/{RECORD}")
+  names = {"pictures": "picture", "frames": "frame", "members": "model", "classes": "class"}
+  counts = [plural(len(content[key]), noun) for key, noun in names.items() if key in content]
+  print(f"{', '.join(counts)}: {options['out']}/{RECORD}")
   return 0
 
 
