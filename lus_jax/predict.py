@@ -284,8 +284,7 @@ def _choose_frames(clip, frames):
   for frame in frames:
     if not 0 <= frame < clip.n_frames:
       raise UserError(
-        f"--frames: {frame} is not a frame of {clip.path}, which has "
-        f"{plural(clip.n_frames, 'frame')} "
+        f"--frames: {frame} is not a frame of {clip.path}, which has {clip.n_frames} "
         f"({'only 0' if clip.n_frames == 1 else f'0 to {clip.n_frames - 1}'})."
       )
   return sorted(set(frames))
