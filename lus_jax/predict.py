@@ -32,6 +32,7 @@ from lus_jax.files import write_bytes, write_text
 from lus_jax.labels import SLACK
 from lus_jax.report import palette
 from lus_jax.training import segmentation
+from lus_jax.words import plural
 
 SCHEMA = 1
 RECORD = "prediction.json"
@@ -161,7 +162,7 @@ def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
   bar = tqdm(
     total=sum(map(len, chosen_frames.values())),
     unit="frame",
-    desc=f"predicting with {len(content['members'])} models",
+    desc=f"predicting with {plural(len(content['members']), 'model')}",
     mininterval=0.2 if sys.stderr.isatty() else 10,
     delay=5,
   )
@@ -379,13 +380,9 @@ def main(argv):
   except KeyboardInterrupt:
     print("\nInterrupted. The same command writes all of it again.", file=sys.stderr)
     return 130
-  counts = {
-    **({"pictures": len(content["pictures"])} if "pictures" in content else {}),
-    **({"frames": len(content["frames"])} if "frames" in content else {}),
-    "models": len(content["members"]),
-    "classes": len(content["classes"]),
-  }
-  print(f"{', '.join(f'{n} {name}' for name, n in counts.items())}: {options['out']}/{RECORD}")
+  names = {"pictures": "picture", "frames": "frame", "members": "model", "classes": "class"}
+  counts = [plural(len(content[key]), noun) for key, noun in names.items() if key in content]
+  print(f"{', '.join(counts)}: {options['out']}/{RECORD}")
   return 0
 
 

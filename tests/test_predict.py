@@ -266,7 +266,7 @@ def test_pictures_that_are_no_clip_are_predicted_one_by_one(tmp_path, load, mode
   assert call(**options) == 0
   printed = capsys.readouterr().out
   assert "each of its 3 pictures is predicted by itself; left out: 1 other(s) (notes." in printed
-  assert "3 pictures, 1 models, 2 classes" in printed
+  assert "3 pictures, 1 model, 2 classes" in printed
   assert sorted(path.name for path in out.iterdir()) == ["b 1", "b 2", "liver", "prediction.json"]
   record = json.loads((out / "prediction.json").read_text())
   assert record["complete"] and record["pictures"] == ["b 1", "b 2", "liver"]

@@ -166,7 +166,8 @@ def sf_ratio(*, predictions, targets, patients, days, constant):
 
   Returns:
     A dict of `Ratio`s: `rmse_mean`, `rmse_median`, `rmse_max`; `rmse_video` over videos instead of
-    days; `rmse_constant` of the constant against the days' mean targets.
+    days; `rmse_constant` of the constant against the days' mean targets, `rmse_constant_median` and
+    `rmse_constant_max` against their median and maximum.
   """
   names, _, predicted, measured = _by_day(patients, days, predictions, targets)
 
@@ -178,6 +179,9 @@ def sf_ratio(*, predictions, targets, patients, days, constant):
     **{f"rmse_{name}": rmse(names, predicted[name] - measured[name]) for name in STATISTICS},
     "rmse_video": rmse(patients, error),
     "rmse_constant": rmse(names, constant - measured["mean"]),
+    **{
+      f"rmse_constant_{name}": rmse(names, constant - measured[name]) for name in ("median", "max")
+    },
   }
 
 

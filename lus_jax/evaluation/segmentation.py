@@ -13,6 +13,7 @@ from tqdm import tqdm
 from lus_jax import labels, parallel
 from lus_jax.data import augment
 from lus_jax.evaluation import baselines, calibration, metrics, raters
+from lus_jax.words import plural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,7 @@ def evaluate(
     lambda inputs, batch: sweep.to_host(cut_sums(state, sweep.members, inputs)),
     validation,
     config.train.batch_size,
-    what=f"choosing cut-offs of {len(sweep.members)} outputs",
+    what=f"choosing cut-offs of {plural(len(sweep.members), 'output')}",
   )
 
   @jax.jit
@@ -181,7 +182,7 @@ def evaluate(
       results += [jax.device_get(baseline_sums(*one, inputs)) for one in each]
     return results
 
-  what = f"testing {len(sweep.members)} outputs"
+  what = f"testing {plural(len(sweep.members), 'output')}"
   on_test = collect(all_sums, test, config.train.batch_size, what=what)
   n_members = len(sweep.members)
   summarize = functools.partial(

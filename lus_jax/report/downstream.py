@@ -18,6 +18,8 @@ _LABELS = {
   "majority2": "majority class, 2-class",
   "rmse_video": "RMSE of single videos",
   "rmse_constant": "RMSE of the constant",
+  "rmse_constant_median": "RMSE of the constant, median",
+  "rmse_constant_max": "RMSE of the constant, max",
   "precision_defined": "precision defined",
   "majority": "majority class",
   "auroc": "AUROC",
@@ -100,7 +102,7 @@ def more_scores(files, name):
   task = tables.TASKS[content["task"]]
   metrics = list(content["summary"][0]["metrics"])
   shown = {*tables.shown_metrics(content), *task.baselines.values()}
-  more = [m for m in metrics if m not in shown]
+  more = [m for m in metrics if m not in shown and not m.startswith("rmse_constant")]
   summary = content["summary"]
   undefined = [m for m in metrics if any(r["metrics"][m]["undefined_resamples"] for r in summary)]
   header = ["threshold", "test patients", "folds"]
@@ -257,24 +259,16 @@ def _names(names):
 def facts(files, name):
   """What the words of a section need: numbers with their places, and what they allow to say."""
   content = files[name]
-  summary, task = content["summary"], tables.TASKS[content["task"]]
+  summary = content["summary"]
   at = functools.partial(value, files, name)
   found = tables.decided(content)
   lower_wins = content["primary"].startswith("rmse")
-  baseline = task.baselines[content["primary"]]
-  # Rows whose interval of the difference from the predictor without a video leaves out 0.
-  beyond, has_interval = [], False
-  for i in tables.in_order(summary):
-    for one in summary[i]["differences"]:
-      interval = one["interval"] if one["against"] == baseline else None
-      has_interval |= interval is not None
-      if interval and (interval[1] < 0 if lower_wins else interval[0] > 0):
-        beyond.append(tables.source(summary[i]["threshold"]))
+  beyond, behind = tables.beside_blind(content) or (None, None)
   first = next((i for i, row in enumerate(summary) if row["comparisons"]), None)
   segmentation = content.get("segmentation") or {}
   return {
     "primary": tables.primary(content),
-    "rotates": content["config"].get("folds", {}).get("cv") == "rotate",
+    "rotates": tables.rotates(content),
     "with_auroc": "auroc" in tables.shown_metrics(content),
     "patients": at("summary", 0, "n_patients", show=tables.count),
     "folds": at("summary", 0, "n_folds", show=tables.count),
@@ -298,8 +292,10 @@ def facts(files, name):
       }
       for i, j in found or []
     ],
-    "beyond": beyond if has_interval else None,
+    "beyond": beyond,
+    "behind": behind,
     "side": "below" if lower_wins else "above",
+    "other_side": "above" if lower_wins else "below",
     "intervals": any(
       metric["interval"] is not None for row in summary for metric in row["metrics"].values()
     ),

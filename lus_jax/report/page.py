@@ -17,9 +17,9 @@ import numpy as np
 from flax import traverse_util
 
 import lus_jax
-from lus_jax import labels
+from lus_jax import labels, words
 from lus_jax.errors import UserError
-from lus_jax.evaluation import results
+from lus_jax.evaluation import results, statistics
 from lus_jax.files import (
   NPY_ERRORS,
   check_file,
@@ -94,6 +94,7 @@ def write(workdir):
     lstrip_blocks=True,
   )
   environment.filters["data_url"] = pictures.data_url
+  environment.filters["many"] = lambda noun, value: words.many(value.value, noun)
   html = environment.get_template("template.html").render(
     shown=page.context,
     problems=problems,
@@ -396,6 +397,7 @@ def _examples(files):
   arrays = files["examples"]
   meta = next(iter(files.values()))
   classes = meta["dataset"]["classes"]
+  binary = _binary(files)
   # The first seed's members come first.
   members = sorted(enumerate(meta["config"]["sweep"]["thresholds"]), key=lambda pair: pair[1])
   shown = []
@@ -413,7 +415,8 @@ def _examples(files):
     )
     confidence = arrays["confidence"][n] / np.float32(255)
     context = [picture("frame", np.zeros_like(confidence), "Nothing drawn")]
-    context.append(picture("painted confidence", confidence, "Painted confidence"))
+    painted = "label" if binary else "painted confidence"
+    context.append(picture(painted, confidence, painted.capitalize()))
     if "truth" in arrays:
       context.append(
         picture("simulated truth", arrays["truth"][n] / np.float32(255), "Simulated truth")
@@ -482,22 +485,19 @@ def _summary(files):
     "others": None,
     "absent": [],
     "outputs": [],
-    "full_confidence": False,
+    "binary": _binary(files),
+    "full_confidence": _full_confidence(files),
     "few": False,
+    "too_few": False,
     "paper_classes": set(meta["dataset"]["classes"]) == tables.PAPER_CLASSES,
   }
   if "dataset" in files:
     for i, row in enumerate(files["dataset"]["rows"]):
       at = tables.value(files, "dataset", "rows", i, "patients", show=tables.count)
       summary["patients"][row["split"]] = at
-      summary["few"] |= row["split"] == "test" and row["patients"] < _FEWEST_PATIENTS
-    bins = [
-      bins
-      for row in files["dataset"]["rows"]
-      for by_class in row["painted"].values()
-      for bins in by_class.values()
-    ]
-    summary["full_confidence"] = any(map(any, bins)) and not any(any(each[:-1]) for each in bins)
+      if row["split"] == "test":
+        summary["few"] = row["patients"] < _FEWEST_PATIENTS
+        summary["too_few"] = row["patients"] < statistics.INTERVAL_PATIENTS
   if "segmentation" in files:
     content = files["segmentation"]
     summary["notes"] = content["notes"]
@@ -522,6 +522,23 @@ def _summary(files):
       summary["judged"] = _judge(named, content["predictors"])
       summary["others"] = _judge(others, content["predictors"]) if others else None
   return summary
+
+
+def _full_confidence(files):
+  """Whether something was painted, and all of it with full confidence."""
+  bins = [
+    bins
+    for row in (files["dataset"]["rows"] if "dataset" in files else ())
+    for by_class in row["painted"].values()
+    for bins in by_class.values()
+  ]
+  return any(map(any, bins)) and not any(any(each[:-1]) for each in bins)
+
+
+def _binary(files):
+  """Whether all masks are binary: by the data set's note, or by what was painted."""
+  notes = files["segmentation"]["notes"] if "segmentation" in files else ()
+  return any(note.startswith("binary masks:") for note in notes) or _full_confidence(files)
 
 
 def _judge(named, baselines):
@@ -581,14 +598,22 @@ def _command(config, workdir):
   """The command that repeats a run: the config file it is nearest to, and what differs from it."""
   wanted = traverse_util.flatten_dict(config, sep=".")
   task = wanted.get("task")
+  # How phantoms are drawn, where the data are others.
+  unused = {
+    key
+    for key in wanted
+    for data, phantom, _ in [key.rpartition("phantom.")]
+    if phantom and wanted.get(f"{data}name", "lus_phantom") != "lus_phantom"
+  }
   candidates = []
   for name, known in _configs():
     if known.get("task") == task and known.keys() == wanted.keys():
-      differing = {key: x for key, x in wanted.items() if known[key] != x}
+      differing = {key: x for key, x in wanted.items() if known[key] != x and key not in unused}
       candidates.append((len(differing), name, differing))
   # Without the configs beside the package every field is named.
   file = {"segmentation": "seg.py"}.get(task, f"{task}.py")
-  _, name, differing = min(candidates, key=lambda c: c[0], default=(0, file, wanted))
+  every = {key: x for key, x in wanted.items() if key not in unused}
+  _, name, differing = min(candidates, key=lambda c: c[0], default=(0, file, every))
   options = [f"--config.{key}={_option(x)}" for key, x in differing.items()]
   config, workdir = shlex.quote(f"configs/{name}"), shlex.quote(str(workdir))
   first = f"python -m lus_jax.main --config {config} --workdir {workdir}"

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from lus_jax.files import plain_cell
+from lus_jax.words import many, plural
 
 # Table 1 of arXiv 2508.15635 (private data): context beside our figures, never a pass mark.
 REPORTED = {
@@ -78,12 +79,21 @@ _TASK_NOTE = "+- is the sd over folds (training variability), not an uncertainty
 _ROTATED_NOTE = (
   "+- is the sd over folds, which test other patients: not an uncertainty over patients."
 )
+_INTERVAL_NOTE = (
+  "[ ]: over all test patients, folds averaged in each, with the 95% interval over patients, one "
+  "at a time; every fold has one training seed, and what another would change is not in it."
+)
 _MORE = {"dice": "Dice", "iou_at_best_cut": "IoU best cut", "ece": "ECE"}
 
 
 def number(value):
   """Three decimals, or three figures of a large one; a dash where undefined."""
   return "-" if value is None else f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def pixels(value):
+  """A distance: one decimal; a dash where undefined."""
+  return "-" if value is None else f"{value:.1f}"
 
 
 def percent(threshold):
@@ -139,10 +149,12 @@ def segmentation(results):
   for name in dict.fromkeys(row["predictor"] for row in results["predictors"]):
     rows.append(None)
     rows += [line(name, r, None) for r in results["predictors"] if r["predictor"] == name]
-  sizes = ", ".join(f"{n} {name}" for name, n in results["dataset"]["splits"].items())
+  splits = results["dataset"]["splits"]
+  sizes = ", ".join(f"{n} {name}" for name, n in splits.items())
+  sizes += f" {many(list(splits.values())[-1], 'frame')}"
   return "\n".join(
     [
-      f"Table 1. Segmentation of {results['dataset']['name']} ({sizes} frames), on the test split.",
+      f"Table 1. Segmentation of {results['dataset']['name']} ({sizes}), on the test split.",
       text_table(header, rows),
       *([_OWN_NOTE] if len(results["config"]["sweep"]["thresholds"]) > 1 else []),
       *(f"Note: {line}." for line in remarks(results)),
@@ -257,8 +269,8 @@ def raters(content):
   judged = content.get("calibration", "none")
   return "\n".join(
     [
-      f"Several raters of {content['dataset']['name']} ({len(content['images'])} test images, "
-      f"{patients(n_patients)}).",
+      f"Several raters of {content['dataset']['name']} "
+      f"({plural(len(content['images']), 'test image')}, {patients(n_patients)}).",
       text_table(["member", *scores.values()], rows),
       "A person is compared with the other persons and with their consensus, a network with all "
       "and with the same consensuses.",
@@ -357,8 +369,11 @@ def baselines(content):
   """The metric of the predictor without a video beside each of the table's metrics."""
   found = TASKS[content["task"]].baselines
   if content["task"] == "sf_ratio" and not is_of_the_papers_target(content):
-    # Views of one day may differ in another target, and then the constant stands for their mean.
-    return {content["primary"]: found[content["primary"]]}
+    # Views of one day may differ in another target; runs from before know the constant's error
+    # against their mean alone.
+    beside = {"rmse_mean": found["rmse_mean"]}
+    beside |= {f"rmse_{name}": f"rmse_constant_{name}" for name in ("max", "median")}
+    return {key: name for key, name in beside.items() if name in content["summary"][0]["metrics"]}
   return found
 
 
@@ -407,7 +422,7 @@ def decided(content):
 
 def patients(n):
   """'1 test patient', '4 test patients'."""
-  return f"{n} test patient{'' if n == 1 else 's'}"
+  return plural(n, "test patient")
 
 
 def _other_domain(content):
@@ -451,8 +466,19 @@ def downstream(content):
       *(["|", *figures] if beside else []),
     ]
 
-  rows = [line(None, summary[i], metrics) for i in in_order(summary)]
-  rows += [None, line(task.baseline, summary[0], map(baselines(content).get, metrics))]
+  def lines(name, row, keys):
+    """A row of means over folds, and one over all test patients with intervals where they are."""
+    keys = list(keys)
+    yield line(name, row, keys)
+    cells = [row["metrics"][key] if key else None for key in keys]
+    if any(cell and cell["interval"] for cell in cells):
+      empty = ["|", *("" for _ in task.metrics)] if beside else []
+      yield ["", *(_with_interval(cell) for cell in cells), *empty]
+
+  rows = [x for i in in_order(summary) for x in lines(None, summary[i], metrics)]
+  rows.append(None)
+  rows += lines(task.baseline, summary[0], map(baselines(content).get, metrics))
+  with_intervals = any(m["interval"] for row in summary for m in row["metrics"].values())
   n, found = patients(summary[0]["n_patients"]), decided(content)
   if found is None:
     verdict = [f"{n} cannot decide: thresholds are not ranked."]
@@ -470,7 +496,10 @@ def downstream(content):
     [
       f"{caption}. {title(content)} ({content['dataset']['name']}): {n}, {folds(content)}.",
       text_table(header, rows),
-      _ROTATED_NOTE if _rotates(content) else _TASK_NOTE,
+      _ROTATED_NOTE if rotates(content) else _TASK_NOTE,
+      *([_INTERVAL_NOTE] if with_intervals else []),
+      *_pooled_share(content),
+      *_against_blind(content),
       *verdict,
       *([_REPORTED_NOTE] if beside else []),
       *(f"Left out: {one['count']} {one['what']} ({one['why']})." for one in content["left_out"]),
@@ -480,7 +509,60 @@ def downstream(content):
   )
 
 
-def _rotates(content):
+def _with_interval(cell):
+  """'0.512 [0.401, 0.622]' of a metric, '' of none or where it has no interval."""
+  if not cell or not cell["interval"]:
+    return ""
+  low, high = map(number, cell["interval"])
+  return f"{number(cell['estimate'])} [{low}, {high}]"
+
+
+def beside_blind(content):
+  """Rows whose interval of the difference from the predictor without a video leaves out 0.
+
+  Returns:
+    The sources that are better by it and those that are worse, or None where no row has an
+    interval.
+  """
+  task = TASKS[content["task"]]
+  lower_wins = content["primary"].startswith("rmse")
+  better, worse, has_interval = [], [], False
+  for i in in_order(content["summary"]):
+    row = content["summary"][i]
+    for one in row["differences"]:
+      interval = one["interval"]
+      if one["against"] != task.baselines[content["primary"]] or interval is None:
+        continue
+      has_interval = True
+      if interval[0] > 0 or interval[1] < 0:
+        wins = (interval[1] < 0) == lower_wins
+        (better if wins else worse).append(source(row["threshold"]))
+  return (better, worse) if has_interval else None
+
+
+def _against_blind(content):
+  for names, side in zip(beside_blind(content) or (), ("better", "worse"), strict=False):
+    if names:
+      yield (
+        f"The 95% interval of the difference in {primary(content)} from the "
+        f"{TASKS[content['task']].baseline}, which looks at no video, lies on the {side} side of 0 "
+        f"for: {', '.join(names)}."
+      )
+
+
+def _pooled_share(content):
+  """How common the most frequent class is among all tested, where the training's is misleading."""
+  matrix = content["confusion"][0]["matrix"] if content.get("confusion") else []
+  total = sum(map(sum, matrix))
+  if rotates(content) and total:
+    yield (
+      "The majority class is that of the training patients. The more of it they have, the fewer a "
+      f"rotating test fold has, so this bar may be low: {max(map(sum, matrix)) / total:.3f} of all "
+      "that were tested are of their most frequent class."
+    )
+
+
+def rotates(content):
   """Whether every fold tests patients of its own."""
   return content["config"].get("folds", {}).get("cv") == "rotate"
 
@@ -488,8 +570,7 @@ def _rotates(content):
 def folds(content):
   """'5 folds', and that each tests other patients where that is so."""
   n = content["summary"][0]["n_folds"]
-  words = f"{n} fold{'' if n == 1 else 's'}"
-  return words + (", each the test once" if _rotates(content) else "")
+  return plural(n, "fold") + (", each the test once" if rotates(content) else "")
 
 
 def comparison(content, i, j):
@@ -714,7 +795,12 @@ def outlines(files):
   for i in range(len(content["rows"])):
     at = (files, "segmentation", "rows", i)
     distances = (
-      [value(*at, "hd95_per_class", name), " (", value(*at, "hd95_images", name, show=count), ")"]
+      [
+        value(*at, "hd95_per_class", name, show=pixels),
+        " (",
+        value(*at, "hd95_images", name, show=count),
+        ")",
+      ]
       for name in classes
     )
     rows.append(

@@ -30,6 +30,7 @@ from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import hardware, loop, segmentation, tasks, writers
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
+from lus_jax.words import plural
 
 ABLATIONS = ("none", "true")
 KINDS = ("probability", "binary")
@@ -201,8 +202,9 @@ def fold_segmentations(config, trained, splits, workdir):
   models_, frames = len(trained.sweep.members), sum(trained.dataset["splits"].values())
   epochs = recipe.train.epochs
   print(
-    f"leakage=strict: {len(splits)} extra segmentation sweeps of {models_} models, {epochs} epochs "
-    f"of at most {frames} frames: up to {len(splits) * models_ * epochs * frames:,} model-frames"
+    f"leakage=strict: {plural(len(splits), 'extra segmentation sweep')} of "
+    f"{plural(models_, 'model')}, {plural(epochs, 'epoch')} of at most "
+    f"{plural(frames, 'frame')}: up to {len(splits) * models_ * epochs * frames:,} model-frames"
   )
   found = []
   for f, fold in enumerate(splits):
@@ -523,7 +525,7 @@ def _train_and_evaluate(config, workdir, device, why):
   checkpoints_lib.check_claim(directory, settings, summary, more_epochs=True)
   if before is not None:
     epochs, _ = checkpoints_lib.progress(directory)
-    print(f"{directory}: going on after {epochs} epochs to {config.train.epochs}.")
+    print(f"{directory}: going on after {plural(epochs, 'epoch')} to {config.train.epochs}.")
   if before is not None or not begun:
     # It goes on, or its directory was removed to start anew: what it found is not its result.
     results.remove(workdir, *(f"{name}.json" for name in files))
@@ -657,7 +659,7 @@ def _fit(config, settings, workdir, network, sweep, names, started, task, store,
       checkpoints=checkpoints,
       writer=writer,
     )
-    print(f"testing the best epochs of {len(names)} models", flush=True)
+    print(f"testing the best epochs of {plural(len(names), 'model')}", flush=True)
     tested = judge(state, "test", task.evaluate, best=True)
     step = config.train.epochs * task.steps_per_epoch
     found = {name: metrics.fold_row(row) for name, (row, _) in zip(names, tested, strict=True)}
@@ -753,12 +755,13 @@ def _describe(config, dataset, network, table, splits, task, places, notes):
   sources = list(dict.fromkeys(str(source) for source, _ in places))
   return "\n".join(
     [
-      f"{config.name} on {dataset.name}: {len(table)} videos of {len(set(table.patient))} "
-      f"patients, {len(splits)} folds",
-      f"{len(places)} models ({', '.join(sources)}; MobileNetV2 with temporal shift, "
-      f"{millions:.1f} M parameters each), {config.train.epochs} epochs, "
-      f"{config.train.epochs * task.steps_per_epoch} steps, clips of {config.clip.n_segment} "
-      f"frames of {config.clip.image_size} x {config.clip.image_size}",
+      f"{config.name} on {dataset.name}: {plural(len(table), 'video')} of "
+      f"{plural(len(set(table.patient)), 'patient')}, {plural(len(splits), 'fold')}",
+      f"{plural(len(places), 'model')} ({', '.join(sources)}; MobileNetV2 with temporal shift, "
+      f"{millions:.1f} M parameters each), {plural(config.train.epochs, 'epoch')}, "
+      f"{plural(config.train.epochs * task.steps_per_epoch, 'step')}, clips of "
+      f"{plural(config.clip.n_segment, 'frame')} of "
+      f"{config.clip.image_size} x {config.clip.image_size}",
       *(f"note: {note}" for note in notes),
       *(f"left out: {x['count']} {x['what']}: {x['why']}" for x in task.left_out if x["count"]),
     ]

@@ -15,6 +15,7 @@ from lus_jax.data.pipeline import CACHE_SHARE
 from lus_jax.models import flops
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import members
+from lus_jax.words import plural
 
 PAPER_BATCH, PAPER_SIZE = 16, 512
 # Settings left to us, by what stands in a config then. They change the numbers of a run.
@@ -187,7 +188,7 @@ def too_large(config, device, *, strategy):
         smaller.data.image_size -= 32
     mend = f"--config.data.image_size={smaller.data.image_size} fits"
   text = (
-    f"a training step of {batch} image{'s' * (batch > 1)} of {size} x {size} may need "
+    f"a training step of {plural(batch, 'image')} of {size} x {size} may need "
     f"{need / 1e9:.0f} GB, and {device} is what there is; {mend}."
   )
   if size > PAPER_SIZE:

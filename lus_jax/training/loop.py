@@ -16,6 +16,7 @@ from lus_jax import parallel, signals
 from lus_jax.errors import UserError
 from lus_jax.training import hardware
 from lus_jax.training import state as state_lib
+from lus_jax.words import plural
 
 # Epochs of the same validation loss that are no chance.
 STUCK = 3
@@ -97,7 +98,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
   # Of an epoch that was stopped in: its steps that are done, and their losses.
   done, losses = meta.pop("steps", 0), meta.pop("losses", [])
 
-  training = f"training {len(task.names)} model{'s' * (len(task.names) > 1)}"
+  training = f"training {plural(len(task.names), 'model')}"
   total = config.epochs * steps_per_epoch
   step = meta["epoch"] * steps_per_epoch + done
   bar = tqdm(

@@ -32,6 +32,7 @@ from lus_jax.training import hardware, loop, writers
 from lus_jax.training import members as members_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
+from lus_jax.words import many, plural
 
 # Results files; the run is finished when all are there.
 RESULTS = ("dataset", "history", "cases", "segmentation_matrix", "segmentation")
@@ -379,8 +380,8 @@ def _train_and_evaluate(config, workdir, patients):
     epochs, more = checkpoints_lib.progress(workdir)
     rate = schedule(epochs * steps_per_epoch + more)
     print(
-      f"{workdir}: going on after {epochs} epochs to {config.train.epochs}; the learning rate, "
-      f"which now falls to 0 at the last of these, begins again at {rate:.2g}.",
+      f"{workdir}: going on after {plural(epochs, 'epoch')} to {config.train.epochs}; the "
+      f"learning rate, which now falls to 0 at the last of these, begins again at {rate:.2g}.",
       flush=True,
     )
   checkpoints_lib.claim(workdir, settings, dataset.summary() | own, more_epochs=True)
@@ -458,7 +459,8 @@ def _train_and_evaluate(config, workdir, patients):
   parallel.sync("segmentation results")
   content = results.read(workdir, "segmentation")
   print(tables.segmentation(content))
-  if advice := no_better_than_blind(content, steps):
+  counted = results.read(workdir, "dataset")["rows"]
+  if advice := no_better_than_blind(content, counted, steps):
     print(advice)
   if results.exists(workdir, "raters"):
     print(tables.raters(results.read(workdir, "raters")))
@@ -503,26 +505,48 @@ def _check_no_tasks(workdir):
       )
 
 
-def no_better_than_blind(content, steps):
+def no_better_than_blind(content, counted, steps):
   """What to say where no threshold's network is above the mean map of its threshold; else empty.
+
+  Empty too where no test label shows anything: there is no IoU to compare then.
 
   Args:
     content: of `results/segmentation.json`.
+    counted: rows of `results/dataset.json`.
     steps: of the training.
   """
-  bar = {
-    x["threshold"]: x["iou"] for x in content.get("predictors", ()) if x["predictor"] == "mean_map"
-  }
-  if any((row["iou"] or 0) > (bar.get(row["threshold"]) or 0) for row in content["rows"]):
+  bars = {x["threshold"]: x for x in content.get("predictors", ()) if x["predictor"] == "mean_map"}
+  rows = [row for row in content["rows"] if any(row.get("label_images", {"": 1}).values())]
+  pairs = [(row, bars.get(row["threshold"], {})) for row in rows]
+  if not pairs or any((row["iou"] or 0) > (bar.get("iou") or 0) for row, bar in pairs):
     return ""
-  train = content["dataset"]["splits"]["train"]
-  epochs = content["config"]["train"]["epochs"]
-  return (
-    "No network has a higher IoU than the mean map of its threshold, which looks at no picture: "
-    f"{steps} steps on {train} training frames taught too little. More epochs may "
-    f"(--config.train.epochs={4 * epochs}), or larger pictures (--config.data.image_size), or more "
-    "labelled frames."
-  )
+  by_split = {row["split"]: row for row in counted}
+  test = by_split["test"]
+  lines = [
+    f"On {'this' if test['frames'] == 1 else 'these'} {plural(test['frames'], 'test frame')} "
+    f"({plural(test['patients'], 'patient')}) no network's IoU is above that of the "
+    "mean map, which looks at no picture: this test does not show that they look at it."
+  ]
+  for key, words, sign in (
+    ("weighted_ce", "WeightedCE is below the mean map's", -1),
+    ("iou_at_best_cut", "IoU at the best cut is above the mean map's", 1),
+  ):
+    better = [
+      tables.percent(row["threshold"])
+      for row, bar in pairs
+      if None not in (row.get(key), bar.get(key)) and sign * (row[key] - bar[key]) > 0
+    ]
+    if better:
+      lines.append(f"But {words} at: {', '.join(dict.fromkeys(better))}.")
+  if not any(by_split["train"]["frames_with"].values()):
+    lines.append("No training label shows anything: there was nothing to learn.")
+  else:
+    epochs = 4 * content["config"]["train"]["epochs"]
+    lines.append(
+      f"Often steps are too few (here {steps}; --config.train.epochs={epochs} takes more), "
+      "pictures too small (--config.data.image_size) or the test too small."
+    )
+  return " ".join(lines)
 
 
 def make_views(config, objective):
@@ -564,8 +588,8 @@ def finish(
   thresholds = [view.threshold for view in views]
   calibrated = f"calibrating ({config.calibration}) and " if config.calibration != "none" else ""
   print(
-    f"{calibrated}evaluating the best epochs: {len(views)} outputs on {frames['test'].size} test "
-    "frames; compiling this takes a while too",
+    f"{calibrated}evaluating the best epochs: {plural(len(views), 'output')} on "
+    f"{plural(frames['test'].size, 'test frame')}; compiling this takes a while too",
     flush=True,
   )
   # What only training needs would be copied for every level of an ordinal member.
@@ -983,21 +1007,24 @@ def same_labels(source, thresholds, *, binary=False):
   kept = [min(group, key=lambda t: abs(t - 0.5)) for group in groups]
   return (
     f"labels: {' and '.join(same)} agree in {share:.0%} of their pixels or more "
-    f"({n} training frames): such models differ in the weight of the background at most, and one "
-    f"is enough: --config.sweep.thresholds={','.join(f'{t:g}' for t in kept)} trains {len(kept)} "
-    f"in place of {len(thresholds)}"
+    f"({plural(n, 'training frame')}): such models differ in the weight of the background at most, "
+    f"and one is enough: --config.sweep.thresholds={','.join(f'{t:g}' for t in kept)} trains "
+    f"{len(kept)} in place of {len(thresholds)}"
   )
 
 
 def _describe(config, dataset, network, sweep, steps, why):
   millions = sum(x.size for x in jax.tree.leaves(network.params)) / 1e6
   sizes = ", ".join(f"{len(source)} {name}" for name, source in dataset.splits.items())
+  n_last = len(list(dataset.splits.values())[-1])
   size, n = config.data.image_size, len(sweep.members)
-  epochs = f"{config.train.epochs} epochs" + (f" ({why['epochs']})" if "epochs" in why else "")
+  epochs = plural(config.train.epochs, "epoch")
+  epochs += f" ({why['epochs']})" if "epochs" in why else ""
   lines = [
-    f"{dataset.name}: {sizes} frames of {size} x {size}, {len(dataset.classes)} classes",
-    f"{n} model{'s' * (n > 1)} (FPN {config.model.encoder}, {millions:.1f} M parameters each), "
-    f"{epochs}, {steps} steps",
+    f"{dataset.name}: {sizes} {many(n_last, 'frame')} of {size} x {size}, "
+    f"{plural(len(dataset.classes), 'class')}",
+    f"{plural(n, 'model')} (FPN {config.model.encoder}, {millions:.1f} M parameters each), "
+    f"{epochs}, {plural(steps, 'step')}",
     *(f"note: {note}" for note in dataset.notes),
   ]
   if (n := len(dataset.splits["validation"])) < FEW:
@@ -1039,10 +1066,9 @@ def _fitted_on(counted):
   (row,) = (row for row in counted if row["split"] == "validation")
   if row["patients"] < statistics.INTERVAL_PATIENTS:
     logging.warning(
-      "calibration is fitted on %d validation frame(s) of %d patient(s): too few to trust it on "
-      "other patients.",
-      row["frames"],
-      row["patients"],
+      "calibration is fitted on %s of %s: too few to trust it on other patients.",
+      plural(row["frames"], "validation frame"),
+      plural(row["patients"], "patient"),
     )
   return {"split": "validation"} | {
     name: row[name] for name in ("patients", "frames", "frames_with")

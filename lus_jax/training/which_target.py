@@ -39,6 +39,7 @@ from lus_jax.training import members as members_lib
 from lus_jax.training import segmentation
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
+from lus_jax.words import plural
 
 UNITS = "units"
 SIMULATED = "simulated"  # what is being learned from at the moment
@@ -679,7 +680,7 @@ def _run(config, settings, dataset, workdir):
   with tqdm(
     total=len(jobs),
     unit="cohort",
-    desc=f"training {len(objective.members)} models each",
+    desc=f"training {plural(len(objective.members), 'model')} each",
     mininterval=0.2 if sys.stderr.isatty() else 10,
     initial=len(jobs) - len(left),
     disable=not left,

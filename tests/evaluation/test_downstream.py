@@ -117,6 +117,8 @@ def test_sf_ratio_by_hand():
     "rmse_max": (0.2**2 + 0.1**2 + 0.2**2) / 3,
     "rmse_video": (0.5**2 + 0.2**2 + 0.3**2 + 0.2**2 + 0.1**2) / 5,
     "rmse_constant": (0.1**2 + 0.1**2 + 0.2**2) / 3,
+    "rmse_constant_median": (0.1**2 + 0.1**2 + 0.2**2) / 3,
+    "rmse_constant_max": (0.1**2 + 0.1**2 + 0.2**2) / 3,
   }
   assert list(ratios) == list(expected)
   for name, value in expected.items():
@@ -141,6 +143,8 @@ def test_targets_that_differ_between_views_are_summarised_alike():
   assert found["rmse_median"].value() == 0
   assert found["rmse_max"].value() == 1
   assert found["rmse_constant"].value() == 2
+  assert found["rmse_constant_median"].value() == 1
+  assert found["rmse_constant_max"].value() == 4
 
 
 def test_patient_days_are_table_rows():

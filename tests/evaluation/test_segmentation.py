@@ -103,7 +103,7 @@ def test_each_pass_has_one_bar_and_the_main_process_alone_measures_outlines(monk
   monkeypatch.setattr(evaluation, "tqdm", bar)
   monkeypatch.setattr(evaluation.parallel, "is_main", lambda: main)
   (row,) = evaluate().members
-  passes = ["choosing cut-offs of 1 outputs", *["fitting baselines"] * 2, "testing 1 outputs"]
+  passes = ["choosing cut-offs of 1 output", *["fitting baselines"] * 2, "testing 1 output"]
   assert shown == (passes if main else [])
   assert ("hd95" in row) == ("surface_dice" in row) == main
   assert row["iou"] == 0.5

@@ -300,10 +300,13 @@ def test_the_summary_says_what_may_not_be_concluded(built):
   assert "4 test patients cannot decide" in text
   assert "Simulated frames: nothing about patients." in text
   assert "the network of every threshold has a higher IoU" in text
-  assert "in each class: the networks use the picture itself" in text
+  assert "in each class: so it would be if the networks used the picture itself" in text
+  few = "About other patients nothing can be concluded from 4 test patients. Seen, not concluded"
+  assert few in text
   assert "The paper's figures come from private data" in text
   assert "that the networks had never seen" in text
   other = summary(built("one class, one threshold"))
+  assert "nothing can be concluded" not in other and "Seen, not" not in other
   assert "cannot decide" not in other and "Which threshold" not in other
   assert "without intervals and without a test" in other
   assert "no test between thresholds was made" in summary(built("several raters"))
@@ -322,13 +325,17 @@ def test_a_model_below_a_baseline_is_named(make_run):
   text = summary(workdir)
   assert "not every network has a higher IoU" in text
   assert "It does not hold at: > 0%." in text
-  for row in content["rows"]:
-    row["iou"] = 0.0
+  for row, iou in zip(content["rows"], (0.5, 0.0), strict=True):
+    row["iou"], row["iou_per_class"]["a_line"] = 0.0, iou
   content["notes"] = ["who is who is not known: not an independent test."]
   file.write_text(json.dumps(content))
   report.build(workdir)
   text = summary(workdir)
-  assert "no network has a higher IoU" in text
+  assert "no network has a higher IoU" in text and "Nothing yet" not in text
+  # One statement: the mean and the classes do not contradict each other.
+  (item,) = (" ".join(x.split()) for _, _, x in parse(workdir).find("li") if "network has a" in x)
+  assert "But taken class by class the IoU is higher for 1 of 2 pairs of a class and a" in item
+  assert "used for: a_line (at > 0%)." in item
   assert "never seen" not in text
   file.write_text(json.dumps(content | {"predictors": []}))
   report.build(workdir)
@@ -555,6 +562,7 @@ def test_scores_are_judged_by_class_beside_the_baselines(make_run, undrawn):
     (row, _) = csv.DictReader(stream)
   assert (row["Dice a_line"], row["HD95 a_line, px (frames)"]) == ("0.25", "2.5")
   assert row["HD95 a_line, px (frames), frames"] == "4"
+  assert "2.5 (4)" in " ".join(text for _, _, text in parse(workdir).find("td", class_="several"))
 
 
 def test_absent_classes_and_silent_models_are_named(make_run, undrawn):
@@ -608,6 +616,46 @@ def test_a_foreign_file_is_named_and_the_page_made(make_run, undrawn, text):
   (workdir / "notes").mkdir()  # a task of that name was run here: the file is its results
   with pytest.raises(UserError, match=r"results/notes\.json is "):
     report.build(workdir)
+
+
+def test_counts_of_one_and_binary_masks_have_their_words(make_run, undrawn):
+  workdir = make_run(**SMALL)
+
+  def one_test_frame(content):
+    for row in content["rows"]:
+      row |= {key: 1 for key in ("patients", "frames") if row["split"] == "test"}
+
+  for name in page.FILES:
+    file = workdir / "results" / f"{name}.json"
+    content = json.loads(file.read_text())
+    content["dataset"]["splits"]["test"] = 1
+    content["config"]["train"]["epochs"] = 1
+    if name == "dataset":
+      one_test_frame(content)
+    if name == "segmentation":
+      content["notes"] = ["binary masks: the same labels."]
+    file.write_text(json.dumps(content))
+  parsed = Parser(report.build(workdir).read_text())
+  text = summary(workdir)
+  assert "nothing can be concluded from 1 test patient." in text
+  assert "for 1 epoch; the test used 1 frame of 1 patient" in text
+  assert "the scores are of 1 frame of 1 patient, without" in text
+  assert "The label of each structure was taken at several thresholds" in text
+  captions = [text for _, _, text in parsed.find("figcaption")]
+  assert "label" in captions and "painted confidence" not in captions
+  assert "8 validation, 1 test frame)" in tables.segmentation(read(workdir, "segmentation.json"))
+
+
+def test_the_command_leaves_out_how_phantoms_are_drawn_for_other_data(make_run):
+  config = read(make_run(**SMALL), "segmentation.json")["config"]
+  config["data"]["phantom"]["n_patients"] += 1
+  assert "data.phantom.n_patients" in page._command(config, "x")
+  config["data"] |= {"name": "lus_folder", "dir": "mine"}
+  command = page._command(config, "x")
+  assert "data.dir=mine" in command and "phantom" not in command
+  config["other"] = 1  # of no config file: every field is named
+  command = page._command(config, "x")
+  assert "data.dir=mine" in command and "data.phantom" not in command
 
 
 def test_one_threshold_is_not_called_several(built):

@@ -240,9 +240,51 @@ def test_rows_beyond_the_predictor_without_a_video_are_listed(built):
   summary[4]["differences"][1]["interval"] = [-0.1, -0.01]  # against video only
   facts = downstream.facts(files, "sf_ratio")
   assert (facts["beyond"], facts["side"]) == (["60%"], "below")
+  assert (facts["behind"], facts["other_side"]) == (["50%"], "above")
+  printed = tables.downstream(files["sf_ratio"])
+  assert (
+    "from the constant, which looks at no video, lies on the better side of 0 for: 60%." in printed
+  )
+  assert "lies on the worse side of 0 for: 50%." in printed
   for row in summary:
     row["differences"][0]["interval"] = None
   assert downstream.facts(files, "sf_ratio")["beyond"] is None
+
+
+def test_printed_tables_have_intervals_where_patients_allow_them(built):
+  content = read(built("study"), "sf_change.json")
+  printed = tables.downstream(content)
+  one = content["summary"][0]["metrics"]["accuracy3"]
+  low, high = one["interval"]
+  assert f"{one['estimate']:.3f} [{low:.3f}, {high:.3f}]" in printed
+  assert "every fold has one training seed" in printed
+  text = section(parse(built("study")), "Change of the S/F ratio")
+  assert "What another training seed would change" in text
+  few = tables.downstream(read(built("small"), "sf_ratio.json"))
+  assert "[0." not in few and "training seed" not in few
+
+
+def test_the_majority_of_rotating_folds_stands_beside_the_share_of_all_tested(built):
+  content = read(built("study"), "readmission.json")
+  assert "rotating" not in tables.downstream(content)
+  content["config"]["folds"] = {"n": 4, "cv": "rotate"}
+  content["confusion"][0]["matrix"] = [[5, 7], [1, 7]]
+  assert "this bar may be low: 0.600 of all that were tested" in tables.downstream(content)
+
+
+def test_a_row_behind_the_majority_is_said_on_the_page(make_tasks, monkeypatch):
+  workdir = make_tasks({"readmission": {"sources": (0.5, "none"), "folds": 2, "epochs": 2}})
+  file = workdir / "results" / "readmission.json"
+  content = json.loads(file.read_text())
+  content["summary"][0]["differences"][0]["interval"] = [-0.2, -0.1]
+  content["config"]["folds"] = {"n": 2, "cv": "rotate"}
+  file.write_text(json.dumps(content))
+  monkeypatch.setattr(
+    figures, "render", lambda draw, *args: draw(*args) and {"png": b"", "svg": b""}
+  )
+  text = section(Parser(report.build(workdir).read_text()), "Readmission within 30 days")
+  assert "It lies below 0, which is the worse side, for: 50%." in text
+  assert "so this bar may be low" in text
 
 
 def test_other_targets_have_no_figures_of_the_paper(built):
@@ -254,9 +296,18 @@ def test_other_targets_have_no_figures_of_the_paper(built):
   assert "no thresholds were compared on its 19 test patients" in text
   assert "divided by 477" in section(parse(built("small")), "S/F ratio")
   assert "[P]" not in tables.downstream(read(workdir, "severity #1.json"))
-  # The constant is compared with the days' means alone.
+  # In runs from before the constant is compared with the days' means alone.
   constant = rows_of(workdir, "severity #1_scores")[-1]
   assert constant["RMSE of mean, mean"] and not constant["RMSE of max, mean"]
+  # Newer runs know its other errors too.
+  content = read(workdir, "severity #1.json")
+  metrics = content["summary"][0]["metrics"]
+  for name, value in (("max", 0.875), ("median", 0.625)):
+    metrics[f"rmse_constant_{name}"] = metrics["rmse_constant"] | {"estimate": value}
+  (_, *cells) = downstream.scores({"x": content}, "x").rows[-1]
+  mean = metrics["rmse_constant"]["estimate"]
+  assert [cell.parts[4].value for cell in cells] == [0.875, mean, 0.625]
+  assert all(f"{value:.3f} [" in tables.downstream(content) for value in (0.875, mean, 0.625))
 
 
 def test_what_users_wrote_is_text(built):

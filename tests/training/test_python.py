@@ -56,4 +56,4 @@ def test_the_lines_of_the_docstring_run(folder, toy_networks, monkeypatch, tmp_p
   printed = capsys.readouterr().out
   assert "2 models" in printed and "0 (20, 30) (0.6, 0.2) [" in printed
   assert "note: a single validation frame chooses the best epochs" in printed
-  assert "evaluating the best epochs: 2 outputs on 1 test frames" in printed
+  assert "evaluating the best epochs: 2 outputs on 1 test frame" in printed

@@ -286,6 +286,8 @@ def test_the_ratio_is_judged_per_patient_day(sf_ratio):
     },
     "rmse_video": predicted[index] - measured[index],
     "rmse_constant": [constant - measured[v].mean() for v in units.values()],
+    "rmse_constant_median": [constant - np.median(measured[v]) for v in units.values()],
+    "rmse_constant_max": [constant - measured[v].max() for v in units.values()],
   }
   found, extra = task.evaluate(outputs[task.videos(0, "test")], np.float32([0.1]), 0)
   assert found.keys() == expected.keys()

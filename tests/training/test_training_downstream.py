@@ -111,7 +111,8 @@ METRICS = {
     "majority3",
     "majority2",
   },
-  "sf_ratio": {"rmse_mean", "rmse_median", "rmse_max", "rmse_video", "rmse_constant"},
+  "sf_ratio": {"rmse_mean", "rmse_median", "rmse_max", "rmse_video", "rmse_constant"}
+  | {"rmse_constant_median", "rmse_constant_max"},
   "readmission": {"accuracy", "recall", "precision", "majority"}
   | {"auroc", "sensitivity", "specificity"},
 }

@@ -197,6 +197,26 @@ def test_tensorboard_holds_curves_pictures_and_settings(finished):
   assert len(pictures) == 3
 
 
+def blind(ious, bars):
+  """segmentation.json of two thresholds, and the rows of dataset.json."""
+  content = {
+    "rows": [
+      {"threshold": t, "iou": x, "weighted_ce": 0.3, "iou_at_best_cut": 0.2}
+      for t, x in zip((0.6, 0.0), ious, strict=True)
+    ],
+    "predictors": [
+      {"predictor": "mean_map", "threshold": t, "iou": x, "weighted_ce": t, "iou_at_best_cut": None}
+      for t, x in zip((0.6, 0.0), bars, strict=True)
+    ],
+    "config": {"train": {"epochs": 3}},
+  }
+  counted = [
+    {"split": "train", "frames": 9, "patients": 3, "frames_with": {"a_line": 2}},
+    {"split": "test", "frames": 1, "patients": 1, "frames_with": {"a_line": 1}},
+  ]
+  return content, counted
+
+
 @pytest.mark.parametrize(
   ("ious", "bars", "said"),
   [
@@ -207,18 +227,25 @@ def test_tensorboard_holds_curves_pictures_and_settings(finished):
   ],
 )
 def test_networks_that_no_picture_helped_get_advice(ious, bars, said):
-  content = {
-    "rows": [{"threshold": t, "iou": x} for t, x in zip((0.6, 0.0), ious, strict=True)],
-    "predictors": [
-      {"predictor": "mean_map", "threshold": t, "iou": x}
-      for t, x in zip((0.6, 0.0), bars, strict=True)
-    ],
-    "dataset": {"splits": {"train": 9}},
-    "config": {"train": {"epochs": 3}},
-  }
-  text = segmentation.no_better_than_blind(content, 12)
-  assert ("12 steps on 9 training frames" in text and "train.epochs=12" in text) == said
+  text = segmentation.no_better_than_blind(*blind(ious, bars), 12)
+  assert ("On this 1 test frame (1 patient) no" in text and "train.epochs=12" in text) == said
   assert said or text == ""
+
+
+def test_advice_names_scores_that_do_beat_the_mean_map_and_none_where_nothing_is_labelled():
+  content, counted = blind((0.1, 0.2), (0.2, 0.3))
+  text = segmentation.no_better_than_blind(content, counted, 12)
+  assert "But WeightedCE is below the mean map's at: 60%. Often steps are too few" in text
+  assert "IoU at the best cut" not in text
+  content["predictors"][1]["iou_at_best_cut"] = 0.1
+  text = segmentation.no_better_than_blind(content, counted, 12)
+  assert "But IoU at the best cut is above the mean map's at: > 0%." in text
+  counted[0]["frames_with"] = {"a_line": 0}
+  text = segmentation.no_better_than_blind(content, counted, 12)
+  assert "there was nothing to learn" in text and "steps" not in text
+  for row in content["rows"]:
+    row["label_images"] = {"a_line": 0}
+  assert segmentation.no_better_than_blind(content, counted, 12) == ""
 
 
 class Painted(list):
