@@ -430,7 +430,7 @@ def test_a_killed_run_ends_with_the_same_bytes(finished, prepared, tmp_path):
   script = (
     "import sys; sys.path.insert(0, 'tests/training')\n"
     "import jax; jax.config.update('jax_num_cpu_devices', 2)\n"
-    "from test_segmentation import small\n"
+    "from test_training_segmentation import small\n"
     "from lus_jax.training.segmentation import train_and_evaluate\n"
     f"train_and_evaluate(small({os.fspath(prepared)!r}), {os.fspath(workdir)!r})\n"
   )
