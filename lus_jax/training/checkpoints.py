@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import logging as standard_logging
 import os
 import pathlib
 import shutil
@@ -264,10 +265,16 @@ def _hush_orbax():
   if _quiet not in logger.filters:
     logger.addFilter(_quiet)
     sys.unraisablehook = functools.partial(_but_for_writes, sys.unraisablehook)
+    standard_logging.getLogger("asyncio").addFilter(_no_refusal)
 
 
 def _quiet(record):
   return "orbax" not in record.pathname
+
+
+def _no_refusal(record):
+  # Of several writes that a full disk refuses, one is waited for; asyncio prints the others.
+  return not (record.exc_info and files.refusal(record.exc_info[1]))
 
 
 def _but_for_writes(hook, unraisable):

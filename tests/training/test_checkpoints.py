@@ -290,3 +290,12 @@ def test_what_is_kept_is_what_is_there(workdir, tmp_path):
   (tmp_path / "study" / "units").mkdir(parents=True)
   (tmp_path / "study" / "units" / "default_0.json").touch()
   assert "after the 1 finished units" in checkpoints.kept(tmp_path / "study")
+
+
+def test_writes_that_nobody_waits_for_are_not_printed(tmp_path, caplog):
+  checkpoints.Checkpoints(tmp_path).close()
+  full = ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device")
+  said = logging.getLogger("asyncio")
+  for error in (full, ValueError("shapes")):
+    said.error("Task exception was never retrieved", exc_info=error)
+  assert [record.exc_info[1].args for record in caplog.records] == [("shapes",)]
