@@ -29,6 +29,8 @@ _ORIENTATIONS = {
   (0, -1, -1, 0): 7,
   (0, -1, 1, 0): 8,
 }
+# Titles and comments are not asked for; many are not UTF-8, which PyAV minded up to version 18.
+_TITLES = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class _Packet(NamedTuple):
@@ -43,9 +45,8 @@ def _damage(path):
 
 def _open(path, options=None):
   # An absolute path, as FFmpeg takes a colon in a name for a protocol.
-  # Titles and comments are not asked for; many are not UTF-8.
   options = _DEMUXERS | (options or {})
-  return av.open(str(path.absolute()), options=options, metadata_errors="ignore")
+  return av.open(str(path.absolute()), options=options, **_TITLES)
 
 
 def _stream(path, container):
@@ -96,17 +97,18 @@ def _slots(path, packets, stated):
 
 def _orientation(path, frame):
   """Returns the EXIF orientation that a decoded frame is shown with."""
-  for data in frame.side_data:
-    if data.type == _DISPLAY_MATRIX:
-      matrix = np.frombuffer(bytes(data), np.int32)[:9].reshape(3, 3)[:2, :2].ravel().astype(float)
-      signs = np.sign(np.where(abs(matrix) < 1e-3 * abs(matrix).max(), 0, matrix))
-      found = _ORIENTATIONS.get(tuple(signs.astype(int)))
-      if found is None and matrix.any():
-        raise UserError(
-          f"{path} is shown turned by an angle that is no multiple of 90 degrees; {_MEND}."
-        )
-      return found or 1
-  return 1
+  # Asked by key: what a loop over it gives differs between versions of PyAV.
+  data = frame.side_data.get(_DISPLAY_MATRIX)
+  if data is None:
+    return 1
+  matrix = np.frombuffer(bytes(data), np.int32)[:9].reshape(3, 3)[:2, :2].ravel().astype(float)
+  signs = np.sign(np.where(abs(matrix) < 1e-3 * abs(matrix).max(), 0, matrix))
+  found = _ORIENTATIONS.get(tuple(signs.astype(int)))
+  if found is None and matrix.any():
+    raise UserError(
+      f"{path} is shown turned by an angle that is no multiple of 90 degrees; {_MEND}."
+    )
+  return found or 1
 
 
 def probe(path):
