@@ -26,11 +26,10 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
+from lus_jax import palette, results
 from lus_jax.errors import UserError, say_warnings_plainly
-from lus_jax.evaluation import results
 from lus_jax.files import write_bytes, write_text
 from lus_jax.labels import SLACK
-from lus_jax.report import palette
 from lus_jax.training import segmentation
 from lus_jax.words import plural
 

@@ -15,9 +15,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from lus_jax import predict
+from lus_jax import palette, predict
 from lus_jax.evaluation import segmentation as evaluation
-from lus_jax.report import palette
 from lus_jax.training import members, segmentation
 from tfds_builders import media
 from tfds_builders.letterbox import letterbox

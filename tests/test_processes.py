@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from lus_jax.evaluation import results
+from lus_jax import results
 from lus_jax.training import segmentation
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -30,8 +30,8 @@ import jax
 import numpy as np
 
 from lus_jax.data import clips, datasets, pipeline
-from lus_jax.evaluation.results import versions
 from lus_jax.files import write_text
+from lus_jax.results import versions
 
 CACHES = ("device", "stream")
 # Of scale 1. Of videos there need not be many, for they are written again.

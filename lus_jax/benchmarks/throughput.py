@@ -38,15 +38,15 @@ from jax import numpy as jnp
 
 from lus_jax import labels, models, parallel
 from lus_jax.benchmarks import peers
-from lus_jax.benchmarks.peak import matmul_rate
 from lus_jax.data import augment
 from lus_jax.errors import UserError
-from lus_jax.evaluation.results import versions
 from lus_jax.files import write_text
 from lus_jax.models import flops, fpn, resnet
+from lus_jax.results import versions
 from lus_jax.training import downstream, segmentation
 from lus_jax.training import state as state_lib
 from lus_jax.training.members import Objective
+from lus_jax.training.peak import matmul_rate
 from lus_jax.training.sweep import STRATEGIES, Sweep, choose_strategy
 
 THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)

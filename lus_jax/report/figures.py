@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lus_jax.report import palette, tables
+from lus_jax import palette
+from lus_jax.report import tables
 
 WIDTH = 6.4  # inches
 _STYLE = {

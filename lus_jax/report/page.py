@@ -17,26 +17,11 @@ import numpy as np
 from flax import traverse_util
 
 import lus_jax
-from lus_jax import labels, words
+from lus_jax import labels, palette, results, words
 from lus_jax.errors import UserError
-from lus_jax.evaluation import results, statistics
-from lus_jax.files import (
-  NPY_ERRORS,
-  check_file,
-  damage_is_a_user_error,
-  write_bytes,
-  write_text,
-)
-from lus_jax.report import (
-  downstream,
-  figures,
-  palette,
-  pictures,
-  raters,
-  schema,
-  tables,
-  which_target,
-)
+from lus_jax.evaluation import statistics
+from lus_jax.files import NPY_ERRORS, check_file, damage_is_a_user_error, write_bytes, write_text
+from lus_jax.report import downstream, figures, pictures, raters, schema, tables, which_target
 
 DIRECTORY = "report"
 FILES = ("segmentation", "segmentation_matrix", "history", "cases", "dataset")

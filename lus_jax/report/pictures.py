@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from lus_jax.report import palette
+from lus_jax import palette
 
 # Opacities of a picture's layer: fewer compress better, and nobody sees the difference.
 _OPACITIES = 16

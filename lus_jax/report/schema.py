@@ -19,7 +19,7 @@ def _is(what, holds):
   return check
 
 
-# JSON's numbers are finite (`lus_jax.evaluation.results.read`); True is one of Python's integers.
+# JSON's numbers are finite (`lus_jax.results.read`); True is one of Python's integers.
 _number = _is("a number", lambda x: isinstance(x, int | float) and not isinstance(x, bool))
 _count = _is("an integer", lambda x: isinstance(x, int) and not isinstance(x, bool))
 _text = _is("a text", lambda x: isinstance(x, str))

@@ -5,8 +5,9 @@
 
 import functools
 
+from lus_jax import palette
 from lus_jax.evaluation import statistics
-from lus_jax.report import palette, tables
+from lus_jax.report import tables
 from lus_jax.report.tables import Cells, Column, Table, value
 
 NAME = "which_target"

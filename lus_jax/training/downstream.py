@@ -17,11 +17,11 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from lus_jax import lock, models, parallel
+from lus_jax import lock, models, parallel, results
 from lus_jax.data import clips, datasets, folds, pipeline
 from lus_jax.errors import UserError
 from lus_jax.evaluation import downstream as metrics
-from lus_jax.evaluation import results, statistics
+from lus_jax.evaluation import statistics
 from lus_jax.labels import SLACK
 from lus_jax.models import flops, torch_weights
 from lus_jax.report import tables

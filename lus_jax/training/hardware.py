@@ -10,11 +10,10 @@ from absl import logging
 from tqdm import tqdm
 
 from lus_jax import parallel
-from lus_jax.benchmarks import peak
 from lus_jax.data.pipeline import CACHE_SHARE
 from lus_jax.models import flops
 from lus_jax.training import checkpoints as checkpoints_lib
-from lus_jax.training import members
+from lus_jax.training import members, peak
 from lus_jax.words import plural
 
 PAPER_BATCH, PAPER_SIZE = 16, 512

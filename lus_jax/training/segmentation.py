@@ -16,17 +16,17 @@ import optax
 from absl import logging
 from jax import numpy as jnp
 
-from lus_jax import lock, losses, models, parallel
+from lus_jax import lock, losses, models, palette, parallel, results
 from lus_jax.data import augment as augment_lib
 from lus_jax.data import datasets, labelling, pipeline, summary
 from lus_jax.errors import UserError
-from lus_jax.evaluation import calibration, metrics, results, statistics
+from lus_jax.evaluation import calibration, metrics, statistics
 from lus_jax.evaluation import raters as raters_lib
 from lus_jax.evaluation import segmentation as evaluation_lib
 from lus_jax.files import broken_seal, seal, write_text
 from lus_jax.labels import label
 from lus_jax.models import flops, torch_weights
-from lus_jax.report import palette, tables
+from lus_jax.report import tables
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import hardware, loop, writers
 from lus_jax.training import members as members_lib

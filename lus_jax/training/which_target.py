@@ -25,11 +25,11 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from lus_jax import lock, models
+from lus_jax import lock, models, results
 from lus_jax.data import augment as augment_lib
 from lus_jax.data import datasets, labelling, pipeline
 from lus_jax.errors import UserError
-from lus_jax.evaluation import raters, results, statistics
+from lus_jax.evaluation import raters, statistics
 from lus_jax.evaluation.downstream import Ratio
 from lus_jax.files import broken_seal, seal, write_text
 from lus_jax.labels import label

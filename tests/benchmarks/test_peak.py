@@ -1,6 +1,6 @@
 import itertools
 
-from lus_jax.benchmarks import peak
+from lus_jax.training import peak
 
 
 def test_the_rate_is_the_work_of_a_product_over_its_time(monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lus_jax import report
-from lus_jax.evaluation import results as results_lib
+from lus_jax import results as results_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAPER = ("sharp_pleura", "fuzzy_pleura", "fascia_band", "a_line", "sub_a_line", "vertical_line")

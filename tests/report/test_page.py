@@ -14,9 +14,9 @@ import urllib.parse
 import numpy as np
 import pytest
 
-from lus_jax import report
+from lus_jax import palette, report
 from lus_jax.errors import UserError
-from lus_jax.report import figures, page, palette, tables
+from lus_jax.report import figures, page, tables
 
 SEGMENTED = ("phantom", "one class, one threshold", "two seeds")
 RUNS = (*SEGMENTED, "several raters", "few raters", "study", "small", "other targets")

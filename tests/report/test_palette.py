@@ -1,6 +1,6 @@
 import numpy as np
 
-from lus_jax.report import palette
+from lus_jax import palette
 
 
 def test_a_layer_over_a_frame_is_the_overlay():

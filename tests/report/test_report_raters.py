@@ -9,8 +9,8 @@ import pytest
 from test_page import Parser, at_pointer, parse, problems, read, refused
 from test_report_downstream import drawn
 
-from lus_jax import report
-from lus_jax.report import figures, page, palette, raters, tables
+from lus_jax import palette, report
+from lus_jax.report import figures, page, raters, tables
 
 RUNS = ("several raters", "few raters")
 FILES = ("raters", "members", "calibration")

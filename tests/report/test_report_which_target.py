@@ -10,8 +10,8 @@ import test_page
 from matplotlib.colors import to_hex
 from test_page import Parser, parse, problems, read, refused
 
-from lus_jax import report
-from lus_jax.report import figures, page, palette, tables, which_target
+from lus_jax import palette, report
+from lus_jax.report import figures, page, tables, which_target
 from tfds_builders.lus_phantom import annotator
 
 RUNS = ("targets", "few targets")

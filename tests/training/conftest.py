@@ -15,9 +15,8 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from configs import readmission, seg, sf_change, sf_ratio
-from lus_jax import lock, models
+from lus_jax import lock, models, results
 from lus_jax.data import datasets, summary
-from lus_jax.evaluation import results
 from lus_jax.models import layers
 from lus_jax.models.mobilenet_v2 import ConvNorm
 from lus_jax.training import checkpoints, members, segmentation

@@ -10,10 +10,9 @@ from PIL import Image
 from scipy import optimize
 
 from configs import raters as raters_config
-from lus_jax import predict
+from lus_jax import predict, results
 from lus_jax.data import datasets, pipeline
 from lus_jax.errors import UserError
-from lus_jax.evaluation import results
 from lus_jax.training import segmentation
 
 THRESHOLDS = (1.0, 0.5, 0.2)

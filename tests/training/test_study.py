@@ -13,9 +13,9 @@ import time
 
 import pytest
 
-from lus_jax import main
+from lus_jax import main, results
 from lus_jax.errors import UserError
-from lus_jax.evaluation import results, statistics
+from lus_jax.evaluation import statistics
 from lus_jax.training import downstream, segmentation, study
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from lus_jax import results
 from lus_jax.data import clips, datasets
 from lus_jax.errors import UserError
-from lus_jax.evaluation import results
 from lus_jax.training import checkpoints, downstream, loop, segmentation
 
 pytestmark = pytest.mark.usefixtures("toy_networks")

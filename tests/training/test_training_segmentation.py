@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
+from lus_jax import results as results_lib
 from lus_jax.data import datasets
 from lus_jax.errors import UserError
-from lus_jax.evaluation import results as results_lib
 from lus_jax.report import tables
 from lus_jax.training import checkpoints, segmentation
 

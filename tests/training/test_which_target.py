@@ -14,9 +14,8 @@ from jax import numpy as jnp
 from sklearn.metrics import average_precision_score, f1_score
 
 from configs import which_target as configs
-from lus_jax import files, models
+from lus_jax import files, models, results
 from lus_jax.errors import UserError
-from lus_jax.evaluation import results
 from lus_jax.models import fpn, layers
 from lus_jax.training import members, which_target
 

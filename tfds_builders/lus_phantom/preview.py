@@ -9,8 +9,8 @@ import sys
 import numpy as np
 from PIL import Image, ImageDraw
 
+from lus_jax import palette
 from lus_jax.errors import UserError
-from lus_jax.report import palette
 from tfds_builders.lus_phantom import annotator, cohort, lus_phantom, simulator
 
 _MARGIN, _LINE = 6, 18  # pixels

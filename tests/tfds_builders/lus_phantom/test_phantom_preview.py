@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lus_jax.report import palette
+from lus_jax import palette
 from tfds_builders.lus_phantom import preview, simulator
 
 SIZE = 48
