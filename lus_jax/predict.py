@@ -30,6 +30,7 @@ from lus_jax import palette, results
 from lus_jax.errors import UserError, say_warnings_plainly
 from lus_jax.files import write_bytes, write_text
 from lus_jax.labels import SLACK
+from lus_jax.media import letterbox as letterbox_lib
 from lus_jax.training import segmentation
 from lus_jax.words import plural
 
@@ -44,35 +45,12 @@ _BATCH = 4
 _DECODED = 256
 
 
-def restore(probability, box, height, width):
-  """Undoes a letterbox: cuts the frame out and gives it its own size.
-
-  Bilinear with half-pixel centres; where that shrinks, it averages over the pixels passed over.
-
-  Args:
-    probability: [S, S, K] float32 in [0, 1].
-    box: (top, left, bottom, right), half-open: the part that shows the frame.
-    height: h of the frame, in pixels.
-    width: w of the frame, in pixels.
-
-  Returns:
-    [h, w, K] uint8, 255 = 1, rounded to nearest.
-  """
-  top, left, bottom, right = box
-  maps = np.moveaxis(probability[top:bottom, left:right], -1, 0)
-  resized = [
-    np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR))
-    for one in maps.astype(np.float32)
-  ]
-  return np.rint(255 * np.stack(resized, axis=-1)).astype(np.uint8)
-
-
 def predict(trained, clip, *, frames, probability=None):
   """Runs models over frames of a clip, a few at a time.
 
   Args:
     trained: a `lus_jax.training.segmentation.Trained`.
-    clip: a `tfds_builders.media.Media`.
+    clip: a `lus_jax.media.readers.Media`.
     frames: numbers of frames, counted from 0, rising.
     probability: `trained.probability`, compiled by its sweep, where there are several clips.
 
@@ -94,12 +72,16 @@ def predict(trained, clip, *, frames, probability=None):
     filled = np.arange(n) % len(numbers)
     members = sweep.to_host(probability(weights, sweep.members, fitted[filled], where[filled]))
     for i, (number, image) in enumerate(zip(numbers, images, strict=True)):
-      yield number, image, [restore(member[i], box, *image.shape) for member in members]
+      yield (
+        number,
+        image,
+        [letterbox_lib.restore(member[i], box, *image.shape) for member in members],
+      )
 
 
 def _batches(clip, frames, n):
   # TFDS comes with this import, and nothing else here needs it.
-  from tfds_builders import media
+  from lus_jax.media import readers as media
 
   for start in range(0, len(frames), _DECODED):
     numbers = frames[start : start + _DECODED]
@@ -109,7 +91,7 @@ def _batches(clip, frames, n):
 
 
 def _fit(images, size):
-  from tfds_builders.letterbox import letterbox
+  from lus_jax.media.letterbox import letterbox
 
   fitted = [letterbox(image, size, size) for image in images]
   _, box = fitted[0]
@@ -225,7 +207,7 @@ def _write(out, content, maps, bar):
 
 def _find_pictures(source):
   """The pictures of a folder that are no frames of one clip, by name; none of anything else."""
-  from tfds_builders import media
+  from lus_jax.media import readers as media
 
   folder = pathlib.Path(source).expanduser()
   try:
@@ -275,7 +257,7 @@ def _meaning(trained, view):
 
 
 def _probe(source):
-  from tfds_builders import media
+  from lus_jax.media import readers as media
 
   path = pathlib.Path(source).expanduser()
   try:

@@ -17,9 +17,10 @@ from scipy import ndimage
 
 from lus_jax import palette, predict
 from lus_jax.evaluation import segmentation as evaluation
+from lus_jax.media import letterbox as letterbox_lib
+from lus_jax.media import readers
+from lus_jax.media.letterbox import letterbox
 from lus_jax.training import members, segmentation
-from tfds_builders import media
-from tfds_builders.letterbox import letterbox
 from tfds_builders.lus_folder import manifest
 
 SIZE = 32
@@ -189,15 +190,15 @@ def test_restore_by_hand():
   probability[1:3, :, 0] = [[0, 0, 0.4, 0.4], [0.8, 0.8, 0.4, 0.4]]
   box = (1, 0, 3, 4)
   np.testing.assert_array_equal(
-    predict.restore(probability, box, 2, 4)[..., 0], [[0, 0, 102, 102], [204, 204, 102, 102]]
+    letterbox_lib.restore(probability, box, 2, 4)[..., 0], [[0, 0, 102, 102], [204, 204, 102, 102]]
   )
   # Twice the size: a quarter and three quarters of the way between pixel centres.
-  doubled = predict.restore(probability, box, 4, 8)[..., 0]
+  doubled = letterbox_lib.restore(probability, box, 4, 8)[..., 0]
   np.testing.assert_array_equal(doubled[:, 0], [0, 51, 153, 204])
   np.testing.assert_array_equal(doubled[0], [0, 0, 0, 26, 76, 102, 102, 102])
   # Half the size: a triangle as wide as four pixels, cut off at the edge: weights 3 3 1 of 7.
   probability[..., 0] = np.array([[0], [0], [0.84], [0]])
-  halved = predict.restore(probability, (0, 0, 4, 4), 2, 2)
+  halved = letterbox_lib.restore(probability, (0, 0, 4, 4), 2, 2)
   np.testing.assert_array_equal(halved[..., 0], [[31, 31], [92, 92]])
 
 
@@ -214,14 +215,14 @@ def test_a_folder_of_masks_is_read_as_a_data_set(tmp_path, load):
   (tmp_path / "set" / "labels.csv").write_text("video,frame,masks\nclip.npy,3,000003\n")
   (label,) = manifest.read_folder(tmp_path / "set").labels
   assert set(label.masks) == set(CLASSES)
-  assert media.read_mask(label.masks["pleura"]).shape == (24, 20)
+  assert readers.read_mask(label.masks["pleura"]).shape == (24, 20)
 
 
 def test_a_clip_is_decoded_in_runs_and_compiled_for_once(tmp_path, load, monkeypatch):
   np.save(tmp_path / "clip.npy", clip(20, 30, n=11))
   whole = list(run_frames(tmp_path / "clip.npy", range(11)))
   shapes, decoded = [], []
-  probability, decode = segmentation.Trained.probability, media.read
+  probability, decode = segmentation.Trained.probability, readers.read
 
   def traced(self, weights, member, image, where):
     shapes.append(image.shape)
@@ -232,7 +233,7 @@ def test_a_clip_is_decoded_in_runs_and_compiled_for_once(tmp_path, load, monkeyp
     return decode(media, frames)
 
   monkeypatch.setattr(segmentation.Trained, "probability", traced)
-  monkeypatch.setattr(media, "read", counted)
+  monkeypatch.setattr(readers, "read", counted)
   monkeypatch.setattr(predict, "_DECODED", 8)
   parts = list(run_frames(tmp_path / "clip.npy", range(11)))
   assert shapes == [(4, SIZE, SIZE, 1)]
@@ -246,7 +247,7 @@ def test_a_clip_is_decoded_in_runs_and_compiled_for_once(tmp_path, load, monkeyp
 def run_frames(path, frames):
   trained = segmentation.load("run")
   chosen = [trained.thresholds.index(threshold) for threshold in (0.6, 0.0)]
-  return predict.predict(trained.only(chosen), media.probe(path), frames=list(frames))
+  return predict.predict(trained.only(chosen), readers.probe(path), frames=list(frames))
 
 
 def contents(folder):
@@ -413,7 +414,7 @@ def test_levels_are_nested_and_calibrations_applied_in_the_files(tmp_path, mixed
   raw = np.clip(np.asarray(raw, np.float64)[0], 1e-9, 1 - 1e-9)
   expected = 1 / (1 + np.exp(-np.log(raw / (1 - raw)) / 3))
   assert np.abs(expected - raw)[where[0, ..., 0]].max() > 0.05
-  expected = predict.restore(expected.astype(np.float32), box, 50, 24)
+  expected = letterbox_lib.restore(expected.astype(np.float32), box, 50, 24)
   assert np.abs(read_member(out, "soft", 0).astype(int) - expected).max() <= 1
 
 

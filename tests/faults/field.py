@@ -42,7 +42,7 @@ def _by_video(directory, **kwargs):
 
 
 def _read(path):
-  from tfds_builders import media
+  from lus_jax.media import readers as media
 
   return media.read(media.probe(path))
 
@@ -60,7 +60,7 @@ def _meets(example, least=40):
 
 def rotated_90(out):
   for name, shape, size in (("square", (96, 96), 96), ("oblong", (128, 96), 128)):
-    from tfds_builders import media
+    from lus_jax.media import readers as media
 
     header = media.probe(out / name / "videos" / "v0.mp4")
     _expect((header.height, header.width) == shape, f"{name}: {header.height} x {header.width}")

@@ -94,7 +94,7 @@ def _plausible_frames(frames, shape=None):
 
 def _read_media(name):
   def read(folder, _):
-    from tfds_builders import media
+    from lus_jax.media import readers as media
 
     found = media.probe(folder / name)
     shape = found.n_frames, found.height, found.width
@@ -126,7 +126,7 @@ def _media(name):
 
 
 def _read_mask(folder, _):
-  from tfds_builders import media
+  from lus_jax.media import readers as media
 
   mask = media.read_mask(folder / "m.png")
   if mask.ndim != 2 or not np.isfinite(mask).all() or mask.min() < 0 or mask.max() > 1:

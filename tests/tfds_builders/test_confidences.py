@@ -7,8 +7,9 @@ from absl import logging
 from PIL import Image
 from scipy import ndimage
 
+from lus_jax import notices
 from lus_jax.errors import UserError
-from tfds_builders import confidences, media, notices
+from lus_jax.media import confidences, readers
 from tfds_builders.mask_check import MaskCheck
 
 
@@ -188,7 +189,7 @@ SOFT = {
 def test_jpeg_noise_snaps_to_the_true_mask(tmp_path, warnings_seen, shape, quality, name):
   path, true = tmp_path / name, np.where(SHAPES[shape], 255, 0).astype(np.uint8)
   Image.fromarray(true).save(path, "JPEG", quality=quality)
-  np.testing.assert_array_equal(media.read_mask(path), SHAPES[shape])
+  np.testing.assert_array_equal(readers.read_mask(path), SHAPES[shape])
   assert all("m." in text and "JPEG" in text for text in warnings_seen)
   assert warnings_seen or (as_jpeg(true, quality) == true).all()
 
@@ -199,7 +200,7 @@ def test_a_png_that_was_a_jpeg_snaps_too(tmp_path, warnings_seen, shape, quality
   path = tmp_path / "m.png"
   noisy = as_jpeg(np.where(SHAPES[shape], 255, 0).astype(np.uint8), quality)
   Image.fromarray(noisy[3:, 5:]).save(path)  # cropped: its blocks begin anywhere
-  np.testing.assert_array_equal(media.read_mask(path), SHAPES[shape][3:, 5:])
+  np.testing.assert_array_equal(readers.read_mask(path), SHAPES[shape][3:, 5:])
   assert "m.png" in warnings_seen[0] and "JPEG" in warnings_seen[0]
 
 
@@ -235,7 +236,7 @@ def test_a_scale_of_12_bits_leaves_jpegs_of_8_alone(tmp_path, warnings_seen):
   path = tmp_path / "m.jpg"
   Image.fromarray(np.where(SHAPES["ellipse"], 255, 0).astype(np.uint8)).save(path, quality=64)
   for maximum in (None, 255, 4095, 65535):
-    np.testing.assert_array_equal(media.read_mask(path, maximum=maximum), SHAPES["ellipse"])
+    np.testing.assert_array_equal(readers.read_mask(path, maximum=maximum), SHAPES["ellipse"])
 
 
 def test_alike_files_are_one_warning_with_the_first_and_their_number(tmp_path, warnings_seen):
@@ -244,7 +245,7 @@ def test_alike_files_are_one_warning_with_the_first_and_their_number(tmp_path, w
     for i in range(12):
       Image.fromarray(mask).save(tmp_path / f"{i}.jpg", quality=64)
       with notices.collected():  # the outermost counts
-        media.read_mask(tmp_path / f"{i}.jpg")
+        readers.read_mask(tmp_path / f"{i}.jpg")
     assert not warnings_seen
     notices.warn("%s: once.", "a")
   first, once = warnings_seen
@@ -263,13 +264,13 @@ def test_true_soft_masks_are_not_touched(tmp_path, warnings_seen, shape):
   true = np.rint(255 * SOFT[shape]).astype(np.uint8)
   path = tmp_path / "m.png"
   Image.fromarray(true).save(path)
-  np.testing.assert_array_equal(np.rint(255 * media.read_mask(path)), true)
+  np.testing.assert_array_equal(np.rint(255 * readers.read_mask(path)), true)
   assert not warnings_seen
   for quality in (60, 75, 95):
     warnings_seen.clear()
     path = tmp_path / "m.jpg"
     Image.fromarray(true).save(path, quality=quality)
-    np.testing.assert_array_equal(np.rint(255 * media.read_mask(path)), as_jpeg(true, quality))
+    np.testing.assert_array_equal(np.rint(255 * readers.read_mask(path)), as_jpeg(true, quality))
     assert "JPEG changes the values of masks" in warnings_seen[0]
 
 
@@ -280,22 +281,22 @@ def test_masks_of_equal_channels(tmp_path):
   mask = np.where(SHAPES["ellipse"], 255, 0).astype(np.uint8)
   rgb = np.stack([mask] * 3, -1)
   Image.fromarray(rgb).save(tmp_path / "m.bmp")
-  np.testing.assert_array_equal(media.read_mask(tmp_path / "m.bmp"), SHAPES["ellipse"])
+  np.testing.assert_array_equal(readers.read_mask(tmp_path / "m.bmp"), SHAPES["ellipse"])
   Image.fromarray(rgb).save(tmp_path / "m.jpg")
-  np.testing.assert_array_equal(media.read_mask(tmp_path / "m.jpg"), SHAPES["ellipse"])
-  assert media.mask_size(tmp_path / "m.jpg") == (128, 160)
+  np.testing.assert_array_equal(readers.read_mask(tmp_path / "m.jpg"), SHAPES["ellipse"])
+  assert readers.mask_size(tmp_path / "m.jpg") == (128, 160)
   Image.fromarray(rgb).save(tmp_path / "m.png")
-  for read in (media.read_mask, media.mask_size, media.read_indices):
+  for read in (readers.read_mask, readers.mask_size, readers.read_indices):
     with pytest.raises(UserError, match="m.png has pixels of type RGB"):
       read(tmp_path / "m.png")
-  drawn, n_between = media.read_binary_mask(tmp_path / "m.png")
+  drawn, n_between = readers.read_binary_mask(tmp_path / "m.png")
   np.testing.assert_array_equal(drawn, SHAPES["ellipse"])
   assert n_between == 0
   rgb[..., 0] = 0
   for name in ("m.png", "m.bmp"):
     Image.fromarray(rgb).save(tmp_path / name)
     with pytest.raises(UserError, match=f"{name} has colours"):
-      media.read_binary_mask(tmp_path / name)
+      readers.read_binary_mask(tmp_path / name)
 
 
 def test_a_binary_mask_is_never_emptied(tmp_path):
@@ -303,15 +304,15 @@ def test_a_binary_mask_is_never_emptied(tmp_path):
   for dtype, value in ((np.uint8, 1), (np.uint8, 100), (np.uint16, 255)):
     Image.fromarray((drawn * value).astype(dtype)).save(path)
     with pytest.raises(UserError, match=r"m.png: its largest value is .* nothing would be left"):
-      media.read_binary_mask(path)
+      readers.read_binary_mask(path)
   Image.fromarray(drawn.astype(np.uint8)).save(path)
-  np.testing.assert_array_equal(media.read_binary_mask(path, maximum=1)[0], drawn)
+  np.testing.assert_array_equal(readers.read_binary_mask(path, maximum=1)[0], drawn)
   Image.fromarray((drawn * np.where(x > 80, 255, 100)).astype(np.uint8)).save(path)
-  mask, n_between = media.read_binary_mask(path)
+  mask, n_between = readers.read_binary_mask(path)
   np.testing.assert_array_equal(mask, drawn & (x > 80))
   assert n_between == (drawn & (x <= 80)).sum()
   Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
-  assert not media.read_binary_mask(path)[0].any()
+  assert not readers.read_binary_mask(path)[0].any()
 
 
 def test_indices_of_tiff_and_bmp_but_not_of_jpeg(tmp_path):
@@ -319,7 +320,7 @@ def test_indices_of_tiff_and_bmp_but_not_of_jpeg(tmp_path):
   for name in ("m.png", "m.tif", "m.bmp"):
     for image in (Image.fromarray(indices), Image.fromarray(indices).convert("P")):
       image.save(tmp_path / name)
-      np.testing.assert_array_equal(media.read_indices(tmp_path / name), indices)
+      np.testing.assert_array_equal(readers.read_indices(tmp_path / name), indices)
   Image.fromarray(indices).save(tmp_path / "m.jpg")
   with pytest.raises(UserError, match="m.jpg is a JPEG, which changes label indices"):
-    media.read_indices(tmp_path / "m.jpg")
+    readers.read_indices(tmp_path / "m.jpg")

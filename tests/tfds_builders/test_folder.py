@@ -13,7 +13,8 @@ from PIL import Image
 
 from lus_jax.data import augment, datasets, pipeline
 from lus_jax.errors import UserError
-from tfds_builders import media, tables
+from lus_jax.media import readers
+from tfds_builders import tables
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
 HEIGHT, WIDTH = 24, 32
@@ -222,8 +223,10 @@ def test_annotators_of_one_frame_are_examples_of_their_own(folder, tmp_path):
 
 def test_each_video_is_decoded_once(folder, tmp_path, monkeypatch):
   folder.labels += [["b.avi", str(frame), "", "a.npy"] for frame in range(4)]
-  config, reads, real = folder.config(), [], media.read
-  monkeypatch.setattr(media, "read", lambda m, frames: reads.append(m.path.name) or real(m, frames))
+  config, reads, real = folder.config(), [], readers.read
+  monkeypatch.setattr(
+    readers, "read", lambda m, frames: reads.append(m.path.name) or real(m, frames)
+  )
   builder = build(config, tmp_path / "data")
   assert sorted(reads) == sorted(folder.videos)
   for example in builder.as_data_source("train"):
@@ -604,7 +607,7 @@ def test_masks_of_other_formats_are_read_and_nothing_is_dropped_uncounted(folder
   path.unlink()
   Image.fromarray(mask).save(path.with_suffix(".TIF"), "TIFF")
   (label, *_) = folder.config().folder.labels
-  np.testing.assert_array_equal(media.read_mask(label.masks["pleura"]), mask / 255)
+  np.testing.assert_array_equal(readers.read_mask(label.masks["pleura"]), mask / 255)
   Image.fromarray(mask).save(path.with_suffix(".bmp"))
   check_refused(folder, "labels.csv row 2", "pleura.bmp and pleura.TIF are the same mask")
   path.with_suffix(".bmp").rename(path.with_name("pleura.npz"))
@@ -637,7 +640,7 @@ def test_arrays_whose_frames_are_last(folder, warnings_seen):
   np.save(folder.path / "videos" / "a.npy", np.moveaxis(frames, 0, -1))
   folder.dataset["npy_axes"] = "hwn"
   clip = folder.config("videos").folder.videos[0].media
-  np.testing.assert_array_equal(media.read(clip), frames)
+  np.testing.assert_array_equal(readers.read(clip), frames)
   folder.dataset["npy_axes"] = "whn"
   check_refused(folder, "dataset.json: 'npy_axes' is 'whn'; write 'nhw' or 'hwn'")
 
@@ -768,7 +771,7 @@ def test_frame_numbers_of_videos_with_b_frames(tmp_path):
     pixels="yuv420p",
     options={"crf": "4", "bf": "3", "g": "12"},
   )
-  read_back = media.read(media.probe(tmp_path / "a.mp4"), [39, 0, 13, 14])
+  read_back = readers.read(readers.probe(tmp_path / "a.mp4"), [39, 0, 13, 14])
   assert np.abs(read_back[:, 9, 9].astype(int) - [215, 20, 85, 90]).max() <= 2
 
 
@@ -783,11 +786,11 @@ def noise():
 def test_mp4_is_read(tmp_path, noise):
   smooth = np.stack([np.full((48, 64), 20 * i, np.uint8) for i in range(12)])
   write_h264(tmp_path / "a.mp4", smooth)
-  header = media.probe(tmp_path / "a.mp4")
+  header = readers.probe(tmp_path / "a.mp4")
   assert (header.n_frames, header.height, header.width) == (12, 48, 64)
   assert header.frames_per_second == 25
-  np.testing.assert_allclose(media.read(header).astype(int), smooth, atol=2)
-  np.testing.assert_array_equal(media.read(header, [7, 2]), media.read(header)[[7, 2]])
+  np.testing.assert_allclose(readers.read(header).astype(int), smooth, atol=2)
+  np.testing.assert_array_equal(readers.read(header, [7, 2]), readers.read(header)[[7, 2]])
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.4, 0.02, 0])
@@ -810,7 +813,7 @@ def test_mp4_cut_at_a_frame(tmp_path, noise):
   for end, part in ((positions[9], "9 of 12"), (positions[11] + 20, "11 of 12")):
     path.write_bytes(whole[:end])
     with pytest.raises(UserError, match=rf"a.mp4 is truncated: {part} frames"):
-      media.probe(path)
+      readers.probe(path)
 
 
 def test_mp4_cut_before_its_index(tmp_path, noise):
@@ -818,7 +821,7 @@ def test_mp4_cut_before_its_index(tmp_path, noise):
   whole = (tmp_path / "a.mp4").read_bytes()
   (tmp_path / "a.mp4").write_bytes(whole[: len(whole) // 2])
   with pytest.raises(UserError, match=r"a.mp4 is damaged"):
-    media.probe(tmp_path / "a.mp4")
+    readers.probe(tmp_path / "a.mp4")
 
 
 def test_damage_inside_a_video_leaves_nothing_behind(folder, noise):
@@ -842,7 +845,7 @@ def test_stills_of_other_pixel_types(tmp_path):
   Image.fromarray(deep).save(tmp_path / "deep.png")
   grey = np.arange(0, 256, dtype=np.uint8).reshape(16, 16)
   Image.fromarray(grey).convert("RGB").save(tmp_path / "colour.png")
-  read = {p.stem: media.read(media.probe(p))[0] for p in tmp_path.iterdir()}
+  read = {p.stem: readers.read(readers.probe(p))[0] for p in tmp_path.iterdir()}
   np.testing.assert_array_equal(read["deep"], np.rint(deep / 257))
   np.testing.assert_array_equal(read["colour"], grey)
 
@@ -876,23 +879,23 @@ def test_bad_stills_and_arrays(tmp_path):
     "gone.mp4": "does not exist",
   }.items():
     with pytest.raises(UserError, match=part):
-      media.probe(tmp_path / name)
+      readers.probe(tmp_path / name)
   Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)).save(
     tmp_path / "cut.png"
   )
   (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
   with pytest.raises(UserError, match=r"cut.png is damaged"):
-    media.read(media.probe(tmp_path / "cut.png"))
+    readers.read(readers.probe(tmp_path / "cut.png"))
 
 
 @pytest.mark.real_data
 def test_real_videos_are_whole(real_data):
   paths = sorted((real_data / "covid_blues" / "lus_videos").glob("*.mp4"))
-  headers = [media.probe(path) for path in paths]
+  headers = [readers.probe(path) for path in paths]
   assert len(headers) == 109
   shortest = min(headers, key=lambda header: header.n_frames)
   assert (shortest.path.stem, shortest.n_frames) == ("patient_5_R3", 7)
-  assert media.read(shortest).shape == (7, 350, 350)
+  assert readers.read(shortest).shape == (7, 350, 350)
 
 
 # What was probably meant.

@@ -7,7 +7,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from tfds_builders import media
+from lus_jax.media import readers
 from tfds_builders.lus_folder import importers, manifest
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
@@ -81,7 +81,7 @@ def test_palette(palette, capsys):
     original = path / "images" / f"{stem}.png"
     assert label.video.media.path.read_bytes() == original.read_bytes()
     for i, c in enumerate(folder.classes, start=1):
-      np.testing.assert_array_equal(media.read_mask(label.masks[c]), indices[stem] == i)
+      np.testing.assert_array_equal(readers.read_mask(label.masks[c]), indices[stem] == i)
 
 
 def test_palette_with_patients_in_the_names(palette, capsys):
@@ -123,9 +123,9 @@ def test_palette_index_that_does_not_count(palette, capsys):
   assert run_palette(path, "--ignore=255") == 0
   labels = {label.video.patient: label for label in manifest.read_folder(path / "out").labels}
   assert [name for name, label in labels.items() if label.ignore] == ["bert_2"]
-  np.testing.assert_array_equal(media.read_mask(labels["bert_2"].ignore), ignored)
+  np.testing.assert_array_equal(readers.read_mask(labels["bert_2"].ignore), ignored)
   for i, c in enumerate(("nerve", "vessel"), start=1):
-    mask = media.read_mask(labels["bert_2"].masks[c])
+    mask = readers.read_mask(labels["bert_2"].masks[c])
     np.testing.assert_array_equal(mask, (indices["bert_2"] == i) & ~ignored)
 
 
@@ -157,7 +157,7 @@ def test_black_and_white_masks_of_one_class(palette, capsys):
   assert run_palette(path, classes="nerve") == 0
   assert "Masks hold 0 and 255: 255 is taken to be nerve." in capsys.readouterr().out
   for label in manifest.read_folder(path / "out").labels:
-    mask = media.read_mask(label.masks["nerve"])
+    mask = readers.read_mask(label.masks["nerve"])
     np.testing.assert_array_equal(mask, indices[label.video.patient] == 1)
   shutil.rmtree(path / "out")
   # The one that holds 1 may hold a class, or be nearly black.
@@ -242,14 +242,14 @@ def test_polygons(polygons, capsys, monkeypatch):
   assert (folder.classes, folder.thin) == (("area", "line"), ("line",))
   ((video,), labels) = folder.videos, folder.labels
   assert (video.name, video.patient) == ("frames", "anna")
-  assert media.read(video.media)[:, 0, 0].tolist() == [8, 9, 10, 11]
+  assert readers.read(video.media)[:, 0, 0].tolist() == [8, 9, 10, 11]
   assert [label.frame for label in labels] == [0, 2, 3]
   assert [set(label.masks) for label in labels] == [{"area"}, {"line"}, set()]
   expected = np.zeros(SHAPE)
   expected[15:, 25:] = 1
-  np.testing.assert_array_equal(media.read_mask(labels[0].masks["area"]), expected)
+  np.testing.assert_array_equal(readers.read_mask(labels[0].masks["area"]), expected)
   expected[3:8, 2:10] = 1
-  np.testing.assert_array_equal(media.read_mask(labels[1].masks["line"]), expected)
+  np.testing.assert_array_equal(readers.read_mask(labels[1].masks["line"]), expected)
 
 
 @pytest.mark.parametrize(
@@ -358,6 +358,6 @@ def test_real_polygons(real_data, tmp_path):
   for label in labels:
     with Image.open(source / "frames" / f"{label.frame:03}.png") as frame:
       pixels = np.asarray(frame)
-    np.testing.assert_array_equal(media.read(label.video.media, [label.frame])[0], pixels)
+    np.testing.assert_array_equal(readers.read(label.video.media, [label.frame])[0], pixels)
     if "pleural_line" in label.masks:
-      assert pixels[media.read_mask(label.masks["pleural_line"]) > 0].mean() > 1.5 * pixels.mean()
+      assert pixels[readers.read_mask(label.masks["pleural_line"]) > 0].mean() > 1.5 * pixels.mean()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tfds_builders.letterbox import letterbox
+from lus_jax.media.letterbox import letterbox
 
 
 @pytest.mark.parametrize(

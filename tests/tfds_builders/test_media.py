@@ -14,7 +14,7 @@ from av.video.frame import PictureType
 from PIL import GifImagePlugin, Image, PngImagePlugin
 
 from lus_jax.errors import UserError
-from tfds_builders import limits, media, nifti, stills
+from lus_jax.media import limits, nifti, readers, stills
 
 EXIF_ORIENTATION = 0x0112
 # What each EXIF orientation makes of a stored picture, in the words of its standard.
@@ -51,7 +51,7 @@ def exif(orientation):
 
 def refused(path, *parts, read=None):
   with pytest.raises(UserError) as error:
-    (read or (lambda p: media.read(media.probe(p))))(path)
+    (read or (lambda p: readers.read(readers.probe(p))))(path)
   message = str(error.value)
   assert "\n" not in message and path.name in message
   for part in parts:
@@ -105,22 +105,22 @@ def test_a_clip_is_turned_as_players_show_it(tmp_path, matrix, orientation):
   frames = np.stack([picture(), picture()[::-1]])
   write_video(path, frames, options={"crf": "4"})
   set_matrix(path, *matrix)
-  found = media.probe(path)
+  found = readers.probe(path)
   expected = np.stack([SHOWN[orientation](frame) for frame in frames])
   assert (found.height, found.width, found.orientation) == (*expected.shape[1:], orientation)
-  assert abs(media.read(found).astype(int) - expected).max() <= 4
+  assert abs(readers.read(found).astype(int) - expected).max() <= 4
 
 
 def test_masks_meet_a_turned_clip_as_it_is_shown(tmp_path):
   path, mask = tmp_path / "a.mp4", tmp_path / "m.png"
   write_video(path, picture()[None])
   set_matrix(path, 0, 1, -1, 0)
-  found = media.probe(path)
-  media.check_mask_size(mask, (40, 24), found)
+  found = readers.probe(path)
+  readers.check_mask_size(mask, (40, 24), found)
   with pytest.raises(UserError, match=r"m.png is 40 x 24 .* a.mp4 is turned by 90 degrees"):
-    media.check_mask_size(mask, (24, 40), found)
+    readers.check_mask_size(mask, (24, 40), found)
   with pytest.raises(UserError, match=r"m.png is 9 x 9 and its frame 24 x 40 pixels; save the"):
-    media.check_mask_size(mask, (9, 9), found)
+    readers.check_mask_size(mask, (9, 9), found)
 
 
 def test_a_clip_turned_by_any_other_angle_is_refused(tmp_path):
@@ -163,14 +163,14 @@ def clip(n=8):
 def test_empty_frames_of_an_avi_repeat_the_one_before(tmp_path):
   path = tmp_path / "a.avi"
   write_video(path, clip(), "rawvideo", "bgr24")
-  whole = media.probe(path)
+  whole = readers.probe(path)
   assert whole.slots == ()
   empty_frames(path, {3, 4, 6, 7})
-  found = media.probe(path)
+  found = readers.probe(path)
   assert found.n_frames == 8
   expected = clip()[[0, 1, 2, 2, 2, 5, 5, 5]]
-  np.testing.assert_array_equal(media.read(found), expected)
-  np.testing.assert_array_equal(media.read(found, [7, 3]), expected[[7, 3]])
+  np.testing.assert_array_equal(readers.read(found), expected)
+  np.testing.assert_array_equal(readers.read(found, [7, 3]), expected[[7, 3]])
 
 
 def test_an_avi_that_lacks_frames_is_truncated(tmp_path):
@@ -212,7 +212,7 @@ def test_a_title_that_is_no_utf_8_is_no_damage(tmp_path, name):
     container.mux(stream.encode())
   assert b"Mueller" in path.read_bytes()
   path.write_bytes(path.read_bytes().replace(b"Mueller", b"M\xfcller\0"))
-  assert len(media.read(media.probe(path))) == 1
+  assert len(readers.read(readers.probe(path))) == 1
 
 
 def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
@@ -220,7 +220,7 @@ def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
   write_video(tmp_path / "p1.mp4", clip())
   (tmp_path / "p1.mp4").rename(tmp_path / "p1:v.mp4")
   monkeypatch.chdir(tmp_path)
-  assert media.probe(media.pathlib.Path("p1:v.mp4")).n_frames == 8
+  assert readers.probe(readers.pathlib.Path("p1:v.mp4")).n_frames == 8
 
 
 # What was right stays right.
@@ -240,7 +240,7 @@ def test_mjpeg_that_changes_its_subsampling(tmp_path):
     for packet in [*packets[0][:1], *packets[1][1:]]:
       packet.stream = stream
       mixed.mux(packet)
-  read = media.read(media.probe(tmp_path / "mixed.avi"))
+  read = readers.read(readers.probe(tmp_path / "mixed.avi"))
   assert abs(read.astype(int) - frames).mean() < 1
 
 
@@ -257,7 +257,7 @@ def test_mjpeg_that_changes_its_subsampling(tmp_path):
 def test_video_range(tmp_path, name, codec, pixels, full, options):
   ramp = np.tile(np.arange(256, dtype=np.uint8), (2, 64, 1))
   write_video(tmp_path / name, ramp, codec, pixels, options, full=full)
-  read = media.read(media.probe(tmp_path / name))
+  read = readers.read(readers.probe(tmp_path / name))
   assert abs(read.astype(int) - ramp).max() <= (2 if name == "ten.mp4" else 1)
 
 
@@ -267,7 +267,7 @@ def test_uneven_times_and_b_frames(tmp_path):
   write_video(path, frames, options=options, times=[*range(5), 9, *range(20, 26)])
   with av.open(path) as container:
     assert any(frame.pict_type == PictureType.B for frame in container.decode(video=0))
-  read = media.read(media.probe(path))
+  read = readers.read(readers.probe(path))
   assert len(read) == 12
   distance = abs(read[:, None].astype(int) - frames[None]).mean(axis=(2, 3))
   np.testing.assert_array_equal(distance.argmin(axis=1), np.arange(12))
@@ -295,13 +295,13 @@ def test_kinds_of_png(tmp_path, kind, expected):
   else:
     image = image.convert(kind)
   image.save(path)
-  np.testing.assert_array_equal(media.read(media.probe(path))[0], expected(pixels))
+  np.testing.assert_array_equal(readers.read(readers.probe(path))[0], expected(pixels))
 
 
 def test_colours_become_their_luma(tmp_path):
   path = tmp_path / "a.bmp"
   Image.fromarray(np.uint8([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]])).save(path)
-  assert media.read(media.probe(path)).tolist() == [[[76, 150, 29]]]
+  assert readers.read(readers.probe(path)).tolist() == [[[76, 150, 29]]]
 
 
 # Stills.
@@ -314,13 +314,13 @@ def test_a_picture_is_turned_as_viewers_show_it(tmp_path, name, orientation):
   options = {"a.JPG": {"quality": 100}, "lzw.tiff": {"compression": "tiff_lzw"}}.get(name, {})
   Image.fromarray(stored).save(path, exif=exif(orientation), **options)
   expected = SHOWN[orientation](stored)
-  found = media.probe(path)
+  found = readers.probe(path)
   assert (found.height, found.width, found.orientation) == (*expected.shape, orientation)
   # JPEG keeps flat tiles to a grey level.
   atol = 1 if name == "a.JPG" else 0
-  np.testing.assert_allclose(media.read(found)[0].astype(int), expected, atol=atol)
-  assert media.mask_size(path) == expected.shape
-  mask = 255 * media.read_mask(path)
+  np.testing.assert_allclose(readers.read(found)[0].astype(int), expected, atol=atol)
+  assert readers.mask_size(path) == expected.shape
+  mask = 255 * readers.read_mask(path)
   np.testing.assert_allclose(mask, expected, atol=1 if atol else 1e-4)
 
 
@@ -333,17 +333,17 @@ def test_an_orientation_behind_the_pixels_of_a_png(tmp_path, orientation):
   data = path.read_bytes()
   path.write_bytes(data[:-12] + late + data[-12:])
   expected = SHOWN[orientation](stored)
-  found = media.probe(path)
+  found = readers.probe(path)
   assert (found.height, found.width) == expected.shape
-  np.testing.assert_array_equal(media.read(found)[0], expected)
+  np.testing.assert_array_equal(readers.read(found)[0], expected)
 
 
 def test_the_header_of_a_png_is_enough_for_its_size(tmp_path, monkeypatch):
   path = tmp_path / "a.png"
   Image.fromarray(picture()).save(path)
   monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
-  assert media.mask_size(path) == (24, 40)
-  assert media.probe(path).width == 40
+  assert readers.mask_size(path) == (24, 40)
+  assert readers.probe(path).width == 40
 
 
 def test_only_named_formats_are_opened(tmp_path):
@@ -354,7 +354,7 @@ def test_only_named_formats_are_opened(tmp_path):
   refused(path, "is damaged or not what its name says")
   # A wrong suffix of a format that is read is no harm.
   Image.fromarray(picture()).save(path, "BMP")
-  np.testing.assert_array_equal(media.read(media.probe(path))[0], picture())
+  np.testing.assert_array_equal(readers.read(readers.probe(path))[0], picture())
   path = tmp_path / "a.webp"
   Image.fromarray(picture()).save(path)
   refused(path, "of no known format; bring mp4, avi, gif, npy, png, jpg, jpeg, tif, tiff, bmp or a")
@@ -366,15 +366,15 @@ def test_stacks_of_pictures_are_refused(tmp_path, name):
   pages = [Image.fromarray(frame) for frame in clip(3)]
   pages[0].save(path, save_all=True, append_images=pages[1:])
   refused(path, "holds 3 pictures; save one a file")
-  refused(path, "holds 3 pictures", read=media.mask_size)
+  refused(path, "holds 3 pictures", read=readers.mask_size)
 
 
 def test_previews_in_a_jpeg_are_no_stack(tmp_path):
   path, pages = tmp_path / "a.jpg", [Image.fromarray(picture()), Image.fromarray(picture()[::-1])]
   pages[0].save(path, "MPO", save_all=True, append_images=pages[1:])
-  assert media.probe(path).n_frames == 1
-  assert abs(media.read(media.probe(path))[0].astype(int) - picture()).max() <= 8
-  refused(path, "is a JPEG", read=media.read_indices)
+  assert readers.probe(path).n_frames == 1
+  assert abs(readers.read(readers.probe(path))[0].astype(int) - picture()).max() <= 8
+  refused(path, "is a JPEG", read=readers.read_indices)
 
 
 def test_a_wrong_checksum_of_a_png_is_seen(tmp_path):
@@ -383,7 +383,7 @@ def test_a_wrong_checksum_of_a_png_is_seen(tmp_path):
   data = bytearray(data.getvalue())
   data[data.find(b"IDAT") + 100] ^= 4
   path.write_bytes(data)
-  for read in (None, media.read_mask, media.read_indices):
+  for read in (None, readers.read_mask, readers.read_indices):
     refused(path, "is damaged", read=read)
 
 
@@ -415,9 +415,9 @@ def test_absurd_sizes_are_refused_in_one_line(tmp_path, name, data):
 def test_more_frames_than_memory_are_refused(tmp_path, monkeypatch):
   path = tmp_path / "a.npy"
   np.save(path, clip())
-  monkeypatch.setattr(media.limits, "MAX_TOTAL", 3 * 24 * 40)
+  monkeypatch.setattr(readers.limits, "MAX_TOTAL", 3 * 24 * 40)
   refused(path, "cut it into parts")
-  assert len(media.read(media.probe(path), [0, 1, 2])) == 3
+  assert len(readers.read(readers.probe(path), [0, 1, 2])) == 3
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.gif", "a.npy", "a.mp4", "a.avi", "a.jpg", "a.tif"])
@@ -431,28 +431,28 @@ def test_what_is_no_file_is_refused(tmp_path, name):
   path.unlink()
   os.mkfifo(path)
   refused(path, "is no ordinary file, but a pipe or device")
-  if path.suffix in media.PICTURES:
-    refused(path, "pipe", read=media.mask_size)
+  if path.suffix in readers.PICTURES:
+    refused(path, "pipe", read=readers.mask_size)
     path.unlink()
     path.mkdir()
-    refused(path, "is a folder, not a file", read=media.read_mask)
+    refused(path, "is a folder, not a file", read=readers.read_mask)
   refused(path.with_name("x" * 300 + ".png"), "cannot be read")
 
 
 def test_16_bit_pictures_with_a_scale_of_their_own(tmp_path, warnings_seen):
   path, values = tmp_path / "a.png", picture().astype(np.uint16) * 16
   Image.fromarray(values).save(path)
-  assert media.read(media.probe(path)).max() == round(values.max() / 257)
+  assert readers.read(readers.probe(path)).max() == round(values.max() / 257)
   assert "a.png: the largest of its 16-bit values is 3200 of 65535" in warnings_seen[0]
   # One line a video, and none if a single frame shows that its scale is right.
   folder = tmp_path / "v"
   folder.mkdir()
   for i, scale in enumerate((16, 0, 257)):
     Image.fromarray(picture().astype(np.uint16) * scale).save(folder / f"{i}.png")
-  found = media.probe(folder)
-  media.read(found)
+  found = readers.probe(folder)
+  readers.read(found)
   assert len(warnings_seen) == 1
-  media.read(found, [0, 1])
+  readers.read(found, [0, 1])
   assert len(warnings_seen) == 2
 
 
@@ -479,8 +479,8 @@ def test_kinds_of_16_bit_tiff(tmp_path, options):
   full = 4095 if options.get("bits") == 12 else 65535
   values = np.rint(shown / 255 * full).astype(np.uint16)
   write_tiff(path, full - values if options.get("white_is_zero") else values, **options)
-  np.testing.assert_array_equal(media.read(media.probe(path))[0], shown)
-  np.testing.assert_allclose(media.read_mask(path), shown / 255, atol=2e-4)
+  np.testing.assert_array_equal(readers.read(readers.probe(path))[0], shown)
+  np.testing.assert_allclose(readers.read_mask(path), shown / 255, atol=2e-4)
 
 
 def test_tiff_of_32_bits_is_no_picture(tmp_path):
@@ -501,13 +501,13 @@ def test_a_gif_is_read_in_one_pass(tmp_path, monkeypatch):
   path = tmp_path / "a.gif"
   frames = np.stack([np.roll(picture() // 16, i, 1) for i in range(30)])
   write_gif(path, frames)
-  found, loads = media.probe(path), []
+  found, loads = readers.probe(path), []
   kind = GifImagePlugin.GifImageFile
   real = kind.load_end
   monkeypatch.setattr(kind, "load_end", lambda self: loads.append(1) or real(self))
-  np.testing.assert_array_equal(media.read(found), frames)
+  np.testing.assert_array_equal(readers.read(found), frames)
   assert len(loads) <= 31
-  np.testing.assert_array_equal(media.read(found, [20, 3, 20]), frames[[20, 3, 20]])
+  np.testing.assert_array_equal(readers.read(found, [20, 3, 20]), frames[[20, 3, 20]])
 
 
 def test_a_later_frame_of_an_absurd_size(tmp_path):
@@ -523,9 +523,9 @@ def test_a_later_frame_of_an_absurd_size(tmp_path):
 def test_a_gif_cut_between_frames_is_warned_of(tmp_path, warnings_seen):
   path = tmp_path / "a.gif"
   write_gif(path, np.stack([picture() // 16, picture()[::-1] // 16]))
-  assert media.probe(path).n_frames == 2 and not warnings_seen
+  assert readers.probe(path).n_frames == 2 and not warnings_seen
   path.write_bytes(path.read_bytes()[:-1])
-  media.probe(path)
+  readers.probe(path)
   assert "a.gif does not end as a GIF does" in warnings_seen[0]
 
 
@@ -553,10 +553,10 @@ def test_numbers_of_files(tmp_path, names, numbers):
   save_all(tmp_path / "v", *names)
   (tmp_path / "v" / ".000.png").write_bytes(b"hidden")
   (tmp_path / "v" / "notes.txt").write_text("no picture")
-  found = media.probe(tmp_path / "v")
+  found = readers.probe(tmp_path / "v")
   assert found.numbers == numbers
   assert [path.name for path in found.files] == list(names)
-  first = media.read(found)[:, 0, 0].astype(int)
+  first = readers.read(found)[:, 0, 0].astype(int)
   expected = picture()[0, 0] // 2 + np.arange(len(names))
   assert abs(first - expected).max() <= names[0].endswith("jpg")
 
@@ -573,13 +573,13 @@ def test_numbers_of_files(tmp_path, names, numbers):
 def test_folders_that_are_no_video(tmp_path, names, part):
   save_all(tmp_path / "v", *names)
   with pytest.raises(UserError, match=part):
-    media.probe(tmp_path / "v")
+    readers.probe(tmp_path / "v")
   (tmp_path / "empty").mkdir()
   refused(tmp_path / "empty", "holds no PNG, JPEG, TIFF or BMP file")
   (tmp_path / "empty" / "0.png").mkdir()
   refused(tmp_path / "empty" / "0.png", "holds no PNG")
   with pytest.raises(UserError, match="0.png is a folder, not a file"):
-    media.probe(tmp_path / "empty")
+    readers.probe(tmp_path / "empty")
 
 
 # Arrays.
@@ -633,9 +633,9 @@ def test_malformed_npy(tmp_path, data):
 def test_sound_npy(tmp_path, version):
   path = tmp_path / "a.npy"
   path.write_bytes(npy(described("(1, 8, 8)"), bytes(range(64)), version))
-  assert media.read(media.probe(path)).ravel().tolist() == list(range(64))
+  assert readers.read(readers.probe(path)).ravel().tolist() == list(range(64))
   path.write_bytes(npy(described("(1, 8, 8)", fortran=True), bytes(range(64))))
-  assert media.read(media.probe(path))[0].T.ravel().tolist() == list(range(64))
+  assert readers.read(readers.probe(path))[0].T.ravel().tolist() == list(range(64))
 
 
 @pytest.mark.parametrize(
@@ -662,28 +662,28 @@ def test_arrays_whose_axes_look_wrong(tmp_path, warnings_seen, shape, found):
   if found and "?" in found:
     refused(path, found, "save np.moveaxis(frames, -1, 0)", '"npy_axes": "hwn"')
   else:
-    clip = media.probe(path)
+    clip = readers.probe(path)
     assert clip.n_frames == shape[0]
-    media.check_axes([clip])
+    readers.check_axes([clip])
     assert len(warnings_seen) == (found is not None)
     if found:
       assert f"a.npy: it is {list(shape)}, {found}" in warnings_seen[0]
       assert '"npy_axes": "hwn"' in warnings_seen[0] and '"npy_axes": "nhw"' in warnings_seen[0]
   warnings_seen.clear()
   for axes, n_frames in (("nhw", shape[0]), ("hwn", shape[2])):
-    clip = media.probe(path, npy_axes=axes)
+    clip = readers.probe(path, npy_axes=axes)
     assert clip.n_frames == n_frames
-    media.check_axes([clip])
+    readers.check_axes([clip])
   assert not warnings_seen
 
 
 def test_arrays_of_frames_last_are_read_where_the_user_says_so(tmp_path):
   frames = np.random.default_rng(0).integers(0, 256, (3, 24, 40), np.uint8)
   np.save(tmp_path / "a.npy", np.moveaxis(frames, 0, -1))
-  clip = media.probe(tmp_path / "a.npy", npy_axes="hwn")
+  clip = readers.probe(tmp_path / "a.npy", npy_axes="hwn")
   assert (clip.n_frames, clip.height, clip.width) == frames.shape
-  np.testing.assert_array_equal(media.read(clip), frames)
-  np.testing.assert_array_equal(media.read(clip, [2, 0]), frames[[2, 0]])
+  np.testing.assert_array_equal(readers.read(clip), frames)
+  np.testing.assert_array_equal(readers.read(clip, [2, 0]), frames[[2, 0]])
 
 
 @pytest.mark.parametrize(
@@ -699,12 +699,12 @@ def test_arrays_of_a_set_say_together_which_axis_counts_frames(
 ):
   for name, shape in zip("ab", shapes, strict=True):
     np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.uint8, shape)
-  clips = [media.probe(tmp_path / f"{name}.npy") for name in "ab"]
+  clips = [readers.probe(tmp_path / f"{name}.npy") for name in "ab"]
   if found == "differ in their last axis":
     with pytest.raises(UserError, match=rf"a.npy: all 2 arrays .* {found}.*\"hwn\".*\"nhw\""):
-      media.check_axes(clips)
+      readers.check_axes(clips)
     return
-  media.check_axes(clips)
+  readers.check_axes(clips)
   assert len(warnings_seen) == (2 if found else 0)
 
 
@@ -719,8 +719,8 @@ def test_masks_that_may_be_of_the_unturned_picture_are_warned_of(tmp_path, warni
     warnings_seen.clear()
     pixels = picture(*size)
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif(orientation))
-    clip = media.probe(tmp_path / "a.png")
-    media.check_mask_size(tmp_path / "m.png", (clip.height, clip.width), clip)
+    clip = readers.probe(tmp_path / "a.png")
+    readers.check_mask_size(tmp_path / "m.png", (clip.height, clip.width), clip)
     assert len(warnings_seen) == is_unsure
     assert not is_unsure or "m.png: its frame a.png is shown turned" in warnings_seen[0]
 
@@ -738,10 +738,10 @@ def test_mistakes_of_a_caller_are_not_called_damage(tmp_path, monkeypatch, error
     mistake()
   monkeypatch.setattr(stills, "turn", mistake)
   with pytest.raises(error, match="ours"):
-    media.read(media.probe(tmp_path / "a.png"))
+    readers.read(readers.probe(tmp_path / "a.png"))
   monkeypatch.setattr(limits, "check_pixels", mistake)
   with pytest.raises(error, match="ours"):
-    media.probe(tmp_path / "a.png")
+    readers.probe(tmp_path / "a.png")
   nibabel.save(nibabel.Nifti1Image(picture(), np.eye(4)), tmp_path / "a.nii")
   with pytest.raises(error, match="ours"):
     nifti.read(tmp_path / "a.nii")
@@ -772,9 +772,9 @@ def test_random_damage_never_gives_anything_but_one_line(tmp_path):
   n_refused = 0
   for path, _ in itertools.product(whole, range(15)):
     path.write_bytes(damage(whole[path], dice))
-    reads = [lambda path: media.read(media.probe(path))]
-    if path.suffix in media.PICTURES:
-      reads += [media.mask_size, media.read_mask, media.read_indices]
+    reads = [lambda path: readers.read(readers.probe(path))]
+    if path.suffix in readers.PICTURES:
+      reads += [readers.mask_size, readers.read_mask, readers.read_indices]
     for read in reads:
       try:
         read(path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfds_builders import media
+from lus_jax.media import readers
 from tfds_builders.multirater_folder import (
   MultiraterFolder,
   importers,
@@ -102,7 +102,7 @@ def test_folders(folders, capsys):
     for rater in RATERS:
       with Image.open(image.masks[rater]["cell"]) as written:
         assert written.mode == "L"
-      written = media.read_mask(image.masks[rater]["cell"])
+      written = readers.read_mask(image.masks[rater]["cell"])
       np.testing.assert_array_equal(written, masks[rater, image.name])
 
 
@@ -120,7 +120,7 @@ def test_folders_without_options(folders, capsys):
   assert (folder.name, folder.licence) == ("out", "unknown")
   assert folder.persons == folder.raters
   assert set(folder.images[2].masks) == {"P1_brush", "P2_pen"}
-  written = media.read_mask(folder.images[0].masks["P2_pen"]["cell"])
+  written = readers.read_mask(folder.images[0].masks["P2_pen"]["cell"])
   np.testing.assert_array_equal(written, ~masks["P2_pen", "B0"])
 
 
@@ -131,7 +131,7 @@ def test_grey_pixels_are_cut_at_half_and_named(folders, capsys):
   save_mask(path, "P1_pen/seg_B0.png", grey)
   assert run_folders(path) == 0
   assert "cut at half: 3 in P1_pen/seg_B0.png." in capsys.readouterr().out
-  written = media.read_mask(path / "out" / "raters" / "P1_pen" / "B0.png")
+  written = readers.read_mask(path / "out" / "raters" / "P1_pen" / "B0.png")
   assert written[0, :3].tolist() == [1, 1, 0]
 
 
@@ -145,7 +145,7 @@ def test_masks_of_0_and_1_are_not_emptied(folders, capsys):
     "1 is taken for white, as 255 is, in masks of 0 and 1: P1_pen/seg_B0.png, P2_pen/" in printed
   )
   for rater in RATERS:
-    written = media.read_mask(path / "out" / "raters" / rater / "B0.png")
+    written = readers.read_mask(path / "out" / "raters" / rater / "B0.png")
     np.testing.assert_array_equal(written, masks[rater, "B0"])
 
 
@@ -172,7 +172,7 @@ def test_masks_of_other_formats_and_files_that_are_none(folders, capsys):
   assert "P1_pen: Left out, as they are no pictures: readme.md." in printed
   assert "raters: Left out, as they are no pictures: all.csv." in printed
   for image in ("B1", "B2"):
-    written = media.read_mask(path / "out" / "raters" / "P2_pen" / f"{image}.png")
+    written = readers.read_mask(path / "out" / "raters" / "P2_pen" / f"{image}.png")
     np.testing.assert_array_equal(written, blob)
   # Every rater has drawn every image.
   assert all(len(image.masks) == 3 for image in manifest.read_folder(path / "out").images)

@@ -9,8 +9,9 @@ import pytest
 from absl import logging
 from PIL import Image
 
+from lus_jax import notices
 from lus_jax.errors import UserError
-from tfds_builders import limits, nifti, notices
+from lus_jax.media import limits, nifti
 from tfds_builders.multirater_folder import pictures
 
 PIXELS = np.random.default_rng(0).integers(0, 200, (12, 20)).astype(np.uint8)

@@ -19,8 +19,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from lus_jax.errors import UserError
-from tfds_builders import media, records, tables
-from tfds_builders.letterbox import letterbox
+from lus_jax.media import readers
+from lus_jax.media.letterbox import letterbox
+from tfds_builders import records, tables
 from tfds_builders.lus_folder.manifest import VIEWS
 
 LICENCE = "CC BY-NC-ND 4.0"
@@ -52,7 +53,7 @@ _MEND = (
 class Video:
   """A video's file, and what is stored of it besides the pixels."""
 
-  media: media.Media
+  media: readers.Media
   features: dict
 
 
@@ -188,7 +189,7 @@ def _read_videos(directory):
           f"{_MEND}."
         )
       patients[patient] = _patient_features(patient, clinical[patient])
-    header = media.probe(path)
+    header = readers.probe(path)
     features = {
       "video": path.stem,
       "view": view,
@@ -350,7 +351,7 @@ class CovidBlues(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, videos):
     config = self.builder_config
     for video in videos:
-      name, frames = video.features["video"], media.read(video.media)
+      name, frames = video.features["video"], readers.read(video.media)
       shows_something = np.ptp(frames, axis=(1, 2)) > 0
       if not shows_something.any():
         raise UserError(f"{video.media.path}: every frame is empty; {_MEND}.")

@@ -28,8 +28,10 @@ import sys
 import numpy as np
 from PIL import Image, ImageDraw
 
+from lus_jax import notices
 from lus_jax.errors import UserError
-from tfds_builders import media, notices, tables
+from lus_jax.media import readers
+from tfds_builders import tables
 
 EXPECTED = '{"NNN": [{"class": "b_line", "polygon_xy": [[x, y], ...]}, ...], ...}'
 # What other tools write, by keys of theirs.
@@ -110,9 +112,9 @@ def find_pictures(folder, option):
     raise UserError(f"{folder} does not exist; mend {option}.")
   files, others = {}, []
   for path in tables.visible(folder):
-    if path.suffix.lower() in media.OTHER_PICTURES:
+    if path.suffix.lower() in readers.OTHER_PICTURES:
       raise UserError(f"{path} is of a format that is not read here; save it as PNG.")
-    if path.suffix.lower() not in media.PICTURES or not path.is_file():
+    if path.suffix.lower() not in readers.PICTURES or not path.is_file():
       others.append(path.name)
       continue
     name = tables.normal(path.stem)
@@ -120,7 +122,7 @@ def find_pictures(folder, option):
       raise UserError(f"{path} and {files[name].name} have one name; remove one of them.")
     files[name] = path
   if not files:
-    kinds = ", ".join(media.PICTURES)
+    kinds = ", ".join(readers.PICTURES)
     raise UserError(f"{folder} holds no picture ({kinds}); mend {option}.")
   return files, [f"{folder}: {tables.note_of(others, 'no pictures')}"] if others else []
 
@@ -136,7 +138,7 @@ class _Indices:
 
   def read(self, path):
     """Returns a mask's indices [h, w], 1 to K, and where its pixels do not count [h, w]."""
-    indices = media.read_indices(path)
+    indices = readers.read_indices(path)
     ignored = np.zeros(indices.shape, bool) if self._ignore is None else indices == self._ignore
     indices = np.where(ignored, 0, indices)
     values = set(np.unique(indices).tolist()) - {0}
@@ -207,9 +209,9 @@ def import_palette(
   videos, labels, reader, shares, is_ignored = [], [], _Indices(classes, ignore), [], False
   with new_folder(out, "videos", "masks") as folder:
     for stem, path in image_of.items():
-      header = media.probe(path)
+      header = readers.probe(path)
       indices, ignored = reader.read(mask_of[stem])
-      media.check_mask_size(mask_of[stem], indices.shape, header, of="image")
+      readers.check_mask_size(mask_of[stem], indices.shape, header, of="image")
       name = stem + path.suffix
       shutil.copyfile(path, folder / "videos" / name)
       for index, class_name in enumerate(classes, start=1):
@@ -369,7 +371,7 @@ def import_polygons(*, frames, polygons, out, licence, thin=(), patient="patient
     raise UserError(f"{frames} does not exist or is no folder; mend --frames.")
   if not patient.strip() or tables.has_controls(patient):
     raise UserError(f"--patient {tables.shown(patient)} is no name; name the patient.")
-  header = media.probe(frames)
+  header = readers.probe(frames)
   labelled, n_leaving = _read_polygons(polygons, header)
   classes = sorted({name for _, _, by_class in labelled for name in by_class})
   check_names(classes, thin)

@@ -7,9 +7,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from lus_jax import notices
 from lus_jax.errors import UserError
-from tfds_builders import media, notices, records
-from tfds_builders.letterbox import letterbox
+from lus_jax.media import readers
+from lus_jax.media.letterbox import letterbox
+from tfds_builders import records
 from tfds_builders.lus_folder import manifest
 from tfds_builders.mask_check import MaskCheck
 
@@ -204,7 +206,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
     if name not in label.masks:
       shape = config.height, config.width
       return np.zeros(shape, np.uint8), not config.folder.missing_class_is_unlabelled
-    mask = media.read_mask(label.masks[name], maximum=config.folder.confidence_maximum)
+    mask = readers.read_mask(label.masks[name], maximum=config.folder.confidence_maximum)
     masks.add(mask, name, label.annotator)
     # Known once all masks are read; TFDS stores the metadata after that.
     metadata = self.info.metadata
@@ -223,7 +225,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
     """Returns what does not count, [H, W, 1] uint8: 1 where any of it was mixed in."""
     if label.ignore is None:
       return np.zeros((self.builder_config.height, self.builder_config.width, 1), np.uint8)
-    mask = media.read_mask(label.ignore, binary=True)
+    mask = readers.read_mask(label.ignore, binary=True)
     ignored = mask > mask.max() / 2
     if not np.isin(mask, (0, mask.max())).all():
       notices.warn("%s: its values between are cut at half of its largest.", label.ignore)
@@ -242,7 +244,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       group = list(group)
       video = group[0].video
       wanted = sorted({label.frame for label in group})
-      images = dict(zip(wanted, media.read(video.media, wanted), strict=True))
+      images = dict(zip(wanted, readers.read(video.media, wanted), strict=True))
       for label in group:
         image, box = self._letterbox(images[label.frame])
         confidences = [self._confidence(label, name, masks) for name in classes]
@@ -268,7 +270,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
 
   def _videos(self, videos):
     for video in videos:
-      fitted = [self._letterbox(frame) for frame in media.read(video.media)]
+      fitted = [self._letterbox(frame) for frame in readers.read(video.media)]
       yield (
         video.name,
         {

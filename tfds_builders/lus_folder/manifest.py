@@ -30,8 +30,10 @@ import pathlib
 
 from absl import logging
 
+from lus_jax import notices
 from lus_jax.errors import UserError
-from tfds_builders import media, notices, records, tables
+from lus_jax.media import readers
+from tfds_builders import records, tables
 
 VIEWS = ("L1", "L2", "L3", "R1", "R2", "R3")
 MANIFEST_COLUMNS = ("video", "patient", "day", "view", "sf_ratio", "readmitted_30d", "split")
@@ -61,7 +63,7 @@ class Video:
 
   row: int
   name: str
-  media: media.Media
+  media: readers.Media
   patient: str
   day: int
   view: str
@@ -127,7 +129,7 @@ def _read_dataset(path):
     if key in dataset:
       raise UserError(f"{path}: {key!r} is of multirater_folder and says nothing here; remove it.")
   choices_of = {"missing_class": ("unlabelled",), "frame_numbers": FRAME_NUMBERS}
-  for key, choices in (choices_of | {"npy_axes": media.NPY_AXES}).items():
+  for key, choices in (choices_of | {"npy_axes": readers.NPY_AXES}).items():
     if dataset.get(key, choices[0]) not in choices:
       written = tables.shown_value(dataset[key])
       raise UserError(
@@ -157,7 +159,7 @@ def _read_videos(directory, npy_axes):
   for row, name in zip(rows, names, strict=True):
     path = place.path(row, "video", name)
     try:
-      header = media.probe(path, npy_axes=npy_axes)
+      header = readers.probe(path, npy_axes=npy_axes)
     except UserError as error:
       raise row.error(str(error)) from error
     place.claim(row, header.files)
@@ -174,7 +176,7 @@ def _read_videos(directory, npy_axes):
         split=row.choice("split", records.SPLITS),
       )
     )
-  media.check_axes(video.media for video in videos)
+  readers.check_axes(video.media for video in videos)
   patients = [video.patient for video in videos]
   days = [None if video.day == -1 else (video.patient, video.day) for video in videos]
   for column, groups, within in (
@@ -197,7 +199,7 @@ def _find_masks(row, place, classes, left_out):
     raise row.error(f"{folder} is a file; name the folder that holds <class>.png.")
   masks = {}
   for path in tables.visible(folder):
-    name, is_picture = tables.normal(path.stem), path.suffix.lower() in media.PICTURES
+    name, is_picture = tables.normal(path.stem), path.suffix.lower() in readers.PICTURES
     if name not in (*classes, tables.IGNORE):
       if is_picture or path.is_dir():
         raise row.error(
@@ -208,7 +210,7 @@ def _find_masks(row, place, classes, left_out):
     if not is_picture or not path.is_file():
       raise row.error(
         f"{path} is not <class>.png of a class, nor of another kind of picture that is read "
-        f"({', '.join(media.PICTURES)}); save it as PNG."
+        f"({', '.join(readers.PICTURES)}); save it as PNG."
       )
     if path.is_symlink():
       place.check_link(row, path)
@@ -221,7 +223,7 @@ def _find_masks(row, place, classes, left_out):
 def _check_sizes(row, masks, video):
   for path in masks.values():
     try:
-      media.check_mask_size(path, media.mask_size(path), video.media)
+      readers.check_mask_size(path, readers.mask_size(path), video.media)
     except UserError as error:
       raise row.error(str(error)) from error
 

@@ -16,8 +16,10 @@ import re
 import shutil
 import sys
 
+from lus_jax import notices
 from lus_jax.errors import UserError
-from tfds_builders import media, nifti, notices, stills, tables
+from lus_jax.media import nifti, readers, stills
+from tfds_builders import tables
 from tfds_builders.lus_folder import importers as lus_importers
 from tfds_builders.multirater_folder import manifest, pictures
 
@@ -42,7 +44,7 @@ def _read_mask(path):
     values, _ = stills.pixels(image, path)
     # An empty JPEG may be 1 everywhere.
     is_of_ones = values.dtype != bool and values.max() == 1 and not stills.is_jpeg(image)
-  return *media.read_binary_mask(path, maximum=1 if is_of_ones else None), is_of_ones
+  return *readers.read_binary_mask(path, maximum=1 if is_of_ones else None), is_of_ones
 
 
 def _check_undrawn(images, masks):
@@ -123,13 +125,13 @@ def import_folders(
   headers, grey, ones, shares = {}, [], [], []
   with lus_importers.new_folder(out, "images", "raters") as folder:
     for image, path in image_of.items():
-      headers[image] = media.probe(path)
+      headers[image] = readers.probe(path)
       shutil.copyfile(path, folder / "images" / f"{image}{path.suffix}")
     for rater, drawn in masks.items():
       (folder / "raters" / rater).mkdir()
       for image, path in drawn.items():
         mask, n_grey, is_of_ones = _read_mask(path)
-        media.check_mask_size(path, mask.shape, headers[image], of="image")
+        readers.check_mask_size(path, mask.shape, headers[image], of="image")
         if n_grey:
           grey.append(f"{n_grey} in {rater}/{path.name}")
         if is_of_ones:

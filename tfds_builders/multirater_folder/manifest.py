@@ -27,8 +27,10 @@ import pathlib
 
 from absl import logging
 
+from lus_jax import notices
 from lus_jax.errors import UserError
-from tfds_builders import media, nifti, notices, records, tables
+from lus_jax.media import nifti, readers
+from tfds_builders import records, tables
 from tfds_builders.multirater_folder import pictures
 
 POLARITIES = ("white", "black")
@@ -269,7 +271,7 @@ def _find_masks(folder, dataset, images, left_out):
       # Of another format, as c1.webp or c1.nrrd, which may be what its rater drew.
       if tables.normal(path.name.split(".")[0]) in images or tables.normal(path.stem) in images:
         raise UserError(
-          f"{path} is neither NIfTI nor a picture that is read ({', '.join(media.PICTURES)}); save "
+          f"{path} is neither NIfTI nor a picture that is read ({', '.join(readers.PICTURES)}); save "
           "the mask as one of them."
         )
       left_out.append(path)

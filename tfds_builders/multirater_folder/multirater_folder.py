@@ -6,9 +6,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from lus_jax import notices
 from lus_jax.errors import UserError
-from tfds_builders import notices, records
-from tfds_builders.letterbox import letterbox
+from lus_jax.media.letterbox import letterbox
+from tfds_builders import records
 from tfds_builders.lus_folder.lus_folder import SPLIT_UNITS
 from tfds_builders.mask_check import MaskCheck
 from tfds_builders.multirater_folder import manifest, pictures

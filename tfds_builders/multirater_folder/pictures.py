@@ -2,14 +2,15 @@
 
 import numpy as np
 
+from lus_jax import notices
 from lus_jax.errors import UserError
 from lus_jax.files import check_file
-from tfds_builders import confidences, media, nifti, notices, stills
+from lus_jax.media import confidences, nifti, readers, stills
 
 _NIFTI = (".nii.gz", ".nii")
 # Between the least and the greatest of a picture that may hold but noise.
 _FEW_LEVELS = 16
-SUFFIXES = (*_NIFTI, *media.PICTURES)
+SUFFIXES = (*_NIFTI, *readers.PICTURES)
 
 
 def stem(path):
@@ -27,9 +28,9 @@ def is_nifti(path):
 
 def _probe_image(path, axes):
   if is_nifti(path):
-    return media.Media(path, (path,), 1, *nifti.size(path, axes))
+    return readers.Media(path, (path,), 1, *nifti.size(path, axes))
   check_file(path, "save one picture a file")  # a folder would be read as a video
-  return media.probe(path)
+  return readers.probe(path)
 
 
 def image_size(path, *, axes=None):
@@ -52,7 +53,7 @@ def mask_size(path, *, indices, axes=None):
   Raises:
     UserError: it is damaged, a NIfTI with a third axis, or a picture of colours.
   """
-  return nifti.size(path, axes) if is_nifti(path) else media.mask_size(path, palette=indices)
+  return nifti.size(path, axes) if is_nifti(path) else readers.mask_size(path, palette=indices)
 
 
 def check_geometry(image, masks, *, indices, axes=None):
@@ -82,7 +83,7 @@ def check_geometry(image, masks, *, indices, axes=None):
         'if NIfTI files were saved rows first, write "nifti_axes": "yx" into dataset.json '
         "(importing: --nifti-axes=yx)."
       )
-    media.check_mask_size(path, size, header, of="image")
+    readers.check_mask_size(path, size, header, of="image")
     if mixed and axes is None and square:
       notices.warn(
         "%s: NIfTI beside another format, and square, so that nothing says which axis is x; x is "
@@ -116,7 +117,7 @@ def read_image(path, *, axes=None, window=None):
     UserError: it is damaged, or a value is not finite.
   """
   if not is_nifti(path):
-    return media.read(_probe_image(path, axes))[0]
+    return readers.read(_probe_image(path, axes))[0]
   values = nifti.read(path, axes)
   if values.dtype == np.uint8 and window is None:
     return values
@@ -147,7 +148,7 @@ def read_image(path, *, axes=None, window=None):
 
 def _read_fractions(path, *, soft, maximum, axes):
   if not is_nifti(path):
-    return media.read_mask(path, maximum=maximum, binary=not soft)
+    return readers.read_mask(path, maximum=maximum, binary=not soft)
   values = nifti.read(path, axes)
   return confidences.fractions(values, path, maximum=maximum, binary=not soft)
 
@@ -203,7 +204,9 @@ def read_indices(path, indices, *, axes=None):
   Raises:
     UserError: it is damaged, or holds another value.
   """
-  values = confidences.whole(nifti.read(path, axes)) if is_nifti(path) else media.read_indices(path)
+  values = (
+    confidences.whole(nifti.read(path, axes)) if is_nifti(path) else readers.read_indices(path)
+  )
   unknown = np.setdiff1d(values, [0, *indices])
   if unknown.size:
     raise UserError(

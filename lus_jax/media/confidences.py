@@ -3,8 +3,8 @@
 import numpy as np
 from scipy import ndimage
 
+from lus_jax import notices
 from lus_jax.errors import UserError
-from tfds_builders import notices
 
 # A slope or a float of 32 bits makes a label 1.00000004.
 _SLACK = 1e-3

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 
 from lus_jax.errors import UserError
 from lus_jax.files import check_file, damage_is_a_user_error
-from tfds_builders import limits
+from lus_jax.media import limits
 
 # The suffixes of stills that are read; capitals too.
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")

@@ -38,3 +38,26 @@ def letterbox(image, height, width, *, antialias=True):
   padded = np.zeros((height, width), np.uint8)
   padded[top:bottom, left:right] = np.rint(image)
   return padded, (top, left, bottom, right)
+
+
+def restore(probability, box, height, width):
+  """Undoes a letterbox: cuts the frame out and gives it its own size.
+
+  Bilinear with half-pixel centres; where that shrinks, it averages over the pixels passed over.
+
+  Args:
+    probability: [S, S, K] float32 in [0, 1].
+    box: (top, left, bottom, right), half-open: the part that shows the frame.
+    height: h of the frame, in pixels.
+    width: w of the frame, in pixels.
+
+  Returns:
+    [h, w, K] uint8, 255 = 1, rounded to nearest.
+  """
+  top, left, bottom, right = box
+  maps = np.moveaxis(probability[top:bottom, left:right], -1, 0)
+  resized = [
+    np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR))
+    for one in maps.astype(np.float32)
+  ]
+  return np.rint(255 * np.stack(resized, axis=-1)).astype(np.uint8)

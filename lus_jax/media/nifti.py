@@ -8,7 +8,7 @@ import numpy as np
 
 from lus_jax.errors import UserError
 from lus_jax.files import check_file, damage_is_a_user_error
-from tfds_builders import limits
+from lus_jax.media import limits
 
 _MEND = "save or copy it again"
 AXES = ("xy", "yx")

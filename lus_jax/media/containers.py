@@ -9,7 +9,7 @@ import numpy as np
 
 from lus_jax.errors import UserError
 from lus_jax.files import damage_is_a_user_error
-from tfds_builders import limits, stills
+from lus_jax.media import limits, stills
 
 SUFFIXES = (".mp4", ".avi")
 _MEND = "export it again, or re-encode it (ffmpeg -i old.mp4 new.mp4) and look at the result"

@@ -11,10 +11,11 @@ import re
 
 import numpy as np
 
+from lus_jax import notices
 from lus_jax.errors import UserError
 from lus_jax.files import NPY_ERRORS, check_file, damage_is_a_user_error
-from tfds_builders import confidences, containers, limits, notices, stills
-from tfds_builders.stills import PICTURES
+from lus_jax.media import confidences, containers, limits, stills
+from lus_jax.media.stills import PICTURES
 
 FORMATS = (
   f"mp4, avi, gif, npy, {', '.join(s[1:] for s in PICTURES)} or a folder of numbered pictures"
