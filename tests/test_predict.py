@@ -20,7 +20,8 @@ from lus_jax.evaluation import segmentation as evaluation
 from lus_jax.media import letterbox as letterbox_lib
 from lus_jax.media import readers
 from lus_jax.media.letterbox import letterbox
-from lus_jax.training import members, segmentation
+from lus_jax.training import objective as objective_lib
+from lus_jax.training import segmentation
 from tfds_builders.lus_folder import manifest
 
 SIZE = 32
@@ -65,7 +66,7 @@ def make_config():
 
 
 def make_model(config):
-  objective = members.Objective(config)
+  objective = objective_lib.Objective(config)
   network, sweep, state, _ = segmentation.create_sweep(
     config, objective, in_channels=1, classes=len(CLASSES), tx=optax.identity()
   )
@@ -76,7 +77,7 @@ def make_model(config):
     return jax.tree.map(lambda x: x + (0.1 * r.standard_normal(x.shape)).astype(np.float32), params)
 
   state = [dataclasses.replace(one, best_params=shaken(one.best_params)) for one in state]
-  views, own = segmentation.make_views(config, objective)
+  views, own = objective_lib.make_views(config, objective)
   sweep, state = sweep.take(state, [view.member for view in views], own)
   trained = segmentation.Trained(
     config=config,

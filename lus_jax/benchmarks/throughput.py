@@ -45,7 +45,7 @@ from lus_jax.models import flops, fpn, resnet
 from lus_jax.results import versions
 from lus_jax.training import downstream, segmentation
 from lus_jax.training import state as state_lib
-from lus_jax.training.members import Objective
+from lus_jax.training.objective import Objective
 from lus_jax.training.peak import matmul_rate
 from lus_jax.training.sweep import STRATEGIES, Sweep, choose_strategy
 

@@ -88,7 +88,7 @@ def best_logits(network, objective, state, own, inputs):
 
   Args:
     network: a `lus_jax.training.state.Network`.
-    objective: a `lus_jax.training.members.Objective`.
+    objective: a `lus_jax.training.objective.Objective`.
     state: of the member.
     own: `Objective.scalars` of the view, and perhaps `calibration`.
     inputs: of `augment.prepare`.
@@ -110,7 +110,7 @@ def evaluate(
     sweep: a `lus_jax.training.sweep.Sweep` of views: each member's `Objective.scalars`, and perhaps
       its `calibration`.
     state: its state.
-    objective: a `lus_jax.training.members.Objective`.
+    objective: a `lus_jax.training.objective.Objective`.
     thresholds: for each view, what P(confidence >= threshold) it estimates; None for the
       confidence.
     train: `Frames` that the baselines are fitted to.
@@ -208,7 +208,7 @@ def predict(network, sweep, state, batch, *, objective):
     sweep: a `lus_jax.training.sweep.Sweep` of views, as for `evaluate`.
     state: its state.
     batch: stored frames, as `lus_jax.data.augment.prepare` takes them.
-    objective: a `lus_jax.training.members.Objective`.
+    objective: a `lus_jax.training.objective.Objective`.
 
   Returns:
     float32 [V, B, H, W, K] on the host.

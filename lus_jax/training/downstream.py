@@ -27,7 +27,8 @@ from lus_jax.models import flops, torch_weights
 from lus_jax.report import tables
 from lus_jax.training import channels as channels_lib
 from lus_jax.training import checkpoints as checkpoints_lib
-from lus_jax.training import hardware, loop, segmentation, tasks, writers
+from lus_jax.training import claim as claim_lib
+from lus_jax.training import estimate, hardware, loop, segmentation, tasks, writers
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
 from lus_jax.words import plural
@@ -376,7 +377,7 @@ def initial_weights(config, network, places, splits, workdir, summary):
     )
     return [{"params": params, "batch_stats": batch_stats}] * len(places), None
   directory = pathlib.Path(workdir) / name
-  claim = checkpoints_lib.read_claim(directory)
+  claim = claim_lib.read_claim(directory)
   if claim is None or not results.exists(workdir, name):
     raise UserError(
       f"{config.name} starts from the models of {name}, and {workdir} has none that are finished; "
@@ -461,16 +462,16 @@ def train_and_evaluate(config, workdir):
   directory = pathlib.Path(workdir) / config.name
   device = hardware.find_device()
   config, why = hardware.resolve(hardware.as_begun(config, directory), device)
-  checkpoints_lib.check_claim(directory, checkpoints_lib.settings(config), more_epochs=True)
+  claim_lib.check_claim(directory, claim_lib.settings(config), more_epochs=True)
   with lock.hold(directory):
     _train_and_evaluate(config, workdir, device, why)
 
 
 def _train_and_evaluate(config, workdir, device, why):
-  directory, settings = pathlib.Path(workdir) / config.name, checkpoints_lib.settings(config)
+  directory, settings = pathlib.Path(workdir) / config.name, claim_lib.settings(config)
   # Before any process can have written it.
-  begun = checkpoints_lib.read_claim(directory) is not None
-  before = checkpoints_lib.fewer_epochs(directory, config.train)
+  begun = claim_lib.read_claim(directory) is not None
+  before = claim_lib.fewer_epochs(directory, config.train)
   whole = segmentation.load(os.path.expanduser(config.channels.workdir) or workdir)
   chosen = choose_thresholds(config, whole)
   trained = whole.only(chosen)
@@ -522,14 +523,14 @@ def _train_and_evaluate(config, workdir, device, why):
     )
   files = (config.name, f"{config.name}_history")
   # What is refused keeps its results.
-  checkpoints_lib.check_claim(directory, settings, summary, more_epochs=True)
+  claim_lib.check_claim(directory, settings, summary, more_epochs=True)
   if before is not None:
     epochs, _ = checkpoints_lib.progress(directory)
     print(f"{directory}: going on after {plural(epochs, 'epoch')} to {config.train.epochs}.")
   if before is not None or not begun:
     # It goes on, or its directory was removed to start anew: what it found is not its result.
     results.remove(workdir, *(f"{name}.json" for name in files))
-  checkpoints_lib.claim(directory, settings, summary, more_epochs=True)
+  claim_lib.claim(directory, settings, summary, more_epochs=True)
   parallel.sync("claim")
 
   if not results.exists(workdir, *files):
@@ -635,7 +636,7 @@ def _fit(config, settings, workdir, network, sweep, names, started, task, store,
         schedule=schedule,
         validate=lambda state: (judge(state, "validation", task.validate, best=False), {}),
         unit="clip",
-        work=hardware.Work(
+        work=estimate.Work(
           images=task.clips_per_batch,
           flop=flops.TRAINING
           * flops.video(

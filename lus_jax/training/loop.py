@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lus_jax import parallel, signals
 from lus_jax.errors import UserError
-from lus_jax.training import hardware
+from lus_jax.training import estimate
 from lus_jax.training import state as state_lib
 from lus_jax.words import plural
 
@@ -52,7 +52,7 @@ class Task:
   schedule: Callable
   validate: Callable
   unit: str = "image"
-  work: hardware.Work | None = None
+  work: estimate.Work | None = None
 
 
 def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoints, writer):
@@ -109,7 +109,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
     mininterval=0.2 if sys.stderr.isatty() else 10,
     disable=meta["epoch"] == config.epochs or not parallel.is_main(),
   )
-  first_steps = hardware.FirstSteps(
+  first_steps = estimate.FirstSteps(
     # Within an epoch only, and the rest of one may be too short.
     None if done else task.work,
     members=len(task.names),

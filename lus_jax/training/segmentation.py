@@ -28,8 +28,10 @@ from lus_jax.labels import label
 from lus_jax.models import flops, torch_weights
 from lus_jax.report import tables
 from lus_jax.training import checkpoints as checkpoints_lib
-from lus_jax.training import hardware, loop, writers
+from lus_jax.training import claim as claim_lib
+from lus_jax.training import estimate, hardware, loop, writers
 from lus_jax.training import members as members_lib
+from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
 from lus_jax.words import many, plural
@@ -96,20 +98,6 @@ def _options(config):
   return {name: config[name] for name in ("weights", "subthreshold_weight", "reduction")}
 
 
-def make_members(config, objective):
-  """The members of the sweep: every threshold and other member, for every seed.
-
-  Returns:
-    Their names and a list of what the compiled programs know of each (`Objective.scalars`).
-  """
-  names, members = [], []
-  for seed in range(config.sweep.seeds):
-    suffix = f"_seed_{seed}" if config.sweep.seeds > 1 else ""
-    names += [f"{member.name}{suffix}" for member in objective.members]
-    members += [objective.scalars(member, seed=seed) for member in objective.members]
-  return names, members
-
-
 def make_loss(network, objective):
   """The loss of one member: `(params, batch_stats, member, inputs, key) -> (loss, batch_stats)`.
 
@@ -168,7 +156,7 @@ def create_sweep(config, objective, *, in_channels, classes, tx, weights=None):
         source=config.model.init_from,
         head=objective.head == 1,
       )
-  names, members = make_members(config, objective)
+  names, members = objective_lib.make_members(config, objective)
   sweep = Sweep(members, choose_strategy(config.sweep.strategy))
   states = [
     state_lib.create_state(
@@ -314,14 +302,14 @@ def train_and_evaluate(config, workdir, patients=None):
   """
   check(config)
   config = hardware.as_begun(config, workdir)
-  checkpoints_lib.check_claim(workdir, checkpoints_lib.settings(config), more_epochs=True)
+  claim_lib.check_claim(workdir, claim_lib.settings(config), more_epochs=True)
   with lock.hold(workdir):
     _train_and_evaluate(config, workdir, patients)
 
 
 def _train_and_evaluate(config, workdir, patients):
   device = hardware.find_device()
-  before = checkpoints_lib.fewer_epochs(workdir, config.train)
+  before = claim_lib.fewer_epochs(workdir, config.train)
   if before is not None:
     _check_no_tasks(workdir)
   finished = before is None and results.exists(workdir, *RESULTS)
@@ -334,7 +322,7 @@ def _train_and_evaluate(config, workdir, patients):
     dataset = dataset.regroup(patients)
   members = members_lib.read(config)
   members_lib.check_raters(members, dataset.raters)
-  objective = members_lib.Objective(config, dataset.raters)
+  objective = objective_lib.Objective(config, dataset.raters)
   # Only what is learnt from is put on a common scale: the test stays as it was painted.
   learnt = labelling.standardised(dataset, config.labels.standardise)
   fields = (*pipeline.fields_of(dataset), *members_lib.fields(members))
@@ -349,8 +337,8 @@ def _train_and_evaluate(config, workdir, patients):
     classes=len(dataset.classes) * objective.head,
     strategy=strategy,
   )
-  settings = checkpoints_lib.settings(config)
-  mesh = Sweep(make_members(config, objective)[1], strategy).mesh
+  settings = claim_lib.settings(config)
+  mesh = Sweep(objective_lib.make_members(config, objective)[1], strategy).mesh
   train, validation = (
     pipeline.Frames(labelling.WithStaple(learnt[name]), cache=cache, fields=fields, mesh=mesh)
     for name in ("train", "validation")
@@ -373,7 +361,7 @@ def _train_and_evaluate(config, workdir, patients):
     own["initial"] = torch_weights.digest(file)
   if before is not None:
     # What is refused keeps its results.
-    checkpoints_lib.check_claim(workdir, settings, dataset.summary() | own, more_epochs=True)
+    claim_lib.check_claim(workdir, settings, dataset.summary() | own, more_epochs=True)
     # A kill between the two lines leaves the run as it was, without its results.
     written = (*RESULTS, "members", "raters", "calibration")
     results.remove(workdir, *(f"{name}.json" for name in written), "examples.npz")
@@ -384,7 +372,7 @@ def _train_and_evaluate(config, workdir, patients):
       f"learning rate, which now falls to 0 at the last of these, begins again at {rate:.2g}.",
       flush=True,
     )
-  checkpoints_lib.claim(workdir, settings, dataset.summary() | own, more_epochs=True)
+  claim_lib.claim(workdir, settings, dataset.summary() | own, more_epochs=True)
   steps = config.train.epochs * steps_per_epoch
   print(_describe(config, dataset, network, sweep, steps, why), flush=True)
   print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=cache), flush=True)
@@ -397,7 +385,7 @@ def _train_and_evaluate(config, workdir, patients):
       same_labels(
         learnt["train"], config.sweep.thresholds, binary=dataset.metadata.get("binary", False)
       ),
-      hardware.slow_recipe(config, len(names) * images * flop, device),
+      estimate.slow_recipe(config, len(names) * images * flop, device),
     ):
       if note:
         print(note, flush=True)
@@ -405,7 +393,7 @@ def _train_and_evaluate(config, workdir, patients):
       checkpoints = stack.enter_context(contextlib.closing(checkpoints_lib.Checkpoints(workdir)))
       writer = stack.enter_context(contextlib.closing(writers.create_writer(workdir)))
       writers.write_overview(writer, settings, network.params)
-      work = hardware.Work(
+      work = estimate.Work(
         images=config.train.batch_size,
         flop=training_flop(config, classes=len(dataset.classes)),
         validated=validation.size,
@@ -489,8 +477,8 @@ def _warn_of_unscored(names, best, epochs):
 def _check_no_tasks(workdir):
   """Refuses to train models further that clinical tasks in the same directory were made with."""
   workdir = pathlib.Path(workdir)
-  claims = {path.parent.name: path.parent for path in workdir.glob(f"*/{checkpoints_lib.OWNER}")}
-  claims = {name: checkpoints_lib.read_claim(path) for name, path in claims.items()}
+  claims = {path.parent.name: path.parent for path in workdir.glob(f"*/{claim_lib.OWNER}")}
+  claims = {name: claim_lib.read_claim(path) for name, path in claims.items()}
   found = {name for name, claim in claims.items() if "segmentation" in (claim["dataset"] or ())}
   # Without their directories they would stay beside the new models' results all the same.
   history = "_history.json"
@@ -549,22 +537,6 @@ def no_better_than_blind(content, counted, steps):
   return " ".join(lines)
 
 
-def make_views(config, objective):
-  """Every output of all members of all seeds.
-
-  Returns:
-    A list of `members.View`, and what the compiled programs know of each (`Objective.scalars`).
-  """
-  views, scalars = [], []
-  for seed in range(config.sweep.seeds):
-    suffix = f"_seed_{seed}" if config.sweep.seeds > 1 else ""
-    for view in members_lib.views(config, seed=seed):
-      member = objective.members[view.member - seed * len(objective.members)]
-      views.append(dataclasses.replace(view, name=f"{view.name}{suffix}"))
-      scalars.append(objective.scalars(member, seed=seed, level=view.level))
-  return views, scalars
-
-
 def finish(
   workdir, network, sweep, state, meta, objective, *, frames, dataset, config, settings, writer
 ):
@@ -583,7 +555,7 @@ def finish(
     settings: of `checkpoints.settings`.
     writer: of `lus_jax.training.writers`.
   """
-  views, scalars = make_views(config, objective)
+  views, scalars = objective_lib.make_views(config, objective)
   numbers = [view.member for view in views]
   thresholds = [view.threshold for view in views]
   calibrated = f"calibrating ({config.calibration}) and " if config.calibration != "none" else ""
@@ -679,7 +651,7 @@ def finish(
     {
       row["member"]: row["threshold"]
       for row, view in zip(rows, views, strict=True)
-      if _is_plain(view, objective)
+      if objective_lib.is_plain(view, objective)
     },
   )
 
@@ -703,7 +675,7 @@ class Trained:
   dataset: dict[str, Any]
   patients: dict[str, list[str]]
   network: state_lib.Network
-  objective: members_lib.Objective
+  objective: objective_lib.Objective
   views: list[members_lib.View]
   sweep: Sweep
   weights: Any
@@ -776,7 +748,7 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
   Raises:
     UserError: there is no finished segmentation run, or it lacks its checkpoint or calibration.
   """
-  claim = checkpoints_lib.read_claim(workdir)
+  claim = claim_lib.read_claim(workdir)
   if claim is None or claim["config"].get("task") != "segmentation":
     raise UserError(
       f"{workdir} holds no segmentation run; name one with {option}=DIR, or train "
@@ -804,13 +776,13 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
 
   config = ConfigDict(claim["config"])
   for name in ("prepared_dir", "dir"):
-    config.data[name] = checkpoints_lib.find_path(workdir, config.data[name])
+    config.data[name] = claim_lib.find_path(workdir, config.data[name])
   # Runs from before them lack these fields.
   config.model.init_from = config.model.get("init_from", "")
   config.sweep.members = config.sweep.get("members", ())
   config.calibration = config.get("calibration", "none")
   config.labels = config.get("labels", ConfigDict({"standardise": "none"}))
-  objective = members_lib.Objective(config, claim["dataset"].get("raters", ()))
+  objective = objective_lib.Objective(config, claim["dataset"].get("raters", ()))
   views = members_lib.views(config)[: None if every else objective.n_thresholds]
   own = [objective.scalars(objective.members[view.member], level=view.level) for view in views]
   if config.calibration != "none":
@@ -828,7 +800,7 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
       seed=config.seed,
     )
   )
-  names, members = make_members(config, objective)
+  names, members = objective_lib.make_members(config, objective)
   stacked = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((len(names), *x.shape), x.dtype),
     {"params": network.params, "batch_stats": network.batch_stats},
@@ -901,7 +873,7 @@ def make_examples(network, sweep, state, views, evaluation, dataset, objective):
     `image` [n, H, W, 1], `confidence` [n, H, W, K] and `probability` [T, n, H, W, K] uint8,
     `labelled`, `valid_box`; of simulated data also `truth` and `evidence`.
   """
-  plain = [i for i, view in enumerate(views) if _is_plain(view, objective)]
+  plain = [i for i, view in enumerate(views) if objective_lib.is_plain(view, objective)]
   image_iou = evaluation.image_iou[plain]
   defined = ~np.isnan(image_iou)
   mean = np.where(defined, image_iou, 0).sum(0) / np.maximum(defined.sum(0), 1)
@@ -968,14 +940,6 @@ def _predicted(network, sweep, state, dataset, chosen, objective, fields):
   batch = {name: arrays[name] for name in pipeline.fields_of(dataset)}
   probability = evaluation_lib.predict(network, sweep, state, batch, objective=objective)
   return arrays, np.rint(255 * probability).astype(np.uint8)
-
-
-def _is_plain(view, objective):
-  """Whether it is one of `config.sweep.thresholds`, which come first among each seed's members."""
-  return (
-    view.member % len(objective.members) < objective.n_thresholds
-    and view.level == members_lib.WHOLE
-  )
 
 
 def same_labels(source, thresholds, *, binary=False):
@@ -1048,7 +1012,9 @@ def _result_rows(views, evaluation, meta, config, objective):
         "loss": member.loss,
         "weights": member.weights,
         # A plain threshold keeps the config's own number, whatever its loss.
-        "threshold": member.threshold if _is_plain(view, objective) else view.threshold,
+        "threshold": member.threshold
+        if objective_lib.is_plain(view, objective)
+        else view.threshold,
         "seed": seed,
         "best_epoch": meta["best"][view.member]["epoch"],
         **scores,
@@ -1131,7 +1097,7 @@ def write_results(
   """Writes the results files of the task (definitions: `lus_jax.evaluation.metrics`)."""
   plain, extra, matrix = [], [], []
   for view, row in zip(views, rows, strict=True):
-    if not _is_plain(view, objective):
+    if not objective_lib.is_plain(view, objective):
       extra.append(_without(row, "matrix"))
       continue
     matrix += [

@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from lus_jax import lock
 from lus_jax.errors import UserError
-from lus_jax.training import checkpoints, downstream, segmentation, tasks
+from lus_jax.training import claim as claim_lib
+from lus_jax.training import downstream, segmentation, tasks
 
 # Says which study a directory belongs to.
 DIRECTORY = "study"
@@ -59,14 +60,14 @@ def train_and_evaluate(config, workdir):
   configs = parts(config)
   for name, part in configs.items():
     (segmentation if name == "segmentation" else downstream).check(part)
-  directory, settings = pathlib.Path(workdir) / DIRECTORY, checkpoints.settings(config)
+  directory, settings = pathlib.Path(workdir) / DIRECTORY, claim_lib.settings(config)
   claim = None
   with contextlib.suppress(OSError):  # `check_claim` says what is wrong with it
-    claim = checkpoints.read_claim(directory)
+    claim = claim_lib.read_claim(directory)
   if claim and "steps" not in claim["config"].get("segmentation", {}).get("train", {}):
     # A study from before there was such a field.
     settings.get("segmentation", {}).get("train", {}).pop("steps", None)
-  checkpoints.check_claim(directory, settings, more_epochs=True)
+  claim_lib.check_claim(directory, settings, more_epochs=True)
   with lock.hold(directory):
     _run(configs, directory, settings, workdir)
 
@@ -77,4 +78,4 @@ def _run(configs, directory, settings, workdir):
     task = segmentation if name == "segmentation" else downstream
     task.train_and_evaluate(part, workdir)
     # Not before: where the first part refuses its data, nothing is left behind.
-    checkpoints.claim(directory, settings, {}, more_epochs=True)
+    claim_lib.claim(directory, settings, {}, more_epochs=True)

@@ -34,9 +34,9 @@ from lus_jax.evaluation.downstream import Ratio
 from lus_jax.files import broken_seal, seal, write_text
 from lus_jax.labels import label
 from lus_jax.report import which_target as report
-from lus_jax.training import checkpoints as checkpoints_lib
+from lus_jax.training import claim, segmentation
 from lus_jax.training import members as members_lib
-from lus_jax.training import segmentation
+from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
 from lus_jax.words import plural
@@ -133,8 +133,8 @@ class Trainer:
 
   def __init__(self, config, same=None):
     self._config, self._same = config, same
-    self.objective = members_lib.Objective(config)
-    self.views, scalars = segmentation.make_views(config, self.objective)
+    self.objective = objective_lib.Objective(config)
+    self.views, scalars = objective_lib.make_views(config, self.objective)
     if same:
       plain = self.objective.members[0]
       scalars = [self.objective.scalars(plain, seed=i) for i in range(same)]
@@ -143,7 +143,7 @@ class Trainer:
       ]
       members = scalars
     else:
-      members = segmentation.make_members(config, self.objective)[1]
+      members = objective_lib.make_members(config, self.objective)[1]
     strategy = choose_strategy(config.sweep.strategy)
     self._sweep, self._scalars = Sweep(members, strategy), scalars
     steps = config.train.epochs * (config.study.train_frames // config.train.batch_size)
@@ -662,21 +662,21 @@ def train_and_evaluate(config, workdir):
     UserError: the config is not in order, or the directory is another run's.
   """
   check(config)
-  settings = checkpoints_lib.settings(config)
+  settings = claim.settings(config)
   dataset = {"name": "lus_phantom", "version": "simulated anew for every unit", "splits": {}}
-  checkpoints_lib.check_claim(workdir, settings, dataset)
+  claim.check_claim(workdir, settings, dataset)
   with lock.hold(workdir):
     _run(config, settings, dataset, workdir)
 
 
 def _run(config, settings, dataset, workdir):
-  checkpoints_lib.claim(workdir, settings, dataset)
+  claim.claim(workdir, settings, dataset)
   directory = pathlib.Path(workdir) / UNITS
   jobs = _units(config)
   if config.study.null_repeats:
     jobs += [(NULL, "none", seed) for seed in range(config.study.null_cohorts)]
   left = [job for job in jobs if read_unit(unit_file(directory, *job)) is None]
-  objective = members_lib.Objective(config)
+  objective = objective_lib.Objective(config)
   with tqdm(
     total=len(jobs),
     unit="cohort",
@@ -730,7 +730,7 @@ def summarize(config, objective, directory):
     `annotator_sd`), and `labels` (Dice of the label itself against the truth: a row a setting and
     threshold). All but `scales` and `spread` are of confidences as they were painted.
   """
-  units, views = [], segmentation.make_views(config, objective)[0]
+  units, views = [], objective_lib.make_views(config, objective)[0]
   for setting, standardise, seed in _units(config):
     for row in read_unit(unit_file(directory, setting, standardise, seed)):
       units.append({"setting": setting, "standardise": standardise, "seed": seed, **row})

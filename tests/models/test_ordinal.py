@@ -15,6 +15,7 @@ from lus_jax.evaluation import calibration
 from lus_jax.labels import label, pixel_weight
 from lus_jax.models import fpn, ordinal
 from lus_jax.training import members
+from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
 
 E, K = 4, 2
@@ -140,7 +141,7 @@ def raw_of(objective, image, scale):
 
 @pytest.mark.parametrize(("size", "scale"), [((33, 41), 1.0), ((50, 35), 300.0), ((32, 32), 1e4)])
 def test_outputs_of_a_network_are_nested_and_stay_so_when_calibrated(size, scale, key):
-  objective = members.Objective(CONFIG)
+  objective = objective_lib.Objective(CONFIG)
   assert objective.levels == LEVELS and objective.head == E
   image = jax.random.uniform(key, (2, *size, 1))
   raw = raw_of(objective, image, scale)
@@ -168,7 +169,7 @@ def test_outputs_of_a_network_are_nested_and_stay_so_when_calibrated(size, scale
 
 
 def test_interpolation_of_any_precision_keeps_the_order(key, monkeypatch):
-  objective = members.Objective(CONFIG)
+  objective = objective_lib.Objective(CONFIG)
   upsample = fpn.upsample_logits
 
   def rough(logits, height, width):
@@ -192,7 +193,7 @@ def widths():
 def test_the_loss_is_the_mean_over_levels(weights, key):
   config = CONFIG.copy_and_resolve_references()
   config.sweep.members = (f"ordinal(weights={weights})",)
-  objective = members.Objective(config)
+  objective = objective_lib.Objective(config)
   image = jax.random.uniform(key, (2, 40, 32, 1))
   confidence = jnp.round(5 * jax.random.uniform(jax.random.key(1), (2, 40, 32, K))) / 5
   where = jax.random.uniform(jax.random.key(2), (2, 40, 32, K)) < 0.7

@@ -17,7 +17,8 @@ from lus_jax.benchmarks import peers
 from lus_jax.models import torch_weights
 from lus_jax.models.fpn import FPN
 from lus_jax.models.mobilenet_v2 import MobileNetV2
-from lus_jax.training import members, segmentation
+from lus_jax.training import objective as objective_lib
+from lus_jax.training import segmentation
 from lus_jax.training.state import Network, create_state, make_train_step
 
 for library in ("torch", "torchvision", "segmentation_models_pytorch"):
@@ -206,7 +207,7 @@ def fpn_loss(network):
     reduction="mean",
   )
   sweep = SimpleNamespace(thresholds=(THRESHOLD,))
-  objective = members.Objective(SimpleNamespace(sweep=sweep, loss=loss))
+  objective = objective_lib.Objective(SimpleNamespace(sweep=sweep, loss=loss))
   return segmentation.make_loss(network, objective)
 
 

@@ -19,7 +19,8 @@ from lus_jax import lock, models, results
 from lus_jax.data import datasets, summary
 from lus_jax.models import layers
 from lus_jax.models.mobilenet_v2 import ConvNorm
-from lus_jax.training import checkpoints, members, segmentation
+from lus_jax.training import checkpoints, claim, members, segmentation
+from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep
 
@@ -94,7 +95,7 @@ def toy_trained():
         "sweep": {"thresholds": thresholds},
       }
     )
-    objective = members.Objective(config)
+    objective = objective_lib.Objective(config)
     return segmentation.Trained(
       config=config,
       objective=objective,
@@ -130,7 +131,7 @@ def pretend(config, workdir, patients=None):
     lambda *x: jnp.stack(x),
     *({"params": n.params, "batch_stats": n.batch_stats} for n in networks),
   )
-  checkpoints.claim(workdir, settings, dataset.summary())
+  claim.claim(workdir, settings, dataset.summary())
   manager = checkpoints.Checkpoints(workdir)
   manager.save(1, {"step": np.int32(1)}, best, {"epoch": 1})
   manager.close()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lus_jax.errors import UserError
-from lus_jax.training import checkpoints
+from lus_jax.training import checkpoints, claim
 
 STATE = {"w": np.random.default_rng(0).normal(size=300).astype(np.float32), "n": np.arange(7)}
 
@@ -227,42 +227,42 @@ def changed(**changes):
 
 def test_where_data_lie_is_no_part_of_a_run(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  checkpoints.claim("run", CONFIG, {"name": "d"})
+  claim.claim("run", CONFIG, {"name": "d"})
   # Others read it from elsewhere.
-  assert checkpoints.read_claim("run")["config"]["data"] == {
+  assert claim.read_claim("run")["config"]["data"] == {
     "name": "d",
     "prepared_dir": str(tmp_path / "data"),
     "dir": str(tmp_path / "mine"),
   }
   moved = changed(data__prepared_dir="/elsewhere", data__dir="/else")
-  checkpoints.claim("run", moved, {"name": "d"})
-  assert checkpoints.read_claim("run")["config"]["data"]["prepared_dir"] == "/elsewhere"
+  claim.claim("run", moved, {"name": "d"})
+  assert claim.read_claim("run")["config"]["data"]["prepared_dir"] == "/elsewhere"
   with pytest.raises(UserError, match="the data set has changed"):
-    checkpoints.claim("run", moved, {"name": "e"})
+    claim.claim("run", moved, {"name": "e"})
   with pytest.raises(UserError, match="its segmentation models have changed"):
-    checkpoints.claim("run", moved, {"name": "d", "segmentation": ["other"]})
+    claim.claim("run", moved, {"name": "d", "segmentation": ["other"]})
 
 
 def test_relative_paths_of_older_runs_are_found_beside_the_run(tmp_path, monkeypatch):
   (tmp_path / "project" / "data").mkdir(parents=True)
   workdir = tmp_path / "project" / "runs" / "seg"
   monkeypatch.chdir(tmp_path)
-  assert checkpoints.find_path(workdir, "data") == str(tmp_path / "project" / "data")
-  assert checkpoints.find_path(workdir, "none") == "none"
-  assert checkpoints.find_path(workdir, "/a") == "/a" and checkpoints.find_path(workdir, "") == ""
+  assert claim.find_path(workdir, "data") == str(tmp_path / "project" / "data")
+  assert claim.find_path(workdir, "none") == "none"
+  assert claim.find_path(workdir, "/a") == "/a" and claim.find_path(workdir, "") == ""
 
 
 def test_more_epochs_go_on_and_fewer_do_not(tmp_path):
-  checkpoints.claim(tmp_path, CONFIG, {})
+  claim.claim(tmp_path, CONFIG, {})
   more = changed(train__epochs=5)
   with pytest.raises(UserError, match=r"another config \(different: train.epochs\)"):
-    checkpoints.claim(tmp_path, more, {})
-  checkpoints.claim(tmp_path, more, {}, more_epochs=True)
-  assert checkpoints.read_claim(tmp_path)["config"]["train"]["epochs"] == 5
+    claim.claim(tmp_path, more, {})
+  claim.claim(tmp_path, more, {}, more_epochs=True)
+  assert claim.read_claim(tmp_path)["config"]["train"]["epochs"] == 5
   with pytest.raises(UserError, match=r"train.epochs\); .*with more epochs than its own"):
-    checkpoints.claim(tmp_path, CONFIG, {}, more_epochs=True)
+    claim.claim(tmp_path, CONFIG, {}, more_epochs=True)
   with pytest.raises(UserError, match=r"\(different: data.name\)"):
-    checkpoints.claim(tmp_path, changed(train__epochs=9, data__name="e"), {}, more_epochs=True)
+    claim.claim(tmp_path, changed(train__epochs=9, data__name="e"), {}, more_epochs=True)
 
 
 def test_what_is_done_is_what_the_newest_checkpoint_says(workdir, tmp_path):
@@ -275,13 +275,13 @@ def test_what_is_done_is_what_the_newest_checkpoint_says(workdir, tmp_path):
 
 
 def test_a_changed_claim_is_damaged_and_one_of_an_older_version_is_read(tmp_path):
-  checkpoints.claim(tmp_path, CONFIG, {})
-  file = tmp_path / checkpoints.OWNER
+  claim.claim(tmp_path, CONFIG, {})
+  file = tmp_path / claim.OWNER
   file.write_text(file.read_text().replace('"epochs": 3', '"epochs": 7'))
   with pytest.raises(UserError, match="run.json is damaged"):
-    checkpoints.read_claim(tmp_path)
+    claim.read_claim(tmp_path)
   file.write_text(json.dumps({"config": CONFIG, "dataset": {}}))
-  assert checkpoints.read_claim(tmp_path)["config"] == CONFIG
+  assert claim.read_claim(tmp_path)["config"] == CONFIG
 
 
 def test_what_is_kept_is_what_is_there(workdir, tmp_path):

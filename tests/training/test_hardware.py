@@ -10,7 +10,7 @@ from jax import numpy as jnp
 from configs import raters, readmission, seg
 from lus_jax import models
 from lus_jax.errors import UserError
-from lus_jax.training import checkpoints, hardware
+from lus_jax.training import claim, estimate, hardware
 from lus_jax.training.state import Network
 
 GIB = 2**30
@@ -88,16 +88,16 @@ def test_the_table_of_parameters_is_that_of_the_networks(encoder):
 
 
 def test_a_run_on_data_that_an_older_reader_prepared_is_refused_as_such(tmp_path):
-  checkpoints.claim(tmp_path, {}, {"version": "1.0.0 (frames_96x96_1f3b9c2a)"})
+  claim.claim(tmp_path, {}, {"version": "1.0.0 (frames_96x96_1f3b9c2a)"})
   with pytest.raises(UserError, match="version 1.0.0 of their reader.*is version 1.1.0: whether"):
-    checkpoints.check_claim(tmp_path, {}, {"version": "1.1.0 (frames_96x96_00000000)"})
+    claim.check_claim(tmp_path, {}, {"version": "1.1.0 (frames_96x96_00000000)"})
   with pytest.raises(UserError, match="the data set has changed"):
-    checkpoints.check_claim(tmp_path, {}, {"version": "1.0.0 (frames_96x96_00000000)"})
+    claim.check_claim(tmp_path, {}, {"version": "1.0.0 (frames_96x96_00000000)"})
 
 
 def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path):
   begun, _ = hardware.resolve(seg.get_config(), RTX3060, frames=355)
-  checkpoints.claim(tmp_path, json.loads(begun.to_json()), {})
+  claim.claim(tmp_path, json.loads(begun.to_json()), {})
   config = hardware.as_begun(seg.get_config().lock(), tmp_path)
   assert (config.model.dtype, config.train.batch_size) == ("bfloat16", 8)
   assert hardware.resolve(config, CPU, frames=355)[0].to_dict() == begun.to_dict()
@@ -111,19 +111,19 @@ def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path):
 def test_a_long_recipe_on_a_cpu_is_announced_by_value():
   config, _ = hardware.resolve(seg.get_config(), CPU, frames=27)
   # 4e15 FLOP at half of 100 GFLOP/s: 80,000 s.
-  text = hardware.slow_recipe(config, 4e15, CPU, rate=1e11)
+  text = estimate.slow_recipe(config, 4e15, CPU, rate=1e11)
   assert "about 22.2 hours on this CPU (4.0e+15 FLOP at 50% of the 100 GFLOP/s" in text
   # What is advised are fields of this very config.
   assert "(now 100: train.epochs), models (now 7: sweep.thresholds, sweep.members)" in text
   assert "(now 512 x 512: data.image_size)" in text and ":demo behind" in text
   demo, _ = hardware.resolve(raters.get_config("demo"), CPU, frames=27)
-  text = hardware.slow_recipe(demo, 4e15, CPU, rate=1e11)
+  text = estimate.slow_recipe(demo, 4e15, CPU, rate=1e11)
   assert "(now 47: train.steps and train.epochs), models (now 17: " in text
   assert ":demo" not in text
   # 2 hours are the limit: 3.6e14 FLOP here.
-  assert hardware.slow_recipe(config, 3.7e14, CPU, rate=1e11)
-  assert not hardware.slow_recipe(config, 3.5e14, CPU, rate=1e11)
-  assert not hardware.slow_recipe(config, 4e15, H200, rate=1e11)
+  assert estimate.slow_recipe(config, 3.7e14, CPU, rate=1e11)
+  assert not estimate.slow_recipe(config, 3.5e14, CPU, rate=1e11)
+  assert not estimate.slow_recipe(config, 4e15, H200, rate=1e11)
 
 
 @pytest.mark.parametrize(
@@ -175,13 +175,13 @@ def test_many_short_epochs_share_a_checkpoint():
 
 @pytest.mark.parametrize(("module", "epochs"), [(seg, 3), (raters, 200)])
 def test_a_run_from_before_such_a_field_goes_on(tmp_path, caplog, module, epochs):
-  begun = checkpoints.settings(module.get_config("demo"))
+  begun = claim.settings(module.get_config("demo"))
   del begun["train"]["steps"]
   begun["train"]["epochs"] = epochs  # of the demo then
-  checkpoints.claim(tmp_path, begun, {})
+  claim.claim(tmp_path, begun, {})
   config = hardware.as_begun(module.get_config("demo").lock(), tmp_path)
   config, _ = hardware.resolve(config, CPU, frames=9)
-  checkpoints.check_claim(tmp_path, checkpoints.settings(config))
+  claim.check_claim(tmp_path, claim.settings(config))
   assert config.train.epochs == epochs
   # It is not left out without a word.
   (message,) = caplog.messages
@@ -190,7 +190,7 @@ def test_a_run_from_before_such_a_field_goes_on(tmp_path, caplog, module, epochs
 
 def test_a_run_goes_on_with_the_epochs_that_came_of_its_data(tmp_path):
   begun, _ = hardware.resolve(seg.get_config("demo"), CPU, frames=32)
-  checkpoints.claim(tmp_path, json.loads(begun.to_json()), {})
+  claim.claim(tmp_path, json.loads(begun.to_json()), {})
   config = hardware.as_begun(seg.get_config("demo"), tmp_path)
   assert config.train.epochs == 30
   more = seg.get_config("demo")
@@ -205,7 +205,7 @@ def test_a_run_goes_on_with_the_epochs_that_came_of_its_data(tmp_path):
   [(99, "99 s"), (150, "2 minutes"), (5999, "100 minutes"), (9000, "2.5 hours"), (8e5, "9 days")],
 )
 def test_durations_have_the_unit_that_suits_them(seconds, text):
-  assert hardware.duration(seconds) == text
+  assert estimate.duration(seconds) == text
 
 
 def test_settings_are_told_with_their_reasons():
@@ -218,11 +218,11 @@ def test_settings_are_told_with_their_reasons():
   )
 
 
-WORK = hardware.Work(images=4, flop=10**9, validated=30, dtype="float32")
+WORK = estimate.Work(images=4, flop=10**9, validated=30, dtype="float32")
 
 
 def first_steps(steps_per_epoch=50, epochs=3):
-  return hardware.FirstSteps(
+  return estimate.FirstSteps(
     WORK, members=7, steps_per_epoch=steps_per_epoch, epochs=epochs, unit="image"
   )
 

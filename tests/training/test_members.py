@@ -14,6 +14,7 @@ from scipy import ndimage
 from lus_jax.errors import UserError
 from lus_jax.models import fpn
 from lus_jax.training import members, segmentation
+from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep
 
@@ -192,8 +193,8 @@ def test_frames_bring_what_members_need():
 def test_views_are_all_outputs_and_levels_rise():
   config = make_config(("soft", "ordinal"), seeds=2)
   config.sweep.seeds = 2
-  objective = members.Objective(config)
-  views, scalars = segmentation.make_views(config, objective)
+  objective = objective_lib.Objective(config)
+  views, scalars = objective_lib.make_views(config, objective)
   names = ["threshold_1", "threshold_0.5", "threshold_0.2", "soft", "ordinal"]
   names += ["ordinal_0.2", "ordinal_0.5", "ordinal_1"]
   assert [v.name for v in views] == [f"{n}_seed_{s}" for s in (0, 1) for n in names]
@@ -208,7 +209,7 @@ def test_views_are_all_outputs_and_levels_rise():
 
 def test_a_sweep_of_thresholds_is_compiled_as_ever():
   # Nothing chooses between kinds where there is one.
-  objective = members.Objective(make_config())
+  objective = objective_lib.Objective(make_config())
   assert objective.head == 1
   assert set(objective.scalars(objective.members[0])) == {"threshold", "seed"}
 
@@ -332,7 +333,7 @@ def plain_logits(raw, objective):
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
 @pytest.mark.parametrize("extra", [ALL, (*ALL, "ordinal")], ids=["without", "with_ordinal"])
 def test_every_member_of_a_mixed_sweep_has_its_own_loss(extra, strategy, key):
-  objective = members.Objective(make_config(extra), RATERS)
+  objective = objective_lib.Objective(make_config(extra), RATERS)
   raw, inputs = make_raw(objective), make_inputs()
   losses, gradients = run(objective, strategy, raw, inputs, key)
   found = dict(zip([m.name for m in objective.members], losses, strict=True))
@@ -363,7 +364,7 @@ def test_every_member_of_a_mixed_sweep_has_its_own_loss(extra, strategy, key):
 
 
 def test_gradients_are_the_same_under_both_strategies(key):
-  objective = members.Objective(make_config((*ALL, "ordinal")), RATERS)
+  objective = objective_lib.Objective(make_config((*ALL, "ordinal")), RATERS)
   raw, inputs = make_raw(objective), make_inputs()
   (_, loop), (_, vmap) = (run(objective, s, raw, inputs, key) for s in ("loop", "vmap"))
   for a, b in zip(loop, vmap, strict=True):
@@ -371,7 +372,7 @@ def test_gradients_are_the_same_under_both_strategies(key):
 
 
 def test_images_that_a_rater_did_not_draw_teach_nothing(key):
-  objective = members.Objective(make_config(("rater(B)",)), RATERS)
+  objective = objective_lib.Objective(make_config(("rater(B)",)), RATERS)
   inputs = make_inputs()
   _, gradients = run(objective, "loop", make_raw(objective), inputs, key)
   learnt = np.abs(gradients[-1]).max(axis=(1, 2, 3)) > 0
@@ -382,7 +383,7 @@ def test_images_that_a_rater_did_not_draw_teach_nothing(key):
 
 
 def test_random_raters_are_drawn_ones_and_others_every_time():
-  objective = members.Objective(make_config(("random_rater",)), RATERS)
+  objective = objective_lib.Objective(make_config(("random_rater",)), RATERS)
   own = objective.scalars(objective.members[-1])
   raw, inputs = make_raw(objective), make_inputs()
   each = rater_losses(plain_logits(raw, objective), inputs)
@@ -411,7 +412,7 @@ def test_random_raters_are_drawn_ones_and_others_every_time():
 
 
 def test_raters_are_chosen_by_another_key_than_dropout():
-  objective = members.Objective(make_config(("random_rater",)), RATERS)
+  objective = objective_lib.Objective(make_config(("random_rater",)), RATERS)
   own = objective.scalars(objective.members[-1])
   raw, inputs = make_raw(objective), make_inputs()
   each = rater_losses(plain_logits(raw, objective), inputs)[0]
@@ -427,7 +428,7 @@ def test_raters_are_chosen_by_another_key_than_dropout():
 
 
 def test_without_a_key_a_random_rater_is_judged_by_all():
-  objective = members.Objective(make_config(("soft", "random_rater")), RATERS)
+  objective = objective_lib.Objective(make_config(("soft", "random_rater")), RATERS)
   raw, inputs = make_raw(objective), make_inputs()
   soft, random = (objective.loss(raw, inputs, objective.scalars(m)) for m in objective.members[-2:])
   assert float(soft) == float(random)
@@ -435,7 +436,7 @@ def test_without_a_key_a_random_rater_is_judged_by_all():
 
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
 def test_the_output_of_softseg_is_its_normalized_activation(strategy):
-  objective = members.Objective(make_config(("softseg", "soft")), RATERS)
+  objective = objective_lib.Objective(make_config(("softseg", "soft")), RATERS)
   raw, inputs = make_raw(objective), make_inputs()
   sweep = Sweep([objective.scalars(member) for member in objective.members], strategy)
   state = sweep.place([{"x": np.zeros(())} for _ in sweep.members])
@@ -454,7 +455,7 @@ def test_the_output_of_softseg_is_its_normalized_activation(strategy):
 
 def trained(config, key, steps=2):
   """The state of every member by name, after a few steps of gradient descent."""
-  objective = members.Objective(config, RATERS)
+  objective = objective_lib.Objective(config, RATERS)
   tx = optax.sgd(0.5)
   network, sweep, state, names = segmentation.create_sweep(
     config, objective, in_channels=1, classes=K, tx=tx

@@ -19,7 +19,7 @@ from lus_jax import results as results_lib
 from lus_jax.data import datasets
 from lus_jax.errors import UserError
 from lus_jax.report import tables
-from lus_jax.training import checkpoints, segmentation
+from lus_jax.training import claim, segmentation
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
@@ -345,7 +345,7 @@ def test_more_epochs_that_are_refused_leave_the_results(finished, prepared, tmp_
   # What clinical tasks were made with stays what it is.
   task = {"config": {"task": "sf_change", "channels": {"workdir": ""}}, "dataset": {}}
   task["dataset"]["segmentation"] = ["abc"]
-  checkpoints.claim(workdir / "sf_change", **task)
+  claim.claim(workdir / "sf_change", **task)
   with pytest.raises(
     UserError, match=r"sf_change was made with .*/results/sf_change\*.json to make"
   ):
@@ -357,7 +357,7 @@ def test_more_epochs_that_are_refused_leave_the_results(finished, prepared, tmp_
   (workdir / "results" / "sf_ratio_history.json").unlink()
   assert same()
   task["config"]["channels"]["workdir"] = "/elsewhere"
-  checkpoints.claim(workdir / "sf_change", **task)
+  claim.claim(workdir / "sf_change", **task)
   segmentation._check_no_tasks(workdir)
 
 

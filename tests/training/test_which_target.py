@@ -17,7 +17,7 @@ from configs import which_target as configs
 from lus_jax import files, models, results
 from lus_jax.errors import UserError
 from lus_jax.models import fpn, layers
-from lus_jax.training import members, which_target
+from lus_jax.training import members, objective, which_target
 
 THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
 SEEDS = 16
@@ -219,7 +219,7 @@ def families(*extra, thresholds=(1.0, 0.5, 0.0), weights="paper"):
   found = config(
     **{"sweep.thresholds": thresholds, "sweep.members": extra, "loss.weights": weights}
   )
-  return which_target.families(members.Objective(found), members.views(found))
+  return which_target.families(objective.Objective(found), members.views(found))
 
 
 def test_families_are_by_weights():

@@ -1,0 +1,202 @@
+"""What a sweep's members compute: logits, losses and outputs."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from lus_jax import labels, losses
+from lus_jax.labels import fusion, smoothing
+from lus_jax.models import fpn, ordinal
+from lus_jax.training import members as members_lib
+
+
+class Objective:
+  """Losses and outputs of the members of a config, as functions of the network's logits.
+
+  Attributes:
+    members: a list of `Member`, of one seed.
+    n_thresholds: how many of them, at the start, are `config.sweep.thresholds`.
+    levels: of an ordinal member; () without one.
+
+  Args:
+    config: a run's config.
+    raters: names of the data set's raters.
+  """
+
+  def __init__(self, config, raters=()):
+    self.n_thresholds = len(config.sweep.thresholds)
+    self.members, self._config, self._raters = members_lib.read(config), config.loss, tuple(raters)
+    has_ordinal = any(member.target == "ordinal" for member in self.members)
+    self.levels = members_lib.levels(config) if has_ordinal else ()
+    # Members of one kind share a branch of the program.
+    self._kinds = list(dict.fromkeys(map(self._kind, self.members)))
+
+  @staticmethod
+  def _kind(member):
+    return member.target, member.loss, member.weights
+
+  @property
+  def head(self):
+    """How many times K values the network's head has."""
+    return max(1, len(self.levels))
+
+  def scalars(self, member, *, seed=0, level=members_lib.WHOLE):
+    """What the compiled programs know of a member: a dict of NumPy scalars."""
+    threshold = members_lib.MIDDLE if member.threshold is None else member.threshold
+    if level != members_lib.WHOLE:
+      threshold = self.levels[level]
+    found = {"threshold": np.float32(threshold), "seed": np.int32(seed)}
+    if len(self._kinds) > 1 or self.levels or self._kinds[0][0] != "threshold":
+      found["kind"] = np.int32(self._kinds.index(self._kind(member)))
+      found["level"] = np.int32(level)
+      found["rater"] = np.int32(self._raters.index(member.rater) if member.rater else 0)
+    return found
+
+  def _choose(self, branches, member, *operands):
+    if len(branches) == 1:
+      return branches[0](member, *operands)
+    return jax.lax.switch(member["kind"], branches, member, *operands)
+
+  def logits(self, network, params, batch_stats, image, **options):
+    """The network's raw output, and its new statistics.
+
+    With an ordinal member it is that of the head, at a quarter of the size: what becomes of it
+    depends on the member.
+    """
+    if self.levels:
+      options["upsample"] = False
+    return network(params, batch_stats, image, **options)
+
+  def loss(self, raw, inputs, member, key=None):
+    """The loss of one member.
+
+    Args:
+      raw: of `logits`.
+      inputs: `image`, `confidence`, `where`, and what `fields` names.
+      member: of `scalars`.
+      key: chooses raters; None where nothing is trained, and all of them count.
+
+    Returns:
+      A float32 scalar.
+    """
+    branches = [functools.partial(self._loss, kind) for kind in self._kinds]
+    return self._choose(branches, member, raw, inputs, key)
+
+  def output(self, raw, inputs, member):
+    """Logits [B, H, W, K] whose sigmoid is the output of one member, or of one of its levels.
+
+    Args:
+      raw: of `logits`.
+      inputs: `image` and `where`.
+      member: of `scalars`.
+    """
+    branches = [functools.partial(self._output, kind) for kind in self._kinds]
+    return self._choose(branches, member, raw, inputs)
+
+  def _plain(self, raw, inputs):
+    if not self.levels:
+      return raw
+    k = raw.shape[-1] // len(self.levels)
+    return fpn.upsample_logits(raw[..., :k], *inputs["image"].shape[1:3])
+
+  def nested(self, raw, inputs):
+    """Logits of all levels of an ordinal member, of `logits` and inputs: [B, H, W, E, K]."""
+    nested = ordinal.nested_logits(raw, len(self.levels))
+    flat = nested.reshape(*nested.shape[:-2], -1)
+    flat = fpn.upsample_logits(flat, *inputs["image"].shape[1:3])
+    return ordinal.keep_nested(flat.reshape(*flat.shape[:-1], *nested.shape[-2:]))
+
+  def _output(self, kind, member, raw, inputs):
+    target, loss, _ = kind
+    if target != "ordinal":
+      return losses.output_logits(
+        loss, logits=self._plain(raw, inputs), where=inputs["where"]
+      ).astype(jnp.float32)
+    nested = self.nested(raw, inputs)
+    mean = ordinal.expected_confidence(nested, self.levels)
+    mean = jnp.clip(mean, 1e-6, 1 - 1e-6)
+    level = jnp.take(nested, jnp.maximum(member["level"], 0), axis=-2)
+    return jnp.where(member["level"] == members_lib.WHOLE, jnp.log(mean) - jnp.log1p(-mean), level)
+
+  def _loss(self, kind, member, raw, inputs, key):
+    target, loss, weights = kind
+    confidence, where = inputs["confidence"], inputs["where"]
+
+    def training_loss(logits, confidence, threshold):
+      return losses.training_loss(
+        loss,
+        logits=logits,
+        confidence=confidence,
+        threshold=threshold,
+        where=where,
+        weights=weights,
+        subthreshold_weight=self._config.subthreshold_weight,
+        reduction=self._config.reduction,
+      )
+
+    if target == "ordinal":
+      nested = self.nested(raw, inputs)
+      each = [
+        training_loss(nested[..., i, :], confidence, threshold)
+        for i, threshold in enumerate(self.levels)
+      ]
+      return sum(each) / len(each)
+    logits = self._plain(raw, inputs)
+    if target == "svls":
+      confidence = smoothing.spatially_varying(labels.label(confidence, member["threshold"]))
+    elif target == "majority":
+      confidence = fusion.majority(inputs["raters"], inputs["drawn"])
+    elif target == "staple":
+      confidence = inputs["staple"]
+    elif target == "rater":
+      confidence = jnp.take(inputs["raters"], member["rater"], axis=1)
+      drawn = jnp.take(inputs["drawn"], member["rater"], axis=1)
+      # Images that this rater did not draw teach nothing.
+      where = where & drawn[:, None, None, None]
+    elif target == "random_rater" and key is not None:
+      # Of the key itself the first is also the network's first dropout key.
+      keys = jax.random.split(jax.random.fold_in(key, 1), len(confidence))
+      chosen = jax.vmap(jax.random.categorical)(keys, jnp.log(inputs["drawn"].astype(jnp.float32)))
+      confidence = jax.vmap(lambda raters, i: raters[i])(inputs["raters"], chosen)
+    return training_loss(logits, confidence, member["threshold"])
+
+
+def make_members(config, objective):
+  """The members of the sweep: every threshold and other member, for every seed.
+
+  Returns:
+    Their names and a list of what the compiled programs know of each (`Objective.scalars`).
+  """
+  names, members = [], []
+  for seed in range(config.sweep.seeds):
+    suffix = f"_seed_{seed}" if config.sweep.seeds > 1 else ""
+    names += [f"{member.name}{suffix}" for member in objective.members]
+    members += [objective.scalars(member, seed=seed) for member in objective.members]
+  return names, members
+
+
+def make_views(config, objective):
+  """Every output of all members of all seeds.
+
+  Returns:
+    A list of `members.View`, and what the compiled programs know of each (`Objective.scalars`).
+  """
+  views, scalars = [], []
+  for seed in range(config.sweep.seeds):
+    suffix = f"_seed_{seed}" if config.sweep.seeds > 1 else ""
+    for view in members_lib.views(config, seed=seed):
+      member = objective.members[view.member - seed * len(objective.members)]
+      views.append(dataclasses.replace(view, name=f"{view.name}{suffix}"))
+      scalars.append(objective.scalars(member, seed=seed, level=view.level))
+  return views, scalars
+
+
+def is_plain(view, objective):
+  """Whether it is one of `config.sweep.thresholds`, which come first among each seed's members."""
+  return (
+    view.member % len(objective.members) < objective.n_thresholds
+    and view.level == members_lib.WHOLE
+  )
