@@ -29,73 +29,15 @@ from tqdm import tqdm
 from lus_jax import palette, results
 from lus_jax.errors import UserError, say_warnings_plainly
 from lus_jax.files import write_bytes, write_text
+from lus_jax.inference import frames as frames_lib
+from lus_jax.inference import trained as trained_lib
 from lus_jax.labels import SLACK
-from lus_jax.media import letterbox as letterbox_lib
-from lus_jax.training import segmentation
 from lus_jax.words import plural
 
 SCHEMA = 1
 RECORD = "prediction.json"
 # Fields of it that say how far a prediction is and what made it, not which one it is.
 _STATE = ("complete", "versions", "files")
-# Frames that go through the networks together: more would hold more maps of all thresholds.
-_BATCH = 4
-# Frames decoded together, a multiple of the batch. A video is decoded once for each of these runs,
-# which costs far less than the networks do and keeps a long one out of memory.
-_DECODED = 256
-
-
-def predict(trained, clip, *, frames, probability=None):
-  """Runs models over frames of a clip, a few at a time.
-
-  Args:
-    trained: a `lus_jax.training.segmentation.Trained`.
-    clip: a `lus_jax.media.readers.Media`.
-    frames: numbers of frames, counted from 0, rising.
-    probability: `trained.probability`, compiled by its sweep, where there are several clips.
-
-  Yields:
-    The number of a frame, its grey values [h, w] uint8, and for every view of `trained` the
-    probabilities [h, w, K] uint8.
-
-  Raises:
-    UserError: the clip is damaged.
-  """
-  sweep, weights = trained.sweep, trained.weights
-  probability = probability or sweep.compile(trained.probability)
-  n = min(_BATCH, len(frames))
-  for numbers, images in _batches(clip, frames, n):
-    fitted, box = _fit(images, trained.config.data.image_size)
-    where = np.zeros(fitted.shape, bool)
-    where[:, box[0] : box[2], box[1] : box[3]] = True
-    # The last batch is filled up: another size would be another compilation.
-    filled = np.arange(n) % len(numbers)
-    members = sweep.to_host(probability(weights, sweep.members, fitted[filled], where[filled]))
-    for i, (number, image) in enumerate(zip(numbers, images, strict=True)):
-      yield (
-        number,
-        image,
-        [letterbox_lib.restore(member[i], box, *image.shape) for member in members],
-      )
-
-
-def _batches(clip, frames, n):
-  # TFDS comes with this import, and nothing else here needs it.
-  from lus_jax.media import readers as media
-
-  for start in range(0, len(frames), _DECODED):
-    numbers = frames[start : start + _DECODED]
-    images = media.read(clip, numbers)
-    for i in range(0, len(numbers), n):
-      yield numbers[i : i + n], images[i : i + n]
-
-
-def _fit(images, size):
-  from lus_jax.media.letterbox import letterbox
-
-  fitted = [letterbox(image, size, size) for image in images]
-  _, box = fitted[0]
-  return np.stack([image for image, _ in fitted])[..., None].astype(np.float32) / 255, box
 
 
 def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
@@ -122,7 +64,7 @@ def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
     raise UserError(f"--frames: the pictures of {source} are no frames of one clip; leave it out.")
   clips = {name: _probe(file) for name, file in pictures.items()} or {"": _probe(source)}
   chosen_frames = {name: _choose_frames(clip, frames) for name, clip in clips.items()}
-  trained = segmentation.load(
+  trained = trained_lib.load(
     os.path.expanduser(workdir), every=members is not None, option="--workdir"
   )
   trained = trained.only(_choose(trained, thresholds, members, workdir))
@@ -152,7 +94,9 @@ def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
       if pictures:
         _write_record(out, content)
       for name, clip in clips.items():
-        maps = predict(trained, clip, frames=chosen_frames[name], probability=probability)
+        maps = frames_lib.predict(
+          trained, clip, frames=chosen_frames[name], probability=probability
+        )
         _write(out / name, contents[name], maps, bar)
       if pictures:
         _write_record(out, content | {"complete": True})
@@ -180,7 +124,7 @@ def _describe(trained, workdir, source):
 
 def _describe_frames(trained, clip, frames):
   size = trained.config.data.image_size
-  _, box = _fit(np.zeros((1, clip.height, clip.width), np.uint8), size)
+  _, box = frames_lib.fit(np.zeros((1, clip.height, clip.width), np.uint8), size)
   return {
     "files": [file.name for file in clip.files],
     "frames": frames,

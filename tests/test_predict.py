@@ -17,6 +17,8 @@ from scipy import ndimage
 
 from lus_jax import palette, predict
 from lus_jax.evaluation import segmentation as evaluation
+from lus_jax.inference import frames as frames_lib
+from lus_jax.inference import trained as trained_lib
 from lus_jax.media import letterbox as letterbox_lib
 from lus_jax.media import readers
 from lus_jax.media.letterbox import letterbox
@@ -33,7 +35,7 @@ THRESHOLDS = (0.8, 0.6, 0.0)
 class Model:
   """Models as `load` returns them, and as the evaluation takes them."""
 
-  trained: segmentation.Trained
+  trained: trained_lib.Trained
   state: object
 
   def reference(self, frames):
@@ -79,7 +81,7 @@ def make_model(config):
   state = [dataclasses.replace(one, best_params=shaken(one.best_params)) for one in state]
   views, own = objective_lib.make_views(config, objective)
   sweep, state = sweep.take(state, [view.member for view in views], own)
-  trained = segmentation.Trained(
+  trained = trained_lib.Trained(
     config=config,
     objective=objective,
     views=views,
@@ -99,7 +101,7 @@ def model():
 
 @pytest.fixture
 def load(model, monkeypatch):
-  monkeypatch.setattr(segmentation, "load", lambda workdir, every=False, option="": model.trained)
+  monkeypatch.setattr(trained_lib, "load", lambda workdir, every=False, option="": model.trained)
 
 
 def clip(height, width, n=6):
@@ -132,7 +134,7 @@ def test_masks_are_what_the_evaluation_sees(strategy, tmp_path, monkeypatch, mod
       sweep=dataclasses.replace(trained.sweep, strategy="vmap"),
       weights=trained.sweep.stack(trained.weights),
     )
-  monkeypatch.setattr(segmentation, "load", lambda workdir, every=False, option="": trained)
+  monkeypatch.setattr(trained_lib, "load", lambda workdir, every=False, option="": trained)
   frames = clip(SIZE, SIZE)
   np.save(tmp_path / "clip.npy", frames)
   out = tmp_path / "out"
@@ -223,7 +225,7 @@ def test_a_clip_is_decoded_in_runs_and_compiled_for_once(tmp_path, load, monkeyp
   np.save(tmp_path / "clip.npy", clip(20, 30, n=11))
   whole = list(run_frames(tmp_path / "clip.npy", range(11)))
   shapes, decoded = [], []
-  probability, decode = segmentation.Trained.probability, readers.read
+  probability, decode = trained_lib.Trained.probability, readers.read
 
   def traced(self, weights, member, image, where):
     shapes.append(image.shape)
@@ -233,9 +235,9 @@ def test_a_clip_is_decoded_in_runs_and_compiled_for_once(tmp_path, load, monkeyp
     decoded.append(list(frames))
     return decode(media, frames)
 
-  monkeypatch.setattr(segmentation.Trained, "probability", traced)
+  monkeypatch.setattr(trained_lib.Trained, "probability", traced)
   monkeypatch.setattr(readers, "read", counted)
-  monkeypatch.setattr(predict, "_DECODED", 8)
+  monkeypatch.setattr(frames_lib, "_DECODED", 8)
   parts = list(run_frames(tmp_path / "clip.npy", range(11)))
   assert shapes == [(4, SIZE, SIZE, 1)]
   assert decoded == [list(range(8)), [8, 9, 10]]
@@ -246,9 +248,9 @@ def test_a_clip_is_decoded_in_runs_and_compiled_for_once(tmp_path, load, monkeyp
 
 
 def run_frames(path, frames):
-  trained = segmentation.load("run")
+  trained = trained_lib.load("run")
   chosen = [trained.thresholds.index(threshold) for threshold in (0.6, 0.0)]
-  return predict.predict(trained.only(chosen), readers.probe(path), frames=list(frames))
+  return frames_lib.predict(trained.only(chosen), readers.probe(path), frames=list(frames))
 
 
 def contents(folder):
@@ -354,7 +356,7 @@ def mixed(monkeypatch):
     asked.append(every)
     return trained if every else trained.only(range(len(THRESHOLDS)))
 
-  monkeypatch.setattr(segmentation, "load", load)
+  monkeypatch.setattr(trained_lib, "load", load)
   return trained, asked
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lus_jax import results
-from lus_jax.training import segmentation
+from lus_jax.inference import trained
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = """
@@ -104,7 +104,7 @@ def workdirs(tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_have_the_numbers_of_one(workdirs):
   alone, both = (
-    {name: results.read(workdirs / which, name) for name in segmentation.RESULTS}
+    {name: results.read(workdirs / which, name) for name in trained.RESULTS}
     for which in ("alone", "both")
   )
   assert alone["dataset"] == both["dataset"]

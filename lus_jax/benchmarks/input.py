@@ -71,7 +71,7 @@ def prepare(directory, *, size, scales):
   arrays = [np.concatenate([video[name] for video in videos]) for name in ("frames", "truth")]
   n_frames = np.array([len(video["frames"]) for video in videos])
   for scale in scales:
-    # As `lus_jax.training.channels` leaves them: the image, and the maps of every model.
+    # As `lus_jax.inference.channels` leaves them: the image, and the maps of every model.
     for number in range(1 + SOURCES):
       array = arrays[min(number, 1)]
       stored = np.lib.format.open_memmap(

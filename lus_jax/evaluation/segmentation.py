@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from lus_jax import labels, parallel
 from lus_jax.data import augment
-from lus_jax.evaluation import baselines, calibration, metrics, raters
+from lus_jax.evaluation import baselines, metrics, raters
+from lus_jax.inference import calibration, trained
 from lus_jax.words import plural
 
 
@@ -83,23 +84,6 @@ class _Confidences:
       yield batch["confidence"], _prepare(batch)["where"] & mask[:, None, None, None]
 
 
-def best_logits(network, objective, state, own, inputs):
-  """Logits of the best epoch of one view, calibrated if `own` has a calibration; pure.
-
-  Args:
-    network: a `lus_jax.training.state.Network`.
-    objective: a `lus_jax.training.objective.Objective`.
-    state: of the member.
-    own: `Objective.scalars` of the view, and perhaps `calibration`.
-    inputs: of `augment.prepare`.
-
-  Returns:
-    [B, H, W, K].
-  """
-  raw, _ = objective.logits(network, state.best_params, state.best_batch_stats, inputs["image"])
-  return calibration.calibrate(own.get("calibration", {}), objective.output(raw, inputs, own))
-
-
 def evaluate(
   network, sweep, state, *, objective, thresholds, train, validation, test, classes, thin, config
 ):
@@ -133,14 +117,14 @@ def evaluate(
 
   def cut_sums(state, member, inputs):
     return metrics.cut_sums(
-      logits=best_logits(network, objective, state, member, inputs),
+      logits=trained.best_logits(network, objective, state, member, inputs),
       confidence=inputs["confidence"],
       where=inputs["where"],
       threshold=member["threshold"],
     )
 
   def test_sums(state, member, inputs):
-    logits = best_logits(network, objective, state, member, inputs)
+    logits = trained.best_logits(network, objective, state, member, inputs)
     return sums_of(logits=logits, threshold=member["threshold"], **_arguments(inputs)) | {
       "predicted": jax.nn.sigmoid(logits) >= 0.5
     }
@@ -215,7 +199,7 @@ def predict(network, sweep, state, batch, *, objective):
   """
 
   def probability(state, own, inputs):
-    return jax.nn.sigmoid(best_logits(network, objective, state, own, inputs))
+    return jax.nn.sigmoid(trained.best_logits(network, objective, state, own, inputs))
 
   inputs = _prepare(batch)
   return np.stack(sweep.to_host(sweep.compile(probability)(state, sweep.members, inputs)))
@@ -225,7 +209,7 @@ def _over_batches(network, sweep, state, frames, objective, batch_size, what):
   """Logits of every view [V, n, H, W, K] on the host, with their inputs and batch, n at a time."""
 
   def logits(state, own, inputs):
-    return best_logits(network, objective, state, own, inputs)
+    return trained.best_logits(network, objective, state, own, inputs)
 
   compiled = sweep.compile(logits)
   for batch in _batches(frames, batch_size, what):
@@ -260,7 +244,7 @@ def fit_calibrations(
     config: a run's config.
 
   Returns:
-    For each method a list of V calibrations (`lus_jax.evaluation.calibration`).
+    For each method a list of V calibrations (`lus_jax.inference.calibration`).
   """
   sums = {}
   size = config.train.batch_size

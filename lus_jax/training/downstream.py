@@ -22,10 +22,10 @@ from lus_jax.data import clips, datasets, folds, pipeline
 from lus_jax.errors import UserError
 from lus_jax.evaluation import downstream as metrics
 from lus_jax.evaluation import statistics
-from lus_jax.labels import SLACK
+from lus_jax.inference import channels as channels_lib
+from lus_jax.inference import trained as trained_lib
 from lus_jax.models import flops, torch_weights
 from lus_jax.report import tables
-from lus_jax.training import channels as channels_lib
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import claim as claim_lib
 from lus_jax.training import estimate, hardware, loop, segmentation, tasks, writers
@@ -39,7 +39,7 @@ PAIRS = ("in_batch", "sampled")
 DAYS = ("difference", "single")
 # Names of other results files and folders of a run.
 RESERVED = ("checkpoints", "tensorboard", "channels", "results", "report", "study")
-RESERVED += segmentation.RESULTS
+RESERVED += trained_lib.RESULTS
 # Seeds of the frames that clips take, apart from those of the training order.
 _FRAMES = 2
 
@@ -118,7 +118,7 @@ def open_videos(config, trained):
 
   Args:
     config: a run's config; `data.name` is empty for the segmentation's own data set.
-    trained: a `lus_jax.training.segmentation.Trained`: its size is the videos' too.
+    trained: a `lus_jax.inference.trained.Trained`: its size is the videos' too.
 
   Returns:
     A `lus_jax.data.datasets.Dataset`.
@@ -153,33 +153,6 @@ def _of_run(prepared_dir, ours=""):
       "here; name the folder with --config.data.prepared_dir=DIR."
     )
   return ours
-
-
-def choose_thresholds(config, trained):
-  """The models that are used: those of `config.channels.thresholds`, or all.
-
-  Args:
-    config: a run's config.
-    trained: a `lus_jax.training.segmentation.Trained`.
-
-  Returns:
-    Their places in the sweep.
-
-  Raises:
-    UserError: the sweep has no such threshold.
-  """
-  chosen = []
-  for threshold in config.channels.thresholds or trained.thresholds:
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-      raise UserError(f"config.channels.thresholds: '{threshold}' is not a number.")
-    near = [i for i, t in enumerate(trained.thresholds) if abs(t - threshold) <= SLACK]
-    if not near:
-      raise UserError(
-        f"config.channels.thresholds: the segmentation run has no threshold {threshold}; it has "
-        f"{', '.join(f'{t:g}' for t in trained.thresholds)}."
-      )
-    chosen.append(near[0])
-  return chosen
 
 
 def fold_segmentations(config, trained, splits, workdir):
@@ -222,7 +195,7 @@ def fold_segmentations(config, trained, splits, workdir):
     print(f"segmentation of fold {f}")
     with lock.hold(directory, wait="trains the segmentation of this fold"):
       segmentation.train_and_evaluate(recipe, directory, patients)
-    found.append(segmentation.load(directory))
+    found.append(trained_lib.load(directory))
   return found
 
 
@@ -472,8 +445,8 @@ def _train_and_evaluate(config, workdir, device, why):
   # Before any process can have written it.
   begun = claim_lib.read_claim(directory) is not None
   before = claim_lib.fewer_epochs(directory, config.train)
-  whole = segmentation.load(os.path.expanduser(config.channels.workdir) or workdir)
-  chosen = choose_thresholds(config, whole)
+  whole = trained_lib.load(os.path.expanduser(config.channels.workdir) or workdir)
+  chosen = trained_lib.choose_thresholds(config, whole)
   trained = whole.only(chosen)
   with parallel.main_first("videos"):
     dataset = open_videos(config, trained)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import optimize, special
 
 from lus_jax.errors import UserError
-from lus_jax.evaluation import calibration
+from lus_jax.inference import calibration
 
 CLASSES = ["pleura", "line", "never"]
 

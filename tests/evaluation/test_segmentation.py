@@ -9,8 +9,8 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from lus_jax.data import pipeline
-from lus_jax.evaluation import calibration
 from lus_jax.evaluation import segmentation as evaluation
+from lus_jax.inference import calibration
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep
 

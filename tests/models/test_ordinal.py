@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from lus_jax import losses
-from lus_jax.evaluation import calibration
+from lus_jax.inference import calibration
 from lus_jax.labels import label, pixel_weight
 from lus_jax.models import fpn, ordinal
 from lus_jax.training import members

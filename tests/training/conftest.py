@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 from configs import readmission, seg, sf_change, sf_ratio
 from lus_jax import lock, models, results
 from lus_jax.data import datasets, summary
+from lus_jax.inference import trained
 from lus_jax.models import layers
 from lus_jax.models.mobilenet_v2 import ConvNorm
-from lus_jax.training import checkpoints, claim, members, segmentation
+from lus_jax.training import checkpoints, claim, members
 from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep
@@ -96,7 +97,7 @@ def toy_trained():
       }
     )
     objective = objective_lib.Objective(config)
-    return segmentation.Trained(
+    return trained.Trained(
       config=config,
       objective=objective,
       views=members.views(config),
@@ -135,7 +136,7 @@ def pretend(config, workdir, patients=None):
   manager = checkpoints.Checkpoints(workdir)
   manager.save(1, {"step": np.int32(1)}, best, {"epoch": 1})
   manager.close()
-  for name in segmentation.RESULTS:
+  for name in trained.RESULTS:
     rows = summary.summarize(dataset) if name == "dataset" else []
     results.write(workdir, name, config=settings, dataset=dataset.summary(), rows=rows)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from lus_jax.data import clips
 from lus_jax.data.datasets import Dataset
 from lus_jax.errors import UserError
-from lus_jax.training import channels
+from lus_jax.inference import channels
 
 SIZE = 16
 # Videos shorter and longer than a batch of 32 frames, that end within one and at its end.

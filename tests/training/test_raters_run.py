@@ -13,6 +13,7 @@ from configs import raters as raters_config
 from lus_jax import predict, results
 from lus_jax.data import datasets, pipeline
 from lus_jax.errors import UserError
+from lus_jax.inference import trained as trained_lib
 from lus_jax.training import segmentation
 
 THRESHOLDS = (1.0, 0.5, 0.2)
@@ -71,7 +72,7 @@ def workdir(prepared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(workdir):
-  return segmentation.load(workdir, every=True)
+  return trained_lib.load(workdir, every=True)
 
 
 @pytest.fixture(scope="module")
@@ -439,7 +440,7 @@ def test_predictions_of_members_are_calibrated_and_nested(
 
 
 def test_those_who_build_on_the_run_see_the_thresholds_alone(workdir, trained):
-  plain = segmentation.load(workdir)
+  plain = trained_lib.load(workdir)
   assert plain.thresholds == THRESHOLDS
   assert [view.name for view in plain.views] == PLAIN
   assert [view.name for view in trained.views] == PLAIN + EXTRA
@@ -456,7 +457,7 @@ def test_a_lost_calibration_is_missed(workdir):
   file.write_text("{")
   try:
     with pytest.raises(UserError, match="calibration of the run's models is missing or damaged"):
-      segmentation.load(workdir)
+      trained_lib.load(workdir)
   finally:
     file.write_text(content)
 

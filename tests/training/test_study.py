@@ -16,6 +16,7 @@ import pytest
 from lus_jax import main, results
 from lus_jax.errors import UserError
 from lus_jax.evaluation import statistics
+from lus_jax.inference import trained
 from lus_jax.training import downstream, segmentation, study
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -172,7 +173,7 @@ def test_one_command_gives_all_tables_and_the_report(finished, prepared_phantom,
     and stamps(finished, *(["checkpoints", "channels", *TASKS])) == kept
   )
   assert set(before) == {
-    *(f"{name}.json" for name in segmentation.RESULTS),
+    *(f"{name}.json" for name in trained.RESULTS),
     "examples.npz",
     *(f"{name}{end}.json" for name in TASKS for end in ("", "_history")),
   }

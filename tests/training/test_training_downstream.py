@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from lus_jax import results
 from lus_jax.data import clips, datasets
 from lus_jax.errors import UserError
+from lus_jax.inference import trained as trained_lib
 from lus_jax.training import checkpoints, downstream, loop, segmentation
 
 pytestmark = pytest.mark.usefixtures("toy_networks")
@@ -359,7 +360,7 @@ def test_channels_are_of_the_models_and_the_last_one_is_the_truth(
   frames = np.concatenate([x["frames"] for split in dataset.splits.values() for x in split])
   np.testing.assert_array_equal(store.channels[2], truth)
   np.testing.assert_array_equal(store.image, frames)
-  trained = segmentation.load(workdir)
+  trained = trained_lib.load(workdir)
   each = trained.sweep.to_host(trained.weights)
   for channel, weights, own in zip(store.channels, each, trained.sweep.members, strict=False):
     image = frames[:5].astype(np.float32) / 255
@@ -389,7 +390,7 @@ def test_other_weights_of_the_segmentation_are_other_data(workdir, task_config, 
   config = task_config("sf_ratio")
   downstream.train_and_evaluate(config, workdir)
   rows = results.read(workdir, "sf_ratio")["rows"]
-  trained = segmentation.load(workdir)
+  trained = trained_lib.load(workdir)
   shutil.rmtree(workdir / checkpoints.DIRECTORY)
   best = trained.sweep.stack(trained.weights)
   manager = checkpoints.Checkpoints(workdir)
@@ -412,7 +413,7 @@ def sweeps(monkeypatch, pretended):
 
   def train(config, workdir, patients):
     made.append(patients)
-    if not results.exists(workdir, *segmentation.RESULTS):
+    if not results.exists(workdir, *trained_lib.RESULTS):
       pretended(config, workdir, patients)
 
   monkeypatch.setattr(segmentation, "train_and_evaluate", train)
@@ -445,7 +446,7 @@ def test_strict_segmentation_sees_training_patients_only(
   image = np.asarray(store.image[:4], np.float32) / 255
   seen = []
   for f in range(3):
-    trained = segmentation.load(workdir / "segmentation" / f"fold_{f}")
+    trained = trained_lib.load(workdir / "segmentation" / f"fold_{f}")
     assert trained.patients == sweeps[f]
     members = zip(trained.sweep.to_host(trained.weights), trained.sweep.members, strict=True)
     for t, (weights, own) in enumerate(members):
@@ -815,7 +816,7 @@ def test_named_data_are_prepared_where_the_segmentations_are(
   toy_segmentation, task_config, tmp_path, monkeypatch
 ):
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "default"))
-  trained = segmentation.load(toy_segmentation)
+  trained = trained_lib.load(toy_segmentation)
   config = task_config("sf_ratio", **{"data.name": "lus_phantom"})
   dataset = downstream.open_videos(config, trained)
   assert dataset.population == "lus_phantom, seed 57"

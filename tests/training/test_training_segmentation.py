@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from lus_jax import results as results_lib
 from lus_jax.data import datasets
 from lus_jax.errors import UserError
+from lus_jax.inference import trained as trained_lib
 from lus_jax.report import tables
 from lus_jax.training import claim, segmentation
 
@@ -127,7 +128,7 @@ def test_the_table_shows_the_numbers_of_the_file(finished):
 
 
 def test_the_frozen_models_are_those_of_the_best_epochs(finished, prepared):
-  trained = segmentation.load(finished)
+  trained = trained_lib.load(finished)
   results = results_lib.read(finished, "segmentation")
   assert trained.thresholds == (1.0, 0.6, 0.0)
   assert list(trained.classes) == results["dataset"]["classes"]
@@ -395,7 +396,7 @@ def test_streaming_and_more_seeds_repeat_the_first_seed(finished, prepared, tmp_
     assert [(r["threshold"], r["seed"]) for r in rows[3:]] == [(1.0, 1), (0.6, 1), (0.0, 1)]
     assert rows[3:] != [r | {"seed": 1} for r in expected]
   # The frozen models are those of the first seed.
-  fingerprints = [segmentation.load(d).fingerprints for d in (tmp_path / "run", finished)]
+  fingerprints = [trained_lib.load(d).fingerprints for d in (tmp_path / "run", finished)]
   assert fingerprints[0] == fingerprints[1]
 
 

@@ -99,7 +99,7 @@ def make(dataset, table, trained, *, size, workdir, keep=()):
   Args:
     dataset: a `lus_jax.data.datasets.Dataset` of videos, at the size the models were trained at.
     table: its `lus_jax.data.clips.VideoTable`.
-    trained: a list of `lus_jax.training.segmentation.Trained`.
+    trained: a list of `lus_jax.inference.trained.Trained`.
     size: h = w, in pixels.
     workdir: the run's directory; an interrupted call goes on where it was.
     keep: fingerprints of other models whose maps stay; those of models unknown here are removed.

@@ -1,0 +1,66 @@
+"""Runs frozen models on the frames of a picture or clip."""
+
+import numpy as np
+
+from lus_jax.media import letterbox as letterbox_lib
+
+# Frames that go through the networks together: more would hold more maps of all thresholds.
+_BATCH = 4
+
+
+# Frames decoded together, a multiple of the batch. A video is decoded once for each of these runs,
+# which costs far less than the networks do and keeps a long one out of memory.
+_DECODED = 256
+
+
+def predict(trained, clip, *, frames, probability=None):
+  """Runs models over frames of a clip, a few at a time.
+
+  Args:
+    trained: a `lus_jax.inference.trained.Trained`.
+    clip: a `lus_jax.media.readers.Media`.
+    frames: numbers of frames, counted from 0, rising.
+    probability: `trained.probability`, compiled by its sweep, where there are several clips.
+
+  Yields:
+    The number of a frame, its grey values [h, w] uint8, and for every view of `trained` the
+    probabilities [h, w, K] uint8.
+
+  Raises:
+    UserError: the clip is damaged.
+  """
+  sweep, weights = trained.sweep, trained.weights
+  probability = probability or sweep.compile(trained.probability)
+  n = min(_BATCH, len(frames))
+  for numbers, images in _batches(clip, frames, n):
+    fitted, box = fit(images, trained.config.data.image_size)
+    where = np.zeros(fitted.shape, bool)
+    where[:, box[0] : box[2], box[1] : box[3]] = True
+    # The last batch is filled up: another size would be another compilation.
+    filled = np.arange(n) % len(numbers)
+    members = sweep.to_host(probability(weights, sweep.members, fitted[filled], where[filled]))
+    for i, (number, image) in enumerate(zip(numbers, images, strict=True)):
+      yield (
+        number,
+        image,
+        [letterbox_lib.restore(member[i], box, *image.shape) for member in members],
+      )
+
+
+def _batches(clip, frames, n):
+  # TFDS comes with this import, and nothing else here needs it.
+  from lus_jax.media import readers as media
+
+  for start in range(0, len(frames), _DECODED):
+    numbers = frames[start : start + _DECODED]
+    images = media.read(clip, numbers)
+    for i in range(0, len(numbers), n):
+      yield numbers[i : i + n], images[i : i + n]
+
+
+def fit(images, size):
+  from lus_jax.media.letterbox import letterbox
+
+  fitted = [letterbox(image, size, size) for image in images]
+  _, box = fitted[0]
+  return np.stack([image for image, _ in fitted])[..., None].astype(np.float32) / 255, box

@@ -1,0 +1,278 @@
+"""The frozen models of a finished run, and what becomes of their output."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from lus_jax import models, results
+from lus_jax.errors import UserError
+from lus_jax.files import broken_seal, seal, write_text
+from lus_jax.inference import calibration
+from lus_jax.labels import SLACK
+from lus_jax.training import checkpoints as checkpoints_lib
+from lus_jax.training import claim as claim_lib
+from lus_jax.training import members as members_lib
+from lus_jax.training import objective as objective_lib
+from lus_jax.training import state as state_lib
+from lus_jax.training.sweep import Sweep, choose_strategy
+
+
+def best_logits(network, objective, state, own, inputs):
+  """Logits of the best epoch of one view, calibrated if `own` has a calibration; pure.
+
+  Args:
+    network: a `lus_jax.training.state.Network`.
+    objective: a `lus_jax.training.objective.Objective`.
+    state: of the member.
+    own: `Objective.scalars` of the view, and perhaps `calibration`.
+    inputs: of `augment.prepare`.
+
+  Returns:
+    [B, H, W, K].
+  """
+  raw, _ = objective.logits(network, state.best_params, state.best_batch_stats, inputs["image"])
+  return calibration.calibrate(own.get("calibration", {}), objective.output(raw, inputs, own))
+
+
+def choose_thresholds(config, trained):
+  """The models that are used: those of `config.channels.thresholds`, or all.
+
+  Args:
+    config: a run's config.
+    trained: a `lus_jax.inference.trained.Trained`.
+
+  Returns:
+    Their places in the sweep.
+
+  Raises:
+    UserError: the sweep has no such threshold.
+  """
+  chosen = []
+  for threshold in config.channels.thresholds or trained.thresholds:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+      raise UserError(f"config.channels.thresholds: '{threshold}' is not a number.")
+    near = [i for i, t in enumerate(trained.thresholds) if abs(t - threshold) <= SLACK]
+    if not near:
+      raise UserError(
+        f"config.channels.thresholds: the segmentation run has no threshold {threshold}; it has "
+        f"{', '.join(f'{t:g}' for t in trained.thresholds)}."
+      )
+    chosen.append(near[0])
+  return chosen
+
+
+# Results files; the run is finished when all are there.
+RESULTS = ("dataset", "history", "cases", "segmentation_matrix", "segmentation")
+
+
+# What each of them is fitted to on the validation split; beside the checkpoints, since whatever
+# predicts needs it.
+CALIBRATION = "calibration.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """The frozen models of a finished sweep (of the first seed), as they are to be used.
+
+  Attributes:
+    config: the run's config.
+    dataset: what its results files say of its data set.
+    patients: the patients of each split.
+    network: a `Network`.
+    objective: the run's `members.Objective`.
+    views: what each model puts out: the thresholds first.
+    sweep: a `Sweep` over the views: what is known of each, and its calibration.
+    weights: its state: a dict of `params` and `batch_stats`.
+  """
+
+  config: Any
+  dataset: dict[str, Any]
+  patients: dict[str, list[str]]
+  network: state_lib.Network
+  objective: objective_lib.Objective
+  views: list[members_lib.View]
+  sweep: Sweep
+  weights: Any
+
+  @property
+  def classes(self):
+    """K class names."""
+    return tuple(self.dataset["classes"])
+
+  @property
+  def thresholds(self):
+    """The threshold of every view; None of members without one."""
+    members = self.objective.members
+    return tuple(
+      members[view.member].threshold if view.level == members_lib.WHOLE else view.threshold
+      for view in self.views
+    )
+
+  def only(self, numbers):
+    """These views alone, by their number."""
+    sweep, weights = self.sweep.take(self.weights, numbers)
+    views = [self.views[i] for i in numbers]
+    return dataclasses.replace(self, views=views, sweep=sweep, weights=weights)
+
+  def probability(self, weights, own, image, where):
+    """Calibrated probabilities of one view, for `sweep.compile`.
+
+    Args:
+      weights: of this view.
+      own: the sweep's member.
+      image: [B, H, W, 1] in [0, 1].
+      where: [B, H, W, 1] bool, False where a pixel was not in the original frame.
+
+    Returns:
+      [B, H, W, K], 0 outside.
+    """
+    raw, _ = self.objective.logits(self.network, weights["params"], weights["batch_stats"], image)
+    inputs = {"image": image, "where": where}
+    logits = self.objective.output(raw, inputs, own)
+    logits = calibration.calibrate(own.get("calibration", {}), logits)
+    return jnp.where(where, jax.nn.sigmoid(logits), 0)
+
+  @functools.cached_property
+  def fingerprints(self):
+    """A short text for every view that changes with the weights or what becomes of them."""
+    found = []
+    held = self.sweep.to_host(self.weights)
+    for view, own, weights in zip(self.views, self.sweep.members, held, strict=True):
+      loss = self.objective.members[view.member].loss
+      digest = hashlib.sha256(repr((self.config.model.to_dict(), loss)).encode())
+      for leaf in jax.tree.leaves((weights, own.get("calibration", {}))):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+      if view.level != members_lib.WHOLE:
+        digest.update(str(view.level).encode())
+      found.append(digest.hexdigest()[:12])
+    return found
+
+
+def load(workdir, *, every=False, option="--config.channels.workdir"):
+  """Loads the frozen models of a finished segmentation run.
+
+  Args:
+    workdir: the run's directory.
+    every: whether the members beside the thresholds are loaded too.
+    option: by which the directory was named.
+
+  Returns:
+    A `Trained`.
+
+  Raises:
+    UserError: there is no finished segmentation run, or it lacks its checkpoint or calibration.
+  """
+  claim = claim_lib.read_claim(workdir)
+  if claim is None or claim["config"].get("task") != "segmentation":
+    raise UserError(
+      f"{workdir} holds no segmentation run; name one with {option}=DIR, or train "
+      f"one: python -m lus_jax.main --config configs/seg.py --workdir {workdir}"
+    )
+  if not results.exists(workdir, *RESULTS):
+    raise UserError(
+      f"the segmentation run in {workdir} is not finished; repeat its command to go on with it."
+    )
+  if not (pathlib.Path(workdir) / checkpoints_lib.DIRECTORY).is_dir():
+    raise UserError(
+      f"{workdir} holds the results of a segmentation run but no checkpoints/ with its best "
+      "models; bring them back, or train again in another --workdir."
+    )
+  try:
+    rows = results.read(workdir, "dataset")["rows"]
+    patients = {row["split"]: row["patient_names"] for row in rows}
+  except (KeyError, TypeError) as error:
+    raise UserError(
+      f"{workdir}/results/dataset.json does not say who was trained on; it was written by another "
+      "version, so train again in another --workdir."
+    ) from error
+  # A machine that only trains on arrays may lack it.
+  from ml_collections import ConfigDict
+
+  config = ConfigDict(claim["config"])
+  for name in ("prepared_dir", "dir"):
+    config.data[name] = claim_lib.find_path(workdir, config.data[name])
+  # Runs from before them lack these fields.
+  config.model.init_from = config.model.get("init_from", "")
+  config.sweep.members = config.sweep.get("members", ())
+  config.calibration = config.get("calibration", "none")
+  config.labels = config.get("labels", ConfigDict({"standardise": "none"}))
+  objective = objective_lib.Objective(config, claim["dataset"].get("raters", ()))
+  views = members_lib.views(config)[: None if every else objective.n_thresholds]
+  own = [objective.scalars(objective.members[view.member], level=view.level) for view in views]
+  if config.calibration != "none":
+    fitted = _read_calibrations(workdir)
+    own = [
+      one | {"calibration": calibration.parameters(fitted[view.name])}
+      for view, one in zip(views, own, strict=True)
+    ]
+  network = state_lib.Network(
+    models.build_model(
+      config.model,
+      in_channels=1,
+      classes=len(claim["dataset"]["classes"]),
+      levels=objective.head,
+      seed=config.seed,
+    )
+  )
+  names, members = objective_lib.make_members(config, objective)
+  stacked = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((len(names), *x.shape), x.dtype),
+    {"params": network.params, "batch_stats": network.batch_stats},
+  )
+  with contextlib.closing(checkpoints_lib.Checkpoints(workdir)) as checkpoints:
+    if checkpoints.latest() is None:
+      raise UserError(
+        f"{workdir}/{checkpoints_lib.DIRECTORY} holds no checkpoint; train again in another "
+        "--workdir."
+      )
+    weights = checkpoints.restore_best(stacked, _best_epochs(workdir))
+  # How models are run is up to the machine they are run on.
+  sweep = Sweep(members, choose_strategy("auto"))
+  sweep, weights = sweep.take(sweep.unstack(weights), [view.member for view in views], own)
+  return Trained(
+    config=config,
+    dataset=claim["dataset"],
+    patients=patients,
+    network=network,
+    objective=objective,
+    views=views,
+    sweep=sweep,
+    weights=weights,
+  )
+
+
+def _best_epochs(workdir):
+  more = ["members"] if results.exists(workdir, "members") else []
+  return [
+    row.get("best_epoch")
+    for name in ("segmentation", *more)
+    for row in results.read(workdir, name)["rows"]
+  ]
+
+
+def write_calibrations(workdir, views, chosen):
+  fitted = {view.name: one for view, one in zip(views, chosen, strict=True)}
+  write_text(pathlib.Path(workdir) / CALIBRATION, json.dumps(seal({"fitted": fitted})) + "\n")
+
+
+def _read_calibrations(workdir):
+  file = pathlib.Path(workdir) / CALIBRATION
+  try:
+    content = json.loads(file.read_text())
+    if broken_seal(content):
+      raise ValueError("another checksum")
+    # Runs from before checksums have nothing around it.
+    return content["fitted"] if "sha256" in content else content
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    raise UserError(
+      f"{file} with the calibration of the run's models is missing or damaged; bring it back, or "
+      "train again in another --workdir."
+    ) from error
