@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lus_jax.evaluation import numbers
 from lus_jax.labels import ZERO, certain, label, pixel_weight
 from lus_jax.losses import elementwise_cross_entropy
 
@@ -258,21 +259,6 @@ def iou_sums(*, logits, confidence, where, threshold, cut=0.5) -> dict[str, jax.
   }
 
 
-def _ratio(numerator, denominator):
-  """numerator / denominator in float64, NaN where the denominator is 0."""
-  numerator, denominator = np.broadcast_arrays(
-    np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
-  )
-  nan = np.full(numerator.shape, np.nan)
-  return np.divide(numerator, denominator, out=nan, where=denominator > 0)
-
-
-def _defined_mean(values, axis=None):
-  """Mean of what is not NaN; NaN where all is."""
-  defined = ~np.isnan(values)
-  return _ratio(np.where(defined, values, 0).sum(axis), defined.sum(axis))
-
-
 def _without_absent(values, label_area):
   """Values [N, K], NaN in classes that no label [N, K] of the split shows.
 
@@ -299,9 +285,9 @@ def mean_iou(*, intersection, union, label_area):
     The mean (NaN where undefined), the mean per class [K] (likewise), and how many images were
     skipped per class [K].
   """
-  values = _without_absent(_ratio(intersection, union), label_area)
-  per_class = _defined_mean(values, axis=0)
-  return float(_defined_mean(per_class)), per_class, np.isnan(values).sum(0)
+  values = _without_absent(numbers.ratio(intersection, union), label_area)
+  per_class = numbers.defined_mean(values, axis=0)
+  return float(numbers.defined_mean(per_class)), per_class, np.isnan(values).sum(0)
 
 
 def image_iou(sums):
@@ -317,8 +303,8 @@ def image_iou(sums):
     np.asarray(sums[name], np.float64)[:, 0] for name in ("intersection", "label_area")
   )
   areas = np.asarray(sums["prediction_area"], np.float64) + label_area
-  values = _ratio(intersection, areas - intersection)
-  return _defined_mean(_without_absent(values, label_area), axis=1)
+  values = numbers.ratio(intersection, areas - intersection)
+  return numbers.defined_mean(_without_absent(values, label_area), axis=1)
 
 
 def _overlaps(intersection, prediction_area, label_area):
@@ -449,22 +435,13 @@ def surface_scores(*, prediction, labels, where, tolerance=3.0):
   return dice, distance
 
 
-def _number(value):
-  """A float for JSON: None where undefined."""
-  return None if np.isnan(value) else float(value)
-
-
-def _by_name(classes, values):
-  return {name: _number(value) for name, value in zip(classes, values, strict=True)}
-
-
 def is_constant(lowest, highest):
   """Whether a probability is the same number everywhere, from its extremes [N, K] by image: [K]."""
   spread = np.max(highest, 0) - np.min(lowest, 0)
   return (spread >= 0) & (spread <= CONSTANT)  # minus infinity without a valid pixel
 
 
-def _calibration_errors(name, classes, count, probability, target, constant=None):
+def calibration_errors(name, classes, count, probability, target, constant=None):
   """Results `<name>`, `<name>_pooled` and `<name>_per_class` from bins [K, N_BINS].
 
   A class without a positive target, which nothing can be calibrated to, is undefined, and so is one
@@ -474,12 +451,12 @@ def _calibration_errors(name, classes, count, probability, target, constant=None
   if constant is None:
     constant = np.zeros(len(classes), bool)
   undefined = constant | (target.sum(1) == 0)
-  per_class = np.where(undefined, np.nan, _ratio(np.abs(gap).sum(1), count.sum(1)))
-  pooled = np.nan if constant.all() else _ratio(np.abs(gap.sum(0)).sum(), count.sum())
+  per_class = np.where(undefined, np.nan, numbers.ratio(np.abs(gap).sum(1), count.sum(1)))
+  pooled = np.nan if constant.all() else numbers.ratio(np.abs(gap.sum(0)).sum(), count.sum())
   return {
-    name: _number(_defined_mean(per_class)),
-    f"{name}_pooled": _number(pooled),
-    f"{name}_per_class": _by_name(classes, per_class),
+    name: numbers.number(numbers.defined_mean(per_class)),
+    f"{name}_pooled": numbers.number(pooled),
+    f"{name}_per_class": numbers.by_name(classes, per_class),
   }
 
 
@@ -524,29 +501,29 @@ def summarize(
     for i in range(1 + len(evaluation_thresholds))
   ]
   (iou, iou_per_class, skipped), (dice, dice_per_class, _) = overlaps[0]
-  weighted = _ratio(sums["weighted_cross_entropy"].sum((0, 2)), sums["valid"].sum())
+  weighted = numbers.ratio(sums["weighted_cross_entropy"].sum((0, 2)), sums["valid"].sum())
   row = {
-    "iou": _number(iou),
-    "iou_per_class": _by_name(classes, iou_per_class),
-    "dice": _number(dice),
-    "dice_per_class": _by_name(classes, dice_per_class),
+    "iou": numbers.number(iou),
+    "iou_per_class": numbers.by_name(classes, iou_per_class),
+    "dice": numbers.number(dice),
+    "dice_per_class": numbers.by_name(classes, dice_per_class),
     "empty_skipped": {name: int(n) for name, n in zip(classes, skipped, strict=True)},
     "matrix": [
-      {"evaluation_threshold": float(t), "iou": _number(i), "dice": _number(d)}
+      {"evaluation_threshold": float(t), "iou": numbers.number(i), "dice": numbers.number(d)}
       for t, ((i, *_), (d, *_)) in zip(evaluation_thresholds, overlaps[1:], strict=True)
     ],
-    "weighted_ce": _number(weighted[0]),
-    "weighted_ce_ref": _number(_defined_mean(weighted[1:])),
-    "ce": _number(_ratio(sums["cross_entropy"].sum(), sums["valid"].sum())),
-    "trimap": _number(_ratio(sums["trimap"].sum(), sums["trimap_count"].sum())),
+    "weighted_ce": numbers.number(weighted[0]),
+    "weighted_ce_ref": numbers.number(numbers.defined_mean(weighted[1:])),
+    "ce": numbers.number(numbers.ratio(sums["cross_entropy"].sum(), sums["valid"].sum())),
+    "trimap": numbers.number(numbers.ratio(sums["trimap"].sum(), sums["trimap_count"].sum())),
   }
 
   own_area = sums["label_area"][:, 0]
-  share = _ratio(sums["prediction_area"].sum(0), sums["valid"].sum(0))
+  share = numbers.ratio(sums["prediction_area"].sum(0), sums["valid"].sum(0))
   row["label_images"] = {
     name: int(n) for name, n in zip(classes, (own_area > 0).sum(0), strict=True)
   }
-  row["predicted_share_per_class"] = _by_name(classes, share)
+  row["predicted_share_per_class"] = numbers.by_name(classes, share)
   constant = is_constant(sums["lowest"], sums["highest"])
   row["constant_classes"] = [name for name, one in zip(classes, constant, strict=True) if one]
 
@@ -555,38 +532,40 @@ def summarize(
   for suffix, region in zip(("", "_near"), bins, strict=True):
     region = dict(zip(QUANTITIES, region, strict=False))
     count, probability = region["count"], region["probability"]
-    row[f"brier{suffix}"] = _number(_ratio(region["squared_error"].sum(), count.sum()))
+    row[f"brier{suffix}"] = numbers.number(
+      numbers.ratio(region["squared_error"].sum(), count.sum())
+    )
     errors = {f"ece{suffix}": region[target]}
     if "visibility" in region:
       errors[f"ece_visibility{suffix}"] = region["visibility"]
     for name, aimed_at in errors.items():
-      row |= _calibration_errors(name, classes, count, probability, aimed_at, constant)
+      row |= calibration_errors(name, classes, count, probability, aimed_at, constant)
   count, probability, aimed_at = (
     bins[0][QUANTITIES.index(q)] for q in ("count", "probability", target)
   )
   row["reliability"] = {
     name: {
       "count": count[k].tolist(),
-      "probability": [_number(mean) for mean in _ratio(probability[k], count[k])],
-      "target": [_number(mean) for mean in _ratio(aimed_at[k], count[k])],
+      "probability": [numbers.number(mean) for mean in numbers.ratio(probability[k], count[k])],
+      "target": [numbers.number(mean) for mean in numbers.ratio(aimed_at[k], count[k])],
     }
     for k, name in enumerate(classes)
   }
 
   if "surface_dice" in sums:
-    per_class = _defined_mean(_without_absent(sums["surface_dice"], own_area), axis=0)
+    per_class = numbers.defined_mean(_without_absent(sums["surface_dice"], own_area), axis=0)
     per_class = np.array([per_class[list(classes).index(name)] for name in thin])
-    row["surface_dice"] = _number(_defined_mean(per_class))
-    row["surface_dice_per_class"] = _by_name(thin, per_class)
+    row["surface_dice"] = numbers.number(numbers.defined_mean(per_class))
+    row["surface_dice_per_class"] = numbers.by_name(thin, per_class)
   if "hd95" in sums:
-    per_class = _defined_mean(sums["hd95"], axis=0)
-    row["hd95"] = _number(_defined_mean(per_class))
-    row["hd95_per_class"] = _by_name(classes, per_class)
+    per_class = numbers.defined_mean(sums["hd95"], axis=0)
+    row["hd95"] = numbers.number(numbers.defined_mean(per_class))
+    row["hd95_per_class"] = numbers.by_name(classes, per_class)
     counts = np.sum(~np.isnan(sums["hd95"]), axis=0)
     row["hd95_images"] = {name: int(n) for name, n in zip(classes, counts, strict=True)}
   if best_cut is not None:
     iou, per_class, _ = _iou_at_cuts(sums, best_cut)
-    row["iou_at_best_cut"] = _number(iou)
-    row["iou_at_best_cut_per_class"] = _by_name(classes, per_class)
-    row["best_cut"] = _by_name(classes, take_cuts(cuts, best_cut))
+    row["iou_at_best_cut"] = numbers.number(iou)
+    row["iou_at_best_cut_per_class"] = numbers.by_name(classes, per_class)
+    row["best_cut"] = numbers.by_name(classes, take_cuts(cuts, best_cut))
   return row

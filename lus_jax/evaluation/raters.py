@@ -9,7 +9,7 @@ valid pixels. Undefined values are NaN.
 
 import numpy as np
 
-from lus_jax.evaluation import metrics, statistics
+from lus_jax.evaluation import metrics, numbers, reliability, statistics
 
 HALF = 128
 # Levels of QUBIQ; the slack covers float32, in which 7 / 10 may lie below .7.
@@ -86,7 +86,7 @@ def _same_index_dice(a, b):
 
 
 def _mean(values, axis=None):
-  return metrics._defined_mean(np.asarray(values, np.float64), axis)
+  return numbers.defined_mean(np.asarray(values, np.float64), axis)
 
 
 def soft(raters, drawn):
@@ -284,30 +284,6 @@ def area(probability, raters, drawn, where):
   return predicted, painted
 
 
-def calibration_sums(probability, target, where):
-  """Sums over the calibration bins of `lus_jax.evaluation.metrics`, for each image and class.
-
-  Args:
-    target: what p should mean, [N, H, W, K], in [0, 1].
-
-  Returns:
-    A dict: `count`, `probability` and `target`, [N, K, N_BINS], and `squared_error` [N, K].
-  """
-  edges = (np.arange(1, metrics.N_BINS) / metrics.N_BINS).astype(np.float32)
-  shape = (*probability.shape[:1], probability.shape[-1], metrics.N_BINS)
-  sums = {name: np.zeros(shape) for name in ("count", "probability", "target")}
-  sums["squared_error"] = np.zeros(shape[:2])
-  valid = np.broadcast_to(where, probability.shape)
-  for i, k in np.ndindex(*shape[:2]):
-    here = valid[i, ..., k]
-    p, t = (np.asarray(x[i, ..., k][here], np.float64) for x in (probability, target))
-    bins = np.searchsorted(edges, p.astype(np.float32), side="left")
-    for name, weights in (("count", None), ("probability", p), ("target", t)):
-      sums[name][i, k] = np.bincount(bins, weights, metrics.N_BINS)
-    sums["squared_error"][i, k] = np.sum((p - t) ** 2)
-  return sums
-
-
 def extremes(probability, where):
   """The lowest and the highest probability of each image and class.
 
@@ -332,7 +308,7 @@ def disagreement(raters, drawn, where):
   valid = np.broadcast_to(where, share.shape)
   variance = np.where(valid, share * (1.0 - share), 0.0)
   n_valid = np.where(np.any(drawn, axis=1), valid.sum((1, 2, 3)), 0)
-  return metrics._ratio(variance.sum((1, 2, 3)), n_valid), variance
+  return numbers.ratio(variance.sum((1, 2, 3)), n_valid), variance
 
 
 def quantities(probability, raters, drawn, persons, where):
@@ -362,7 +338,7 @@ def quantities(probability, raters, drawn, persons, where):
     "human_dice_vs_consensus": _mean(by_consensus, 1),
     "predicted_area": predicted,
     "rater_area": painted,
-    **calibration_sums(probability, target, where),
+    **reliability.calibration_sums(probability, target, where),
     **extremes(probability, where),
   }
 
@@ -403,7 +379,7 @@ def summarize(quantities, patients, classes, *, seed=0):
     np.add.at(totals, index, values)
     return totals
 
-  error = metrics._ratio(
+  error = numbers.ratio(
     quantities["predicted_area"] - quantities["rater_area"],
     np.nan_to_num(quantities["rater_area"]),
   )
@@ -421,70 +397,37 @@ def summarize(quantities, patients, classes, *, seed=0):
   def per_class(weights):
     """Metrics by class [M, K], for how often each patient counts [M, P]."""
     found = {
-      name: metrics._ratio(weights @ total, weights @ count)
-      for name, (total, count) in sums.items()
+      name: numbers.ratio(weights @ total, weights @ count) for name, (total, count) in sums.items()
     }
     count, probability, target = (np.tensordot(weights, x, 1) for x in bins)
     gap = probability - target
-    ece = metrics._ratio(np.abs(gap).sum(-1), count.sum(-1))
+    ece = numbers.ratio(np.abs(gap).sum(-1), count.sum(-1))
     found["ece"] = np.where(absent | constant, np.nan, ece)
-    ece_pooled = metrics._ratio(np.abs(gap.sum(1)).sum(-1), count.sum((1, 2)))
+    ece_pooled = numbers.ratio(np.abs(gap.sum(1)).sum(-1), count.sum((1, 2)))
     pooled = {
       "ece_pooled": np.where(constant.all(), np.nan, ece_pooled),
-      "brier": metrics._ratio((weights @ squared_error).sum(-1), count.sum((1, 2))),
+      "brier": numbers.ratio((weights @ squared_error).sum(-1), count.sum((1, 2))),
     }
     return found, {name: _mean(values, 1) for name, values in found.items()} | pooled
 
   by_class, overall = per_class(np.ones((1, len(names))))
-  row = {name: metrics._number(values[0]) for name, values in overall.items()}
-  row |= {f"{name}_per_class": metrics._by_name(classes, x[0]) for name, x in by_class.items()}
+  row = {name: numbers.number(values[0]) for name, values in overall.items()}
+  row |= {f"{name}_per_class": numbers.by_name(classes, x[0]) for name, x in by_class.items()}
   count, probability, target = (x.sum(0) for x in bins)
-  row["reliability"] = _reliability(classes, count, probability, target)
+  row["reliability"] = reliability.rows(classes, count, probability, target)
   n_painted = np.sum(np.nan_to_num(quantities["rater_area"]) > 0, axis=0)
   row["painted_images"] = {name: int(n) for name, n in zip(classes, n_painted, strict=True)}
   row["constant_classes"] = [name for name, one in zip(classes, constant, strict=True) if one]
   row["intervals"] = dict.fromkeys(overall)
   row["undefined_resamples"] = dict.fromkeys(overall, 0)
   if len(names) >= statistics.INTERVAL_PATIENTS:
-    _, resampled = per_class(statistics._resamples(len(names), seed))
+    _, resampled = per_class(statistics.resamples(len(names), seed))
     for name in overall:
       if row[name] is not None:
-        low, high, undefined = statistics._percentiles(resampled[name])
+        low, high, undefined = statistics.percentiles(resampled[name])
         row["intervals"][name] = [low, high]
         row["undefined_resamples"][name] = undefined
   return row
-
-
-def summarize_calibration(sums, classes):
-  """Calibration over a split, ready for JSON.
-
-  Args:
-    sums: of `calibration_sums`, concatenated over the split; with those of `extremes`, what is the
-      same number everywhere is undefined.
-    classes: K names.
-
-  Returns:
-    A dict: `ece` (the mean over classes), `ece_pooled`, `ece_per_class`, `brier` and `reliability`
-    (as `summarize` has them).
-  """
-  count, probability, target = (sums[name].sum(0) for name in ("count", "probability", "target"))
-  brier = metrics._ratio(sums["squared_error"].sum(), count.sum())
-  constant = metrics.is_constant(sums["lowest"], sums["highest"]) if "lowest" in sums else None
-  return metrics._calibration_errors("ece", classes, count, probability, target, constant) | {
-    "brier": metrics._number(brier),
-    "reliability": _reliability(classes, count, probability, target),
-  }
-
-
-def _reliability(classes, count, probability, target):
-  return {
-    name: {
-      "count": count[k].tolist(),
-      "probability": [metrics._number(x) for x in metrics._ratio(probability[k], count[k])],
-      "target": [metrics._number(x) for x in metrics._ratio(target[k], count[k])],
-    }
-    for k, name in enumerate(classes)
-  }
 
 
 def summarize_humans(scores, patients, *, painted=None, seed=0):
@@ -513,13 +456,13 @@ def summarize_humans(scores, patients, *, painted=None, seed=0):
       np.add.at(counts, index, ~np.isnan(values[:, r]))
 
       def overall(weights, totals=totals, counts=counts):
-        return _mean(metrics._ratio(weights @ totals, weights @ counts), 1)
+        return _mean(numbers.ratio(weights @ totals, weights @ counts), 1)
 
-      row[name] = metrics._number(overall(np.ones((1, len(names))))[0])
+      row[name] = numbers.number(overall(np.ones((1, len(names))))[0])
       row["intervals"][name] = None
       if len(names) >= statistics.INTERVAL_PATIENTS and row[name] is not None:
-        resampled = overall(statistics._resamples(len(names), seed))
-        row["intervals"][name] = list(statistics._percentiles(resampled)[:2])
+        resampled = overall(statistics.resamples(len(names), seed))
+        row["intervals"][name] = list(statistics.percentiles(resampled)[:2])
     rows.append(row)
   return rows
 
@@ -567,8 +510,8 @@ def fused_count_curve(probability, raters, drawn, where, *, seed, draws=20):
     {
       "n_raters": m + 1,
       "n_images": int(np.count_nonzero(drawn.sum(1) > m)),
-      "prediction_vs_fused": metrics._number(means[0, m]),
-      "fused_vs_all": metrics._number(means[1, m]),
+      "prediction_vs_fused": numbers.number(means[0, m]),
+      "fused_vs_all": numbers.number(means[1, m]),
     }
     for m in range(n_raters)
   ]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from lus_jax import labels, parallel
 from lus_jax.data import augment
-from lus_jax.evaluation import baselines, metrics, raters
+from lus_jax.evaluation import baselines, metrics, raters, reliability
 from lus_jax.inference import calibration, trained
 from lus_jax.words import plural
 
@@ -291,10 +291,10 @@ def compare_calibrations(
     for method, each in calibrations.items():
       for v, (one, view, target) in enumerate(zip(each, logits, targets, strict=True)):
         probability = np.asarray(jax.nn.sigmoid(calibration.apply(one, view)))
-        sums = raters.calibration_sums(probability, target, inputs["where"])
+        sums = reliability.calibration_sums(probability, target, inputs["where"])
         held[method][v].append(sums | raters.extremes(probability, inputs["where"]))
   return {
-    method: [raters.summarize_calibration(_joined(parts), classes) for parts in views]
+    method: [reliability.summarize_calibration(_joined(parts), classes) for parts in views]
     for method, views in held.items()
   }
 

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from lus_jax.evaluation.downstream import Auroc, Ratio, fold_row, json_number
+from lus_jax.evaluation.ratio import Auroc, Ratio, fold_row, json_number
 
 RESAMPLES = 10_000
 # Fewer patients than this get no interval: every one of them is shown instead.
@@ -50,7 +50,7 @@ def _pooled(rocs):
 
 
 @functools.lru_cache(maxsize=4)
-def _resamples(n, seed):
+def resamples(n, seed):
   """How often each patient is drawn: [RESAMPLES, n]. The same for every metric and member."""
   counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
   counts = counts.astype(np.float64)
@@ -75,7 +75,7 @@ def _paired(a, b):
     raise ValueError("paired statistics need the same metric of the same patients")
 
 
-def _percentiles(values):
+def percentiles(values):
   defined = values[~np.isnan(values)]
   low, high = np.percentile(defined, [2.5, 97.5])
   return float(low), float(high), int(len(values) - len(defined))
@@ -94,7 +94,7 @@ def interval(ratio, *, seed=0):
   """
   if len(ratio.patients) < INTERVAL_PATIENTS or ratio.value() is None:
     return None
-  return _percentiles(_resampled(ratio, seed))
+  return percentiles(_resampled(ratio, seed))
 
 
 def difference_interval(a, b, *, seed=0):
@@ -106,11 +106,11 @@ def difference_interval(a, b, *, seed=0):
   _paired(a, b)
   if len(a.patients) < INTERVAL_PATIENTS or a.value() is None or b.value() is None:
     return None
-  return _percentiles(_resampled(a, seed) - _resampled(b, seed))
+  return percentiles(_resampled(a, seed) - _resampled(b, seed))
 
 
 def _resampled(ratio, seed):
-  return ratio.resampled(_resamples(len(ratio.patients), seed))
+  return ratio.resampled(resamples(len(ratio.patients), seed))
 
 
 def permutation_test(a, b, *, seed=0):

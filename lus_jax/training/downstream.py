@@ -20,8 +20,7 @@ from jax import numpy as jnp
 from lus_jax import lock, models, parallel, results
 from lus_jax.data import clips, datasets, folds, pipeline
 from lus_jax.errors import UserError
-from lus_jax.evaluation import downstream as metrics
-from lus_jax.evaluation import statistics
+from lus_jax.evaluation import ratio, statistics
 from lus_jax.inference import channels as channels_lib
 from lus_jax.inference import trained as trained_lib
 from lus_jax.models import flops, torch_weights
@@ -636,7 +635,7 @@ def _fit(config, settings, workdir, network, sweep, names, started, task, store,
     print(f"testing the best epochs of {plural(len(names), 'model')}", flush=True)
     tested = judge(state, "test", task.evaluate, best=True)
     step = config.train.epochs * task.steps_per_epoch
-    found = {name: metrics.fold_row(row) for name, (row, _) in zip(names, tested, strict=True)}
+    found = {name: ratio.fold_row(row) for name, (row, _) in zip(names, tested, strict=True)}
     writers.write_table(writer, step, found, list(next(iter(found.values()))))
   return meta, tested
 
@@ -680,7 +679,7 @@ def write_results(
         "fold": f,
         "best_epoch": best["epoch"],
         "n_patients": len(ratios[task.primary].patients),
-        **metrics.fold_row(ratios),
+        **ratio.fold_row(ratios),
       }
     )
     members.setdefault(source, []).append(ratios)

@@ -3,7 +3,7 @@
 Each is a class of the same shape, used by `lus_jax.training.downstream`:
 
 - `outputs`, `hidden`: the head of the network.
-- `primary`, `baseline`: metrics of `lus_jax.evaluation.downstream`.
+- `primary`, `baseline`: metrics of `lus_jax.evaluation.clinical`.
 - `left_out`: what was not used, and why.
 - `steps_per_epoch`, `clips_per_batch` (M).
 - `plan(fold, step)`: the videos of a training batch [M] and what belongs to it.
@@ -22,7 +22,7 @@ from scipy import special
 
 from lus_jax.data import clips, folds, pairs
 from lus_jax.errors import UserError
-from lus_jax.evaluation import downstream as metrics
+from lus_jax.evaluation import clinical as metrics
 
 VIEWS = tuple(pairs.ZONES)
 # Seeds of the training order, apart from those of the clips' frames.

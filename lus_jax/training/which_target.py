@@ -29,10 +29,10 @@ from lus_jax import lock, models, results
 from lus_jax.data import augment as augment_lib
 from lus_jax.data import datasets, labelling, pipeline
 from lus_jax.errors import UserError
-from lus_jax.evaluation import raters, statistics
-from lus_jax.evaluation.downstream import Ratio
+from lus_jax.evaluation import statistics
+from lus_jax.evaluation import truth as truth_lib
+from lus_jax.evaluation.ratio import Ratio
 from lus_jax.files import broken_seal, seal, write_text
-from lus_jax.labels import label
 from lus_jax.report import which_target as report
 from lus_jax.training import claim, segmentation
 from lus_jax.training import members as members_lib
@@ -278,83 +278,6 @@ def cohort(config, setting, seed, *, standardise="none", directory=None):
     return {split: pipeline.load(source, fields) for split, source in splits.items()}
 
 
-def score(probability, frames, views):
-  """Scores of every view against the truth, on the test frames of a unit.
-
-  Each is taken over all test pixels of a class, then averaged over the classes that are there:
-  `average_precision` of p; `dice` of p at the cut-off that is best, on validation, for the view's
-  own label (at .5 where it has no threshold), and `dice_half` at .5; `ece` and `brier` of p against
-  the truth; `label_dice` of the test frames' label at its threshold, as it was painted: the Dice of
-  whoever learned that label and nothing else (None where it has no threshold).
-
-  Args:
-    probability: [V, n, H, W, K] of the validation and the test frames.
-    frames: of `cohort`.
-    views: the views.
-
-  Returns:
-    A list of V dicts.
-  """
-  validation, test = probability
-  truth = frames["test"]["truth"] > 0
-  present = [k for k in range(truth.shape[-1]) if truth[..., k].any() and not truth[..., k].all()]
-  confidences = [
-    frames[split]["confidence"].astype(np.float32) / 255 for split in ("validation", "test")
-  ]
-  where = np.ones((*truth.shape[:-1], 1), bool)
-  rows = []
-  for view, held_out, p in zip(views, validation, test, strict=True):
-    threshold = members_lib.MIDDLE if view.threshold is None else view.threshold
-    own, aim = (np.asarray(label(confidence, threshold)) > 0 for confidence in confidences)
-    precision, dice, half, target = [], [], [], []
-    for k in present:
-      precision.append(average_precision(p[..., k], truth[..., k]))
-      cut = best_cut(held_out[..., k], own[..., k])
-      dice.append(_dice(p[..., k] >= cut, truth[..., k]))
-      half.append(_dice(p[..., k] >= 0.5, truth[..., k]))
-      target.append(_dice(aim[..., k], truth[..., k]))
-    sums = raters.calibration_sums(p, truth.astype(np.float32), where)
-    calibration = raters.summarize_calibration(sums, [str(k) for k in range(truth.shape[-1])])
-    rows.append(
-      {
-        "member": view.name,
-        "average_precision": float(np.mean(precision)),
-        "dice": float(np.mean(dice)),
-        "dice_half": float(np.mean(half)),
-        "ece": calibration["ece"],
-        "brier": calibration["brier"],
-        "label_dice": None if view.threshold is None else float(np.mean(target)),
-      }
-    )
-  return rows
-
-
-def average_precision(probability, truth):
-  """Average precision, as scikit-learn's `average_precision_score`, in a fraction of its time.
-
-  Args:
-    probability: of any shape.
-    truth: bool of the same shape, true somewhere.
-  """
-  # Only where recall changes does precision count: at the probabilities of what is there.
-  cuts, counts = np.unique(probability[truth], return_counts=True)
-  ordered = np.sort(probability, axis=None)
-  found = np.cumsum(counts[::-1])[::-1]
-  precision = found / (ordered.size - np.searchsorted(ordered, cuts))
-  return float(precision @ counts / found[0])
-
-
-def _dice(a, b):
-  return 2 * np.count_nonzero(a & b) / max(np.count_nonzero(a) + np.count_nonzero(b), 1)
-
-
-def best_cut(probability, present):
-  """The cut-off in .05, .1, ..., .95 with the highest Dice; the nearest to .5 of equal ones."""
-  cuts = np.arange(1, 20) / 20
-  scores = [_dice(probability >= cut, present) for cut in cuts]
-  return cuts[np.lexsort((np.abs(cuts - 0.5), -np.asarray(scores)))[0]]
-
-
 def compare(scores, *, higher=True):
   """What one metric says of the members of one family over all seeds.
 
@@ -521,33 +444,13 @@ class Worker:
     inputs = {
       split: {name: arrays[name] for name in pipeline.FIELDS} for split, arrays in frames.items()
     }
-    rows = score(trainer.run(inputs, seed=seed), frames, trainer.views)
+    rows = truth_lib.score(trainer.run(inputs, seed=seed), frames, trainer.views)
     if "raters" in frames["validation"]:
       # Of patients the maps were not fitted to.
-      spread = annotator_sd(frames["validation"]["raters"])
+      spread = truth_lib.annotator_sd(frames["validation"]["raters"])
       rows = [row | {"annotator_sd": spread} for row in rows]
     file = unit_file(self._directory, setting, standardise, seed)
     write_text(file, json.dumps(seal({"rows": rows})) + "\n")
-
-
-def annotator_sd(raters):
-  """How far apart several raters' scales are.
-
-  Args:
-    raters: [n, R, H, W, K] uint8, confidences of R raters who all saw every frame.
-
-  Returns:
-    The standard deviation, between raters, of the mean confidence they painted on the pixels that
-    all of them painted, in standard deviations of all values painted there: maps that only narrow
-    the scale change nothing. Mean over classes; None where no class has such pixels of two values.
-  """
-  found = []
-  for k in range(raters.shape[-1]):
-    values = np.moveaxis(raters[..., k], 1, 0)
-    values = values[:, (values > 0).all(axis=0)]
-    if values.size and values.std() > 0:
-      found.append(np.std(values.mean(axis=1), ddof=1) / values.std())
-  return float(np.mean(found)) if found else None
 
 
 def unit_file(directory, setting, standardise, seed):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from lus_jax.evaluation import downstream
-from lus_jax.evaluation.downstream import Ratio
+from lus_jax.evaluation import clinical
+from lus_jax.evaluation import ratio as ratio_lib
+from lus_jax.evaluation.ratio import Ratio
 
 
 def _values(ratios):
@@ -45,7 +46,7 @@ PAIRS = [
 
 def _sf_change(**options):
   columns = list(zip(*PAIRS, strict=True))
-  return downstream.sf_change(
+  return clinical.sf_change(
     logits=np.log(np.array(columns[:3]).T) + np.arange(len(PAIRS))[:, None] * 100.0,
     labels=columns[3],
     same_day=columns[4],
@@ -78,16 +79,16 @@ def test_sf_change_says_the_majority_class_it_is_given():
 
 def test_equal_probabilities_are_the_first_class():
   options = {"same_day": [True], "patients": ["a"], "majority3": 1, "majority2": 0}
-  found = downstream.sf_change(logits=[[0.0, 0.0, 0.0]], labels=[0], **options)
+  found = clinical.sf_change(logits=[[0.0, 0.0, 0.0]], labels=[0], **options)
   assert found["accuracy3"].value() == 1
   assert found["accuracy2"].value() == 1
   # Half against half, exactly: not Increase.
-  found = downstream.sf_change(logits=[[0.0, -np.inf, 0.0]], labels=[2], **options)
+  found = clinical.sf_change(logits=[[0.0, -np.inf, 0.0]], labels=[2], **options)
   assert found["accuracy2"].value() == 0
 
 
 def test_same_day_pairs_alone_leave_the_other_accuracies_undefined():
-  found = downstream.sf_change(
+  found = clinical.sf_change(
     logits=[[0.0, 2.0, 0.0]],
     labels=[1],
     same_day=[True],
@@ -110,7 +111,7 @@ VIDEOS = {
 
 
 def test_sf_ratio_by_hand():
-  ratios = downstream.sf_ratio(**VIDEOS, constant=0.5)
+  ratios = clinical.sf_ratio(**VIDEOS, constant=0.5)
   expected = {
     "rmse_mean": (0.2**2 + 0.1**2 + 0.2**2) / 3,
     "rmse_median": (0.3**2 + 0.1**2 + 0.2**2) / 3,
@@ -132,7 +133,7 @@ def test_sf_ratio_by_hand():
 
 
 def test_targets_that_differ_between_views_are_summarised_alike():
-  found = downstream.sf_ratio(
+  found = clinical.sf_ratio(
     predictions=[0.0, 1.0, 5.0],
     targets=[1.0, 1.0, 4.0],
     patients=["a"] * 3,
@@ -148,7 +149,7 @@ def test_targets_that_differ_between_views_are_summarised_alike():
 
 
 def test_patient_days_are_table_rows():
-  rows = downstream.patient_days(**VIDEOS)
+  rows = clinical.patient_days(**VIDEOS)
   assert [(row["patient"], row["day"]) for row in rows] == [("a", 1), ("a", 2), ("b", 1)]
   first = {"measured": 0.6, "mean": 0.4, "median": 0.3, "max": 0.8}
   assert rows[0] == {"patient": "a", "day": 1} | {k: pytest.approx(v) for k, v in first.items()}
@@ -179,22 +180,22 @@ def _views(votes):
 
 @pytest.mark.parametrize(("views", "expected", "counts"), VOTES)
 def test_views_vote(views, expected, counts):
-  predicted, votes = downstream.vote(*_views([views]))
+  predicted, votes = clinical.vote(*_views([views]))
   assert predicted.tolist() == [expected]
   assert votes.tolist() == [counts]
 
 
 def test_patients_vote_apart_from_each_other():
-  predicted, votes = downstream.vote(*_views([views for views, _, _ in VOTES]))
+  predicted, votes = clinical.vote(*_views([views for views, _, _ in VOTES]))
   assert predicted.tolist() == [expected for _, expected, _ in VOTES]
   assert votes.tolist() == [counts for _, _, counts in VOTES]
   with pytest.raises(ValueError, match="without any view"):
-    downstream.vote(*_views([[(0, 1)], [None]]))
+    clinical.vote(*_views([[(0, 1)], [None]]))
 
 
 def _readmission(labels, predicted, majority=0):
   logits = np.array([[[0.0, 2.0 * p - 1]] for p in predicted])
-  return downstream.readmission(
+  return clinical.readmission(
     logits=logits,
     present=np.ones((len(labels), 1), bool),
     labels=labels,
@@ -222,7 +223,7 @@ def test_readmission_by_hand():
 
 
 def test_undefined_precision_and_recall_are_0_and_counted():
-  nobody = downstream.fold_row(_readmission([1, 0], [0, 0]))
+  nobody = ratio_lib.fold_row(_readmission([1, 0], [0, 0]))
   assert nobody == {
     "accuracy": 0.5,
     "recall": 0.0,
@@ -234,7 +235,7 @@ def test_undefined_precision_and_recall_are_0_and_counted():
     "majority": 0.5,
   }
   assert _readmission([1, 0], [0, 0])["precision"].value() is None
-  wrong = downstream.fold_row(_readmission([0, 0], [1, 0]))
+  wrong = ratio_lib.fold_row(_readmission([0, 0], [1, 0]))
   assert (wrong["precision"], wrong["precision_defined"], wrong["recall"]) == (0.0, True, 0.0)
   # Without a true case nothing can be said of how many are found.
   assert wrong["sensitivity"] is wrong["auroc"] is None
@@ -250,11 +251,11 @@ def test_auroc_sensitivity_and_specificity_are_those_of_sklearn():
   # Rounded, so that scores are equal now and then.
   logits = np.round(random.normal(size=(n, views, 2)) + 0.3 * labels[:, None, None] * [0, 1], 0)
   names = [f"p{i}" for i in random.permutation(n)]
-  found = downstream.readmission(
+  found = clinical.readmission(
     logits=logits, present=present, labels=labels, patients=names, majority=0
   )
   score = [(row[here, 1] - row[here, 0]).mean() for row, here in zip(logits, present, strict=True)]
-  predicted, _ = downstream.vote(logits, present)
+  predicted, _ = clinical.vote(logits, present)
   assert len(set(score)) < n
   assert found["auroc"].value() == pytest.approx(sklearn.metrics.roc_auc_score(labels, score))
   recall = functools.partial(sklearn.metrics.recall_score, labels, predicted)
@@ -269,12 +270,10 @@ def test_auroc_sensitivity_and_specificity_are_those_of_sklearn():
 
 def test_other_undefined_metrics_are_none_in_a_row():
   undefined = Ratio(("a",), np.zeros(1), np.zeros(1))
-  assert downstream.fold_row({"accuracy2_no_same_day": undefined}) == {
-    "accuracy2_no_same_day": None
-  }
+  assert ratio_lib.fold_row({"accuracy2_no_same_day": undefined}) == {"accuracy2_no_same_day": None}
 
 
 def test_confusion_counts_true_rows_and_predicted_columns():
-  found = downstream.confusion([0, 0, 2, 1, 0], [1, 1, 2, 0, 0], 3)
+  found = clinical.confusion([0, 0, 2, 1, 0], [1, 1, 2, 0, 0], 3)
   assert found == [[1, 2, 0], [1, 0, 0], [0, 0, 1]]
-  assert json.dumps(downstream.confusion([], [], 2)) == "[[0, 0], [0, 0]]"
+  assert json.dumps(clinical.confusion([], [], 2)) == "[[0, 0], [0, 0]]"

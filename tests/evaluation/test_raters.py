@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score
 
-from lus_jax.evaluation import metrics, raters, statistics
+from lus_jax.evaluation import metrics, raters, reliability, statistics
 
 CLASSES = ["pleura", "line"]
 N, R, H, W, K = 5, 4, 9, 8, 2
@@ -232,7 +232,7 @@ def test_calibration_sums_give_the_calibration_error():
   probability, values, drawn, where = _example()
   probability[0, :3, 0, 0] = [0, 1, np.float32(1 / 3)]
   target = raters.soft(values, drawn)
-  sums = raters.calibration_sums(probability, target, where)
+  sums = reliability.calibration_sums(probability, target, where)
   for i, k in np.ndindex(N, K):
     p, t = (x[i, ..., k][where[i, ..., 0]].astype(np.float64) for x in (probability, target))
     count, gap = sums["count"][i, k], sums["probability"][i, k] - sums["target"][i, k]
@@ -244,7 +244,7 @@ def test_calibration_sums_give_the_calibration_error():
 def test_bins_are_those_of_the_segmentation_metrics():
   p = np.concatenate([np.arange(16) / 15, np.random.default_rng(0).random(200)]).astype(np.float32)
   grid = p.reshape(1, -1, 1, 1)
-  found = raters.calibration_sums(grid, grid, np.ones_like(grid, bool))["count"][0, 0]
+  found = reliability.calibration_sums(grid, grid, np.ones_like(grid, bool))["count"][0, 0]
   np.testing.assert_array_equal(found, np.asarray(metrics.in_bins(p)).sum(1))
 
 
@@ -252,7 +252,7 @@ def test_reliability_is_that_of_sklearn():
   random = np.random.default_rng(4)
   p = random.random((1, 40, 40, 1))
   y = random.random(p.shape) < p**2
-  sums = raters.calibration_sums(p, y, np.ones_like(p, bool))
+  sums = reliability.calibration_sums(p, y, np.ones_like(p, bool))
   # No p lies on an edge, so that their half-open bins are ours.
   target, probability = calibration_curve(y.ravel(), p.ravel(), n_bins=15)
   count = sums["count"][0, 0]
@@ -321,7 +321,7 @@ def test_summary_is_the_mean_over_images_then_classes():
 def test_calibration_alone_is_what_a_summary_says_of_it():
   quantities, patients, (probability, values, drawn) = _cohort(3)
   names = ("count", "probability", "target", "squared_error")
-  found = raters.summarize_calibration({name: quantities[name] for name in names}, CLASSES)
+  found = reliability.summarize_calibration({name: quantities[name] for name in names}, CLASSES)
   json.dumps(found, allow_nan=False)
   p, t = (x[1:].astype(np.float64) for x in (probability, raters.soft(values, drawn)))
   eces = [_ece(p[..., k].ravel(), t[..., k].ravel()) for k in range(K)]
@@ -340,8 +340,8 @@ def test_calibration_of_a_class_without_a_valid_pixel_is_null():
   probability, values, drawn, _ = _example()
   where = np.ones((N, H, W, K), bool)
   where[..., 1] = False
-  sums = raters.calibration_sums(probability, raters.soft(values, drawn), where)
-  found = raters.summarize_calibration(sums, CLASSES)
+  sums = reliability.calibration_sums(probability, raters.soft(values, drawn), where)
+  found = reliability.summarize_calibration(sums, CLASSES)
   json.dumps(found, allow_nan=False)
   assert found["ece_per_class"]["line"] is None
   assert found["ece"] == found["ece_pooled"] == found["ece_per_class"]["pleura"]
@@ -378,7 +378,7 @@ def test_intervals_of_raters_resample_patients():
   (each, everyone), patients = _human_scores(12)
   scores = {"dice_vs_others": each, "dice_vs_consensus": everyone}
   rows = raters.summarize_humans(scores, patients, seed=2)
-  counts = statistics._resamples(12, 2).astype(int)
+  counts = statistics.resamples(12, 2).astype(int)
   names = np.unique(patients)
   for r, row in enumerate(rows[:3]):
     values = []
@@ -411,7 +411,7 @@ def test_undefined_metrics_are_null():
 def test_intervals_resample_patients():
   quantities, patients, _ = _cohort(11)
   row = raters.summarize(quantities, patients, CLASSES, seed=3)
-  counts = statistics._resamples(11, 3)[:400].astype(int)
+  counts = statistics.resamples(11, 3)[:400].astype(int)
   # The same resamples, patient by patient.
   names = np.unique(patients)
   reference = {name: [] for name in ("qubiq", "ece", "ece_pooled", "brier", "area_error")}
@@ -437,7 +437,7 @@ def test_undefined_resamples_are_counted():
   quantities["ged"][:] = np.nan
   quantities["ged"][patients == "p04"] = 0.5
   row = raters.summarize(quantities, patients, CLASSES)
-  without = np.sum(statistics._resamples(10, 0)[:, 4] == 0)
+  without = np.sum(statistics.resamples(10, 0)[:, 4] == 0)
   assert row["undefined_resamples"]["ged"] == without > 3000
   assert row["intervals"]["ged"] == [0.5, 0.5]
 
@@ -519,7 +519,7 @@ def test_a_constant_output_has_no_calibration_error():
   assert row["constant_classes"] == ["line"]
   assert row["ece_per_class"]["line"] is None
   assert row["ece"] == row["ece_per_class"]["pleura"] > 0
-  alone = raters.summarize_calibration(found, CLASSES)
+  alone = reliability.summarize_calibration(found, CLASSES)
   assert alone["ece"] == pytest.approx(row["ece"]) and alone["ece_per_class"]["line"] is None
   probability[:] = 1e-6
   row = raters.summarize(

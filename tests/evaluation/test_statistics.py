@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lus_jax.evaluation import downstream, statistics
-from lus_jax.evaluation.downstream import Ratio
+from lus_jax.evaluation import clinical, statistics
+from lus_jax.evaluation import ratio as ratio_lib
+from lus_jax.evaluation.ratio import Ratio
 
 THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
 
@@ -385,16 +386,16 @@ def test_a_whole_task_takes_seconds():
 
 def test_scores_of_two_networks_are_not_compared():
   """The second fold's network scores everybody higher: within each the ranking is perfect."""
-  one = downstream.auroc(scores=[0.1, 0.3], labels=[0, 1], patients=["d", "a"])
-  other = downstream.auroc(scores=[5.0, 6.0, 5.5], labels=[0, 1, 0], patients=["b", "c", "e"])
+  one = ratio_lib.auroc(scores=[0.1, 0.3], labels=[0, 1], patients=["d", "a"])
+  other = ratio_lib.auroc(scores=[5.0, 6.0, 5.5], labels=[0, 1, 0], patients=["b", "c", "e"])
   both = statistics.average([one, other])
   assert both.patients == tuple("abcde")
   assert both.value() == 1
   assert both.pairs.sum() == 3
   # Tested by two networks of which one is right: half.
-  again = downstream.auroc(scores=[0.3, 0.1], labels=[0, 1], patients=["d", "a"])
+  again = ratio_lib.auroc(scores=[0.3, 0.1], labels=[0, 1], patients=["d", "a"])
   assert statistics.average([one, again]).value() == 0.5
-  alone = downstream.auroc(scores=[1.0, 2.0], labels=[1, 1], patients=["x", "y"])
+  alone = ratio_lib.auroc(scores=[1.0, 2.0], labels=[1, 1], patients=["x", "y"])
   assert alone.value() is None
   assert statistics.average([one, alone]).value() == 1
 
@@ -405,7 +406,7 @@ def test_an_auroc_has_an_interval_and_no_patients_row():
   labels = np.arange(20) % 2
   logits = np.zeros((20, 1, 2))
   logits[:, 0, 1] = labels + random.normal(size=20)
-  fold = downstream.readmission(
+  fold = clinical.readmission(
     logits=logits, present=np.ones((20, 1), bool), labels=labels, patients=names, majority=0
   )
   (row,) = statistics.summarize({0.5: [fold, fold]}, primary="accuracy", baseline="majority")

@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from configs import which_target as configs
 from lus_jax import files, models, results
 from lus_jax.errors import UserError
+from lus_jax.evaluation import truth as truth_lib
 from lus_jax.models import fpn, layers
 from lus_jax.training import members, objective, which_target
 
@@ -133,11 +134,11 @@ def test_few_seeds_have_no_intervals_and_no_winner():
 
 def test_the_best_cut_is_that_of_the_highest_dice():
   probability = np.array([0.02, 0.12, 0.22, 0.32, 0.42, 0.9])
-  assert which_target.best_cut(probability, probability > 0.3) == 0.3
+  assert truth_lib.best_cut(probability, probability > 0.3) == 0.3
   # .25 and .3 are equal, and nearer to .5 is .3; of .45 to .9 it is .5.
-  assert which_target.best_cut(probability, probability > 0.5) == 0.5
-  assert which_target.best_cut(np.array([0.1, 0.7]), np.array([True, True])) == 0.1
-  assert which_target.best_cut(np.full(4, 0.98), np.array([False, True] * 2)) == 0.5
+  assert truth_lib.best_cut(probability, probability > 0.5) == 0.5
+  assert truth_lib.best_cut(np.array([0.1, 0.7]), np.array([True, True])) == 0.1
+  assert truth_lib.best_cut(np.full(4, 0.98), np.array([False, True] * 2)) == 0.5
 
 
 def drawn_frames(seed, n, *, classes=3, size=9):
@@ -164,7 +165,7 @@ def test_scores_are_those_of_sklearn():
   validation, held_out = drawn_frames(0, 4)
   test, p = drawn_frames(1, 5)
   views = [members.View("high", 0, -1, 0.8), members.View("soft", 1, -1, None)]
-  rows = which_target.score((held_out, p), {"validation": validation, "test": test}, views)
+  rows = truth_lib.score((held_out, p), {"validation": validation, "test": test}, views)
   assert [row["member"] for row in rows] == ["high", "soft"]
   truth = test["truth"] > 0
   cuts_used = set()
@@ -391,10 +392,10 @@ def test_the_spread_of_experts_by_hand():
   raters[0, :, 1, 1, 0] = (255, 0, 255)  # not painted by all, as nothing of the other class is
   values = [51, 102, 153, 51, 102, 255]
   expected = np.std([51, 102, 204], ddof=1) / np.std(values)
-  assert which_target.annotator_sd(raters) == pytest.approx(expected)
+  assert truth_lib.annotator_sd(raters) == pytest.approx(expected)
   # A narrower scale is no more common one.
-  assert which_target.annotator_sd(raters // 3) == pytest.approx(expected)
-  assert which_target.annotator_sd(raters[..., 1:]) is None
+  assert truth_lib.annotator_sd(raters // 3) == pytest.approx(expected)
+  assert truth_lib.annotator_sd(raters[..., 1:]) is None
 
 
 def test_scales_are_compared_within_cohorts():
@@ -431,7 +432,7 @@ def test_a_standardised_cohort_differs_in_its_labels_alone():
         np.testing.assert_array_equal(found[split][name], plain[split][name])
       same = np.array_equal(found[split]["confidence"], plain[split]["confidence"])
       assert same == (split == "test")
-    before, after = (which_target.annotator_sd(one["train"]["raters"]) for one in (plain, found))
+    before, after = (truth_lib.annotator_sd(one["train"]["raters"]) for one in (plain, found))
     assert after < before
 
 
@@ -516,7 +517,7 @@ def test_no_two_cohorts_start_from_the_same_weights(toy, same, expected, monkeyp
 
 
 def test_an_interrupted_study_goes_on_to_the_same_results(finished, tmp_path, monkeypatch, capsys):
-  score, calls = which_target.score, []
+  score, calls = truth_lib.score, []
 
   def interrupted(*args):
     calls.append(args)
@@ -526,7 +527,7 @@ def test_an_interrupted_study_goes_on_to_the_same_results(finished, tmp_path, mo
 
   small = config(**SMALLEST)
   with monkeypatch.context() as patch:
-    patch.setattr(which_target, "score", interrupted)
+    patch.setattr(truth_lib, "score", interrupted)
     with pytest.raises(KeyboardInterrupt):
       which_target.train_and_evaluate(small, tmp_path / "run")
   (first,) = (tmp_path / "run" / "units").iterdir()
