@@ -9,11 +9,11 @@ import numpy as np
 
 from lus_jax import labels
 from lus_jax.evaluation import statistics
-from lus_jax.report import figures, pictures, tables
-from lus_jax.report.tables import Cells, Column, Table, value
+from lus_jax.report import cells, figures, pictures, text
+from lus_jax.report.cells import Cells, Column, Table, value
 
-_MEMBER = functools.partial(value, show=tables.member_label)
-_COUNT = functools.partial(value, show=tables.count)
+_MEMBER = functools.partial(value, show=text.member_label)
+_COUNT = functools.partial(value, show=cells.count)
 _TEXT = functools.partial(value, show=str)
 # Levels that are shown of a soft label and of a prediction.
 LEVELS = (0.1, 0.5, 0.9)
@@ -43,7 +43,7 @@ def _interval(files, part, i, key):
 
 def scores(files):
   """A row a network, then a row a person, then the people's mean."""
-  content, keys = files["raters"], tables.rater_scores(files["raters"])
+  content, keys = files["raters"], text.rater_scores(files["raters"])
   header = ["member", *(Column(title, ("", "low", "high")) for title in keys.values())]
   rows = [
     [
@@ -56,7 +56,7 @@ def scores(files):
   for i in range(len(content["humans"])):
     found = {
       key: _interval(files, "humans", i, x)
-      for key, x in tables.HUMAN_SCORES.items()
+      for key, x in text.HUMAN_SCORES.items()
       if x in content["humans"][i]
     }
     name = value(files, "raters", "humans", i, "rater", show="human: {}".format)
@@ -64,7 +64,7 @@ def scores(files):
   if content["rows"]:
     # The people's mean is the same beside every network.
     found = {
-      key: _interval(files, "rows", 0, f"human_{key}") for key in tables.HUMAN_SCORES if key in keys
+      key: _interval(files, "rows", 0, f"human_{key}") for key in text.HUMAN_SCORES if key in keys
     }
     groups.append(len(rows))
     rows.append(["humans, mean", *(found.get(key, "") for key in keys)])
@@ -106,10 +106,10 @@ def people(files):
 def curve(files):
   """The points of the curve over the number of raters fused."""
   columns = {
-    "n_raters": ("raters fused", tables.count),
-    "n_images": ("test images", tables.count),
-    "prediction_vs_fused": ("prediction", tables.number),
-    "fused_vs_all": ("mean of all raters", tables.number),
+    "n_raters": ("raters fused", cells.count),
+    "n_images": ("test images", cells.count),
+    "prediction_vs_fused": ("prediction", cells.number),
+    "fused_vs_all": ("mean of all raters", cells.number),
   }
   return Table(
     "raters_curve",
@@ -126,7 +126,7 @@ def curve(files):
 
 def images(files):
   """How much the raters disagree about every test image, for the CSV file."""
-  keys = {"index": str, "image": str, "patient": str, "disagreement": tables.number}
+  keys = {"index": str, "image": str, "patient": str, "disagreement": cells.number}
   return Table(
     "raters_images",
     list(keys),
@@ -160,12 +160,12 @@ def facts(files):
   persons = [row["person"] for row in content["humans"]]
   return {
     "patients": at_patients,
-    "intervals": tables.has_intervals(content),
+    "intervals": text.has_intervals(content),
     "several_tools": len(set(persons)) < len(persons),
     "calibration": content.get("calibration", "none"),
     "curve": _MEMBER(files, "raters", "curve", "member"),
-    "unpainted": tables.unpainted(content),
-    "with_human_qubiq": "qubiq_leave_one_out" in tables.rater_scores(content),
+    "unpainted": text.unpainted(content),
+    "with_human_qubiq": "qubiq_leave_one_out" in text.rater_scores(content),
   }
 
 
@@ -177,7 +177,7 @@ def choose(names):
   """
   for wanted in ("soft", "ordinal"):
     for name in names:
-      if tables.unseeded(name) == wanted:
+      if text.unseeded(name) == wanted:
         return name
   return names[0]
 
@@ -204,11 +204,11 @@ def examples(files):
     lines = []
     for who, whole, what, caption in (
       ("raters", soft, "Mean of the raters", "raters' mean"),
-      ("prediction", prediction, f"Prediction of {tables.member_label(member)}", "prediction"),
+      ("prediction", prediction, f"Prediction of {text.member_label(member)}", "prediction"),
     ):
       line = [picture(caption, whole, what)]
       for level in LEVELS:
-        at = tables.percent(level)
+        at = cells.percent(level)
         where = np.asarray(labels.label(whole, level))
         line.append(picture(f"{who}, at least {at}", where, f"{what}, at least {at},"))
       lines.append(line)
@@ -226,7 +226,7 @@ def examples(files):
         "disagreement": value(*at, "disagreement"),
       }
     )
-  return {"member": tables.member_label(member), "shown": shown}
+  return {"member": text.member_label(member), "shown": shown}
 
 
 def members(files):
@@ -260,7 +260,7 @@ def _pairs(files):
   for j, row in enumerate(files["members"]["rows"]):
     i = networks.get((row["threshold"], row["seed"]))
     if row["target"] == "ordinal" and row["threshold"] is not None and i is not None:
-      name = tables.unseeded(row["member"]).removesuffix(tables.percent(row["threshold"])).strip()
+      name = text.unseeded(row["member"]).removesuffix(cells.percent(row["threshold"])).strip()
       found.append((name, i, j))
   return found
 
@@ -367,7 +367,7 @@ def methods_facts(files):
   at, fitted_on = (files, "calibration", "fitted_on"), files["calibration"].get("fitted_on")
   return {
     "chosen": _TEXT(files, "calibration", "chosen"),
-    "member": tables.member_label(_chosen_member(files)),
+    "member": text.member_label(_chosen_member(files)),
     # Runs from before did not say.
     "fitted_on": fitted_on
     and {

@@ -7,7 +7,7 @@ newer runs write more of them, older ones fewer.
 import numpy as np
 
 from lus_jax.data import summary
-from lus_jax.report import tables
+from lus_jax.report import paper
 
 
 def _is(what, holds):
@@ -297,7 +297,7 @@ def _has_splits(rows, at):
 
 
 def _task_check(task):
-  metrics = [*tables.TASKS[task].metrics, *set(tables.TASKS[task].baselines.values())]
+  metrics = [*paper.TASKS[task].metrics, *set(paper.TASKS[task].baselines.values())]
   metric = _object(
     _named(("mean", "sd", "estimate"), _score) | {"interval": _ends, "undefined_resamples": _count}
   )

@@ -7,8 +7,9 @@ import functools
 
 from lus_jax import palette
 from lus_jax.evaluation import statistics
-from lus_jax.report import tables
-from lus_jax.report.tables import Cells, Column, Table, value
+from lus_jax.report import cells
+from lus_jax.report import text as text_lib
+from lus_jax.report.cells import Cells, Column, Table, value
 
 NAME = "which_target"
 METRICS = {
@@ -47,16 +48,16 @@ SETTINGS = {
   ),
 }
 _TEXT = functools.partial(value, show=str)
-_COUNT = functools.partial(value, show=tables.count)
+_COUNT = functools.partial(value, show=cells.count)
 _SIGNED = functools.partial(value, show="{:+.3f}".format)
-_PROBABILITY = functools.partial(value, show=tables.probability)
+_PROBABILITY = functools.partial(value, show=cells.probability)
 
 
 def member(name):
   """A threshold as `tables.percent`, any other member as `tables.member_label`; 'none' for None."""
   if name is None:
     return "none"
-  return tables.member_label(name) if isinstance(name, str) else tables.percent(name)
+  return text_lib.member_label(name) if isinstance(name, str) else cells.percent(name)
 
 
 _MEMBER = functools.partial(value, show=member)
@@ -106,7 +107,7 @@ def verdict(content, row):
     higher = _higher(contrast)
     words += (
       f"; {CONTRAST} {contrast['difference']:+.3f}{interval}, "
-      f"p {tables.probability(contrast['p'])}: "
+      f"p {cells.probability(contrast['p'])}: "
       f"{f'{higher} higher' if higher else 'not told apart'}"
     )
   return words
@@ -121,11 +122,11 @@ def text(content):
   for (setting, weights), places in _families(content).items():
     rows = {metric: content["rows"][i] for metric, i in places.items()}
     body = [
-      [member(one["member"]), *(tables.number(rows[m]["means"][j]["mean"]) for m in METRICS)]
+      [member(one["member"]), *(cells.number(rows[m]["means"][j]["mean"]) for m in METRICS)]
       for j, one in enumerate(rows["dice"]["means"])
     ]
     lines += ["", f"{setting}, {WEIGHTS[weights]}"]
-    lines.append(tables.text_table(["member", *METRICS.values()], body))
+    lines.append(cells.text_table(["member", *METRICS.values()], body))
     lines += [f"{METRICS[m]}: {verdict(content, rows[m])}" for m in JUDGED]
   if content["levels"]:
     lines += ["", "One ordinal network beside the separate ones (mean over thresholds)"]
@@ -135,31 +136,31 @@ def text(content):
     body = []
     for (setting, metric), rows in groups.items():
       means = (sum(row[key] for row in rows) / len(rows) for key in ("ordinal", "separate"))
-      body.append([setting, METRICS[metric], *map(tables.number, means)])
-    lines.append(tables.text_table(["setting", "metric", "ordinal", "separate"], body))
+      body.append([setting, METRICS[metric], *map(cells.number, means)])
+    lines.append(cells.text_table(["setting", "metric", "ordinal", "separate"], body))
   body = {}
   for one in content["labels"]:
     row = body.setdefault(one["threshold"], [member(one["threshold"])])
-    row.append(tables.number(one["mean"]))
+    row.append(cells.number(one["mean"]))
   lines += ["", "How true the labels are (Dice, no network)"]
-  lines.append(tables.text_table(["label", *content["config"]["study"]["settings"]], body.values()))
+  lines.append(cells.text_table(["label", *content["config"]["study"]["settings"]], body.values()))
   if content["scales"]:
     lines += ["", "Experts on one scale, less as painted (p corrected by Holm)"]
     body = [
       [
         one["setting"],
         one["standardise"],
-        tables.member_label(one["member"]) if one["metric"] in METRICS else "",
+        text_lib.member_label(one["member"]) if one["metric"] in METRICS else "",
         METRICS.get(one["metric"], SPREAD),
-        *map(tables.number, (one["none"], one["mean"])),
+        *map(cells.number, (one["none"], one["mean"])),
         f"{one['difference']:+.3f}",
         *(["", ""] if one["interval"] is None else [f"{end:+.3f}" for end in one["interval"]]),
-        tables.probability(one["p_holm"]),
+        cells.probability(one["p_holm"]),
       ]
       for one in (*content["spread"], *content["scales"])
     ]
     header = ["setting", "by", "member", "metric", "as painted", "one scale", "difference"]
-    lines.append(tables.text_table([*header, "low", "high", "p"], body))
+    lines.append(cells.text_table([*header, "low", "high", "p"], body))
   for metric, found in content["null_repeats"].items():
     n = found["repeats"]
     lines.append(
@@ -180,7 +181,7 @@ def table_name(setting, weights):
   return f"{NAME}_{setting}_{weights}"
 
 
-def _with_interval(*at, key, show=tables.number):
+def _with_interval(*at, key, show=cells.number):
   """The number under a key and, below it, the interval beside it, where there is one."""
   files, name, *path = at
   content = functools.reduce(lambda found, part: found[part], path, files[name])
@@ -333,7 +334,7 @@ def scales(files, *, key, name):
       groups.append(i)
     row = [_TEXT(*at, "setting"), _TEXT(*at, "standardise")]
     if key == "scales":
-      row += [value(*at, "member", show=tables.member_label), METRICS[one["metric"]]]
+      row += [value(*at, "member", show=text_lib.member_label), METRICS[one["metric"]]]
     row += [value(*at, "none"), value(*at, "mean"), _signed_with_interval(*at)]
     rows.append([*row, _PROBABILITY(*at, "p_holm")])
   header = ["setting", "one scale by", *(("member", "metric") if key == "scales" else ())]
@@ -396,7 +397,7 @@ def by_threshold(rows):
       # Members without a threshold are the same in both families.
       line = {"color": palette.css((0, 2, 3, 7)[k % 4]), "linestyle": ("--", "-.", ":")[k % 3]}
       handles[member(one["member"])] = axes.axhline(one["mean"], **line)
-    axes.set_xticks(x, [tables.percent(one["member"]).rstrip("%") for one in points], fontsize=11)
+    axes.set_xticks(x, [cells.percent(one["member"]).rstrip("%") for one in points], fontsize=11)
   for setting, (left, *_) in zip(settings, panels, strict=True):
     left.set_ylabel(setting)
   for metric, top, bottom in zip(JUDGED, panels[0], panels[-1], strict=True):
@@ -421,9 +422,9 @@ def facts(files):
     found = {"name": setting, "faint": SETTINGS[setting], "families": []}
     settings.setdefault(setting, found)["families"].append(one)
   return {
-    "seeds": at("study", "seeds", show=tables.count),
-    "frames": at("study", "train_frames", show=tables.count),
-    "epochs": at("train", "epochs", show=tables.count),
+    "seeds": at("study", "seeds", show=cells.count),
+    "frames": at("study", "train_frames", show=cells.count),
+    "epochs": at("train", "epochs", show=cells.count),
     "settings": list(settings.values()),
     "contrast": CONTRAST,
     "intervals": any(one["interval"] for row in content["rows"] for one in row["means"]),

@@ -24,7 +24,7 @@ from lus_jax.evaluation import ratio, statistics
 from lus_jax.inference import channels as channels_lib
 from lus_jax.inference import trained as trained_lib
 from lus_jax.models import flops, torch_weights
-from lus_jax.report import tables
+from lus_jax.report import text
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import claim as claim_lib
 from lus_jax.training import estimate, hardware, loop, segmentation, tasks, writers
@@ -526,7 +526,7 @@ def _train_and_evaluate(config, workdir, device, why):
       workdir, config, settings, dataset, splits, task, places, meta, tested, trained, same, notes
     )
   parallel.sync("task results")
-  print(tables.downstream(results.read(workdir, config.name)))
+  print(text.downstream(results.read(workdir, config.name)))
 
 
 def _digest(trees):

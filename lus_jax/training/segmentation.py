@@ -22,7 +22,7 @@ from lus_jax.evaluation import segmentation as evaluation_lib
 from lus_jax.inference import calibration, trained
 from lus_jax.labels import label
 from lus_jax.models import flops, torch_weights
-from lus_jax.report import tables
+from lus_jax.report import cells, text
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import claim as claim_lib
 from lus_jax.training import estimate, hardware, loop, writers
@@ -437,12 +437,12 @@ def _train_and_evaluate(config, workdir, patients):
       )
   parallel.sync("segmentation results")
   content = results.read(workdir, "segmentation")
-  print(tables.segmentation(content))
+  print(text.segmentation(content))
   counted = results.read(workdir, "dataset")["rows"]
   if advice := no_better_than_blind(content, counted, steps):
     print(advice)
   if results.exists(workdir, "raters"):
-    print(tables.raters(results.read(workdir, "raters")))
+    print(text.raters(results.read(workdir, "raters")))
 
 
 def _warn_of_unscored(names, best, epochs):
@@ -511,7 +511,7 @@ def no_better_than_blind(content, counted, steps):
     ("iou_at_best_cut", "IoU at the best cut is above the mean map's", 1),
   ):
     better = [
-      tables.percent(row["threshold"])
+      cells.percent(row["threshold"])
       for row, bar in pairs
       if None not in (row.get(key), bar.get(key)) and sign * (row[key] - bar[key]) > 0
     ]
@@ -756,7 +756,7 @@ def same_labels(source, thresholds, *, binary=False):
       groups[-1].append(threshold)
     else:
       groups.append([threshold])
-  same = [", ".join(map(tables.percent, group)) for group in groups if len(group) > 1]
+  same = [", ".join(map(cells.percent, group)) for group in groups if len(group) > 1]
   if not same:
     return ""
   kept = [min(group, key=lambda t: abs(t - 0.5)) for group in groups]

@@ -16,7 +16,10 @@ import pytest
 
 from lus_jax import palette, report
 from lus_jax.errors import UserError
-from lus_jax.report import figures, page, tables
+from lus_jax.report import cells as cells_lib
+from lus_jax.report import command as command_lib
+from lus_jax.report import figures, page, paper, segmentation
+from lus_jax.report import text as text_lib
 
 SEGMENTED = ("phantom", "one class, one threshold", "two seeds")
 RUNS = (*SEGMENTED, "several raters", "few raters", "study", "small", "other targets")
@@ -88,7 +91,7 @@ def at_pointer(workdir, at):
   file, pointer = at.split("#")
   if file == "reported":
     _, threshold, key = pointer.split("/")
-    return tables.REPORTED[float(threshold)][key]
+    return paper.REPORTED[float(threshold)][key]
   content = read(workdir, file)
   for key in pointer.split("/")[1:]:
     key = key.replace("~1", "/").replace("~0", "~")
@@ -127,7 +130,7 @@ def test_every_number_on_the_page_equals_its_results_file(run):
   assert set(re.findall(r"\d*\.\d+", rest)) <= known
   results = read(workdir, "segmentation.json")
   shown = {text for _, _, text in parsed.find("span", class_="threshold")}
-  assert shown == {tables.percent(t) for t in results["config"]["sweep"]["thresholds"]}
+  assert shown == {cells_lib.percent(t) for t in results["config"]["sweep"]["thresholds"]}
   indices = [int(text) for _, _, text in parsed.find("span", class_="index")]
   assert sorted(indices) == [0, 4, 5]
   assert ("paper: IoU" in rest) == (name == "phantom")
@@ -157,7 +160,10 @@ def test_predictions_carry_the_iou_of_their_case_and_threshold(run):
   suffix = "_seed_0" if results["config"]["sweep"]["seeds"] > 1 else ""
   steps = [text for _, _, text in parsed.find("div", class_="step")]
   expected = [
-    (tables.percent(t), tables.number(results["rows"][index]["iou"][f"threshold_{t:g}{suffix}"]))
+    (
+      cells_lib.percent(t),
+      cells_lib.number(results["rows"][index]["iou"][f"threshold_{t:g}{suffix}"]),
+    )
     for index in (0, 4, 5)
     for t in sorted(thresholds)
   ]
@@ -183,8 +189,8 @@ def test_the_heat_map_shows_the_matrix(run):
 
 def test_no_cell_of_a_csv_file_is_a_formula():
   names = ["=HYPERLINK(1)", "+x", "-x", "@x", "\tx", "x=1", "-1.5"]
-  rows = [[name, tables.Value("t.json#/rows", -0.25, "-.25")] for name in names]
-  lines = tables.Table("t", ["=title", "value"], rows).csv().splitlines()
+  rows = [[name, cells_lib.Value("t.json#/rows", -0.25, "-.25")] for name in names]
+  lines = cells_lib.Table("t", ["=title", "value"], rows).csv().splitlines()
   assert [line.rpartition(",")[0] for line in lines] == [
     "'=title",
     "'=HYPERLINK(1)",
@@ -276,13 +282,13 @@ def test_the_same_results_give_the_same_bytes(built, name):
 def test_pictures_are_of_the_right_pixels(phantom):
   arrays = dict(np.load(phantom / "results" / page.EXAMPLES))
   content = read(phantom, "segmentation.json")
-  shown = page._examples({"segmentation": content, "examples": arrays})
+  shown = segmentation.examples({"segmentation": content, "examples": arrays})
   assert shown["main"]["index"] == 0
   thresholds = content["config"]["sweep"]["thresholds"]
   valid = np.zeros((32, 32, 1), bool)
   valid[4:28] = True
   for step in shown["main"]["steps"]:
-    t = next(i for i, x in enumerate(thresholds) if tables.percent(x) == step["threshold"])
+    t = next(i for i, x in enumerate(thresholds) if cells_lib.percent(x) == step["threshold"])
     image, least = arrays["image"][1], 255 * thresholds[t] or 1
     label = (arrays["confidence"][1] >= least - 0.5) & valid
     np.testing.assert_array_equal(step["label"].overlaid(), palette.overlay(image, label))
@@ -478,7 +484,7 @@ def test_our_own_mistakes_are_not_called_damage(make_run, monkeypatch):
   def mistaken(files):
     raise TypeError("ours")
 
-  monkeypatch.setattr(tables, "scores", mistaken)
+  monkeypatch.setattr(segmentation, "scores", mistaken)
   with pytest.raises(TypeError, match="ours"):
     report.build(workdir)
 
@@ -585,13 +591,13 @@ def test_absent_classes_and_silent_models_are_named(make_run, undrawn):
   assert "It reaches .5 in some classes" in one and "empty drawing" not in one
   assert "> 0% (draws nothing: no probability of the test split reaches .5). The over" in other
   assert "overlaps are those of an empty drawing" in other and "A constant" not in other
-  printed = tables.segmentation(content)
+  printed = text_lib.segmentation(content)
   assert "Note: no test label shows b_line: it counts for no model and no baseline" in printed
   assert "Note: the model of 50% puts out the same number at every pixel" in printed
   for row in content["rows"]:
     row["label_images"]["b_line"] = 1
   content["rows"][0]["label_images"]["b_line"] = 0
-  assert "shows b_line at 50%:" in tables.segmentation(content)
+  assert "shows b_line at 50%:" in text_lib.segmentation(content)
 
 
 @pytest.mark.parametrize(("bins", "said"), [([0, 0], False), ([0, 9], True), ([1, 9], False)])
@@ -600,7 +606,7 @@ def test_full_confidence_is_said_where_something_was_painted(bins, said):
   config = {"train": {"epochs": 1}, "sweep": {"seeds": 1}}
   rows = [{"split": "test", "patients": 1, "painted": {"one": {"a_line": bins}}}]
   files = {"dataset": {"dataset": meta, "config": config, "rows": rows}}
-  assert page._summary(files)["full_confidence"] == said
+  assert segmentation.summary(files)["full_confidence"] == said
 
 
 @pytest.mark.parametrize(
@@ -643,18 +649,18 @@ def test_counts_of_one_and_binary_masks_have_their_words(make_run, undrawn):
   assert "The label of each structure was taken at several thresholds" in text
   captions = [text for _, _, text in parsed.find("figcaption")]
   assert "label" in captions and "painted confidence" not in captions
-  assert "8 validation, 1 test frame)" in tables.segmentation(read(workdir, "segmentation.json"))
+  assert "8 validation, 1 test frame)" in text_lib.segmentation(read(workdir, "segmentation.json"))
 
 
 def test_the_command_leaves_out_how_phantoms_are_drawn_for_other_data(make_run):
   config = read(make_run(**SMALL), "segmentation.json")["config"]
   config["data"]["phantom"]["n_patients"] += 1
-  assert "data.phantom.n_patients" in page._command(config, "x")
+  assert "data.phantom.n_patients" in command_lib._command(config, "x")
   config["data"] |= {"name": "lus_folder", "dir": "mine"}
-  command = page._command(config, "x")
+  command = command_lib._command(config, "x")
   assert "data.dir=mine" in command and "phantom" not in command
   config["other"] = 1  # of no config file: every field is named
-  command = page._command(config, "x")
+  command = command_lib._command(config, "x")
   assert "data.dir=mine" in command and "data.phantom" not in command
 
 
@@ -668,8 +674,8 @@ def test_one_threshold_is_not_called_several(built):
     assert phrase not in words, phrase
     assert phrase not in " ".join(re.findall('alt="([^"]*)"', html)), phrase
   content = read(built("one class, one threshold"), "segmentation.json")
-  assert "own threshold" not in tables.segmentation(content)
-  assert "own threshold" in tables.segmentation(read(built("phantom"), "segmentation.json"))
+  assert "own threshold" not in text_lib.segmentation(content)
+  assert "own threshold" in text_lib.segmentation(read(built("phantom"), "segmentation.json"))
 
 
 def command_line(workdir):
@@ -722,7 +728,7 @@ def test_the_command_on_the_page_repeats_the_config(make_run, size):
   script = "import sys; from lus_jax import main; print(main._parse(sys.argv).to_json())"
   result = subprocess.run(
     [sys.executable, "-c", script, *arguments[2:]],
-    cwd=page._CONFIGS.parent,
+    cwd=command_lib._CONFIGS.parent,
     env=os.environ | {"JAX_PLATFORMS": "cpu"},
     capture_output=True,
     text=True,

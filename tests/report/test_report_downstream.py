@@ -8,7 +8,9 @@ import pytest
 from test_page import Parser, command_line, parse, problems, read, refused
 
 from lus_jax import report
-from lus_jax.report import downstream, figures, page, tables
+from lus_jax.report import clinical, figures, page, paper
+from lus_jax.report import command as command_lib
+from lus_jax.report import text as text_lib
 
 TASK_RUNS = ("study", "small", "other targets")
 # arXiv 2508.15635, Tables 2 to 4, typed a second time.
@@ -61,7 +63,7 @@ def found_at(workdir, at):
   file, pointer = at.split("#/")
   path = pointer.split("/")
   if file == "reported" and len(path) == 2:
-    return tables.REPORTED[float(path[0])][path[1]]
+    return paper.REPORTED[float(path[0])][path[1]]
   if file == "reported":
     task, threshold, key, k = path
     lines = {float(x[0]): x[1:] for x in map(str.split, PAPER[task].strip().splitlines())}
@@ -143,7 +145,7 @@ def test_the_tables_in_their_order_with_full_precision(built):
     names = ["1.0", "0.8", "0.6", "0.5", "0.4", "0.2", "0.0", "none", "true", baseline]
     assert [row["threshold"] for row in rows] == names
     for row, summary in zip(rows, content["summary"], strict=False):
-      for key, title in tables.TASKS[name].metrics.items():
+      for key, title in paper.TASKS[name].metrics.items():
         metric = summary["metrics"][key]
         found = [float(row[f"{title}, {x}"]) for x in ("mean", "sd", "estimate", "low", "high")]
         assert found == [metric["mean"], metric["sd"], metric["estimate"], *metric["interval"]]
@@ -190,15 +192,15 @@ def test_too_few_patients_are_said_and_shown_and_nothing_is_ranked(built):
   assert "training variability" in text
   assert not re.search(r"has a (higher|lower)", text)
   assert "interval of the difference from" not in text
-  found = tables.downstream(read(workdir, "sf_ratio.json"))
+  found = text_lib.downstream(read(workdir, "sf_ratio.json"))
   assert "4 test patients cannot decide: thresholds are not ranked." in found
 
 
 def test_small_samples_stay_unranked_whatever_their_p(make_tasks):
   workdir = make_tasks({"sf_ratio": {"patients": 8, "folds": 2, "epochs": 2, "found": True}})
   content = read(workdir, "sf_ratio.json")
-  assert tables.decided(content) is None
-  assert "lower" not in tables.downstream(content)
+  assert text_lib.decided(content) is None
+  assert "lower" not in text_lib.downstream(content)
 
 
 def test_a_decided_comparison_is_named_with_its_direction(built):
@@ -212,7 +214,7 @@ def test_a_decided_comparison_is_named_with_its_direction(built):
   other = section(parsed, "Change of the S/F ratio")
   assert "no comparison of thresholds has a corrected p below .05" in other
   assert "has a higher" not in other and "12 test patients" in other
-  assert "60% has a lower RMSE of mean than > 0% (corrected p 0.004)." in tables.downstream(
+  assert "60% has a lower RMSE of mean than > 0% (corrected p 0.004)." in text_lib.downstream(
     read(workdir, "sf_ratio.json")
   )
   assert "chosen on validation patients" in text
@@ -222,12 +224,12 @@ def test_the_direction_follows_the_difference(built):
   content = read(built("study"), "sf_change.json")
   one = content["summary"][0]["comparisons"][1]
   one |= {"difference": 0.1, "p": 1e-5, "p_holm": 1.1e-4}
-  assert tables.decided(content) == [(0, 1)]
-  found = tables.downstream(content)
+  assert text_lib.decided(content) == [(0, 1)]
+  found = text_lib.downstream(content)
   assert "100% has a higher 3-class accuracy than 50% (corrected p < 0.001)." in found
   assert "lower" not in found
   one["p_holm"] = 0.05
-  assert tables.decided(content) == []
+  assert text_lib.decided(content) == []
 
 
 def test_rows_beyond_the_predictor_without_a_video_are_listed(built):
@@ -238,38 +240,38 @@ def test_rows_beyond_the_predictor_without_a_video_are_listed(built):
   summary[2]["differences"][0]["interval"] = [-0.1, -0.01]
   summary[3]["differences"][0]["interval"] = [0.01, 0.1]  # a larger error
   summary[4]["differences"][1]["interval"] = [-0.1, -0.01]  # against video only
-  facts = downstream.facts(files, "sf_ratio")
+  facts = clinical.facts(files, "sf_ratio")
   assert (facts["beyond"], facts["side"]) == (["60%"], "below")
   assert (facts["behind"], facts["other_side"]) == (["50%"], "above")
-  printed = tables.downstream(files["sf_ratio"])
+  printed = text_lib.downstream(files["sf_ratio"])
   assert (
     "from the constant, which looks at no video, lies on the better side of 0 for: 60%." in printed
   )
   assert "lies on the worse side of 0 for: 50%." in printed
   for row in summary:
     row["differences"][0]["interval"] = None
-  assert downstream.facts(files, "sf_ratio")["beyond"] is None
+  assert clinical.facts(files, "sf_ratio")["beyond"] is None
 
 
 def test_printed_tables_have_intervals_where_patients_allow_them(built):
   content = read(built("study"), "sf_change.json")
-  printed = tables.downstream(content)
+  printed = text_lib.downstream(content)
   one = content["summary"][0]["metrics"]["accuracy3"]
   low, high = one["interval"]
   assert f"{one['estimate']:.3f} [{low:.3f}, {high:.3f}]" in printed
   assert "every fold has one training seed" in printed
   text = section(parse(built("study")), "Change of the S/F ratio")
   assert "What another training seed would change" in text
-  few = tables.downstream(read(built("small"), "sf_ratio.json"))
+  few = text_lib.downstream(read(built("small"), "sf_ratio.json"))
   assert "[0." not in few and "training seed" not in few
 
 
 def test_the_majority_of_rotating_folds_stands_beside_the_share_of_all_tested(built):
   content = read(built("study"), "readmission.json")
-  assert "rotating" not in tables.downstream(content)
+  assert "rotating" not in text_lib.downstream(content)
   content["config"]["folds"] = {"n": 4, "cv": "rotate"}
   content["confusion"][0]["matrix"] = [[5, 7], [1, 7]]
-  assert "this bar may be low: 0.600 of all that were tested" in tables.downstream(content)
+  assert "this bar may be low: 0.600 of all that were tested" in text_lib.downstream(content)
 
 
 def test_a_row_behind_the_majority_is_said_on_the_page(make_tasks, monkeypatch):
@@ -295,7 +297,7 @@ def test_other_targets_have_no_figures_of_the_paper(built):
   assert "paper's" not in text and "divided by 477" not in text
   assert "no thresholds were compared on its 19 test patients" in text
   assert "divided by 477" in section(parse(built("small")), "S/F ratio")
-  assert "[P]" not in tables.downstream(read(workdir, "severity #1.json"))
+  assert "[P]" not in text_lib.downstream(read(workdir, "severity #1.json"))
   # In runs from before the constant is compared with the days' means alone.
   constant = rows_of(workdir, "severity #1_scores")[-1]
   assert constant["RMSE of mean, mean"] and not constant["RMSE of max, mean"]
@@ -304,10 +306,10 @@ def test_other_targets_have_no_figures_of_the_paper(built):
   metrics = content["summary"][0]["metrics"]
   for name, value in (("max", 0.875), ("median", 0.625)):
     metrics[f"rmse_constant_{name}"] = metrics["rmse_constant"] | {"estimate": value}
-  (_, *cells) = downstream.scores({"x": content}, "x").rows[-1]
+  (_, *cells) = clinical.scores({"x": content}, "x").rows[-1]
   mean = metrics["rmse_constant"]["estimate"]
   assert [cell.parts[4].value for cell in cells] == [0.875, mean, 0.625]
-  assert all(f"{value:.3f} [" in tables.downstream(content) for value in (0.875, mean, 0.625))
+  assert all(f"{value:.3f} [" in text_lib.downstream(content) for value in (0.875, mean, 0.625))
 
 
 def test_what_users_wrote_is_text(built):
@@ -348,7 +350,7 @@ def test_a_study_is_repeated_by_its_own_command(make_tasks, monkeypatch):
   config = {"task": "study", "seed": 3, "folds": {"n": 2}, "sources": [0.5, "none"], "off": []}
   known = {"task": "study", "seed": 0, "folds.n": 2, "sources": [0.5], "off": [1]}
   monkeypatch.setattr(
-    page,
+    command_lib,
     "_configs",
     lambda: [
       ("seg.py", {"task": "segmentation", "seed": 3}),
@@ -358,18 +360,18 @@ def test_a_study_is_repeated_by_its_own_command(make_tasks, monkeypatch):
   )
   workdir = make_tasks({"sf_ratio": {"folds": 2, "epochs": 2, "sources": (0.5,)}})
   files = {"sf_ratio": read(workdir, "sf_ratio.json")}
-  (alone,) = page._commands(files, ["sf_ratio"], workdir)
+  (alone,) = command_lib.commands(files, ["sf_ratio"], workdir)
   assert "configs/sf_ratio.py " in alone and "--config.folds.n=2" in alone
   (workdir / "run.json").write_text(json.dumps({"config": {"task": "segmentation"}}))
   (workdir / "study").mkdir()
   (workdir / "study" / "run.json").write_text(json.dumps({"config": config, "dataset": {}}))
-  (command,) = page._commands(files, ["sf_ratio"], workdir)
+  (command,) = command_lib.commands(files, ["sf_ratio"], workdir)
   assert command.replace(" \\\n ", "") == (
     f"python -m lus_jax.main --config configs/paper.py:tiny --workdir {workdir} "
     "--config.seed=3 '--config.sources=(0.5, '\"'\"'none'\"'\"',)' '--config.off=()'"
   )
   (workdir / "study" / "run.json").write_text("{")
-  assert page._commands(files, ["sf_ratio"], workdir) == [alone]
+  assert command_lib.commands(files, ["sf_ratio"], workdir) == [alone]
 
 
 def test_config_files_that_fail_are_no_candidates(tmp_path, monkeypatch):
@@ -380,8 +382,8 @@ def test_config_files_that_fail_are_no_candidates(tmp_path, monkeypatch):
     "  return ConfigDict({'task': 'sf_ratio', 'size': size})\n"
   )
   (tmp_path / "bad.py").write_text("raise RuntimeError")
-  monkeypatch.setattr(page, "_CONFIGS", tmp_path)
-  found = page._configs.__wrapped__()
+  monkeypatch.setattr(command_lib, "_CONFIGS", tmp_path)
+  found = command_lib._configs.__wrapped__()
   assert found == [
     ("good.py", {"task": "sf_ratio", "size": "paper"}),
     ("good.py:tiny", {"task": "sf_ratio", "size": "tiny"}),
@@ -443,11 +445,11 @@ def test_tables_have_numbers_of_their_own(built):
   single = readmission | {"config": readmission["config"] | {"days": "single"}}
   assert page._table_numbers([elsewhere, single]) == [5, 6]
   for content in (severity, elsewhere, single):
-    found = tables.downstream(content)
+    found = text_lib.downstream(content)
     assert "[P]" not in found and found.startswith("Table of ")
-  assert "S/F ratio of a patient-day" in tables.downstream(elsewhere)
+  assert "S/F ratio of a patient-day" in text_lib.downstream(elsewhere)
   rotated = {**ratio, "config": ratio["config"] | {"folds": {"n": 4, "cv": "rotate"}}}
-  assert "12 test patients, 5 folds, each the test once." in tables.downstream(rotated)
+  assert "12 test patients, 5 folds, each the test once." in text_lib.downstream(rotated)
 
 
 def test_auroc_sensitivity_and_specificity_are_in_the_table(make_tasks, monkeypatch):
@@ -469,7 +471,7 @@ def test_auroc_sensitivity_and_specificity_are_in_the_table(make_tasks, monkeypa
   assert (row["AUROC, estimate"], row["specificity, estimate"]) == ("0.625", "0.625")
   assert row["sensitivity, mean"] == ""
   assert "AUROC is the share of pairs" in section(parsed, "Readmission within 30 days")
-  assert "AUROC" in tables.downstream(content)
+  assert "AUROC" in text_lib.downstream(content)
 
 
 def test_a_history_alone_is_nothing_to_report(make_tasks):

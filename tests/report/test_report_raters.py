@@ -10,7 +10,8 @@ from test_page import Parser, at_pointer, parse, problems, read, refused
 from test_report_downstream import drawn
 
 from lus_jax import palette, report
-from lus_jax.report import figures, page, raters, tables
+from lus_jax.report import figures, page, raters
+from lus_jax.report import text as text_lib
 
 RUNS = ("several raters", "few raters")
 FILES = ("raters", "members", "calibration")
@@ -66,7 +67,7 @@ def test_every_number_equals_its_results_file(run):
     if expected is None:
       assert (attrs["value"], text) == ("", "-")
     elif attrs["data-at"].endswith("/member"):
-      assert text == tables.member_label(expected)
+      assert text == text_lib.member_label(expected)
     elif isinstance(expected, str):
       known = {expected, f"human: {expected}"} | ({"before"} if expected == "none" else set())
       assert text in known
@@ -141,7 +142,7 @@ def test_what_may_not_be_said(built):
 
 def test_the_text_table_says_the_same(built):
   content = read(built("several raters"), "raters.json")
-  lines = tables.raters(content).splitlines()
+  lines = text_lib.raters(content).splitlines()
   assert lines[0].endswith("(12 test images, 12 test patients).")
   at = next(i for i, line in enumerate(lines) if line.split()[:1] == ["soft"])
   row = next(row for row in content["rows"] if row["member"] == "soft")
@@ -158,11 +159,11 @@ def test_the_text_table_says_the_same(built):
   assert "Outputs after calibration (isotonic)." in lines
 
   content = read(built("few raters"), "raters.json")
-  text = tables.raters(content)
+  text = text_lib.raters(content)
   assert "No intervals: 4 test patients are too few." in text
   assert "nothing is ranked" in text and "better" not in text and "[0." not in text
   assert "> 0%, seed 1" in text and "human: B <i>" in text
-  assert "calibration" not in tables.raters(content | {"calibration": "none"})
+  assert "calibration" not in text_lib.raters(content | {"calibration": "none"})
 
 
 @pytest.mark.parametrize(
@@ -180,8 +181,8 @@ def test_the_text_table_says_the_same(built):
   ],
 )
 def test_names_of_members_are_readable(name, label):
-  assert tables.member_label(name) == label
-  assert tables.unseeded(name) == label.split(", ")[0]
+  assert text_lib.member_label(name) == label
+  assert text_lib.unseeded(name) == label.split(", ")[0]
 
 
 def test_one_member_stands_for_all():
@@ -392,4 +393,4 @@ def test_people_have_a_qubiq_score_and_calibration_says_what_it_rests_on(make_ru
   assert words.startswith("Fitted on 7 validation frames of 2 patients")
   assert f"{classes[0]} 3" in words and "So few patients" in words
   assert f"No rater painted {classes[0]}" in parsed.find("p", class_="absent")[0][2]
-  assert "No rater painted" in tables.raters(content)
+  assert "No rater painted" in text_lib.raters(content)

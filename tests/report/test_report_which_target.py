@@ -11,7 +11,8 @@ from matplotlib.colors import to_hex
 from test_page import Parser, parse, problems, read, refused
 
 from lus_jax import palette, report
-from lus_jax.report import figures, page, tables, which_target
+from lus_jax.report import cells, figures, which_target
+from lus_jax.report import command as command_lib
 from tfds_builders.lus_phantom import annotator
 
 RUNS = ("targets", "few targets")
@@ -384,7 +385,7 @@ def test_a_damaged_file_is_refused(make_targets, damage):
 
 def test_the_command_names_what_differs_from_the_config(built):
   config = read(built("few targets"), FILE)["config"]
-  command = page._command(config, "runs/x")
+  command = command_lib._command(config, "runs/x")
   assert "--config.study.seeds=2" in command
   assert "'--config.study.settings=('\"'\"'faint_uninformative'\"'\"',)'" in command
-  assert tables.percent(1.0) == "100%" and "--config.sweep.thresholds=(1.0, 0.5, 0.0,)" in command
+  assert cells.percent(1.0) == "100%" and "--config.sweep.thresholds=(1.0, 0.5, 0.0,)" in command

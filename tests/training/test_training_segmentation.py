@@ -19,7 +19,8 @@ from lus_jax import results as results_lib
 from lus_jax.data import datasets
 from lus_jax.errors import UserError
 from lus_jax.inference import trained as trained_lib
-from lus_jax.report import tables
+from lus_jax.report import cells, paper
+from lus_jax.report import text as text_lib
 from lus_jax.training import claim, segmentation
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -115,15 +116,15 @@ def test_the_history_has_every_epoch_of_every_member_and_the_best_is_in_it(finis
 
 def test_the_table_shows_the_numbers_of_the_file(finished):
   results = results_lib.read(finished, "segmentation")
-  table = tables.segmentation(results)
+  table = text_lib.segmentation(results)
   lines = [line.split() for line in table.splitlines()]
   for row in results["rows"]:
     (line,) = [
-      x for x in lines if x[:1] == ["FPN"] and tables.percent(row["threshold"]) in " ".join(x[1:3])
+      x for x in lines if x[:1] == ["FPN"] and cells.percent(row["threshold"]) in " ".join(x[1:3])
     ]
-    assert tables.number(row["iou"]) in line
-    assert tables.number(row["weighted_ce"]) in line
-    assert tables.number(tables.REPORTED[row["threshold"]]["iou"]) in line
+    assert cells.number(row["iou"]) in line
+    assert cells.number(row["weighted_ce"]) in line
+    assert cells.number(paper.REPORTED[row["threshold"]]["iou"]) in line
   assert sum(x[:1] == ["mean_map"] for x in lines) == 3
 
 

@@ -6,11 +6,12 @@
 import functools
 import json
 
-from lus_jax.report import tables
-from lus_jax.report.tables import Cells, Column, Table, value
+from lus_jax.report import cells as cells_lib
+from lus_jax.report import paper, text
+from lus_jax.report.cells import Cells, Column, Table, value
 
-_SOURCE = functools.partial(value, show=tables.source)
-_PROBABILITY = functools.partial(value, show=tables.probability)
+_SOURCE = functools.partial(value, show=cells_lib.source)
+_PROBABILITY = functools.partial(value, show=cells_lib.probability)
 _LABELS = {
   "accuracy3_no_same_day": "3-class accuracy, two days",
   "accuracy2_no_same_day": "2-class accuracy, two days",
@@ -32,7 +33,7 @@ _LABELS = {
 
 def label(content, metric):
   """A metric's name on the page."""
-  return tables.TASKS[content["task"]].metrics.get(metric) or _LABELS.get(metric, metric)
+  return paper.TASKS[content["task"]].metrics.get(metric) or _LABELS.get(metric, metric)
 
 
 def signed(number):
@@ -44,7 +45,7 @@ def _spread(*at):
   return [value(*at, "mean"), " ± ", value(*at, "sd")]
 
 
-def _interval(*at, key, show=tables.number):
+def _interval(*at, key, show=cells_lib.number):
   """The number under a key and the interval beside it, where there is one."""
   files, name, *path = at
   interval = functools.reduce(lambda content, part: content[part], path, files[name])["interval"]
@@ -63,34 +64,34 @@ _METRIC_PARTS = ("mean", "sd", "estimate", "low", "high")
 
 
 def _reported(task, threshold, metric):
-  figures = tables.REPORTED_TASKS[task].get(threshold, {}).get(metric)
+  figures = paper.REPORTED_TASKS[task].get(threshold, {}).get(metric)
   if figures is None:
     return ""
   mean, sd = (
-    tables.Value(
-      f"reported#/{task}/{threshold}/{metric}/{k}", figures[k], tables.as_reported(task, figures[k])
+    cells_lib.Value(
+      f"reported#/{task}/{threshold}/{metric}/{k}", figures[k], paper.as_reported(task, figures[k])
     )
     for k in (0, 1)
   )
-  sic = [" (sic)"] if (task, threshold, metric) == tables.SIC else []
+  sic = [" (sic)"] if (task, threshold, metric) == paper.SIC else []
   return Cells([mean, " ± ", sd, *sic])
 
 
 def scores(files, name):
   """Tables 2 to 4 of the page: a row a source of channels, then the predictor without a video."""
   content = files[name]
-  task, metrics = tables.TASKS[content["task"]], tables.shown_metrics(content)
-  beside = task.metrics if tables.is_the_papers(content) else {}
+  task, metrics = paper.TASKS[content["task"]], text.shown_metrics(content)
+  beside = task.metrics if paper.is_the_papers(content) else {}
   header = ["threshold", *(Column(title, _METRIC_PARTS) for title in metrics.values())]
   header += [Column(f"paper: {title}", ("mean", "sd")) for title in beside.values()]
   rows = []
-  for i in tables.in_order(content["summary"]):
+  for i in text.in_order(content["summary"]):
     at = (files, name, "summary", i)
     threshold = content["summary"][i]["threshold"]
     row = [_SOURCE(*at, "threshold"), *(_metric(*at, "metrics", key) for key in metrics)]
     rows.append([*row, *(_reported(content["task"], threshold, key) for key in beside)])
   at = (files, name, "summary", 0, "metrics")
-  beside_it = tables.baselines(content)
+  beside_it = text.baselines(content)
   row = [_metric(*at, beside_it[m]) if m in beside_it else "" for m in metrics]
   rows.append([task.baseline, *row, *("" for _ in beside)])
   return Table(f"{name}_scores", header, rows)
@@ -99,9 +100,9 @@ def scores(files, name):
 def more_scores(files, name):
   """The metrics that the table has no room for, and how many resamples left one undefined."""
   content = files[name]
-  task = tables.TASKS[content["task"]]
+  task = paper.TASKS[content["task"]]
   metrics = list(content["summary"][0]["metrics"])
-  shown = {*tables.shown_metrics(content), *task.baselines.values()}
+  shown = {*text.shown_metrics(content), *task.baselines.values()}
   more = [m for m in metrics if m not in shown and not m.startswith("rmse_constant")]
   summary = content["summary"]
   undefined = [m for m in metrics if any(r["metrics"][m]["undefined_resamples"] for r in summary)]
@@ -109,15 +110,15 @@ def more_scores(files, name):
   header += [Column(label(content, m), _METRIC_PARTS) for m in more]
   header += [f"undefined resamples: {label(content, m)}" for m in undefined]
   rows = []
-  for i in tables.in_order(content["summary"]):
+  for i in text.in_order(content["summary"]):
     at = (files, name, "summary", i)
-    counts = [value(*at, key, show=tables.count) for key in ("n_patients", "n_folds")]
+    counts = [value(*at, key, show=cells_lib.count) for key in ("n_patients", "n_folds")]
     rows.append(
       [
         _SOURCE(*at, "threshold"),
         *counts,
         *(_metric(*at, "metrics", m) for m in more),
-        *(value(*at, "metrics", m, "undefined_resamples", show=tables.count) for m in undefined),
+        *(value(*at, "metrics", m, "undefined_resamples", show=cells_lib.count) for m in undefined),
       ]
     )
   return Table(f"{name}_more_scores", header, rows)
@@ -126,17 +127,17 @@ def more_scores(files, name):
 def differences(files, name):
   """Every source against the predictor without a video, and against the video alone."""
   content = files[name]
-  task = tables.TASKS[content["task"]]
+  task = paper.TASKS[content["task"]]
   columns = dict.fromkeys(
     (one["metric"], one["against"]) for row in content["summary"] for one in row["differences"]
   )
   header = ["threshold"]
   for metric, against in columns:
-    other = task.baseline if against in task.baselines.values() else tables.source(against)
+    other = task.baseline if against in task.baselines.values() else cells_lib.source(against)
     title = f"{label(content, metric)}, minus {other}"
     header.append(Column(title, ("difference", "low", "high")))
   rows = []
-  for i in tables.in_order(content["summary"]):
+  for i in text.in_order(content["summary"]):
     cells = dict.fromkeys(columns, "")
     for j, one in enumerate(content["summary"][i]["differences"]):
       at = (files, name, "summary", i, "differences", j)
@@ -149,10 +150,10 @@ def differences(files, name):
 def comparisons(files, name):
   """The pairs of thresholds that were compared: differences, raw and corrected p values."""
   content = files[name]
-  header = ["threshold", "against", f"difference of {tables.primary(content)}"]
+  header = ["threshold", "against", f"difference of {text.primary(content)}"]
   header += ["p", "p, corrected (Holm)", "smallest attainable"]
   rows = []
-  for i in tables.in_order(content["summary"]):
+  for i in text.in_order(content["summary"]):
     row = (files, name, "summary", i)
     for j in range(len(content["summary"][i]["comparisons"])):
       at = (*row, "comparisons", j)
@@ -174,7 +175,7 @@ def _all_rows(files, name, part, show, *, file=None, table=None):
   file = file or name
   keys = dict.fromkeys(key for row in files[file][part] for key in row)
   keys.pop("threshold")
-  show = {key: show.get(key, tables.number) for key in keys}
+  show = {key: show.get(key, cells_lib.number) for key in keys}
   titles = [label(files[name], key).replace("_", " ") for key in keys]
   return Table(
     f"{name}_{table or part}",
@@ -191,7 +192,7 @@ def _all_rows(files, name, part, show, *, file=None, table=None):
 
 def every_fold(files, name):
   """Every network that was tested."""
-  show = dict.fromkeys(("fold", "best_epoch", "n_patients"), tables.count)
+  show = dict.fromkeys(("fold", "best_epoch", "n_patients"), cells_lib.count)
   return _all_rows(
     files, name, "rows", show | {"precision_defined": json.dumps}, table="every_fold"
   )
@@ -204,13 +205,13 @@ def per_patient(files, name):
 
 def predictions(files, name):
   """Every prediction, for the CSV file."""
-  show = dict.fromkeys(("fold", "day", "label", "predicted"), tables.count)
+  show = dict.fromkeys(("fold", "day", "label", "predicted"), cells_lib.count)
   return _all_rows(files, name, "predictions", show | {"patient": str, "votes": json.dumps})
 
 
 def history(files, name):
   """Every epoch of every network, for the CSV file."""
-  show = {"epoch": tables.count, "member": str, "fold": tables.count}
+  show = {"epoch": cells_lib.count, "member": str, "fold": cells_lib.count}
   return _all_rows(files, name, "rows", show, file=f"{name}_history", table="history")
 
 
@@ -226,7 +227,7 @@ def confusion(files, name):
         _SOURCE(files, name, "confusion", i, "threshold"),
         truth,
         *(
-          value(files, name, "confusion", i, "matrix", j, k, show=tables.count)
+          value(files, name, "confusion", i, "matrix", j, k, show=cells_lib.count)
           for k in range(len(classes))
         ),
       ]
@@ -244,7 +245,7 @@ def folds(files, name):
     ["fold", *(part for part in parts)],
     [
       [
-        value(files, name, "folds", i, "fold", show=tables.count),
+        value(files, name, "folds", i, "fold", show=cells_lib.count),
         *(value(files, name, "folds", i, part, show=_names) for part in parts),
       ]
       for i in range(len(files[name]["folds"]))
@@ -261,17 +262,17 @@ def facts(files, name):
   content = files[name]
   summary = content["summary"]
   at = functools.partial(value, files, name)
-  found = tables.decided(content)
+  found = text.decided(content)
   lower_wins = content["primary"].startswith("rmse")
-  beyond, behind = tables.beside_blind(content) or (None, None)
+  beyond, behind = text.beside_blind(content) or (None, None)
   first = next((i for i, row in enumerate(summary) if row["comparisons"]), None)
   segmentation = content.get("segmentation") or {}
   return {
-    "primary": tables.primary(content),
-    "rotates": tables.rotates(content),
-    "with_auroc": "auroc" in tables.shown_metrics(content),
-    "patients": at("summary", 0, "n_patients", show=tables.count),
-    "folds": at("summary", 0, "n_folds", show=tables.count),
+    "primary": text.primary(content),
+    "rotates": text.rotates(content),
+    "with_auroc": "auroc" in text.shown_metrics(content),
+    "patients": at("summary", 0, "n_patients", show=cells_lib.count),
+    "folds": at("summary", 0, "n_folds", show=cells_lib.count),
     "scale": at("config", "target_scale", show="{:g}".format)
     if content["config"].get("target_scale", 1) != 1
     else None,
@@ -284,9 +285,9 @@ def facts(files, name):
     else _PROBABILITY(files, name, "summary", first, "smallest_attainable_p"),
     "found": [
       {
-        "threshold": tables.source(summary[i]["threshold"]),
-        "against": tables.source(summary[i]["comparisons"][j]["against"]),
-        "direction": tables.direction(summary[i]["comparisons"][j]),
+        "threshold": cells_lib.source(summary[i]["threshold"]),
+        "against": cells_lib.source(summary[i]["comparisons"][j]["against"]),
+        "direction": text.direction(summary[i]["comparisons"][j]),
         "difference": at("summary", i, "comparisons", j, "difference", show=signed),
         "p": _PROBABILITY(files, name, "summary", i, "comparisons", j, "p_holm"),
       }
@@ -305,7 +306,7 @@ def facts(files, name):
     else None,
     "left_out": [
       {
-        "count": at("left_out", i, "count", show=tables.count),
+        "count": at("left_out", i, "count", show=cells_lib.count),
         "what": one["what"],
         "why": one["why"],
         "which": _names(one["which"]),
