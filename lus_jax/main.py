@@ -72,13 +72,13 @@ CACHE = flags.DEFINE_string(
 def run(config, workdir):
   """Runs the task that a config names in a directory of its own."""
   if config.task == "segmentation":
-    from lus_jax.training import segmentation as task
+    from lus_jax.tasks.segmentation import run as task
   elif config.task == "study":
-    from lus_jax.training import study as task
+    from lus_jax.tasks import study as task
   elif config.task == "which_target":
-    from lus_jax.training import which_target as task
+    from lus_jax.tasks.which_target import run as task
   elif config.task in DOWNSTREAM:
-    from lus_jax.training import downstream as task
+    from lus_jax.tasks.clinical import run as task
   else:
     known = ", ".join(("segmentation", *DOWNSTREAM, "study", "which_target"))
     raise UserError(f"config.task: '{config.task}' is not known; choose one of {known}.")

@@ -22,8 +22,8 @@ from lus_jax.inference import trained as trained_lib
 from lus_jax.media import letterbox as letterbox_lib
 from lus_jax.media import readers
 from lus_jax.media.letterbox import letterbox
+from lus_jax.tasks.segmentation import train
 from lus_jax.training import objective as objective_lib
-from lus_jax.training import segmentation
 from tfds_builders.lus_folder import manifest
 
 SIZE = 32
@@ -69,7 +69,7 @@ def make_config():
 
 def make_model(config):
   objective = objective_lib.Objective(config)
-  network, sweep, state, _ = segmentation.create_sweep(
+  network, sweep, state, _ = train.create_sweep(
     config, objective, in_channels=1, classes=len(CLASSES), tx=optax.identity()
   )
   r = np.random.default_rng(0)

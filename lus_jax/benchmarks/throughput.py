@@ -43,7 +43,8 @@ from lus_jax.errors import UserError
 from lus_jax.files import write_text
 from lus_jax.models import flops, fpn, resnet
 from lus_jax.results import versions
-from lus_jax.training import downstream, segmentation
+from lus_jax.tasks.clinical import train
+from lus_jax.tasks.segmentation import train as train_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.objective import Objective
 from lus_jax.training.peak import matmul_rate
@@ -128,10 +129,10 @@ def problem(args, thresholds, *, levels=1):
         config, in_channels=1 + args.classes, outputs=1, hidden=HIDDEN, seed=0
       )
     )
-    *_, members = downstream.make_members(THRESHOLDS[:thresholds], (), 1)
+    *_, members = train.make_members(THRESHOLDS[:thresholds], (), 1)
 
     def loss_fn(params, batch_stats, member, inputs, key):
-      clips = downstream.member_clips(inputs, member, "probability")
+      clips = train.member_clips(inputs, member, "probability")
       outputs, batch_stats = network(params, batch_stats, clips, train=True)
       error = outputs[:, 0] + params["bias"][0] - inputs["target"]
       return jnp.mean(jnp.square(error)), batch_stats
@@ -150,7 +151,7 @@ def problem(args, thresholds, *, levels=1):
   sweep = SimpleNamespace(thresholds=THRESHOLDS[:thresholds], seeds=1)
   objective = Objective(SimpleNamespace(sweep=sweep, loss=LOSS))
   members = [objective.scalars(member) for member in objective.members]
-  loss_fn = segmentation.make_loss(network, objective) if args.what == "fpn" else None
+  loss_fn = train_lib.make_loss(network, objective) if args.what == "fpn" else None
   frames = random_frames(batch=args.batch, size=args.size, classes=args.classes)
   return network, members, loss_fn, jax.device_get(jax.jit(augment.prepare)(frames))
 
@@ -246,7 +247,7 @@ class Torch:
     self._trains = args.what != "predict"
     _, members, _, inputs = problem(args, 1)
     if args.what == "tsm":
-      images = downstream.member_clips(inputs, members[0], "probability")
+      images = train.member_clips(inputs, members[0], "probability")
       self.target = self._tensor(inputs["target"])
       self._loss = _squared_error
       model = peers.tsm(

@@ -74,7 +74,7 @@ def _resume(bench, item):
 def _weights(workdir):
   import jax
 
-  from lus_jax.training import segmentation
+  from lus_jax.tasks.segmentation import run as segmentation
 
   trained = segmentation.load(workdir)
   return digest([np.asarray(leaf) for leaf in jax.tree.leaves(trained.weights)])

@@ -17,8 +17,8 @@ from lus_jax.benchmarks import peers
 from lus_jax.models import torch_weights
 from lus_jax.models.fpn import FPN
 from lus_jax.models.mobilenet_v2 import MobileNetV2
+from lus_jax.tasks.segmentation import train as train_lib
 from lus_jax.training import objective as objective_lib
-from lus_jax.training import segmentation
 from lus_jax.training.state import Network, create_state, make_train_step
 
 for library in ("torch", "torchvision", "segmentation_models_pytorch"):
@@ -208,7 +208,7 @@ def fpn_loss(network):
   )
   sweep = SimpleNamespace(thresholds=(THRESHOLD,))
   objective = objective_lib.Objective(SimpleNamespace(sweep=sweep, loss=loss))
-  return segmentation.make_loss(network, objective)
+  return train_lib.make_loss(network, objective)
 
 
 def torch_fpn_loss(model, inputs):

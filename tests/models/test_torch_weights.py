@@ -21,7 +21,10 @@ from lus_jax.errors import UserError
 from lus_jax.models import torch_weights
 from lus_jax.models.fpn import FPN
 from lus_jax.models.mobilenet_v2 import MobileNetV2
-from lus_jax.training import downstream, loop, segmentation
+from lus_jax.tasks.clinical import initial
+from lus_jax.tasks.clinical import run as clinical_run
+from lus_jax.tasks.segmentation import run as run_lib
+from lus_jax.training import loop
 
 FPN_WIDTH, VIDEO_WIDTH = 0.125, 0.25
 RESNET_CHANNELS, PYRAMID, SEGMENTATION = (8, 16, 32, 64), 32, 16
@@ -628,7 +631,7 @@ def test_every_member_of_a_sweep_starts_from_the_file(
     return built[seed]
 
   def run():
-    segmentation.train_and_evaluate(segmentation_config, tmp_path / "run")
+    run_lib.train_and_evaluate(segmentation_config, tmp_path / "run")
 
   monkeypatch.setattr(loop, "fit", fit)
   monkeypatch.setattr(models, "build_model", build_once)
@@ -667,7 +670,7 @@ def test_a_run_refuses_its_file_before_it_prepares_data(
   if theirs is not None:
     save(imagenet, arrays(theirs))
   with pytest.raises(UserError, match=message):
-    segmentation.train_and_evaluate(segmentation_config, tmp_path / "run")
+    run_lib.train_and_evaluate(segmentation_config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
@@ -676,10 +679,10 @@ def test_a_clinical_task_starts_from_a_file(tmp_path, imagenet):
   config = sf_change.get_config("tiny")
   config.model.init_from = save(tmp_path / "video.safetensors", theirs)
   config.model.width = VIDEO_WIDTH
-  downstream.check(config)
+  clinical_run.check(config)
   params, batch_stats = video_shapes()
   network = SimpleNamespace(params=params, batch_stats=batch_stats)
-  started, trained_on = downstream.initial_weights(
+  started, trained_on = initial.initial_weights(
     config, network, [(0.6, 0), (0.0, 0)], splits=[], workdir=tmp_path, summary={}
   )
   assert len(started) == 2 and trained_on is None
@@ -690,4 +693,4 @@ def test_a_clinical_task_starts_from_a_file(tmp_path, imagenet):
     assert one["params"]["head"] == params["head"]
   config.model.init_from = imagenet
   with pytest.raises(UserError, match="it looks like a resnet18"):
-    downstream.check(config)
+    clinical_run.check(config)

@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from lus_jax.errors import UserError
 from lus_jax.models import fpn
-from lus_jax.training import members, segmentation
+from lus_jax.tasks.segmentation import train
+from lus_jax.training import members
 from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep
@@ -457,11 +458,11 @@ def trained(config, key, steps=2):
   """The state of every member by name, after a few steps of gradient descent."""
   objective = objective_lib.Objective(config, RATERS)
   tx = optax.sgd(0.5)
-  network, sweep, state, names = segmentation.create_sweep(
+  network, sweep, state, names = train.create_sweep(
     config, objective, in_channels=1, classes=K, tx=tx
   )
   step = sweep.compile(
-    state_lib.make_train_step(segmentation.make_loss(network, objective), tx), updates_state=True
+    state_lib.make_train_step(train.make_loss(network, objective), tx), updates_state=True
   )
   for i in range(steps):
     state, _ = step(state, sweep.members, make_inputs(i), jax.random.fold_in(key, i))

@@ -14,7 +14,7 @@ from lus_jax import predict, results
 from lus_jax.data import datasets, pipeline
 from lus_jax.errors import UserError
 from lus_jax.inference import trained as trained_lib
-from lus_jax.training import segmentation
+from lus_jax.tasks.segmentation import run
 
 THRESHOLDS = (1.0, 0.5, 0.2)
 PLAIN = ["threshold_1", "threshold_0.5", "threshold_0.2"]
@@ -66,7 +66,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workdir(prepared, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "run"
-  segmentation.train_and_evaluate(make_config(prepared), workdir)
+  run.train_and_evaluate(make_config(prepared), workdir)
   return workdir
 
 
@@ -469,7 +469,7 @@ def short(prepared, tmp_path_factory):
   def train(**changes):
     workdir = tmp_path_factory.mktemp("runs") / "short"
     once = {"train.epochs": 1, "train.checkpoint_every": 1}
-    segmentation.train_and_evaluate(make_config(prepared, **once, **changes), workdir)
+    run.train_and_evaluate(make_config(prepared, **once, **changes), workdir)
     return {name: results.read(workdir, name)["rows"] for name in FILES}
 
   return train, train()

@@ -3,7 +3,9 @@
 import pytest
 
 from lus_jax.evaluation import segmentation as evaluation
-from lus_jax.training import loop, segmentation
+from lus_jax.tasks.segmentation import run
+from lus_jax.tasks.segmentation import train as train_lib
+from lus_jax.training import loop
 
 
 class Evaluated(Exception):
@@ -36,12 +38,12 @@ def test_every_part_of_a_run_gets_its_own_split(
     given.update({"baselines": train.size, "cut-offs": validation.size, "test": test.size})
     raise Evaluated
 
-  monkeypatch.setattr(segmentation, "make_validation", make_validation)
+  monkeypatch.setattr(train_lib, "make_validation", make_validation)
   monkeypatch.setattr(loop, "fit", fit)
   for one in (fit_calibrations, compare_calibrations, evaluate):
     monkeypatch.setattr(evaluation, one.__name__, one)
   with pytest.raises(Evaluated):
-    segmentation.train_and_evaluate(config, tmp_path / "run")
+    run.train_and_evaluate(config, tmp_path / "run")
   assert given == {
     "baselines": 30, "epochs": 8, "calibration": 8, "cut-offs": 8, "comparison": 10, "test": 10
   }  # fmt: skip

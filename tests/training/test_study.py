@@ -17,7 +17,9 @@ from lus_jax import main, results
 from lus_jax.errors import UserError
 from lus_jax.evaluation import statistics
 from lus_jax.inference import trained
-from lus_jax.training import downstream, segmentation, study
+from lus_jax.tasks import study
+from lus_jax.tasks.clinical import run as run_lib
+from lus_jax.tasks.segmentation import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 TASKS = ("sf_change", "sf_ratio", "readmission")
@@ -50,7 +52,7 @@ def test_every_part_of_every_study_is_a_config_of_its_own(name, size):
   own = name != "covid_blues"
   assert list(parts) == ["segmentation"] * own + list(config.tasks)
   for task, part in parts.items():
-    (segmentation if task == "segmentation" else downstream).check(part)
+    (run if task == "segmentation" else run_lib).check(part)
     # The fields are those of the task's own config, so that one file explains them all.
     alone = get_config({"segmentation": "seg"}.get(task, part.task), size)
     expected, found = alone.to_dict(), part.to_dict()

@@ -7,7 +7,7 @@ import pytest
 from lus_jax.data.clips import VideoTable
 from lus_jax.data.folds import Fold
 from lus_jax.errors import UserError
-from lus_jax.training import tasks
+from lus_jax.tasks.clinical import questions
 
 ZONES = {"L1": 1, "R1": 1, "L2": 2, "R2": 2, "L3": 3, "R3": 3}
 VIEWS = ["L1", "R1", "L2", "R2", "L3", "R3"]
@@ -90,7 +90,7 @@ def softmax_loss(logits, label):
 def sf_change(task_config):
   def make(table=None, folds=FOLDS, **changes):
     table = cohort() if table is None else table
-    return tasks.SfChange(table, folds, task_config("sf_change", **changes)), table
+    return questions.SfChange(table, folds, task_config("sf_change", **changes)), table
 
   return make
 
@@ -241,7 +241,7 @@ def test_left_out_videos_are_counted_once_each(sf_change):
 def sf_ratio(task_config):
   def make(table=None, folds=FOLDS, **changes):
     table = cohort() if table is None else table
-    return tasks.SfRatio(table, folds, task_config("sf_ratio", **changes)), table
+    return questions.SfRatio(table, folds, task_config("sf_ratio", **changes)), table
 
   return make
 
@@ -347,7 +347,7 @@ OUTCOME_FOLDS = [
 def readmission(task_config):
   def make(table=None, folds=OUTCOME_FOLDS, **changes):
     table = readmitted() if table is None else table
-    return tasks.Readmission(table, folds, task_config("readmission", **changes)), table
+    return questions.Readmission(table, folds, task_config("readmission", **changes)), table
 
   return make
 

@@ -14,7 +14,11 @@ from lus_jax import results
 from lus_jax.data import clips, datasets
 from lus_jax.errors import UserError
 from lus_jax.inference import trained as trained_lib
-from lus_jax.training import checkpoints, downstream, loop, segmentation
+from lus_jax.tasks.clinical import initial as initial_lib
+from lus_jax.tasks.clinical import run as run_lib
+from lus_jax.tasks.clinical import train as train_lib
+from lus_jax.tasks.segmentation import run as segmentation_run
+from lus_jax.training import checkpoints, loop
 
 pytestmark = pytest.mark.usefixtures("toy_networks")
 
@@ -34,7 +38,7 @@ def finished(toy_segmentation, task_config, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "finished"
   shutil.copytree(toy_segmentation, workdir)
   for task in TASKS:
-    downstream.train_and_evaluate(task_config(task, **{"train.epochs": 2}), workdir)
+    run_lib.train_and_evaluate(task_config(task, **{"train.epochs": 2}), workdir)
   return workdir
 
 
@@ -54,7 +58,7 @@ def change_results(workdir, name, change):
 
 
 def test_members_are_every_source_in_every_fold():
-  names, places, members = downstream.make_members([0.6, 0.0], ("none", "true"), 2)
+  names, places, members = train_lib.make_members([0.6, 0.0], ("none", "true"), 2)
   assert names == [
     f"{source}_fold_{f}"
     for source in ("threshold_0.6", "threshold_0", "none", "true")
@@ -65,7 +69,7 @@ def test_members_are_every_source_in_every_fold():
   assert rows[::2] == [(0, 0, 1), (0, 1, 1), (0, 0, 0), (0, 2, 1)]
   assert [row[0] for row in rows] == [0, 1] * 4
   # Without 'none' the true masks are still the last channel.
-  _, _, members = downstream.make_members([0.6], ("true",), 1)
+  _, _, members = train_lib.make_members([0.6], ("true",), 1)
   assert [int(m["channel"]) for m in members] == [0, 1]
 
 
@@ -75,15 +79,15 @@ def test_a_member_sees_the_frame_and_its_own_channels():
   channels = rng.integers(0, 256, (2, 3, 3, 2, 4, 4, 5), np.uint8)  # [F, c, M, N, h, w, K]
   channels[0, 1, 0, 0, 0, 0, :4] = 0, 127, 128, 255
   inputs = {"image": image, "channels": channels}
-  _, places, members = downstream.make_members([0.6, 0.0], ("none", "true"), 2)
+  _, places, members = train_lib.make_members([0.6, 0.0], ("none", "true"), 2)
   for (source, f), member in zip(places, members, strict=True):
-    clip = np.asarray(downstream.member_clips(inputs, member, "probability"))
+    clip = np.asarray(train_lib.member_clips(inputs, member, "probability"))
     assert clip.shape == (3, 2, 4, 4, 6) and clip.dtype == np.float32
     np.testing.assert_allclose(clip[..., :1], image[f] / 255, rtol=1e-6)
     c = {0.6: 0, 0.0: 1, "true": 2}.get(source)
     expected = np.zeros((3, 2, 4, 4, 5)) if c is None else channels[f, c] / 255
     np.testing.assert_allclose(clip[..., 1:], expected, rtol=1e-6)
-    binary = np.asarray(downstream.member_clips(inputs, member, "binary"))
+    binary = np.asarray(train_lib.member_clips(inputs, member, "binary"))
     np.testing.assert_array_equal(binary[..., 1:], expected >= 0.5)
     np.testing.assert_array_equal(binary[..., 0], clip[..., 0])
 
@@ -91,7 +95,7 @@ def test_a_member_sees_the_frame_and_its_own_channels():
 @pytest.mark.parametrize(("factor", "epochs"), [(2, 50), (1, 25), (3, 10), (2, 3)])
 def test_the_learning_rate_is_a_cosine_with_warm_restarts(factor, epochs):
   config = ConfigDict({"learning_rate": 0.4, "restart_epochs": 10, "restart_factor": factor})
-  _, schedule = downstream.make_optimizer(config, 7, epochs)
+  _, schedule = train_lib.make_optimizer(config, 7, epochs)
   start, length = 0, 70
   for step in range(7 * epochs):
     if step == start + length:
@@ -246,7 +250,7 @@ def test_a_finished_task_prints_its_table_again_and_changes_nothing(
 ):
   before = contents(finished)
   files = {p: p.stat().st_mtime_ns for p in (finished / "sf_ratio").rglob("*")}
-  downstream.train_and_evaluate(task_config("sf_ratio", **{"train.epochs": 2}), finished)
+  run_lib.train_and_evaluate(task_config("sf_ratio", **{"train.epochs": 2}), finished)
   assert "Table 3" in capsys.readouterr().out
   assert contents(finished) == before
   assert {p: p.stat().st_mtime_ns for p in (finished / "sf_ratio").rglob("*")} == files
@@ -258,7 +262,7 @@ def test_a_broken_run_ends_with_the_same_bytes(
 ):
   config = task_config(name, **{"train.epochs": 2})
   if name == "readmission":
-    downstream.train_and_evaluate(task_config("sf_change", **{"train.epochs": 2}), workdir)
+    run_lib.train_and_evaluate(task_config("sf_change", **{"train.epochs": 2}), workdir)
   fit, steps = loop.fit, []
 
   def broken(task, *args, **options):
@@ -273,9 +277,9 @@ def test_a_broken_run_ends_with_the_same_bytes(
   with monkeypatch.context() as patch:
     patch.setattr(loop, "fit", broken)
     with pytest.raises(KeyboardInterrupt):
-      downstream.train_and_evaluate(config, workdir)
+      run_lib.train_and_evaluate(config, workdir)
   assert len(steps) == 2 and not results.exists(workdir, name)
-  downstream.train_and_evaluate(config, workdir)
+  run_lib.train_and_evaluate(config, workdir)
   found, expected = contents(workdir), contents(finished)
   for file in (f"{name}.json", f"{name}_history.json"):
     assert found[file] == expected[file]
@@ -283,7 +287,7 @@ def test_a_broken_run_ends_with_the_same_bytes(
 
 def test_the_best_epoch_is_tested(workdir, task_config, monkeypatch):
   # The first period of the schedule is the same for one epoch and for two.
-  downstream.train_and_evaluate(task_config("sf_ratio", name="one"), workdir)
+  run_lib.train_and_evaluate(task_config("sf_ratio", name="one"), workdir)
   fit = loop.fit
 
   def worsening(task, *args, **options):
@@ -298,14 +302,14 @@ def test_the_best_epoch_is_tested(workdir, task_config, monkeypatch):
 
   monkeypatch.setattr(loop, "fit", worsening)
   config = task_config("sf_ratio", name="two", **{"train.epochs": 2})
-  downstream.train_and_evaluate(config, workdir)
+  run_lib.train_and_evaluate(config, workdir)
   one, two = (results.read(workdir, name)["rows"] for name in ("one", "two"))
   assert one == two and {row["best_epoch"] for row in two} == {1}
 
 
 def test_streaming_repeats_the_bytes(finished, workdir, task_config):
   config = task_config("sf_ratio", **{"train.epochs": 2, "data.cache": "stream"})
-  downstream.train_and_evaluate(config, workdir)
+  run_lib.train_and_evaluate(config, workdir)
   found, expected = (results.read(d, "sf_ratio") for d in (workdir, finished))
   assert found.pop("config") != expected.pop("config")
   assert found == expected
@@ -322,7 +326,7 @@ def test_loop_and_vmap_agree_in_the_first_step(toy_segmentation, task_config, tm
         "train.batch_size": 16,  # as many as there are: an epoch is a step
       },
     )
-    downstream.train_and_evaluate(config, tmp_path / strategy)
+    run_lib.train_and_evaluate(config, tmp_path / strategy)
     content = results.read(tmp_path / strategy, "sf_change_history")
     losses[strategy] = [row["train_loss"] for row in content["rows"]]
   assert len(losses["loop"]) == 8
@@ -331,7 +335,7 @@ def test_loop_and_vmap_agree_in_the_first_step(toy_segmentation, task_config, tm
 
 def test_pairs_may_be_sampled(workdir, task_config):
   config = task_config("sf_change", pairs="sampled", pairs_cap=12)
-  downstream.train_and_evaluate(config, workdir)
+  run_lib.train_and_evaluate(config, workdir)
   assert len(results.read(workdir, "sf_change")["rows"]) == 8
 
 
@@ -352,7 +356,7 @@ def stores(monkeypatch):
 def test_channels_are_of_the_models_and_the_last_one_is_the_truth(
   workdir, task_config, stores, segmentation_config
 ):
-  downstream.train_and_evaluate(task_config("sf_ratio"), workdir)
+  run_lib.train_and_evaluate(task_config("sf_ratio"), workdir)
   (store,) = stores
   assert store.fold_channels.tolist() == [[0, 1, 2]] * 2
   dataset = datasets.open_dataset(segmentation_config.data, "videos")
@@ -373,7 +377,7 @@ def test_thresholds_can_be_chosen_by_value(workdir, task_config, stores):
   config = task_config(
     "sf_ratio", **{"channels.thresholds": (0.0,), "channels.ablations": ("true",)}
   )
-  downstream.train_and_evaluate(config, workdir)
+  run_lib.train_and_evaluate(config, workdir)
   assert [r["threshold"] for r in results.read(workdir, "sf_ratio")["summary"]] == [0.0, "true"]
   assert len(stores[0].channels) == 2 and stores[0].fold_channels.tolist() == [[0, 1]] * 2
   for thresholds, fragment in (
@@ -382,13 +386,13 @@ def test_thresholds_can_be_chosen_by_value(workdir, task_config, stores):
     (("a",), "config.channels.thresholds"),
   ):
     config = task_config("sf_ratio", name="other", **{"channels.thresholds": thresholds})
-    refused(lambda config=config: downstream.train_and_evaluate(config, workdir), fragment)
+    refused(lambda config=config: run_lib.train_and_evaluate(config, workdir), fragment)
     assert not (workdir / "other").exists()
 
 
 def test_other_weights_of_the_segmentation_are_other_data(workdir, task_config, tmp_path):
   config = task_config("sf_ratio")
-  downstream.train_and_evaluate(config, workdir)
+  run_lib.train_and_evaluate(config, workdir)
   rows = results.read(workdir, "sf_ratio")["rows"]
   trained = trained_lib.load(workdir)
   shutil.rmtree(workdir / checkpoints.DIRECTORY)
@@ -396,10 +400,10 @@ def test_other_weights_of_the_segmentation_are_other_data(workdir, task_config, 
   manager = checkpoints.Checkpoints(workdir)
   manager.save(1, {"step": np.int32(1)}, jax.tree.map(lambda x: 1.5 * x, best), {"epoch": 1})
   manager.close()
-  refused(lambda: downstream.train_and_evaluate(config, workdir), "other data")
+  refused(lambda: run_lib.train_and_evaluate(config, workdir), "other data")
   shutil.rmtree(workdir / "sf_ratio")
   (workdir / "results" / "sf_ratio.json").unlink()
-  downstream.train_and_evaluate(config, workdir)
+  run_lib.train_and_evaluate(config, workdir)
   assert results.read(workdir, "sf_ratio")["rows"] != rows
 
 
@@ -416,7 +420,7 @@ def sweeps(monkeypatch, pretended):
     if not results.exists(workdir, *trained_lib.RESULTS):
       pretended(config, workdir, patients)
 
-  monkeypatch.setattr(segmentation, "train_and_evaluate", train)
+  monkeypatch.setattr(segmentation_run, "train_and_evaluate", train)
   return made
 
 
@@ -426,7 +430,7 @@ STRICT = {"folds.cv": "rotate", "folds.leakage": "strict"}
 def test_strict_segmentation_sees_training_patients_only(
   workdir, task_config, sweeps, stores, capsys
 ):
-  downstream.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
+  run_lib.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
   assert "3 extra segmentation sweeps of 2 models, 6 epochs" in capsys.readouterr().out
   content = results.read(workdir, "sf_ratio")
   assert len(content["folds"]) == len(sweeps) == 3
@@ -459,7 +463,7 @@ def test_strict_segmentation_sees_training_patients_only(
 
   # The next task has the same folds: it finds these models again.
   before = {p: p.stat().st_mtime_ns for p in (workdir / "segmentation").rglob("*.json")}
-  downstream.train_and_evaluate(task_config("sf_change", **STRICT), workdir)
+  run_lib.train_and_evaluate(task_config("sf_change", **STRICT), workdir)
   assert {p: p.stat().st_mtime_ns for p in (workdir / "segmentation").rglob("*.json")} == before
   assert sweeps[3:] == sweeps[:3]
 
@@ -470,7 +474,7 @@ def test_a_planted_leak_of_the_fold_segmentations_is_refused(
   workdir, task_config, monkeypatch, pretended, side, use
 ):
   splits = []
-  make_folds = downstream.folds.make_folds
+  make_folds = run_lib.folds.make_folds
 
   def watched(*args, **options):
     splits[:] = make_folds(*args, **options)
@@ -484,10 +488,10 @@ def test_a_planted_leak_of_the_fold_segmentations_is_refused(
       patients["test"] = patients["test"] or [splits[1].validation[0]]
     pretended(config, directory, patients)
 
-  monkeypatch.setattr(downstream.folds, "make_folds", watched)
-  monkeypatch.setattr(segmentation, "train_and_evaluate", train)
+  monkeypatch.setattr(run_lib.folds, "make_folds", watched)
+  monkeypatch.setattr(segmentation_run, "train_and_evaluate", train)
   refused(
-    lambda: downstream.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir),
+    lambda: run_lib.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir),
     f"in {side} and in segmentation training or selection",
     "fold 1: patient(s) p00",
   )
@@ -508,19 +512,17 @@ def test_a_sweep_begun_on_other_patients_is_not_gone_on_with(
   patients = {"train": ["p000", "p003"], "validation": ["p004"], "test": ["p001"]}
   for _ in range(2):
     with pytest.raises(Begun):
-      segmentation.train_and_evaluate(segmentation_config, tmp_path / "run", patients)
+      segmentation_run.train_and_evaluate(segmentation_config, tmp_path / "run", patients)
   patients |= {"train": ["p003", "p004"], "validation": ["p000"]}
   refused(
-    lambda: segmentation.train_and_evaluate(segmentation_config, tmp_path / "run", patients),
+    lambda: segmentation_run.train_and_evaluate(segmentation_config, tmp_path / "run", patients),
     "holds a run on other data",
   )
 
 
 def test_segmentation_patients_may_not_be_tested(workdir, task_config):
   refused(
-    lambda: downstream.train_and_evaluate(
-      task_config("sf_ratio", **{"folds.cv": "rotate"}), workdir
-    ),
+    lambda: run_lib.train_and_evaluate(task_config("sf_ratio", **{"folds.cv": "rotate"}), workdir),
     "in test and in segmentation training or selection",
     "--config.folds.leakage=strict",
   )
@@ -529,7 +531,7 @@ def test_segmentation_patients_may_not_be_tested(workdir, task_config):
     workdir, "dataset", lambda content: content["rows"][1]["patient_names"].append("p001")
   )
   refused(
-    lambda: downstream.train_and_evaluate(task_config("sf_ratio"), workdir),
+    lambda: run_lib.train_and_evaluate(task_config("sf_ratio"), workdir),
     "fold 0: patient(s) p001 in test and in segmentation training or selection",
   )
   assert not (workdir / "sf_ratio").exists()
@@ -539,7 +541,7 @@ def test_a_task_that_another_process_is_at_is_refused(workdir, task_config, in_u
   (workdir / "sf_ratio").mkdir()
   with in_use(workdir / "sf_ratio"):
     refused(
-      lambda: downstream.train_and_evaluate(task_config("sf_ratio"), workdir),
+      lambda: run_lib.train_and_evaluate(task_config("sf_ratio"), workdir),
       "sf_ratio is in use by process 123 on node7",
     )
 
@@ -549,7 +551,7 @@ def test_relative_prepared_data_of_an_older_run_are_not_prepared_anew(task_confi
   with trained.config.unlocked():
     trained.config.data = {"name": "lus_folder", "prepared_dir": "data", "split_unit": "frame"}
   config = task_config("sf_ratio", **{"data.name": ""})
-  refused(lambda: downstream.open_videos(config, trained), "'data', which is not found from here")
+  refused(lambda: run_lib.open_videos(config, trained), "'data', which is not found from here")
 
 
 def test_models_of_another_population_have_seen_nobody(workdir, task_config, sweeps):
@@ -558,7 +560,7 @@ def test_models_of_another_population_have_seen_nobody(workdir, task_config, swe
   del claim["sha256"]
   claim["dataset"] |= {"population": "elsewhere", "name": "elsewhere"}
   file.write_text(json.dumps(claim))
-  downstream.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
+  run_lib.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
   content = results.read(workdir, "sf_ratio")
   assert not sweeps and len(content["folds"]) == 3
   assert content["segmentation"]["same_data_set"] is False
@@ -572,7 +574,7 @@ def test_models_of_another_population_have_seen_nobody(workdir, task_config, swe
 def started(monkeypatch):
   """Initial weights that a task took, and the best states that training ended with."""
   seen = {"initial": [], "best": []}
-  initial, fit = downstream.initial_weights, loop.fit
+  initial, fit = initial_lib.initial_weights, loop.fit
 
   def initial_weights(config, network, places, *args):
     found = initial(config, network, places, *args)
@@ -584,7 +586,7 @@ def started(monkeypatch):
     seen["best"].append([(one.best_params, one.best_batch_stats) for one in sweep.to_host(state)])
     return state, meta
 
-  monkeypatch.setattr(downstream, "initial_weights", initial_weights)
+  monkeypatch.setattr(initial_lib, "initial_weights", initial_weights)
   monkeypatch.setattr(loop, "fit", watched)
   return seen
 
@@ -592,10 +594,10 @@ def started(monkeypatch):
 def test_readmission_starts_from_the_features_of_the_same_source_and_fold(
   workdir, task_config, started
 ):
-  downstream.train_and_evaluate(task_config("sf_change"), workdir)
+  run_lib.train_and_evaluate(task_config("sf_change"), workdir)
   # The same sources in another order.
   options = {"channels.ablations": ("true", "none"), "channels.thresholds": (0.0, 0.6)}
-  downstream.train_and_evaluate(task_config("readmission", **options), workdir)
+  run_lib.train_and_evaluate(task_config("readmission", **options), workdir)
   (_, theirs, fresh), (network, ours, found) = started["initial"]
   best = dict(zip(theirs, started["best"][0], strict=True))
   assert len(found) == 8 and ours[0] == (0.0, 0) and ours[4] == ("true", 0)
@@ -615,14 +617,14 @@ def test_readmission_starts_from_the_features_of_the_same_source_and_fold(
 
 def test_readmission_alone_starts_at_random_where_asked(workdir, task_config, started):
   config = task_config("readmission", **{"model.init_from": "", "channels.thresholds": (0.6,)})
-  downstream.train_and_evaluate(config, workdir)
+  run_lib.train_and_evaluate(config, workdir)
   (network, places, found) = started["initial"][0]
   assert len(found) == 6 and all(one["params"] is network.params for one in found)
 
 
 def test_readmission_before_sf_change_is_one_line(workdir, task_config):
   refused(
-    lambda: downstream.train_and_evaluate(task_config("readmission"), workdir),
+    lambda: run_lib.train_and_evaluate(task_config("readmission"), workdir),
     "readmission starts from the models of sf_change",
     "run the task sf_change with this workdir first",
     "--config.model.init_from=",
@@ -635,12 +637,12 @@ def test_more_epochs_that_are_refused_leave_the_results(
   workdir = shutil.copytree(finished, tmp_path / "run")
   before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
   epochs = results.read(finished, "sf_ratio")["config"]["train"]["epochs"] + 1
-  opened = downstream.open_videos
+  opened = run_lib.open_videos
   monkeypatch.setattr(
-    downstream, "open_videos", lambda *args: dataclasses.replace(opened(*args), name="other")
+    run_lib, "open_videos", lambda *args: dataclasses.replace(opened(*args), name="other")
   )
   config = task_config("sf_ratio", **{"train.epochs": epochs})
-  refused(lambda: downstream.train_and_evaluate(config, workdir), "run on other data")
+  refused(lambda: run_lib.train_and_evaluate(config, workdir), "run on other data")
   assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
 
 
@@ -648,7 +650,7 @@ def test_a_removed_task_starts_anew(finished, task_config, tmp_path):
   workdir = shutil.copytree(finished, tmp_path / "run")
   shutil.rmtree(workdir / "sf_ratio")
   changed = task_config("sf_ratio", **{"optimizer.learning_rate": 0.5})
-  downstream.train_and_evaluate(changed, workdir)
+  run_lib.train_and_evaluate(changed, workdir)
   for name in ("sf_ratio", "sf_ratio_history"):
     found = results.read(workdir, name)
     assert found["config"]["optimizer"]["learning_rate"] == 0.5
@@ -672,7 +674,7 @@ def test_readmission_needs_sf_change_of_its_own_size(before_readmission, task_co
   if not change:
     change_results(before_readmission, "sf_change", lambda content: content["rows"].pop(1))
   refused(
-    lambda: downstream.train_and_evaluate(task_config("readmission", **change), before_readmission),
+    lambda: run_lib.train_and_evaluate(task_config("readmission", **change), before_readmission),
     "the models of sf_change in",
     "give both the same --config.model",
   )
@@ -686,7 +688,7 @@ def test_models_that_trained_on_a_tested_patient_are_refused(before_readmission,
 
   change_results(before_readmission, "sf_change", leak)
   refused(
-    lambda: downstream.train_and_evaluate(task_config("readmission"), before_readmission),
+    lambda: run_lib.train_and_evaluate(task_config("readmission"), before_readmission),
     f"in {side} and in the training of the model it starts from",
     "fold 1: patient(s) p00",
   )
@@ -749,7 +751,7 @@ def test_a_segmentation_run_that_is_not_in_order_is_one_line(
   run = shutil.copytree(toy_segmentation, tmp_path / "segmentation")
   damage(run)
   config = task_config("sf_ratio", **{"channels.workdir": str(run)})
-  refused(lambda: downstream.train_and_evaluate(config, tmp_path / "new"), message)
+  refused(lambda: run_lib.train_and_evaluate(config, tmp_path / "new"), message)
   assert not (tmp_path / "new").exists()
 
 
@@ -800,14 +802,14 @@ def test_a_bad_value_is_refused_before_anything_is_written(
   toy_segmentation, task_config, tmp_path, task, changes, message
 ):
   config = task_config(task, **{"channels.workdir": str(toy_segmentation)} | changes)
-  refused(lambda: downstream.train_and_evaluate(config, tmp_path / "new"), message)
+  refused(lambda: run_lib.train_and_evaluate(config, tmp_path / "new"), message)
   assert list(tmp_path.iterdir()) == []
 
 
 def test_another_config_of_a_task_is_refused(finished, task_config):
   config = task_config("sf_ratio", **{"train.epochs": 2, "optimizer.learning_rate": 1e-3})
   refused(
-    lambda: downstream.train_and_evaluate(config, finished),
+    lambda: run_lib.train_and_evaluate(config, finished),
     "another config (different: optimizer.learning_rate)",
   )
 
@@ -818,6 +820,6 @@ def test_named_data_are_prepared_where_the_segmentations_are(
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "default"))
   trained = trained_lib.load(toy_segmentation)
   config = task_config("sf_ratio", **{"data.name": "lus_phantom"})
-  dataset = downstream.open_videos(config, trained)
+  dataset = run_lib.open_videos(config, trained)
   assert dataset.population == "lus_phantom, seed 57"
   assert not (tmp_path / "default").exists()

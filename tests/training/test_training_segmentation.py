@@ -21,7 +21,9 @@ from lus_jax.errors import UserError
 from lus_jax.inference import trained as trained_lib
 from lus_jax.report import cells, paper
 from lus_jax.report import text as text_lib
-from lus_jax.training import claim, segmentation
+from lus_jax.tasks.segmentation import advice
+from lus_jax.tasks.segmentation import run as run_lib
+from lus_jax.training import claim
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
@@ -62,7 +64,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(prepared, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "run"
-  segmentation.train_and_evaluate(small(prepared, **{"model.dtype": "auto"}), workdir)
+  run_lib.train_and_evaluate(small(prepared, **{"model.dtype": "auto"}), workdir)
   return workdir
 
 
@@ -229,25 +231,25 @@ def blind(ious, bars):
   ],
 )
 def test_networks_that_no_picture_helped_get_advice(ious, bars, said):
-  text = segmentation.no_better_than_blind(*blind(ious, bars), 12)
+  text = advice.no_better_than_blind(*blind(ious, bars), 12)
   assert ("On this 1 test frame (1 patient) no" in text and "train.epochs=12" in text) == said
   assert said or text == ""
 
 
 def test_advice_names_scores_that_do_beat_the_mean_map_and_none_where_nothing_is_labelled():
   content, counted = blind((0.1, 0.2), (0.2, 0.3))
-  text = segmentation.no_better_than_blind(content, counted, 12)
+  text = advice.no_better_than_blind(content, counted, 12)
   assert "But WeightedCE is below the mean map's at: 60%. Often steps are too few" in text
   assert "IoU at the best cut" not in text
   content["predictors"][1]["iou_at_best_cut"] = 0.1
-  text = segmentation.no_better_than_blind(content, counted, 12)
+  text = advice.no_better_than_blind(content, counted, 12)
   assert "But IoU at the best cut is above the mean map's at: > 0%." in text
   counted[0]["frames_with"] = {"a_line": 0}
-  text = segmentation.no_better_than_blind(content, counted, 12)
+  text = advice.no_better_than_blind(content, counted, 12)
   assert "there was nothing to learn" in text and "steps" not in text
   for row in content["rows"]:
     row["label_images"] = {"a_line": 0}
-  assert segmentation.no_better_than_blind(content, counted, 12) == ""
+  assert advice.no_better_than_blind(content, counted, 12) == ""
 
 
 class Painted(list):
@@ -265,29 +267,29 @@ SEVEN = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
 
 
 def test_thresholds_with_the_same_labels_are_named_with_what_is_enough():
-  text = segmentation.same_labels(Painted(v0=900, v255=100), SEVEN)
+  text = advice.same_labels(Painted(v0=900, v255=100), SEVEN)
   assert text.startswith("labels: 100%, 80%, 60%, 50%, 40%, 20%, > 0% agree in 99% of their pixels")
   assert text.endswith("--config.sweep.thresholds=0.5 trains 1 in place of 7")
   assert "3 training frames" in text
   # Painted with 50 % and 100 %.
-  text = segmentation.same_labels(Painted(v0=900, v128=50, v255=50), SEVEN)
+  text = advice.same_labels(Painted(v0=900, v128=50, v255=50), SEVEN)
   assert text.startswith("labels: 100%, 80%, 60% and 50%, 40%, 20%, > 0% agree")
   assert text.endswith("--config.sweep.thresholds=0.6,0.5 trains 2 in place of 7")
 
 
 def test_interpolated_edges_of_binary_masks_are_allowed_for():
   edges = Painted(v0=900, v30=4, v140=4, v255=100)
-  assert "trains 1 in place of 7" in segmentation.same_labels(edges, SEVEN, binary=True)
-  assert segmentation.same_labels(edges, (0.8, 0.5, 0.1)) == ""
-  assert segmentation.same_labels(Painted(v0=900), SEVEN) == ""
-  assert segmentation.same_labels(Painted(v0=1, v255=9), (0.5,)) == ""
+  assert "trains 1 in place of 7" in advice.same_labels(edges, SEVEN, binary=True)
+  assert advice.same_labels(edges, (0.8, 0.5, 0.1)) == ""
+  assert advice.same_labels(Painted(v0=900), SEVEN) == ""
+  assert advice.same_labels(Painted(v0=1, v255=9), (0.5,)) == ""
 
 
 def test_a_finished_run_prints_its_table_again_and_changes_nothing(finished, prepared, capsys):
   before = {p: p.read_bytes() for p in (finished / "results").iterdir()}
   # What is automatic is as the run began, though 16 frames would fit.
   automatic = {"model.dtype": "auto", "train.batch_size": 0}
-  segmentation.train_and_evaluate(small(prepared, **automatic), finished)
+  run_lib.train_and_evaluate(small(prepared, **automatic), finished)
   printed = capsys.readouterr().out
   assert "Table 1" in printed and "float32, batches of 4, strategy loop (auto for 2 cpu)" in printed
   assert {p: p.read_bytes() for p in (finished / "results").iterdir()} == before
@@ -302,30 +304,30 @@ def test_changed_data_are_refused(finished, prepared):
   file.write_text(json.dumps(changed))
   try:
     with pytest.raises(UserError, match="the data set has changed"):
-      segmentation.train_and_evaluate(small(prepared), finished)
+      run_lib.train_and_evaluate(small(prepared), finished)
     file.write_text("{")
     with pytest.raises(UserError, match="run.json is damaged"):
-      segmentation.train_and_evaluate(small(prepared), finished)
+      run_lib.train_and_evaluate(small(prepared), finished)
   finally:
     file.write_text(content)
 
 
 def test_another_config_is_refused_naming_what_differs(finished, prepared):
   with pytest.raises(UserError, match=r"another config \(different: optimizer.learning_rate\)"):
-    segmentation.train_and_evaluate(small(prepared, **{"optimizer.learning_rate": 1e-5}), finished)
+    run_lib.train_and_evaluate(small(prepared, **{"optimizer.learning_rate": 1e-5}), finished)
 
 
 def test_two_runs_in_one_directory_are_refused(prepared, tmp_path, in_use):
   workdir = tmp_path / "run"
   workdir.mkdir()
   with in_use(workdir), pytest.raises(UserError, match=f"{workdir} is in use by process 123"):
-    segmentation.train_and_evaluate(small(prepared), workdir)
+    run_lib.train_and_evaluate(small(prepared), workdir)
   assert not (workdir / "run.json").exists()
 
 
 def test_fewer_epochs_are_refused_naming_the_way_on(finished, prepared):
   with pytest.raises(UserError, match=r"train.epochs\); .*with more epochs than its own"):
-    segmentation.train_and_evaluate(small(prepared, **{"train.epochs": 2}), finished)
+    run_lib.train_and_evaluate(small(prepared, **{"train.epochs": 2}), finished)
 
 
 def test_more_epochs_that_are_refused_leave_the_results(finished, prepared, tmp_path, monkeypatch):
@@ -342,7 +344,7 @@ def test_more_epochs_that_are_refused_leave_the_results(finished, prepared, tmp_
       datasets, "open_dataset", lambda *args: dataclasses.replace(opened(*args), name="other")
     )
     with pytest.raises(UserError, match="run on other data: the data set has changed"):
-      segmentation.train_and_evaluate(config, workdir)
+      run_lib.train_and_evaluate(config, workdir)
   assert same()
   # What clinical tasks were made with stays what it is.
   task = {"config": {"task": "sf_change", "channels": {"workdir": ""}}, "dataset": {}}
@@ -351,21 +353,21 @@ def test_more_epochs_that_are_refused_leave_the_results(finished, prepared, tmp_
   with pytest.raises(
     UserError, match=r"sf_change was made with .*/results/sf_change\*.json to make"
   ):
-    segmentation.train_and_evaluate(config, workdir)
+    run_lib.train_and_evaluate(config, workdir)
   shutil.rmtree(workdir / "sf_change")
   (workdir / "results" / "sf_ratio_history.json").touch()
   with pytest.raises(UserError, match="sf_ratio was made with the segmentation models as they are"):
-    segmentation.train_and_evaluate(config, workdir)
+    run_lib.train_and_evaluate(config, workdir)
   (workdir / "results" / "sf_ratio_history.json").unlink()
   assert same()
   task["config"]["channels"]["workdir"] = "/elsewhere"
   claim.claim(workdir / "sf_change", **task)
-  segmentation._check_no_tasks(workdir)
+  run_lib._check_no_tasks(workdir)
 
 
 def test_members_without_a_score_are_named(caplog):
   best = [{"score": 0.0}, {"score": None}, {"score": 0.1}]
-  segmentation._warn_of_unscored(["a", "b", "c"], best, 3)
+  advice.warn_of_unscored(["a", "b", "c"], best, 3)
   never, undefined = caplog.messages
   assert never.startswith("In no epoch did a draw anything") and "train.epochs=12)" in never
   assert undefined.startswith("No validation frame shows anything at the threshold of b:")
@@ -375,21 +377,21 @@ def test_members_without_a_score_are_named(caplog):
 def test_more_epochs_go_on_with_a_finished_run(finished, prepared, tmp_path, capsys):
   workdir = shutil.copytree(finished, tmp_path / "run")
   config = small(prepared, **{"train.epochs": 5})
-  segmentation.train_and_evaluate(config, workdir)
+  run_lib.train_and_evaluate(config, workdir)
   printed = capsys.readouterr().out
   assert "going on after 3 epochs to 5; the learning rate" in printed
   before, after = (results_lib.read(run, "history")["rows"] for run in (finished, workdir))
   assert after[: len(before)] == before and len(after) == 3 * 5
   assert results_lib.read(workdir, "segmentation")["config"]["train"]["epochs"] == 5
   # It is finished again.
-  segmentation.train_and_evaluate(config, workdir)
+  run_lib.train_and_evaluate(config, workdir)
   assert "going on after" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [{"data.cache": "stream"}, {"sweep.seeds": 2}])
 def test_streaming_and_more_seeds_repeat_the_first_seed(finished, prepared, tmp_path, change):
-  segmentation.train_and_evaluate(small(prepared, **change), tmp_path / "run")
+  run_lib.train_and_evaluate(small(prepared, **change), tmp_path / "run")
   rows = results_lib.read(tmp_path / "run", "segmentation")["rows"]
   expected = results_lib.read(finished, "segmentation")["rows"]
   assert rows[:3] == expected
@@ -413,7 +415,7 @@ def test_streaming_and_more_seeds_repeat_the_first_seed(finished, prepared, tmp_
 )
 def test_other_settings_run_to_their_end(finished, prepared, tmp_path, change, request):
   config = small(prepared, **change)
-  segmentation.train_and_evaluate(config, tmp_path / "run")
+  run_lib.train_and_evaluate(config, tmp_path / "run")
   rows = results_lib.read(tmp_path / "run", "segmentation")["rows"]
   expected = results_lib.read(finished, "segmentation")["rows"]
   ours = np.array([row["ce"] for row in rows])
@@ -433,7 +435,7 @@ def test_a_killed_run_ends_with_the_same_bytes(finished, prepared, tmp_path):
     "import sys; sys.path.insert(0, 'tests/training')\n"
     "import jax; jax.config.update('jax_num_cpu_devices', 2)\n"
     "from test_training_segmentation import small\n"
-    "from lus_jax.training.segmentation import train_and_evaluate\n"
+    "from lus_jax.tasks.segmentation.run import train_and_evaluate\n"
     f"train_and_evaluate(small({os.fspath(prepared)!r}), {os.fspath(workdir)!r})\n"
   )
   command = [sys.executable, "-c", script]
@@ -490,7 +492,7 @@ def test_a_killed_run_ends_with_the_same_bytes(finished, prepared, tmp_path):
 )
 def test_a_bad_value_is_refused_before_anything_is_written(prepared, tmp_path, changes, message):
   with pytest.raises(UserError) as error:
-    segmentation.train_and_evaluate(small(prepared, **changes), tmp_path / "run")
+    run_lib.train_and_evaluate(small(prepared, **changes), tmp_path / "run")
   assert message in str(error.value)
   assert "\n" not in str(error.value)
   assert list(tmp_path.iterdir()) == []

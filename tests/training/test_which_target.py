@@ -18,7 +18,9 @@ from lus_jax import files, models, results
 from lus_jax.errors import UserError
 from lus_jax.evaluation import truth as truth_lib
 from lus_jax.models import fpn, layers
-from lus_jax.training import members, objective, which_target
+from lus_jax.tasks.which_target import cohort as cohort_lib
+from lus_jax.tasks.which_target import compare, run
+from lus_jax.training import members, objective
 
 THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
 SEEDS = 16
@@ -50,7 +52,7 @@ def test_a_member_that_is_better_on_every_seed_wins():
   for best in (*THRESHOLDS, "soft"):
     scores = exchangeable((*THRESHOLDS, "soft"))
     scores[best] = noise(99) + 0.1
-    found = which_target.compare(scores)
+    found = compare.compare(scores)
     assert found["winner"] == found["best"] == best
     (mean,) = [one["mean"] for one in found["means"] if one["member"] == best]
     assert mean == pytest.approx(scores[best].mean())
@@ -65,18 +67,18 @@ def test_a_member_that_is_better_on_every_seed_wins():
 
 
 def test_equal_members_do_not_win():
-  found = which_target.compare(dict.fromkeys(THRESHOLDS, noise(0)))
+  found = compare.compare(dict.fromkeys(THRESHOLDS, noise(0)))
   assert found["winner"] is None
   assert {row["p_holm"] for row in found["comparisons"]} == {1.0}
   assert found["contrast"]["p"] == 1 and found["contrast"]["difference"] == pytest.approx(0)
-  assert which_target.compare(exchangeable())["winner"] is None
+  assert compare.compare(exchangeable())["winner"] is None
 
 
 def test_who_beats_one_reference_alone_does_not_win():
   scores = exchangeable()
   scores[0.2] = noise(50) + 0.1
   scores[0.5] = scores[0.2] - 0.001 + np.where(np.arange(SEEDS) % 2, 0.01, -0.01)
-  found = which_target.compare(scores)
+  found = compare.compare(scores)
   beats = {(r["member"], r["against"]) for r in found["comparisons"] if r["p_holm"] < 0.05}
   assert {(0.2, 0.0), (0.5, 0.0)} <= beats and (0.2, 0.5) not in beats
   assert found["best"] == 0.2 and found["winner"] is None
@@ -86,16 +88,16 @@ def test_the_lowest_wins_where_lower_is_better():
   scores = exchangeable()
   scores[0.4] = noise(50) - 0.1
   scores[0.8] = noise(51) + 0.1
-  found = which_target.compare(scores, higher=False)
+  found = compare.compare(scores, higher=False)
   assert found["winner"] == found["best"] == 0.4
-  assert which_target.compare(scores)["winner"] == 0.8
+  assert compare.compare(scores)["winner"] == 0.8
 
 
 def test_the_contrast_is_the_pair_of_references():
   for sign in (1, -1):
     scores = exchangeable((*THRESHOLDS, "soft"))
     scores[0.0] = scores[0.5] + sign * 0.05 + 0.01 * noise(7)
-    result = which_target.compare(scores)
+    result = compare.compare(scores)
     found, expected = result["contrast"], np.mean(scores[0.0] - scores[0.5])
     assert found["difference"] == pytest.approx(expected)
     assert np.sign(found["difference"]) == sign
@@ -104,11 +106,11 @@ def test_the_contrast_is_the_pair_of_references():
     assert found["p"] == row["p_holm"] < 0.01
     assert row["p"] < row["p_holm"]
   for names in ((0.5,), (1.0, 0.0), (1.0, 0.5)):
-    assert which_target.compare(exchangeable(names))["contrast"] is None
+    assert compare.compare(exchangeable(names))["contrast"] is None
 
 
 def test_every_member_is_compared_with_both_references_each_pair_once():
-  found = which_target.compare(exchangeable((*THRESHOLDS, "soft", "ordinal")))["comparisons"]
+  found = compare.compare(exchangeable((*THRESHOLDS, "soft", "ordinal")))["comparisons"]
   pairs = [frozenset((row["member"], row["against"])) for row in found]
   expected = {frozenset((t, r)) for t in (*THRESHOLDS, "soft", "ordinal") for r in (0.0, 0.5)}
   expected = {pair for pair in expected if len(pair) == 2}
@@ -120,13 +122,13 @@ def test_every_member_is_compared_with_both_references_each_pair_once():
   by_hand = np.minimum(1, np.maximum.accumulate(steps))[np.argsort(np.argsort(p))]
   assert [row["p_holm"] for row in found] == pytest.approx(by_hand.tolist())
   # Without the reference > 0% there is one comparison a member.
-  assert len(which_target.compare(exchangeable((1.0, 0.5, "soft")))["comparisons"]) == 2
-  assert which_target.compare({0.5: noise(0)})["winner"] is None
+  assert len(compare.compare(exchangeable((1.0, 0.5, "soft")))["comparisons"]) == 2
+  assert compare.compare({0.5: noise(0)})["winner"] is None
 
 
 def test_few_seeds_have_no_intervals_and_no_winner():
   scores = {t: noise(i, 3) + t for i, t in enumerate(THRESHOLDS)}
-  found = which_target.compare(scores)
+  found = compare.compare(scores)
   assert found["best"] == 1.0 and found["winner"] is None
   assert all(one["interval"] is None for one in (*found["means"], *found["comparisons"]))
   assert min(row["p"] for row in found["comparisons"]) == 0.25
@@ -200,7 +202,7 @@ def test_scores_are_those_of_sklearn():
 
 def test_null_repeats_claim_hardly_anything():
   scores = np.random.default_rng(0).uniform(0.4, 0.6, (40, 7))
-  found = which_target.null_repeats(scores, repeats=200, seeds=16)
+  found = compare.null_repeats(scores, repeats=200, seeds=16)
   assert found["repeats"] == 200
   assert found["winners"] <= 10
   assert 1 <= found["contrasts"] <= 22  # 5 % of 200, and 3 standard deviations
@@ -209,18 +211,18 @@ def test_null_repeats_claim_hardly_anything():
 def test_copies_are_renamed_so_that_none_can_win():
   scores = np.random.default_rng(1).uniform(0.4, 0.6, (40, 7))
   scores[:, 2] += 1
-  found = which_target.null_repeats(scores, repeats=100, seeds=16)
+  found = compare.null_repeats(scores, repeats=100, seeds=16)
   assert found["winners"] <= 5
   # Under its own name that copy wins.
   named = dict(zip(THRESHOLDS, scores[:16].T, strict=True))
-  assert which_target.compare(named)["winner"] == 0.6
+  assert compare.compare(named)["winner"] == 0.6
 
 
 def families(*extra, thresholds=(1.0, 0.5, 0.0), weights="paper"):
   found = config(
     **{"sweep.thresholds": thresholds, "sweep.members": extra, "loss.weights": weights}
   )
-  return which_target.families(objective.Objective(found), members.views(found))
+  return compare.families(objective.Objective(found), members.views(found))
 
 
 def test_families_are_by_weights():
@@ -241,12 +243,12 @@ def test_another_loss_does_not_take_a_thresholds_place():
 @pytest.fixture(scope="module")
 def cohorts():
   small = config(**{"data.phantom.n_patients": 6})
-  return {seed: which_target.cohort(small, "faint_true", seed) for seed in (0, 1)}
+  return {seed: cohort_lib.cohort(small, "faint_true", seed) for seed in (0, 1)}
 
 
 def test_a_cohort_has_disjoint_splits(cohorts, monkeypatch):
   small, named = config(**{"data.phantom.n_patients": 6}), {}
-  load = which_target.pipeline.load
+  load = run.pipeline.load
 
   def kept(source, fields):
     found = load(source, (*fields, "patient"))
@@ -254,8 +256,8 @@ def test_a_cohort_has_disjoint_splits(cohorts, monkeypatch):
       named[image.tobytes()] = patient
     return found
 
-  monkeypatch.setattr(which_target.pipeline, "load", kept)
-  found = which_target.cohort(small, "faint_true", 0)
+  monkeypatch.setattr(run.pipeline, "load", kept)
+  found = cohort_lib.cohort(small, "faint_true", 0)
   patients = {
     split: {named[image.tobytes()] for image in arrays["image"]} for split, arrays in found.items()
   }
@@ -265,7 +267,7 @@ def test_a_cohort_has_disjoint_splits(cohorts, monkeypatch):
   everybody = set.union(*patients.values())
   assert len(everybody) == sum(map(len, patients.values())) == 6
   for arrays in found.values():
-    assert set(arrays) == {*which_target.pipeline.FIELDS, "truth"}
+    assert set(arrays) == {*run.pipeline.FIELDS, "truth"}
     assert arrays["truth"].shape == arrays["confidence"].shape
     assert arrays["image"].shape[1:] == (32, 32, 1)
   for split, arrays in cohorts[0].items():
@@ -277,16 +279,16 @@ def test_seeds_and_settings_are_other_cohorts(cohorts):
   images = [cohorts[seed]["train"]["image"] for seed in (0, 1)]
   assert not {image.tobytes() for image in images[0]} & {image.tobytes() for image in images[1]}
   found = config(**{"study.settings": ("null", "faint_true", "faint_false"), "study.seeds": 20})
-  units = which_target._units(found)
+  units = compare.units_of(found)
   assert {standardise for _, standardise, _ in units} == {"none"}
-  seeds = [which_target._seed_of(found, setting, seed) for setting, _, seed in units]
-  seeds += [which_target._seed_of(found, which_target.NULL, seed) for seed in range(60)]
+  seeds = [run._seed_of(found, setting, seed) for setting, _, seed in units]
+  seeds += [run._seed_of(found, compare.NULL, seed) for seed in range(60)]
   assert len(seeds) == len(set(seeds)) == 120
 
 
 def test_too_few_patients_are_refused():
   with pytest.raises(UserError, match=r"n_patients: 3 patients leave none for the test"):
-    which_target.cohort(config(**{"data.phantom.n_patients": 3}), "faint_true", 0)
+    cohort_lib.cohort(config(**{"data.phantom.n_patients": 3}), "faint_true", 0)
 
 
 @pytest.mark.parametrize(
@@ -315,34 +317,34 @@ def test_too_few_patients_are_refused():
 )
 def test_a_config_that_no_study_could_use_is_refused(changes, message, tmp_path):
   with pytest.raises(UserError, match=message):
-    which_target.train_and_evaluate(config(**changes), tmp_path / "run")
+    run.train_and_evaluate(config(**changes), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_unit_is_done_again(tmp_path, caplog):
   file = tmp_path / "default_0.json"
-  assert which_target.read_unit(file) is None and not caplog.messages
+  assert compare.read_unit(file) is None and not caplog.messages
   file.write_text(json.dumps(files.seal({"rows": [{"dice": 0.5}]})))
-  assert which_target.read_unit(file) == [{"dice": 0.5}]
+  assert compare.read_unit(file) == [{"dice": 0.5}]
   whole = file.read_text()
   for damaged in (whole[:-3], "", whole.replace("0.5", "0.6")):
     file.write_text(damaged)
-    assert which_target.read_unit(file) is None
+    assert compare.read_unit(file) is None
     assert f"{file} is damaged" in caplog.messages[-1]
   file.write_text('[{"dice": 0.5}]')  # of an older version
-  assert which_target.read_unit(file) == [{"dice": 0.5}]
+  assert compare.read_unit(file) == [{"dice": 0.5}]
 
 
 def test_two_studies_in_one_directory_are_refused(tmp_path, in_use):
   with in_use(tmp_path), pytest.raises(UserError, match="is in use by process 123 on node7"):
-    which_target.train_and_evaluate(config(), tmp_path)
+    run.train_and_evaluate(config(), tmp_path)
   assert not (tmp_path / "run.json").exists()
 
 
 def test_without_null_repeats_their_cohorts_do_not_matter():
-  which_target.check(config(**{"study.null_repeats": 0, "study.null_cohorts": 0}))
-  which_target.check(configs.get_config())
-  which_target.check(configs.get_config("scales"))
+  run.check(config(**{"study.null_repeats": 0, "study.null_cohorts": 0}))
+  run.check(configs.get_config())
+  run.check(configs.get_config("scales"))
   with pytest.raises(ValueError, match="demo does not exist"):
     configs.get_config("demo")
 
@@ -409,13 +411,13 @@ def test_scales_are_compared_within_cohorts():
         dice = cohort + (method == "quantile") * bonus + r.uniform(-0.005, 0.005)
         at = {"setting": setting, "standardise": method, "seed": seed, "member": "soft"}
         units.append(at | {"dice": dice, "annotator_sd": None if seed == 3 else dice})
-  helps, not_clear = which_target._scales(content, units, ("dice",))
+  helps, not_clear = compare._scales(content, units, ("dice",))
   assert (helps["setting"], helps["standardise"]) == ("faint_true", "quantile")
   assert helps["difference"] == pytest.approx(helps["mean"] - helps["none"])
   assert 0.015 < helps["interval"][0] < helps["difference"] < helps["interval"][1] < 0.025
   assert helps["p_holm"] < 0.001 < 0.05 < not_clear["p_holm"]
   # A cohort of which nothing is known is left out of both means.
-  spread = which_target._scales(content, units, ("annotator_sd",))[0]
+  spread = compare._scales(content, units, ("annotator_sd",))[0]
   known = [one["dice"] for one in units if one["seed"] != 3 and one["setting"] == "faint_true"]
   assert spread["mean"] == pytest.approx(np.mean(known[1::2]))
   assert spread["none"] == pytest.approx(np.mean(known[::2]))
@@ -423,10 +425,10 @@ def test_scales_are_compared_within_cohorts():
 
 def test_a_standardised_cohort_differs_in_its_labels_alone():
   small = config(**{"data.phantom.n_patients": 6, "data.phantom.raters": True})
-  plain = which_target.cohort(small, "default", 0)
+  plain = cohort_lib.cohort(small, "default", 0)
   assert plain["train"]["raters"].shape[:2] == (16, 3)
   for method in ("quantile", "overlap"):
-    found = which_target.cohort(small, "default", 0, standardise=method)
+    found = cohort_lib.cohort(small, "default", 0, standardise=method)
     for split in plain:
       for name in ("image", "truth", "labelled"):
         np.testing.assert_array_equal(found[split][name], plain[split][name])
@@ -440,7 +442,7 @@ def test_a_standardised_cohort_differs_in_its_labels_alone():
 def finished(toy, tmp_path_factory):
   """A whole run."""
   workdir = tmp_path_factory.mktemp("runs") / "run"
-  which_target.train_and_evaluate(config(**SMALLEST), workdir)
+  run.train_and_evaluate(config(**SMALLEST), workdir)
   return workdir
 
 
@@ -449,7 +451,7 @@ def test_results_are_what_the_units_say(finished):
   units = {
     (file.stem, row["member"]): row
     for file in (finished / "units").iterdir()
-    for row in which_target.read_unit(file)
+    for row in compare.read_unit(file)
   }
   assert {stem for stem, _ in units} == {
     "faint_true_0", "faint_true_1", "null_repeats_0", "null_repeats_1",
@@ -461,9 +463,9 @@ def test_results_are_what_the_units_say(finished):
     mine = units[f"{unit['setting']}_{unit['seed']}", unit["member"]]
     at = {name: unit[name] for name in ("setting", "standardise", "seed")}
     assert unit == mine | at
-    assert all(0 <= unit[metric] <= 1 for metric in which_target.METRICS)
+    assert all(0 <= unit[metric] <= 1 for metric in compare.METRICS)
   keys = [(row["setting"], row["weights"], row["metric"]) for row in content["rows"]]
-  assert keys == [("faint_true", w, m) for w in ("paper", "ones") for m in which_target.METRICS]
+  assert keys == [("faint_true", w, m) for w in ("paper", "ones") for m in compare.METRICS]
   for row in content["rows"]:
     assert [one["member"] for one in row["means"]] == (
       [1.0, 0.5, 0.0, "ordinal_ones"] if row["weights"] == "paper" else [0.5, "ordinal_ones"]
@@ -472,7 +474,7 @@ def test_results_are_what_the_units_say(finished):
     if row["weights"] == "paper":
       assert row["means"][1]["mean"] == pytest.approx(np.mean(mine))
   # Of the levels one has a separate network of its weights beside it.
-  assert [one["metric"] for one in content["levels"]] == list(which_target.METRICS)
+  assert [one["metric"] for one in content["levels"]] == list(compare.METRICS)
   for one in content["levels"]:
     pair = [
       np.mean([units[f"faint_true_{i}", name][one["metric"]] for i in (0, 1)])
@@ -486,7 +488,7 @@ def test_results_are_what_the_units_say(finished):
 
 
 def test_networks_start_from_the_prior(toy):
-  trainer = which_target.Trainer(config(**SMALLEST | {"study.prior": 0.2}))
+  trainer = cohort_lib.Trainer(config(**SMALLEST | {"study.prior": 0.2}))
   params, _ = trainer._initial(0, 6)
   lowest, above = np.split(np.asarray(params["segmentation_head"]["bias"]), [6])
   np.testing.assert_allclose(1 / (1 + np.exp(-lowest)), 0.2, rtol=1e-6)
@@ -495,7 +497,7 @@ def test_networks_start_from_the_prior(toy):
 
 @pytest.mark.parametrize(("same", "expected"), [(None, [3, 4]), (2, [6, 7, 8, 9])])
 def test_no_two_cohorts_start_from_the_same_weights(toy, same, expected, monkeypatch):
-  trainer, seeds = which_target.Trainer(config(**SMALLEST), same=same), []
+  trainer, seeds = cohort_lib.Trainer(config(**SMALLEST), same=same), []
 
   def place(sweep, states):
     weights = {
@@ -509,7 +511,7 @@ def test_no_two_cohorts_start_from_the_same_weights(toy, same, expected, monkeyp
     return initial(seed, classes)
 
   monkeypatch.setattr(trainer, "_initial", initial)
-  monkeypatch.setattr(which_target.Sweep, "place", place)
+  monkeypatch.setattr(run.Sweep, "place", place)
   for seed in (3, 4):
     with pytest.raises(InterruptedError):
       trainer.run({"train": {"confidence": np.zeros((1, 32, 32, 2))}}, seed=seed)
@@ -529,32 +531,32 @@ def test_an_interrupted_study_goes_on_to_the_same_results(finished, tmp_path, mo
   with monkeypatch.context() as patch:
     patch.setattr(truth_lib, "score", interrupted)
     with pytest.raises(KeyboardInterrupt):
-      which_target.train_and_evaluate(small, tmp_path / "run")
+      run.train_and_evaluate(small, tmp_path / "run")
   (first,) = (tmp_path / "run" / "units").iterdir()
   written = first.stat().st_mtime_ns
   assert not (tmp_path / "run" / "results").exists()
-  which_target.train_and_evaluate(small, tmp_path / "run")
+  run.train_and_evaluate(small, tmp_path / "run")
   assert first.stat().st_mtime_ns == written, "a finished unit is not done again"
   mine, theirs = (w / "results" / "which_target.json" for w in (tmp_path / "run", finished))
   assert mine.read_bytes() == theirs.read_bytes()
 
   # A finished study trains nothing and prints its tables again.
   capsys.readouterr()
-  monkeypatch.setattr(which_target.Trainer, "run", None)
-  which_target.train_and_evaluate(small, tmp_path / "run")
+  monkeypatch.setattr(cohort_lib.Trainer, "run", None)
+  run.train_and_evaluate(small, tmp_path / "run")
   assert capsys.readouterr().out.startswith("Which target? 2 simulated cohorts a setting")
   assert mine.read_bytes() == theirs.read_bytes()
   other = config(**SMALLEST | {"train.epochs": 2})
   with pytest.raises(UserError, match=r"train\.epochs"):
-    which_target.train_and_evaluate(other, tmp_path / "run")
+    run.train_and_evaluate(other, tmp_path / "run")
 
 
 def test_ways_to_standardise_are_kept_apart(toy, tmp_path):
   methods = ("none", "quantile", "overlap")
   changes = {"study.standardise": methods, "data.phantom.raters": True, "study.null_repeats": 0}
-  which_target.train_and_evaluate(config(**SMALLEST | changes), tmp_path / "run")
+  run.train_and_evaluate(config(**SMALLEST | changes), tmp_path / "run")
   content = results.read(tmp_path / "run", "which_target")
-  files = {file.name: which_target.read_unit(file) for file in (tmp_path / "run/units").iterdir()}
+  files = {file.name: compare.read_unit(file) for file in (tmp_path / "run/units").iterdir()}
   assert set(files) == {
     f"faint_true_{part}{seed}.json" for part in ("", "quantile_", "overlap_") for seed in (0, 1)
   }
@@ -570,7 +572,7 @@ def test_ways_to_standardise_are_kept_apart(toy, tmp_path):
         name = {1.0: "threshold_1", 0.5: "threshold_0.5"}[one["member"]]
         assert one["mean"] == pytest.approx(mean(name, "none", row["metric"]))
   keys = {(one["standardise"], one["member"], one["metric"]) for one in content["scales"]}
-  assert len(keys) == len(content["scales"]) == 2 * 8 * len(which_target.SCALED)
+  assert len(keys) == len(content["scales"]) == 2 * 8 * len(compare.SCALED)
   for one in (*content["scales"], *content["spread"]):
     at = one["member"], one["metric"]
     assert one["mean"] == pytest.approx(mean(at[0], one["standardise"], at[1]))

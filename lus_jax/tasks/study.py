@@ -7,8 +7,10 @@ from ml_collections import ConfigDict
 
 from lus_jax import lock
 from lus_jax.errors import UserError
+from lus_jax.tasks.clinical import questions
+from lus_jax.tasks.clinical import run as run_lib
+from lus_jax.tasks.segmentation import run
 from lus_jax.training import claim as claim_lib
-from lus_jax.training import downstream, segmentation, tasks
 
 # Says which study a directory belongs to.
 DIRECTORY = "study"
@@ -31,7 +33,7 @@ def parts(config):
   """
   found = {}
   own = "segmentation" in config
-  known = [key for key in config if getattr(config[key], "task", None) in tasks.TASKS]
+  known = [key for key in config if getattr(config[key], "task", None) in questions.TASKS]
   for name in (*(["segmentation"] if own else []), *config.tasks):
     if name not in known and name != "segmentation":
       raise UserError(f"config.tasks: '{name}' is not known; choose of {', '.join(known)}.")
@@ -59,7 +61,7 @@ def train_and_evaluate(config, workdir):
   """
   configs = parts(config)
   for name, part in configs.items():
-    (segmentation if name == "segmentation" else downstream).check(part)
+    (run if name == "segmentation" else run_lib).check(part)
   directory, settings = pathlib.Path(workdir) / DIRECTORY, claim_lib.settings(config)
   claim = None
   with contextlib.suppress(OSError):  # `check_claim` says what is wrong with it
@@ -75,7 +77,7 @@ def train_and_evaluate(config, workdir):
 def _run(configs, directory, settings, workdir):
   for i, (name, part) in enumerate(configs.items()):
     print(f"== {i + 1} of {len(configs)}: {name}", flush=True)
-    task = segmentation if name == "segmentation" else downstream
+    task = run if name == "segmentation" else run_lib
     task.train_and_evaluate(part, workdir)
     # Not before: where the first part refuses its data, nothing is left behind.
     claim_lib.claim(directory, settings, {}, more_epochs=True)

@@ -1,6 +1,6 @@
 """The three clinical tasks: what their batches hold, their losses and their scores.
 
-Each is a class of the same shape, used by `lus_jax.training.downstream`:
+Each is a class of the same shape, used by `lus_jax.tasks.clinical.run`:
 
 - `outputs`, `hidden`: the head of the network.
 - `primary`, `baseline`: metrics of `lus_jax.evaluation.clinical`.

@@ -1,0 +1,111 @@
+"""What is told and written of a clinical task."""
+
+import os
+
+import jax
+
+from lus_jax import results
+from lus_jax.evaluation import ratio, statistics
+from lus_jax.models import torch_weights
+from lus_jax.words import plural
+
+
+def notes(config, dataset, table, trained, same):
+  """What a reader of the results has to know."""
+  notes = list(dataset.notes)
+  if not same and not dataset.simulated:
+    known = {name for names in trained.patients.values() for name in names}
+    if both := sorted(known & set(table.patient.tolist())):
+      notes.append(
+        f"patients of these names are in the segmentation's data set too ({', '.join(both[:5])}): "
+        "if they are the same persons, they stand on both sides."
+      )
+  if not same and config.folds.leakage == "strict":
+    notes.append("the segmentation is of another data set, so strict needed no sweep of its own.")
+  if torch_weights.is_file(config.model.init_from):
+    notes.append(
+      f"the networks start from the weights in {os.path.basename(config.model.init_from)}, trained "
+      "elsewhere: no test patient may have been among its data."
+    )
+  elif config.folds.leakage == "strict" and config.model.init_from:
+    notes.append(
+      f"the networks start from those of {config.model.init_from}, whose best epochs were chosen "
+      "on the validation patients of the same fold; test patients chose nothing."
+    )
+  if "true" in config.channels.ablations and not dataset.simulated:
+    notes.append("no true masks exist for real frames, so there is no row for them.")
+  return notes
+
+
+def write_results(
+  workdir, config, settings, dataset, splits, task, places, meta, tested, trained, same, notes
+):
+  """Writes `results/<name>.json` and `results/<name>_history.json`."""
+  rows, members, confusion, predictions = [], {}, {}, []
+  for (source, f), best, (ratios, extra) in zip(places, meta["best"], tested, strict=True):
+    rows.append(
+      {
+        "threshold": source,
+        "fold": f,
+        "best_epoch": best["epoch"],
+        "n_patients": len(ratios[task.primary].patients),
+        **ratio.fold_row(ratios),
+      }
+    )
+    members.setdefault(source, []).append(ratios)
+    if "confusion" in extra:
+      confusion[source] = confusion.get(source, 0) + extra["confusion"]
+    predictions += [{"threshold": source, "fold": f, **row} for row in extra.get("predictions", [])]
+  content = {
+    "task": config.task,
+    "primary": task.primary,
+    "target": config.target,
+    "split": "test",
+    "rows": rows,
+    "summary": statistics.summarize(members, primary=task.primary, baseline=task.baseline),
+    "patients": statistics.per_patient(members),
+    "folds": [
+      {"fold": f, **{side: list(names) for side, names in vars(fold).items()}}
+      for f, fold in enumerate(splits)
+    ],
+    "left_out": [row for row in task.left_out if row["count"]],
+    "notes": notes,
+    "segmentation": {
+      "dataset": trained.dataset["name"],
+      "thresholds": list(trained.thresholds),
+      "same_data_set": same,
+    },
+  }
+  if confusion:
+    content["confusion"] = [
+      {"threshold": source, "classes": list(task.classes), "matrix": matrix.tolist()}
+      for source, matrix in confusion.items()
+    ]
+  if predictions:
+    content["predictions"] = predictions
+  names = dict(zip([row["member"] for row in meta["history"]], places, strict=False))
+  history = [
+    {"threshold": names[row["member"]][0], "fold": names[row["member"]][1], **row}
+    for row in meta["history"]
+  ]
+  summary = dataset.summary()
+  results.write(workdir, f"{config.name}_history", config=settings, dataset=summary, rows=history)
+  results.write(workdir, config.name, config=settings, dataset=summary, **content)
+
+
+def describe(config, dataset, network, table, splits, task, places, notes):
+  millions = sum(x.size for x in jax.tree.leaves(network.params)) / 1e6
+  sources = list(dict.fromkeys(str(source) for source, _ in places))
+  return "\n".join(
+    [
+      f"{config.name} on {dataset.name}: {plural(len(table), 'video')} of "
+      f"{plural(len(set(table.patient)), 'patient')}, {plural(len(splits), 'fold')}",
+      f"{plural(len(places), 'model')} ({', '.join(sources)}; MobileNetV2 with temporal shift, "
+      f"{millions:.1f} M parameters each), {plural(config.train.epochs, 'epoch')}, "
+      f"{plural(config.train.epochs * task.steps_per_epoch, 'step')}, clips of "
+      f"{plural(config.clip.n_segment, 'frame')} of "
+      f"{config.clip.image_size} x {config.clip.image_size}",
+      *(f"note: {note}" for note in notes),
+      *(f"left out: {x['count']} {x['what']}: {x['why']}" for x in task.left_out if x["count"]),
+    ]
+  )

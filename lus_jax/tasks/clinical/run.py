@@ -1,0 +1,336 @@
+"""A clinical task: one video network per source of segmentation channels and fold, all at once.
+
+A source is a threshold of the segmentation sweep, 'none' (video only) or 'true' (the simulator's
+masks). Members share batches within a fold, initial weights and compiled programs.
+"""
+
+import math
+import os
+import pathlib
+import re
+
+import numpy as np
+
+from lus_jax import lock, models, parallel, results
+from lus_jax.data import clips, datasets, folds, pipeline
+from lus_jax.errors import UserError
+from lus_jax.inference import channels as channels_lib
+from lus_jax.inference import trained as trained_lib
+from lus_jax.models import torch_weights
+from lus_jax.report import text
+from lus_jax.tasks.clinical import finish, initial, questions, train
+from lus_jax.tasks.segmentation import run as run_lib
+from lus_jax.training import checkpoints as checkpoints_lib
+from lus_jax.training import claim as claim_lib
+from lus_jax.training import hardware
+from lus_jax.training import state as state_lib
+from lus_jax.training.sweep import Sweep, choose_strategy
+from lus_jax.words import plural
+
+ABLATIONS = ("none", "true")
+KINDS = ("probability", "binary")
+PAIRS = ("in_batch", "sampled")
+DAYS = ("difference", "single")
+# Names of other results files and folders of a run.
+RESERVED = ("checkpoints", "tensorboard", "channels", "results", "report", "study")
+RESERVED += trained_lib.RESULTS
+
+
+def check(config):
+  """Refuses values of a config that no run could use (`UserError`); nothing is written before."""
+  known = {
+    "channels.kind": KINDS,
+    "folds.cv": folds.SCHEMES,
+    "folds.leakage": folds.LEAKAGES,
+    **({"pairs": PAIRS} if config.task == "sf_change" else {}),
+    **({"days": DAYS} if config.task == "readmission" else {}),
+  }
+  for name, choices in known.items():
+    value = _field(config, name)
+    if value not in choices:
+      raise UserError(f"config.{name}: '{value}' is not known; choose one of {', '.join(choices)}.")
+  for name in config.channels.ablations:
+    if name not in ABLATIONS:
+      raise UserError(
+        f"config.channels.ablations: '{name}' is not known; choose of {', '.join(ABLATIONS)}."
+      )
+  for field in ("thresholds", "ablations"):
+    for name in (values := list(config.channels[field])):
+      if values.count(name) > 1:
+        raise UserError(f"config.channels.{field}: {name} stands there twice; name it once.")
+  if not config.folds.balance:
+    raise UserError("config.folds.balance is empty; name at least one number of the videos.")
+  if config.data.get("dir") and not config.data.name:
+    raise UserError(
+      "config.data.dir names a folder, but config.data.name is empty; add "
+      "--config.data.name=lus_folder (or covid_blues)."
+    )
+  pipeline.choose_cache_for(config.data.cache, 0)
+  least = {
+    "clip.image_size": 32,
+    "clip.n_segment": 1,
+    "train.epochs": 1,
+    "train.batch_size": 1,
+    "train.log_every": 1,
+    "train.checkpoint_every": 1,
+    "optimizer.restart_epochs": 1,
+    "optimizer.restart_factor": 1,
+    "seed": 0,
+    "folds.seed": 0,
+    **({"pairs_cap": 1} if config.task == "sf_change" else {}),
+  }
+  for name, low in least.items():
+    if _field(config, name) < low:
+      raise UserError(f"config.{name}: {_field(config, name)} must be at least {low}.")
+  rate = config.optimizer.learning_rate
+  if not (rate > 0 and math.isfinite(rate)):
+    raise UserError(f"config.optimizer.learning_rate: {rate} must be a positive number.")
+  if config.task == "sf_ratio" and not config.target_scale > 0:
+    raise UserError(f"config.target_scale: {config.target_scale} must be positive.")
+  if (
+    not re.fullmatch(r"\w+", config.name)
+    or config.name.startswith("segmentation")
+    or config.name in RESERVED
+  ):
+    raise UserError(f"config.name: '{config.name}' cannot name a results file of this task.")
+  models.check_video(config.model)
+  if torch_weights.is_file(config.model.init_from):
+    models.check_init_from(config.model, video=True)
+  choose_strategy(config.sweep.strategy)
+
+
+def _field(config, name):
+  for part in name.split("."):
+    config = config[part]
+  return config
+
+
+def open_videos(config, trained):
+  """Opens the videos of a task: those of the segmentation's data set, or other ones.
+
+  Args:
+    config: a run's config; `data.name` is empty for the segmentation's own data set.
+    trained: a `lus_jax.inference.trained.Trained`: its size is the videos' too.
+
+  Returns:
+    A `lus_jax.data.datasets.Dataset`.
+
+  Raises:
+    UserError: the data are not in order, or of other classes than the models.
+  """
+  data = trained.config.data.copy_and_resolve_references()
+  prepared_dir = config.data.prepared_dir or _of_run(data.prepared_dir)
+  with data.unlocked():
+    if config.data.name:
+      data.update(config.data)
+    data.split_unit = "patient"
+    data.prepared_dir = prepared_dir
+  dataset = datasets.open_dataset(data, "videos")
+  if dataset.classes and dataset.classes != trained.classes:
+    raise UserError(
+      f"config.channels.workdir: its models know the classes {', '.join(trained.classes)}, and the "
+      f"data set {dataset.name} has {', '.join(dataset.classes)}; name a segmentation run on the "
+      "same classes."
+    )
+  return dataset
+
+
+def _of_run(prepared_dir, ours=""):
+  """Where a segmentation run's prepared data are; ours if that is not known of an older run."""
+  if not prepared_dir or os.path.isabs(os.path.expanduser(prepared_dir)):
+    return prepared_dir
+  if not ours:
+    raise UserError(
+      f"the prepared data of the segmentation run are in '{prepared_dir}', which is not found from "
+      "here; name the folder with --config.data.prepared_dir=DIR."
+    )
+  return ours
+
+
+def fold_segmentations(config, trained, splits, workdir):
+  """Trains one segmentation sweep per fold, on patients of its training side only.
+
+  Args:
+    config: a run's config.
+    trained: the base sweep, whose recipe is repeated.
+    splits: `Fold`s.
+    workdir: the run's directory; finished sweeps are found again.
+
+  Returns:
+    A list of `Trained`, one a fold.
+  """
+  labelled = {name for names in trained.patients.values() for name in names}
+  recipe = trained.config.copy_and_resolve_references()
+  with recipe.unlocked():
+    recipe.data.prepared_dir = _of_run(recipe.data.prepared_dir, config.data.prepared_dir)
+    # The clinical tasks see the models of the first seed's thresholds.
+    recipe.sweep.seeds, recipe.sweep.members = 1, ()
+  models_, frames = len(trained.sweep.members), sum(trained.dataset["splits"].values())
+  epochs = recipe.train.epochs
+  print(
+    f"leakage=strict: {plural(len(splits), 'extra segmentation sweep')} of "
+    f"{plural(models_, 'model')}, {plural(epochs, 'epoch')} of at most "
+    f"{plural(frames, 'frame')}: up to {len(splits) * models_ * epochs * frames:,} model-frames"
+  )
+  found = []
+  for f, fold in enumerate(splits):
+    names = [name for name in fold.train if name in labelled]
+    generator = np.random.default_rng((config.folds.seed, f))
+    held_out = max(1, round(len(names) * 6 / 38))  # the paper's 6 of 32 + 6
+    order = generator.permutation(names).tolist()
+    patients = {
+      "train": sorted(order[held_out:]),
+      "validation": sorted(order[:held_out]),
+      "test": sorted(name for name in fold.test if name in labelled),
+    }
+    directory = pathlib.Path(workdir) / "segmentation" / f"fold_{f}"
+    print(f"segmentation of fold {f}")
+    with lock.hold(directory, wait="trains the segmentation of this fold"):
+      run_lib.train_and_evaluate(recipe, directory, patients)
+    found.append(trained_lib.load(directory))
+  return found
+
+
+def train_and_evaluate(config, workdir):
+  """Trains every source in every fold, tests the best epochs, writes results.
+
+  Args:
+    config: a run's config (`configs/sf_ratio.py` and its like).
+    workdir: the run's directory: the task lives in `<workdir>/<name>`, its results in
+      `<workdir>/results`; a broken run goes on where its last checkpoint was.
+
+  Raises:
+    UserError: the config, the data or the segmentation run are not in order.
+  """
+  check(config)
+  directory = pathlib.Path(workdir) / config.name
+  device = hardware.find_device()
+  config, why = hardware.resolve(hardware.as_begun(config, directory), device)
+  claim_lib.check_claim(directory, claim_lib.settings(config), more_epochs=True)
+  with lock.hold(directory):
+    _train_and_evaluate(config, workdir, device, why)
+
+
+def _train_and_evaluate(config, workdir, device, why):
+  directory, settings = pathlib.Path(workdir) / config.name, claim_lib.settings(config)
+  # Before any process can have written it.
+  begun = claim_lib.read_claim(directory) is not None
+  before = claim_lib.fewer_epochs(directory, config.train)
+  whole = trained_lib.load(os.path.expanduser(config.channels.workdir) or workdir)
+  chosen = trained_lib.choose_thresholds(config, whole)
+  trained = whole.only(chosen)
+  with parallel.main_first("videos"):
+    dataset = open_videos(config, trained)
+  table = clips.read_table(dataset, tuple(dict.fromkeys((*config.folds.balance, config.target))))
+  same = dataset.population == trained.dataset["population"]
+  # Models of another data set have seen none of these patients: there is nothing to train anew.
+  strict = config.folds.leakage == "strict" and same
+  values = [table.of_patient(name) for name in config.folds.balance]
+  splits = folds.make_folds(
+    {name: tuple(value[name] for value in values) for name in values[0]},
+    test=set(table.patient[table.split == "test"].tolist()),
+    n_folds=config.folds.n,
+    cv=config.folds.cv,
+    seed=config.folds.seed,
+  )
+  task = questions.TASKS[config.task](table, splits, config)
+  if not strict:
+    seen = sorted({*trained.patients["train"], *trained.patients["validation"]}) if same else None
+    folds.audit(
+      splits,
+      leakage=config.folds.leakage,
+      segmentation=None if seen is None else [seen] * len(splits),
+    )
+  summary = dataset.summary() | {"segmentation": trained.fingerprints}
+  # What a second run could not use is refused before anything that takes long.
+  ablations = [a for a in config.channels.ablations if a != "true" or dataset.simulated]
+  names, places, members = train.make_members(list(trained.thresholds), ablations, len(splits))
+  sweep = Sweep(members, choose_strategy(config.sweep.strategy))
+  parallel.check_batch(
+    sweep.mesh, config.train.batch_size, rows=task.clips_per_batch // config.train.batch_size
+  )
+  network = state_lib.Network(
+    models.build_video_model(
+      config.model,
+      in_channels=1 + len(trained.classes),
+      outputs=task.outputs,
+      hidden=task.hidden,
+      seed=config.seed,
+    )
+  )
+  started, trained_on = initial.initial_weights(config, network, places, splits, workdir, summary)
+  folds.audit(splits, leakage=config.folds.leakage, initial=trained_on)
+  if config.model.init_from:
+    file = config.model.init_from
+    summary["initial"] = (
+      torch_weights.digest(file) if torch_weights.is_file(file) else initial.digest(started)
+    )
+  files = (config.name, f"{config.name}_history")
+  # What is refused keeps its results.
+  claim_lib.check_claim(directory, settings, summary, more_epochs=True)
+  if before is not None:
+    epochs, _ = checkpoints_lib.progress(directory)
+    print(f"{directory}: going on after {plural(epochs, 'epoch')} to {config.train.epochs}.")
+  if before is not None or not begun:
+    # It goes on, or its directory was removed to start anew: what it found is not its result.
+    results.remove(workdir, *(f"{name}.json" for name in files))
+  claim_lib.claim(directory, settings, summary, more_epochs=True)
+  parallel.sync("claim")
+
+  if not results.exists(workdir, *files):
+    trained_by_fold, keep = [trained], set(whole.fingerprints)
+    if strict:
+      by_fold = fold_segmentations(config, whole, splits, workdir)
+      trained_by_fold = [one.only(chosen) for one in by_fold]
+      keep = keep.union(*(one.fingerprints for one in by_fold))
+      seen = [[*one.patients["train"], *one.patients["validation"]] for one in trained_by_fold]
+      folds.audit(splits, leakage="strict", segmentation=seen)
+    store = make_store(
+      config, workdir, dataset, table, trained_by_fold, ablations, splits, keep, sweep.mesh
+    )
+    notes = finish.notes(config, dataset, table, trained, same)
+    print(finish.describe(config, dataset, network, table, splits, task, places, notes))
+    print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=store.cache))
+    meta, tested = train.fit(
+      config, settings, workdir, network, sweep, names, started, task, store, splits
+    )
+    finish.write_results(
+      workdir, config, settings, dataset, splits, task, places, meta, tested, trained, same, notes
+    )
+  parallel.sync("task results")
+  print(text.downstream(results.read(workdir, config.name)))
+
+
+def make_store(config, workdir, dataset, table, trained_by_fold, ablations, splits, keep, mesh):
+  """Makes the channels of all videos, and the `lus_jax.data.clips.ClipStore` of them.
+
+  Args:
+    config: a run's config.
+    workdir: the run's directory.
+    dataset: the videos.
+    table: their `VideoTable`.
+    trained_by_fold: the segmentation models of each fold, or of all (one).
+    ablations: of 'none' and 'true'.
+    splits: `Fold`s.
+    keep: fingerprints of models whose channels other runs in this directory may still need.
+    mesh: of the sweep.
+  """
+  image, maps, truth = channels_lib.make(
+    dataset, table, trained_by_fold, size=config.clip.image_size, workdir=workdir, keep=keep
+  )
+  stored = sum(maps, [])
+  per_model = np.arange(len(stored)).reshape(len(maps), -1).tolist()
+  if "true" in ablations:
+    stored.append(truth)
+    per_model = [[*row, len(stored) - 1] for row in per_model]
+  cache = pipeline.choose_cache_for(config.data.cache, image.nbytes + sum(x.nbytes for x in stored))
+  return clips.ClipStore(
+    image=image,
+    channels=stored,
+    fold_channels=np.array(per_model if len(maps) > 1 else per_model * len(splits)),
+    offset=table.offset,
+    n_frames=table.n_frames,
+    n_segment=config.clip.n_segment,
+    cache=cache,
+    mesh=mesh,
+  )

@@ -1,0 +1,212 @@
+"""Trains the video networks of a clinical task."""
+
+import contextlib
+import pathlib
+
+import jax
+import numpy as np
+import optax
+from jax import numpy as jnp
+
+from lus_jax.evaluation import ratio
+from lus_jax.models import flops
+from lus_jax.training import checkpoints as checkpoints_lib
+from lus_jax.training import estimate, loop, writers
+from lus_jax.training import state as state_lib
+from lus_jax.words import plural
+
+# Seeds of the frames that clips take, apart from those of the training order.
+_FRAMES = 2
+
+
+def make_members(thresholds, ablations, n_folds):
+  """The members: every source in every fold.
+
+  Args:
+    thresholds: those that are used; channel c of a fold belongs to the c-th.
+    ablations: of 'none' and 'true'; the true masks are the last channel.
+    n_folds: F.
+
+  Returns:
+    Names, sources and folds, and a list of dicts: `fold`, `channel` and `use` (0 blanks it).
+  """
+  names, places, members = [], [], []
+  for source in (*thresholds, *ablations):
+    for f in range(n_folds):
+      known = source if isinstance(source, str) else f"threshold_{source:g}"
+      channel = {"none": 0, "true": len(thresholds)}.get(source)
+      names.append(f"{known}_fold_{f}")
+      places.append((source, f))
+      members.append(
+        {
+          "fold": np.int32(f),
+          "channel": np.int32(thresholds.index(source) if channel is None else channel),
+          "use": np.float32(source != "none"),
+        }
+      )
+  return names, places, members
+
+
+def member_clips(inputs, member, kind):
+  """One member's clips: the grey frame and K channels.
+
+  Args:
+    inputs: `image` [F, M, N, h, w, 1] and `channels` [F, c, M, N, h, w, K] uint8.
+    member: of `make_members`.
+    kind: 'probability', or 'binary' at .5.
+
+  Returns:
+    [M, N, h, w, 1 + K] in [0, 1].
+  """
+  image = inputs["image"][member["fold"]].astype(jnp.float32) / 255
+  channels = inputs["channels"][member["fold"], member["channel"]]
+  if kind == "binary":
+    channels = jnp.where(channels >= 128, 255, 0)
+  return jnp.concatenate([image, channels.astype(jnp.float32) * (member["use"] / 255)], axis=-1)
+
+
+def make_optimizer(config, steps_per_epoch, epochs):
+  """Adam with a cosine schedule and warm restarts; returns it and its schedule."""
+  lengths, total = [], 0
+  while total < epochs:
+    lengths.append(config.restart_epochs * config.restart_factor ** len(lengths))
+    total += lengths[-1]
+  periods = [
+    optax.cosine_decay_schedule(config.learning_rate, n * steps_per_epoch) for n in lengths
+  ]
+  ends = (np.cumsum(lengths[:-1]) * steps_per_epoch).tolist()
+  schedule = optax.join_schedules(periods, ends)
+  return optax.adam(schedule), schedule
+
+
+def make_plan(task, store, config, n_folds):
+  """The training batch of any step: `step -> batch`, a pure function of the seed."""
+
+  def plan(step):
+    parts = []
+    for f in range(n_folds):
+      video, own = task.plan(f, step)
+      generator = np.random.default_rng((config.seed, _FRAMES, f, step))
+      parts.append({"frames": store.clips(video, generator)} | own)
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+  return plan
+
+
+def make_outputs(network, sweep, task, store, config, splits):
+  """Runs the networks over a split: `(weights, split)` to a list of [videos, outputs], by member.
+
+  The videos are those of `task.videos` for the member's fold.
+  """
+
+  def run(weights, member, inputs):
+    outputs, _ = network(
+      weights["params"],
+      weights["batch_stats"],
+      member_clips(inputs, member, config.channels.kind),
+    )
+    return outputs
+
+  run = sweep.compile(run)
+  size = task.clips_per_batch
+
+  def outputs(weights, split):
+    videos = [task.videos(f, split) for f in range(len(splits))]
+    parts = []
+    for start in range(0, max(map(len, videos)), size):
+      # Folds that are through repeat their last video.
+      chosen = [v[np.minimum(np.arange(start, start + size), len(v) - 1)] for v in videos]
+      inputs = store.finish(store.load({"frames": store.clips(np.stack(chosen))}))
+      parts.append(sweep.to_host(run(weights, sweep.members, inputs)))
+    return [
+      np.concatenate([part[i] for part in parts])[: len(videos[member["fold"]])]
+      for i, member in enumerate(sweep.members)
+    ]
+
+  return outputs
+
+
+def _weights(sweep, state, *, best):
+  def pick(state):
+    if best:
+      return {"params": state.best_params, "batch_stats": state.best_batch_stats}
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+  return sweep.map(pick, state)
+
+
+def _biases(sweep, weights):
+  return sweep.to_host(sweep.map(lambda one: one["params"]["bias"], weights))
+
+
+def in_channels(network):
+  return network.params["features"][0]["conv"]["kernel"].shape[2]
+
+
+def fit(config, settings, workdir, network, sweep, names, started, task, store, splits):
+  tx, schedule = make_optimizer(config.optimizer, task.steps_per_epoch, config.train.epochs)
+  states = [state_lib.create_state(one["params"], one["batch_stats"], tx) for one in started]
+  state = sweep.place(states)
+  outputs = make_outputs(network, sweep, task, store, config, splits)
+
+  def loss_fn(params, batch_stats, member, inputs, key):
+    own = {
+      name: x[member["fold"]] for name, x in inputs.items() if name not in ("image", "channels")
+    }
+    clip = member_clips(inputs, member, config.channels.kind)
+    found, batch_stats = network(params, batch_stats, clip, train=True)
+    return task.loss(found, params["bias"], own), batch_stats
+
+  def judge(state, split, function, *, best):
+    weights = _weights(sweep, state, best=best)
+    return [
+      function(found, bias, int(member["fold"]))
+      for found, bias, member in zip(
+        outputs(weights, split), _biases(sweep, weights), sweep.members, strict=True
+      )
+    ]
+
+  directory = pathlib.Path(workdir) / config.name
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(contextlib.closing(checkpoints_lib.Checkpoints(directory)))
+    writer = stack.enter_context(contextlib.closing(writers.create_writer(directory)))
+    writers.write_overview(writer, settings, network.params)
+    state, meta = loop.fit(
+      loop.Task(
+        names=names,
+        prepare=lambda batch, key: batch,
+        loss_fn=loss_fn,
+        tx=tx,
+        schedule=schedule,
+        validate=lambda state: (judge(state, "validation", task.validate, best=False), {}),
+        unit="clip",
+        work=estimate.Work(
+          images=task.clips_per_batch,
+          flop=flops.TRAINING
+          * flops.video(
+            size=config.clip.image_size,
+            n_segment=config.clip.n_segment,
+            in_channels=in_channels(network),
+            outputs=task.outputs,
+            hidden=task.hidden,
+            width=config.model.width,
+          ),
+          validated=max(len(task.videos(f, "validation")) for f in range(len(splits))),
+          dtype=config.model.dtype,
+        ),
+      ),
+      sweep,
+      state,
+      store.batches(make_plan(task, store, config, len(splits))),
+      config=config.train,
+      steps_per_epoch=task.steps_per_epoch,
+      key=jax.random.key(config.seed),
+      checkpoints=checkpoints,
+      writer=writer,
+    )
+    print(f"testing the best epochs of {plural(len(names), 'model')}", flush=True)
+    tested = judge(state, "test", task.evaluate, best=True)
+    step = config.train.epochs * task.steps_per_epoch
+    found = {name: ratio.fold_row(row) for name, (row, _) in zip(names, tested, strict=True)}
+    writers.write_table(writer, step, found, list(next(iter(found.values()))))
+  return meta, tested

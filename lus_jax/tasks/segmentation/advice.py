@@ -1,0 +1,138 @@
+"""What a segmentation run tells of its data and its models."""
+
+import jax
+import numpy as np
+from absl import logging
+
+from lus_jax.labels import label
+from lus_jax.report import cells
+from lus_jax.words import many, plural
+
+# Labels that agree in this share of their pixels are called the same; the edges of binary masks are
+# interpolated. So many training frames are looked at.
+SAME, SAME_BINARY, N_LOOKED = 0.99, 0.9, 100
+
+
+# Validation frames below which the choice of epochs is called chance.
+FEW = 5
+
+
+def warn_of_unscored(names, best, epochs):
+  never, undefined = (
+    [name for name, x in zip(names, best, strict=True) if x["score"] == score]
+    for score in (0, None)
+  )
+  if never:
+    logging.warning(
+      "In no epoch did %s draw anything of what is there on the validation frames: at .5 their "
+      "IoU is 0 throughout. More epochs (--config.train.epochs=%d) may mend it, or fewer members.",
+      ", ".join(never),
+      4 * epochs,
+    )
+  if undefined:
+    logging.warning(
+      "No validation frame shows anything at the threshold of %s: their IoU is undefined there, "
+      "and their last epoch stands in for the best.",
+      ", ".join(undefined),
+    )
+
+
+def no_better_than_blind(content, counted, steps):
+  """What to say where no threshold's network is above the mean map of its threshold; else empty.
+
+  Empty too where no test label shows anything: there is no IoU to compare then.
+
+  Args:
+    content: of `results/segmentation.json`.
+    counted: rows of `results/dataset.json`.
+    steps: of the training.
+  """
+  bars = {x["threshold"]: x for x in content.get("predictors", ()) if x["predictor"] == "mean_map"}
+  rows = [row for row in content["rows"] if any(row.get("label_images", {"": 1}).values())]
+  pairs = [(row, bars.get(row["threshold"], {})) for row in rows]
+  if not pairs or any((row["iou"] or 0) > (bar.get("iou") or 0) for row, bar in pairs):
+    return ""
+  by_split = {row["split"]: row for row in counted}
+  test = by_split["test"]
+  lines = [
+    f"On {'this' if test['frames'] == 1 else 'these'} {plural(test['frames'], 'test frame')} "
+    f"({plural(test['patients'], 'patient')}) no network's IoU is above that of the "
+    "mean map, which looks at no picture: this test does not show that they look at it."
+  ]
+  for key, words, sign in (
+    ("weighted_ce", "WeightedCE is below the mean map's", -1),
+    ("iou_at_best_cut", "IoU at the best cut is above the mean map's", 1),
+  ):
+    better = [
+      cells.percent(row["threshold"])
+      for row, bar in pairs
+      if None not in (row.get(key), bar.get(key)) and sign * (row[key] - bar[key]) > 0
+    ]
+    if better:
+      lines.append(f"But {words} at: {', '.join(dict.fromkeys(better))}.")
+  if not any(by_split["train"]["frames_with"].values()):
+    lines.append("No training label shows anything: there was nothing to learn.")
+  else:
+    epochs = 4 * content["config"]["train"]["epochs"]
+    lines.append(
+      f"Often steps are too few (here {steps}; --config.train.epochs={epochs} takes more), "
+      "pictures too small (--config.data.image_size) or the test too small."
+    )
+  return " ".join(lines)
+
+
+def same_labels(source, thresholds, *, binary=False):
+  """What to say where some thresholds have the same labels, as of binary masks; empty if none do.
+
+  Args:
+    source: the training frames.
+    thresholds: of the sweep.
+    binary: whether masks were 0 and 1, so that only interpolated edges lie between.
+  """
+  # A good part of the frames says it.
+  n = min(len(source), N_LOOKED)
+  counts = np.zeros(256, np.int64)
+  frames = source.only("confidence")
+  for i in np.linspace(0, len(source) - 1, n).astype(int).tolist():
+    counts += np.bincount(frames[i]["confidence"].ravel(), minlength=256)
+  levels = np.arange(256, dtype=np.float32) / 255
+  area = {t: int(counts[np.asarray(label(levels, t)) > 0].sum()) for t in thresholds}
+  share, groups = SAME_BINARY if binary else SAME, []
+  for threshold in sorted(thresholds, reverse=True):
+    # The labels lie within each other: the lowest threshold of a group has the largest.
+    if groups and area[groups[-1][0]] >= share * area[threshold] > 0:
+      groups[-1].append(threshold)
+    else:
+      groups.append([threshold])
+  same = [", ".join(map(cells.percent, group)) for group in groups if len(group) > 1]
+  if not same:
+    return ""
+  kept = [min(group, key=lambda t: abs(t - 0.5)) for group in groups]
+  return (
+    f"labels: {' and '.join(same)} agree in {share:.0%} of their pixels or more "
+    f"({plural(n, 'training frame')}): such models differ in the weight of the background at most, "
+    f"and one is enough: --config.sweep.thresholds={','.join(f'{t:g}' for t in kept)} trains "
+    f"{len(kept)} in place of {len(thresholds)}"
+  )
+
+
+def describe(config, dataset, network, sweep, steps, why):
+  millions = sum(x.size for x in jax.tree.leaves(network.params)) / 1e6
+  sizes = ", ".join(f"{len(source)} {name}" for name, source in dataset.splits.items())
+  n_last = len(list(dataset.splits.values())[-1])
+  size, n = config.data.image_size, len(sweep.members)
+  epochs = plural(config.train.epochs, "epoch")
+  epochs += f" ({why['epochs']})" if "epochs" in why else ""
+  lines = [
+    f"{dataset.name}: {sizes} {many(n_last, 'frame')} of {size} x {size}, "
+    f"{plural(len(dataset.classes), 'class')}",
+    f"{plural(n, 'model')} (FPN {config.model.encoder}, {millions:.1f} M parameters each), "
+    f"{epochs}, {plural(steps, 'step')}",
+    *(f"note: {note}" for note in dataset.notes),
+  ]
+  if (n := len(dataset.splits["validation"])) < FEW:
+    lines.append(
+      f"note: {'a single validation frame chooses' if n == 1 else f'{n} validation frames choose'} "
+      "the best epochs, so there is much chance in them."
+    )
+  return "\n".join(lines)

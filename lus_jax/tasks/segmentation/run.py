@@ -1,0 +1,256 @@
+"""The segmentation task: one network per confidence threshold, all trained on the same batches."""
+
+import contextlib
+import math
+import os
+import pathlib
+
+import jax
+import numpy as np
+from absl import logging
+
+from lus_jax import lock, losses, models, parallel, results
+from lus_jax.data import augment as augment_lib
+from lus_jax.data import datasets, labelling, pipeline
+from lus_jax.errors import UserError
+from lus_jax.inference import calibration, trained
+from lus_jax.models import flops, torch_weights
+from lus_jax.report import text
+from lus_jax.tasks.segmentation import advice as advice_lib
+from lus_jax.tasks.segmentation import finish as finish_lib
+from lus_jax.tasks.segmentation import train as train_lib
+from lus_jax.training import checkpoints as checkpoints_lib
+from lus_jax.training import claim as claim_lib
+from lus_jax.training import estimate, hardware, loop, writers
+from lus_jax.training import members as members_lib
+from lus_jax.training import objective as objective_lib
+from lus_jax.training.sweep import Sweep, choose_strategy
+from lus_jax.words import plural
+
+
+def check(config):
+  """Refuses values of a config that no run could use (`UserError`); nothing is written before."""
+  members_lib.read(config)
+  for name, low in {
+    "train.epochs": 1,
+    "train.batch_size": 0,
+    "train.log_every": 1,
+    "train.checkpoint_every": 1,
+    "train.steps": 0,
+    "sweep.seeds": 1,
+  }.items():
+    section, field = name.split(".")
+    if config[section].get(field, low) < low:
+      raise UserError(f"config.{name}: {config[section][field]} must be at least {low}.")
+  for name, seed in {"seed": config.seed, "data.split_seed": config.data.split_seed}.items():
+    if not 0 <= seed < 2**31:
+      raise UserError(f"config.{name}: {seed} must be at least 0 and below 2^31.")
+  rate = config.optimizer.learning_rate
+  if not (rate > 0 and math.isfinite(rate)):
+    raise UserError(f"config.optimizer.learning_rate: {rate} must be a positive number.")
+  # Tracing the loss is the check of its options, whatever they are.
+  pixels = jax.ShapeDtypeStruct((1, 1, 1, 1), np.float32)
+  inputs = {"confidence": pixels, "where": jax.ShapeDtypeStruct((1, 1, 1, 1), bool)}
+  jax.eval_shape(
+    lambda logits, inputs: losses.training_loss(
+      config.loss.name, logits=logits, threshold=0.5, **_options(config.loss), **inputs
+    ),
+    pixels,
+    inputs,
+  )
+  models.check(config.model)
+  if config.model.init_from:
+    models.check_init_from(config.model, video=False)
+  augment_lib.check(config.augment)
+  pipeline.choose_cache_for(config.data.cache, 0)
+  choose_strategy(config.sweep.strategy)
+  calibration.check_method(config.calibration)
+  labelling.check_method(config.labels.standardise)
+
+
+def _options(config):
+  return {name: config[name] for name in ("weights", "subthreshold_weight", "reduction")}
+
+
+def train_and_evaluate(config, workdir, patients=None):
+  """Trains the sweep, evaluates the best epoch of every member on the test split, writes results.
+
+  Args:
+    config: a run's config (`configs/seg.py`).
+    workdir: the run's directory; a broken run goes on where its last checkpoint was.
+    patients: the patients of each split, where they are not to be the data set's own.
+
+  Raises:
+    UserError: the config or the data are not in order, or the directory is another run's.
+  """
+  check(config)
+  config = hardware.as_begun(config, workdir)
+  claim_lib.check_claim(workdir, claim_lib.settings(config), more_epochs=True)
+  with lock.hold(workdir):
+    _train_and_evaluate(config, workdir, patients)
+
+
+def _train_and_evaluate(config, workdir, patients):
+  device = hardware.find_device()
+  before = claim_lib.fewer_epochs(workdir, config.train)
+  if before is not None:
+    _check_no_tasks(workdir)
+  finished = before is None and results.exists(workdir, *trained.RESULTS)
+  strategy = choose_strategy(config.sweep.strategy)
+  if not finished and (warning := hardware.too_large(config, device, strategy=strategy)):
+    logging.warning(warning)
+  with parallel.main_first("data"):
+    dataset = datasets.open_dataset(config.data, "frames")
+  if patients is not None:
+    dataset = dataset.regroup(patients)
+  members = members_lib.read(config)
+  members_lib.check_raters(members, dataset.raters)
+  objective = objective_lib.Objective(config, dataset.raters)
+  # Only what is learnt from is put on a common scale: the test stays as it was painted.
+  learnt = labelling.standardised(dataset, config.labels.standardise)
+  fields = (*pipeline.fields_of(dataset), *members_lib.fields(members))
+  stored = tuple(name for name in fields if name != "staple")  # as large as the confidence
+  cache = pipeline.choose_cache(
+    config.data.cache, dataset.splits.values(), (*stored, *["confidence"] * ("staple" in fields))
+  )
+  config, why = hardware.resolve(
+    config,
+    device,
+    frames=len(dataset.splits["train"]),
+    classes=len(dataset.classes) * objective.head,
+    strategy=strategy,
+  )
+  settings = claim_lib.settings(config)
+  mesh = Sweep(objective_lib.make_members(config, objective)[1], strategy).mesh
+  train, validation = (
+    pipeline.Frames(labelling.WithStaple(learnt[name]), cache=cache, fields=fields, mesh=mesh)
+    for name in ("train", "validation")
+  )
+  batches = train.training_batches(config.train.batch_size, seed=config.seed)
+  steps_per_epoch = train.size // config.train.batch_size
+  tx, schedule = train_lib.make_optimizer(config.optimizer, config.train.epochs * steps_per_epoch)
+  file = config.model.init_from
+  network, sweep, state, names = train_lib.create_sweep(
+    config,
+    objective,
+    in_channels=1,
+    classes=len(dataset.classes),
+    tx=tx,
+    weights=torch_weights.read(file) if file else None,
+  )
+  # Splits of equal sizes can be of other patients, and files of one name of other weights.
+  own = {} if patients is None else {"patients": patients}
+  if file:
+    own["initial"] = torch_weights.digest(file)
+  if before is not None:
+    # What is refused keeps its results.
+    claim_lib.check_claim(workdir, settings, dataset.summary() | own, more_epochs=True)
+    # A kill between the two lines leaves the run as it was, without its results.
+    written = (*trained.RESULTS, "members", "raters", "calibration")
+    results.remove(workdir, *(f"{name}.json" for name in written), "examples.npz")
+    epochs, more = checkpoints_lib.progress(workdir)
+    rate = schedule(epochs * steps_per_epoch + more)
+    print(
+      f"{workdir}: going on after {plural(epochs, 'epoch')} to {config.train.epochs}; the "
+      f"learning rate, which now falls to 0 at the last of these, begins again at {rate:.2g}.",
+      flush=True,
+    )
+  claim_lib.claim(workdir, settings, dataset.summary() | own, more_epochs=True)
+  steps = config.train.epochs * steps_per_epoch
+  print(advice_lib.describe(config, dataset, network, sweep, steps, why), flush=True)
+  print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=cache), flush=True)
+
+  if not finished:
+    flop = train_lib.training_flop(config, classes=len(dataset.classes) * objective.head)
+    images = steps * config.train.batch_size
+    images += config.train.epochs * validation.size / flops.TRAINING
+    for note in (
+      advice_lib.same_labels(
+        learnt["train"], config.sweep.thresholds, binary=dataset.metadata.get("binary", False)
+      ),
+      estimate.slow_recipe(config, len(names) * images * flop, device),
+    ):
+      if note:
+        print(note, flush=True)
+    with contextlib.ExitStack() as stack:
+      checkpoints = stack.enter_context(contextlib.closing(checkpoints_lib.Checkpoints(workdir)))
+      writer = stack.enter_context(contextlib.closing(writers.create_writer(workdir)))
+      writers.write_overview(writer, settings, network.params)
+      work = estimate.Work(
+        images=config.train.batch_size,
+        flop=train_lib.training_flop(config, classes=len(dataset.classes)),
+        validated=validation.size,
+        dtype=config.model.dtype,
+      )
+      task = train_lib.make_task(
+        network,
+        sweep,
+        names,
+        validation,
+        config,
+        objective,
+        tx=tx,
+        schedule=schedule,
+        work=work,
+        classes=dataset.classes,
+      )
+      state, meta = loop.fit(
+        task,
+        sweep,
+        state,
+        batches,
+        config=hardware.loop_settings(config),
+        steps_per_epoch=steps_per_epoch,
+        key=jax.random.key(config.seed),
+        checkpoints=checkpoints,
+        writer=writer,
+      )
+      advice_lib.warn_of_unscored(names, meta["best"], config.train.epochs)
+      extra = (*(["evidence"] if dataset.simulated else []),)
+      extra += ("raters", "drawn") if dataset.raters else ()
+      test = pipeline.Frames(
+        dataset.splits["test"],
+        cache=cache,
+        fields=(*pipeline.fields_of(dataset), *extra),
+        mesh=mesh,
+      )
+      finish_lib.finish(
+        workdir,
+        network,
+        sweep,
+        state,
+        meta,
+        objective,
+        frames={"train": train, "validation": validation, "test": test},
+        dataset=dataset,
+        config=config,
+        settings=settings,
+        writer=writer,
+      )
+  parallel.sync("segmentation results")
+  content = results.read(workdir, "segmentation")
+  print(text.segmentation(content))
+  counted = results.read(workdir, "dataset")["rows"]
+  if advice := advice_lib.no_better_than_blind(content, counted, steps):
+    print(advice)
+  if results.exists(workdir, "raters"):
+    print(text.raters(results.read(workdir, "raters")))
+
+
+def _check_no_tasks(workdir):
+  """Refuses to train models further that clinical tasks in the same directory were made with."""
+  workdir = pathlib.Path(workdir)
+  claims = {path.parent.name: path.parent for path in workdir.glob(f"*/{claim_lib.OWNER}")}
+  claims = {name: claim_lib.read_claim(path) for name, path in claims.items()}
+  found = {name for name, claim in claims.items() if "segmentation" in (claim["dataset"] or ())}
+  # Without their directories they would stay beside the new models' results all the same.
+  history = "_history.json"
+  found |= {path.name.removesuffix(history) for path in workdir.glob(f"results/*{history}")}
+  for name in sorted(found):
+    models_of = claims[name]["config"]["channels"]["workdir"] if name in claims else ""
+    if models_of in ("", os.path.abspath(workdir)):
+      raise UserError(
+        f"{workdir}: {name} was made with the segmentation models as they are, and more epochs "
+        f"change them; remove {workdir / name} and {workdir}/results/{name}*.json to make it anew, "
+        "or train longer in another --workdir."
+      )

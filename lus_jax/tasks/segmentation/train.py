@@ -1,0 +1,211 @@
+"""Trains a segmentation sweep: its loss, optimizer, validation and initial state."""
+
+import math
+
+import jax
+import numpy as np
+import optax
+
+from lus_jax import models, palette
+from lus_jax.data import augment
+from lus_jax.evaluation import metrics, segmentation
+from lus_jax.labels import label
+from lus_jax.models import flops, torch_weights
+from lus_jax.training import loop
+from lus_jax.training import objective as objective_lib
+from lus_jax.training import state as state_lib
+from lus_jax.training.sweep import Sweep, choose_strategy
+
+# Validation frames shown in TensorBoard, and their largest side in pixels.
+N_PANELS, PANEL_SIZE = 3, 128
+
+
+def make_loss(network, objective):
+  """The loss of one member: `(params, batch_stats, member, inputs, key) -> (loss, batch_stats)`.
+
+  Members of one seed share the dropout key, so that they differ in their target alone.
+  """
+
+  def loss_fn(params, batch_stats, member, inputs, key):
+    key = jax.random.fold_in(key, member["seed"])
+    raw, batch_stats = objective.logits(
+      network, params, batch_stats, inputs["image"], train=True, key=key
+    )
+    return objective.loss(raw, inputs, member, key), batch_stats
+
+  return loss_fn
+
+
+def make_optimizer(config, steps):
+  """Adam with a cosine decay to 0 over the whole run; returns it and its schedule."""
+  schedule = optax.cosine_decay_schedule(config.learning_rate, steps)
+  return optax.adam(schedule), schedule
+
+
+def create_sweep(config, objective, *, in_channels, classes, tx, weights=None):
+  """Builds the network and the initial state of all members.
+
+  Args:
+    config: a run's config.
+    objective: its `members.Objective`.
+    in_channels: channels of the image.
+    classes: K.
+    tx: the optimizer.
+    weights: a PyTorch state dict that every member starts from; what it lacks is random.
+
+  Returns:
+    The `Network`, the `Sweep`, its initial state and the members' names. Members of one seed start
+    from the same weights.
+  """
+  networks = [
+    state_lib.Network(
+      models.build_model(
+        config.model,
+        in_channels=in_channels,
+        classes=classes,
+        levels=objective.head,
+        seed=config.seed + seed,
+      )
+    )
+    for seed in range(config.sweep.seeds)
+  ]
+  if weights is not None:
+    for network in networks:
+      network.params, network.batch_stats = torch_weights.load_into(
+        network.params,
+        network.batch_stats,
+        weights,
+        source=config.model.init_from,
+        head=objective.head == 1,
+      )
+  names, members = objective_lib.make_members(config, objective)
+  sweep = Sweep(members, choose_strategy(config.sweep.strategy))
+  states = [
+    state_lib.create_state(
+      networks[member["seed"]].params, networks[member["seed"]].batch_stats, tx
+    )
+    for member in members
+  ]
+  return networks[0], sweep, sweep.place(states), names
+
+
+def make_validation(network, sweep, frames, config, objective, classes=()):
+  """The validation after an epoch: IoU at the member's own threshold, and its loss.
+
+  A member without a threshold, whose output is a confidence, is judged at .5.
+
+  Args:
+    network: a `Network`.
+    sweep: the `Sweep`.
+    frames: `lus_jax.data.pipeline.Frames` of the validation split.
+    config: a run's config.
+    objective: its `members.Objective`.
+    classes: K names, for `score_per_class`; () for none.
+
+  Returns:
+    `sweep state -> rows, images`: T dicts with `score` (the mean IoU), `loss` (mean over images)
+    and `score_per_class` (a dict by name), and pictures of the first frames with every member's
+    labels and predictions.
+  """
+
+  def evaluate(state, member, inputs):
+    raw, _ = objective.logits(network, state.params, state.batch_stats, inputs["image"])
+
+    def one_loss(raw, one):
+      return objective.loss(raw[None], jax.tree.map(lambda x: x[None], one), member)
+
+    output = objective.output(raw, inputs, member)
+    sums = metrics.iou_sums(
+      logits=output,
+      confidence=inputs["confidence"],
+      where=inputs["where"],
+      threshold=member["threshold"],
+    )
+    return {"loss": jax.vmap(one_loss)(raw, inputs), **sums}, jax.nn.sigmoid(
+      output[:N_PANELS]
+    ) >= 0.5
+
+  evaluate = sweep.compile(evaluate)
+
+  def validate(state):
+    rows, panels = [], []
+
+    def sums(inputs, batch):
+      result, predictions = evaluate(state, sweep.members, inputs)
+      if not panels:
+        panels.append(_panels(inputs, sweep.to_host(predictions), objective.members))
+      return sweep.to_host(result)
+
+    for images in segmentation.collect(sums, frames, config.train.batch_size):
+      loss = float(np.mean(images.pop("loss"), dtype=np.float64))
+      iou, per_class, _ = metrics.mean_iou(**images)
+      rows.append({"score": _defined(iou), "loss": loss})
+      if classes:
+        each = zip(classes, per_class.tolist(), strict=True)
+        rows[-1]["score_per_class"] = {name: _defined(value) for name, value in each}
+    return rows, {"validation_frames": panels[0]}
+
+  return validate
+
+
+def _defined(value):
+  return None if math.isnan(value) else value
+
+
+def _panels(inputs, predictions, members):
+  """Pictures [n, 2 h, (1 + T) w, 3]: the frame and its labels over the confidence and predictions.
+
+  The label of a member without a threshold is the confidence.
+
+  Frames are thinned to at most `PANEL_SIZE` pixels: a picture an epoch has to stay small.
+  """
+  image, confidence = (
+    np.asarray(inputs[name][:N_PANELS], np.float32) for name in ("image", "confidence")
+  )
+  stride = -(-max(image.shape[1:3]) // PANEL_SIZE)
+  panels = []
+  for i in range(len(image)):
+    grey = np.rint(255 * image[i])
+
+    def cell(weights, grey=grey):
+      return palette.overlay(grey, np.asarray(weights, float))[::stride, ::stride]
+
+    labels = [
+      confidence[i] if one.is_soft else np.asarray(label(confidence[i], one.threshold))
+      for one in members
+    ]
+    # With several seeds, the first one's.
+    shown = [member[i] for member in predictions[: len(members)]]
+    top = [cell(np.zeros_like(confidence[i])), *map(cell, labels)]
+    panels.append(
+      np.concatenate(
+        [np.concatenate(row, axis=1) for row in (top, [cell(confidence[i]), *map(cell, shown)])]
+      )
+    )
+  return np.stack(panels)
+
+
+def make_task(
+  network, sweep, names, validation, config, objective, *, tx, schedule, work=None, classes=()
+):
+  """What `lus_jax.training.loop.fit` needs to know of segmentation."""
+  return loop.Task(
+    names=names,
+    prepare=lambda batch, key: augment.prepare(batch, key, config.augment),
+    loss_fn=make_loss(network, objective),
+    tx=tx,
+    schedule=schedule,
+    validate=make_validation(network, sweep, validation, config, objective, classes),
+    work=work,
+  )
+
+
+def training_flop(config, *, classes):
+  """FLOP of one model's training step on one image, forward and backward."""
+  return flops.TRAINING * flops.fpn(
+    config.model.encoder,
+    size=config.data.image_size,
+    in_channels=1,
+    classes=classes,
+    width=config.model.width,
+  )

@@ -1,0 +1,286 @@
+"""Which target is worth learning? Small simulated studies, repeated over seeds and settings.
+
+A unit is one setting of the phantom and one seed: new patients, new initial weights, all members of
+the sweep trained on the same batches to the last epoch, and scored against the truth. Units share
+nothing, so each core works on its own; a process compiles its programs once for all its units.
+Every unit is a file; an interrupted study goes on with the next.
+"""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import threading
+from concurrent import futures
+
+import jax
+from tqdm import tqdm
+
+from lus_jax import lock, results
+from lus_jax.data import labelling, pipeline
+from lus_jax.errors import UserError
+from lus_jax.evaluation import truth as truth_lib
+from lus_jax.files import seal, write_text
+from lus_jax.report import which_target as report
+from lus_jax.tasks.segmentation import run as run_lib
+from lus_jax.tasks.which_target import cohort as cohort_lib
+from lus_jax.tasks.which_target import compare as compare_lib
+from lus_jax.training import claim
+from lus_jax.training import members as members_lib
+from lus_jax.training import objective as objective_lib
+from lus_jax.words import plural
+
+UNITS = "units"
+SIMULATED = "simulated"  # what is being learned from at the moment
+# Members of a null study: alike but for their initial weights and dropout.
+NULL_MEMBERS = 7
+NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 5, 10
+
+
+def check(config):
+  """Refuses a config that no study could use (`UserError`); nothing is written before."""
+  run_lib.check(config)
+  members_lib.check_raters(members_lib.read(config), ())
+  if config.sweep.seeds != 1:
+    raise UserError(
+      f"config.sweep.seeds: {config.sweep.seeds} must be 1; raise --config.study.seeds instead."
+    )
+  settings = config.study.settings
+  if not settings or len(set(settings)) < len(settings):
+    raise UserError(f"config.study.settings: {settings} must name at least one, each once.")
+  if not 0 < config.study.prior < 1:
+    raise UserError(
+      f"config.study.prior: {config.study.prior} must be a probability between 0 and 1."
+    )
+  if config.study.workers < 0:
+    raise UserError(
+      f"config.study.workers: {config.study.workers} must be 0 (one a core) or a number of them."
+    )
+  if config.labels.standardise != "none":
+    raise UserError(
+      "config.labels.standardise: a study compares ways to standardise; name them in "
+      "--config.study.standardise instead."
+    )
+  if config.study.workers > 1 and jax.default_backend() != "cpu":
+    raise UserError(
+      f"config.study.workers: {config.study.workers} processes cannot share an accelerator; use 1."
+    )
+  scales = config.study.standardise
+  for method in scales:
+    labelling.check_method(method, "config.study.standardise")
+  if not scales or scales[0] != "none" or len(set(scales)) < len(scales):
+    raise UserError(
+      f"config.study.standardise: {scales} must begin with 'none', what all others are compared "
+      "with, and name each method once."
+    )
+  if "overlap" in scales and not config.data.phantom.raters:
+    raise UserError(
+      "config.study.standardise: 'overlap' needs frames that several experts painted; set "
+      "--config.data.phantom.raters=True."
+    )
+  for name in ("seeds", "train_frames", "validation_patients"):
+    if config.study[name] < 1:
+      raise UserError(f"config.study.{name}: {config.study[name]} must be at least 1.")
+  if config.study.train_frames < config.train.batch_size:
+    raise UserError(
+      f"config.study.train_frames: {config.study.train_frames} are fewer than one batch "
+      f"({config.train.batch_size}); use more."
+    )
+  if config.study.null_repeats and config.study.null_cohorts < config.study.seeds:
+    raise UserError(
+      f"config.study.null_cohorts: each repeat draws {config.study.seeds} of "
+      f"{config.study.null_cohorts}; use at least as many."
+    )
+  if config.data.name != "lus_phantom":
+    raise UserError("config.data.name: the truth is known of lus_phantom only.")
+  from tfds_builders.lus_phantom import phantom_config
+
+  for setting in config.study.settings:
+    fields = config.data.phantom.to_dict() | {"setting": setting}
+    phantom_config("frames", 64, 64, **fields)
+
+
+class Worker:
+  """Runs units, with trainers that are made when first needed.
+
+  Args:
+    config: a study's config.
+    directory: of the finished units.
+  """
+
+  def __init__(self, config, directory):
+    self._config, self._directory = config, pathlib.Path(directory)
+    self._trainers = {}
+
+  def run(self, setting, standardise, seed):
+    """Simulates, trains and scores one unit and writes its file."""
+    null = setting == compare_lib.NULL
+    config = _null_config(self._config) if null else self._config
+    if null not in self._trainers:
+      self._trainers[null] = cohort_lib.Trainer(config, same=NULL_MEMBERS if null else None)
+    trainer = self._trainers[null]
+    # Cohorts of different settings share nothing; those of null repeats are the default ones.
+    frames = cohort_lib.cohort(
+      config,
+      "default" if null else setting,
+      _seed_of(self._config, setting, seed),
+      standardise=standardise,
+      directory=self._directory / SIMULATED,
+    )
+    inputs = {
+      split: {name: arrays[name] for name in pipeline.FIELDS} for split, arrays in frames.items()
+    }
+    rows = truth_lib.score(trainer.run(inputs, seed=seed), frames, trainer.views)
+    if "raters" in frames["validation"]:
+      # Of patients the maps were not fitted to.
+      spread = truth_lib.annotator_sd(frames["validation"]["raters"])
+      rows = [row | {"annotator_sd": spread} for row in rows]
+    file = compare_lib.unit_file(self._directory, setting, standardise, seed)
+    write_text(file, json.dumps(seal({"rows": rows})) + "\n")
+
+
+# The `Worker` of a worker process.
+_worker = None
+
+
+def _start_worker(config, directory, cache):
+  """Makes this process a worker that computes on one core."""
+  global _worker
+  # The parent stops its workers; should it be killed, they stop by themselves.
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+  # Of XLA's thread pools; read when the backend starts.
+  os.environ["NPROC"] = "1"
+  if cache:
+    jax.config.update("jax_compilation_cache_dir", cache)
+  _worker = Worker(config, directory)
+
+
+def _work(*job):
+  _worker.run(*job)
+
+
+def _run_all(config, directory, jobs, done):
+  """Runs units, calling `done` after each: on a CPU in as many processes as it has cores.
+
+  Networks this small do not fill two cores: a process for each trains more of them. An accelerator
+  is given to this process alone.
+  """
+  simulated = directory / SIMULATED
+  # A killed study leaves some.
+  shutil.rmtree(simulated, ignore_errors=True)
+  simulated.mkdir(parents=True)
+  try:
+    if (count := min(_workers(config), len(jobs))) <= 1:
+      worker = Worker(config, directory)
+      for job in jobs:
+        worker.run(*job)
+        done()
+    else:
+      _run_in_workers(count, config, directory, jobs, done)
+  finally:
+    shutil.rmtree(simulated, ignore_errors=True)
+
+
+def _workers(config):
+  if config.study.workers or jax.default_backend() != "cpu":
+    return config.study.workers or 1
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def _run_in_workers(count, config, directory, jobs, done):
+  with futures.ProcessPoolExecutor(
+    count,
+    # A fork of a process with threads can stand still.
+    mp_context=multiprocessing.get_context("spawn"),
+    initializer=_start_worker,
+    initargs=(config, directory, jax.config.jax_compilation_cache_dir),
+  ) as pool:
+    try:
+      running = [pool.submit(_work, *job) for job in jobs]
+      for one in futures.as_completed(running):
+        one.result()
+        done()
+    except BaseException as error:
+      # Nobody waits for units that are under way; they are done again.
+      for process in list((pool._processes or {}).values()):
+        process.kill()
+      pool.shutdown(wait=False, cancel_futures=True)
+      if isinstance(error, futures.process.BrokenProcessPool):
+        raise UserError(
+          f"config.study.workers: one of {count} processes ended, perhaps for want of memory; the "
+          "same command with fewer goes on from here."
+        ) from error
+      raise
+
+
+def train_and_evaluate(config, workdir):
+  """Runs every unit that is not finished, then compares the members over all of them.
+
+  Args:
+    config: a study's config (`configs/which_target.py`).
+    workdir: the run's directory; an interrupted study goes on with the next unit.
+
+  Raises:
+    UserError: the config is not in order, or the directory is another run's.
+  """
+  check(config)
+  settings = claim.settings(config)
+  dataset = {"name": "lus_phantom", "version": "simulated anew for every unit", "splits": {}}
+  claim.check_claim(workdir, settings, dataset)
+  with lock.hold(workdir):
+    _run(config, settings, dataset, workdir)
+
+
+def _run(config, settings, dataset, workdir):
+  claim.claim(workdir, settings, dataset)
+  directory = pathlib.Path(workdir) / UNITS
+  jobs = compare_lib.units_of(config)
+  if config.study.null_repeats:
+    jobs += [(compare_lib.NULL, "none", seed) for seed in range(config.study.null_cohorts)]
+  left = [
+    job for job in jobs if compare_lib.read_unit(compare_lib.unit_file(directory, *job)) is None
+  ]
+  objective = objective_lib.Objective(config)
+  with tqdm(
+    total=len(jobs),
+    unit="cohort",
+    desc=f"training {plural(len(objective.members), 'model')} each",
+    mininterval=0.2 if sys.stderr.isatty() else 10,
+    initial=len(jobs) - len(left),
+    disable=not left,
+  ) as bar:
+    _run_all(config, directory, left, bar.update)
+  content = compare_lib.summarize(config, objective, directory)
+  results.write(workdir, report.NAME, config=settings, dataset=dataset, **content)
+  print(report.text(results.read(workdir, report.NAME)))
+
+
+def _seed_of(config, setting, seed):
+  # The same patients however the experts are standardised.
+  names = (*config.study.settings, compare_lib.NULL)
+  return config.seed + 1000 * (1 + names.index(setting)) + seed
+
+
+def _null_config(config):
+  """The config of the null cohorts: as small as still learns something."""
+  null = config.copy_and_resolve_references()
+  with null.unlocked():
+    null.sweep.thresholds, null.sweep.members = (0.5,), ()
+    null.loss.weights = "ones"
+    null.data.image_size = min(NULL_SIZE, config.data.image_size)
+    null.data.phantom.n_patients = NULL_PATIENTS
+    null.model.width = NULL_WIDTH
+    null.train.epochs = NULL_EPOCHS
+    null.study.train_frames = min(16, config.study.train_frames)
+    null.data.phantom.raters = False
+    null.study.validation_patients = 1
+    null.train.batch_size = min(4, config.train.batch_size)
+  return null
