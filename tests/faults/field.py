@@ -16,10 +16,8 @@ from unicodedata import normalize
 import numpy as np
 
 from tests.faults.common import PATIENCE, ROOT, SHARED, Case, Wrong
-from tests.faults.fuzz import _importer, _open
+from tests.faults.fuzz import import_folder, open_folder
 
-LUS = "tfds_builders.lus_folder.importers"
-RATERS = "tfds_builders.multirater_folder.importers"
 
 
 def _expect(right, message):
@@ -34,7 +32,7 @@ def _frame(i):
 
 
 def _examples(directory, name="lus_folder", kind="frames", size=64):
-  return _open(name, directory, kind, size)
+  return open_folder(name, directory, kind, size)
 
 
 def _by_video(directory, **kwargs):
@@ -91,7 +89,7 @@ def _areas(folder):
 def _import_folders(out, *more):
   new = out.parent / "imported"
   argv = ["folders", "--images", out / "images", "--raters", out / "raters", "--class-name", "x"]
-  _importer(RATERS, [*argv, "--out", new, *more], new)
+  import_folder([*argv, "--out", new, *more], new)
   return new
 
 
@@ -183,7 +181,7 @@ def frames_from_1(out):
 def _polygons(out, name):
   new = out / f"{name}_imported"
   argv = ["polygons", "--frames", out / "clip", "--polygons", out / f"{name}.json", "--out", new]
-  return _importer(LUS, argv, new)
+  return import_folder(argv, new)
 
 
 def polygons_shares(out):
@@ -216,7 +214,7 @@ def polygons_capitals(out):
 def void_255(out):
   new = out / "imported"
   argv = ["palette", "--images", out / "images", "--masks", out / "masks", "--classes", "a"]
-  _importer(LUS, [*argv, "--ignore", "255", "--out", new], new)
+  import_folder([*argv, "--ignore", "255", "--out", new], new)
   for example in _examples(new):
     _expect((example["confidence"] > 0).any(), "nothing is painted")
 

@@ -138,7 +138,7 @@ def _make_mask16(folder):
   _save(folder / "m.png", (65535 * _blob(0)).astype(np.uint16))
 
 
-def _open(name, directory, kind="frames", size=32):
+def open_folder(name, directory, kind="frames", size=32):
   """Prepares and opens a data set as a run does; returns all of its examples."""
   from configs import seg
   from lus_jax.data import datasets
@@ -202,7 +202,7 @@ def _make_lus_folder(folder):
 
 
 def _read_lus_folder(folder, _):
-  return [_open("lus_folder", folder / "data", kind) for kind in ("frames", "videos")]
+  return [open_folder("lus_folder", folder / "data", kind) for kind in ("frames", "videos")]
 
 
 def _make_raters(folder, *, nifti=False):
@@ -236,7 +236,7 @@ def _make_nifti_raters(folder):
 
 
 def _read_raters(folder, _):
-  return _open("multirater_folder", folder / "data")
+  return open_folder("multirater_folder", folder / "data")
 
 
 def _make_covid(folder):
@@ -252,20 +252,20 @@ def _make_covid(folder):
 
 
 def _read_covid(folder, _):
-  return _open("covid_blues", folder / "data", "videos")
+  return open_folder("covid_blues", folder / "data", "videos")
 
 
-def _importer(module, argv, out, kind="lus_folder"):
+def import_folder(argv, out, kind="lus_folder"):
   """Runs an importer's command line; returns what it wrote, as a run would read it."""
   import contextlib
-  import importlib
   import io
 
   from lus_jax.errors import UserError
+  from tfds_builders.importers import __main__ as importers
 
   err = io.StringIO()
   with contextlib.redirect_stderr(err):
-    code = importlib.import_module(module).main([str(word) for word in argv])
+    code = importers.main([str(word) for word in argv])
   if code == 2:
     message = err.getvalue().strip()
     if out.exists():
@@ -307,7 +307,7 @@ def _make_polygons(folder):
 def _read_polygons(folder, _):
   data, out = folder / "data", folder / "out"
   argv = ["polygons", "--frames", data / "frames", "--polygons", data / "polygons.json"]
-  return _importer("tfds_builders.lus_folder.importers", [*argv, "--out", out], out)
+  return import_folder([*argv, "--out", out], out)
 
 
 def _make_palette(folder):
@@ -324,7 +324,7 @@ def _make_palette(folder):
 def _read_palette(folder, _):
   data, out = folder / "data", folder / "out"
   argv = ["palette", "--images", data / "images", "--masks", data / "masks", "--classes", "a,b"]
-  return _importer("tfds_builders.lus_folder.importers", [*argv, "--out", out], out)
+  return import_folder([*argv, "--out", out], out)
 
 
 def _make_rater_folders(folder):
@@ -337,7 +337,7 @@ def _make_rater_folders(folder):
 def _read_rater_folders(folder, _):
   data, out = folder / "data", folder / "out"
   argv = ["folders", "--images", data / "images", "--raters", data / "raters", "--class-name", "x"]
-  return _importer("tfds_builders.multirater_folder.importers", [*argv, "--out", out], out)
+  return import_folder([*argv, "--out", out], out)
 
 
 def _make_qubiq(folder):
@@ -357,7 +357,7 @@ def _make_qubiq(folder):
 def _read_qubiq(folder, _):
   out = folder / "out"
   argv = ["qubiq", "--cases", folder / "data", "--task", "task01", "--class-name", "x"]
-  return _importer("tfds_builders.multirater_folder.importers", [*argv, "--out", out], out)
+  return import_folder([*argv, "--out", out], out)
 
 
 def _tensors():

@@ -8,7 +8,11 @@ from absl import logging
 from PIL import Image
 
 from lus_jax.media import readers
-from tfds_builders.lus_folder import importers, manifest
+from tfds_builders.importers import __main__ as importers
+from tfds_builders.importers import folder as folder_lib
+from tfds_builders.importers import palette as palette_lib
+from tfds_builders.importers import polygons as polygons_lib
+from tfds_builders.lus_folder import manifest
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
 SHAPE = (20, 30)
@@ -315,7 +319,7 @@ def test_polygon_paths(polygons, capsys):
 def test_real_palette_masks(real_data, tmp_path):
   source = real_data / "usgra_seg" / "dataset" / "test"
   out = tmp_path / "usgra"
-  notes = importers.import_palette(
+  notes = palette_lib.import_palette(
     images=source / "images",
     masks=source / "masks",
     out=out,
@@ -342,7 +346,7 @@ def test_real_palette_masks(real_data, tmp_path):
 @pytest.mark.real_data
 def test_real_polygons(real_data, tmp_path):
   source = real_data / "lus_linear_clip"
-  importers.import_polygons(
+  polygons_lib.import_polygons(
     frames=source / "frames",
     polygons=source / "polygons.json",
     out=tmp_path / "clip",

@@ -7,13 +7,9 @@ import pytest
 from PIL import Image
 
 from lus_jax.media import readers
-from tfds_builders.multirater_folder import (
-  MultiraterFolder,
-  importers,
-  manifest,
-  multirater_config,
-  pictures,
-)
+from tfds_builders.importers import __main__ as importers
+from tfds_builders.importers import raters
+from tfds_builders.multirater_folder import MultiraterFolder, manifest, multirater_config, pictures
 
 SHAPE = (20, 30)
 RATERS = ("P1_pen", "P1_brush", "P2_pen")

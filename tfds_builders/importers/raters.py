@@ -1,26 +1,14 @@
-"""Writes a `multirater_folder` from a folder of masks a rater, or from a task of QUBIQ.
+"""Writes a `multirater_folder` from a folder of masks a rater, or from a task of QUBIQ."""
 
-    python -m tfds_builders.multirater_folder.importers folders --images DIR --raters DIR \\
-        --out DIR --class-name NAME [--mask-pattern REGEX] [--polarity black] \\
-        [--person-pattern REGEX]
-    python -m tfds_builders.multirater_folder.importers qubiq --cases DIR --task task01 \\
-        --out DIR --class-name NAME [--nifti-axes yx] [--soft] [--confidence-maximum 255]
-
-Both take --name and --licence. Images are copied as they are; masks become 0 or 1.
-"""
-
-import argparse
 import json
-import pathlib
 import re
 import shutil
-import sys
 
 from lus_jax import notices
 from lus_jax.errors import UserError
-from lus_jax.media import nifti, readers, stills
+from lus_jax.media import readers, stills
 from tfds_builders import tables
-from tfds_builders.lus_folder import importers as lus_importers
+from tfds_builders.importers import folder as folder_lib
 from tfds_builders.multirater_folder import manifest, pictures
 
 
@@ -56,7 +44,7 @@ def _check_undrawn(images, masks):
 def _match_masks(folder, images, mask_pattern):
   """Returns a rater's masks by image, and notes of what else is in their folder."""
   masks = {}
-  found, notes = lus_importers.find_pictures(folder, "--raters")
+  found, notes = folder_lib.find_pictures(folder, "--raters")
   for stem, path in found.items():
     name = _group(mask_pattern, stem, f"{path}: --mask-pattern")
     if name not in images:
@@ -107,8 +95,8 @@ def import_folders(
   Raises:
     UserError: the input is wrong; then nothing is written.
   """
-  lus_importers.check_names([class_name], ())
-  image_of, left_out = lus_importers.find_pictures(images, "--images")
+  folder_lib.check_names([class_name], ())
+  image_of, left_out = folder_lib.find_pictures(images, "--images")
   tables.refuse_same_files(image_of.values())
   folders, others = manifest.rater_folders(raters)
   if others:
@@ -123,7 +111,7 @@ def import_folders(
     persons = {rater: _group(person_pattern, rater, "--person-pattern") for rater in folders}
     tables.warn_of_alike(persons.values(), raters, "persons", "they count as different people")
   headers, grey, ones, shares = {}, [], [], []
-  with lus_importers.new_folder(out, "images", "raters") as folder:
+  with folder_lib.new_folder(out, "images", "raters") as folder:
     for image, path in image_of.items():
       headers[image] = readers.probe(path)
       shutil.copyfile(path, folder / "images" / f"{image}{path.suffix}")
@@ -138,7 +126,7 @@ def import_folders(
           ones.append(f"{rater}/{path.name}")
         mask = mask if polarity == "white" else ~mask
         shares.append(mask.mean())
-        lus_importers.save_mask(folder / "raters" / rater / f"{image}.png", mask)
+        folder_lib.save_mask(folder / "raters" / rater / f"{image}.png", mask)
     more = {"persons": persons} if persons else {}
     name = name or out.name
     _write_dataset(folder, name=name, licence=licence, class_name=class_name, **more)
@@ -197,7 +185,7 @@ def import_qubiq(
   Raises:
     UserError: the input is wrong; then nothing is written.
   """
-  lus_importers.check_names([class_name], ())
+  folder_lib.check_names([class_name], ())
   if not cases.is_dir():
     raise UserError(f"{cases} does not exist; mend --cases.")
   found = {path.parent.name: path for path in sorted(cases.glob("*/image.nii.gz"))}
@@ -218,7 +206,7 @@ def import_qubiq(
       f"{cases} holds masks {task}_segNN.nii.gz of {len(raters)} raters, but two are needed; mend "
       "--task or --cases."
     )
-  with lus_importers.new_folder(out, "images", "raters") as folder:
+  with folder_lib.new_folder(out, "images", "raters") as folder:
     for rater in raters:
       (folder / "raters" / rater).mkdir()
     for case, masks in of_case.items():
@@ -238,69 +226,3 @@ def import_qubiq(
   if left_out:
     notes.append(f"Left out, as they have no mask of {task}: {', '.join(left_out)}.")
   return [*notes, _PATIENTS_NOTE]
-
-
-def _positive(text):
-  value = tables.parse_number(text, float, decimal_comma=False)
-  if not (tables.is_number(value) and value > 0):
-    raise argparse.ArgumentTypeError("needs a number above 0")
-  return value
-
-
-def _parser():
-  common = argparse.ArgumentParser(add_help=False)
-  common.add_argument("--out", type=pathlib.Path, required=True, help="the folder to write")
-  common.add_argument("--class-name", required=True, help="what the masks show")
-  common.add_argument("--name", help="of the data set; by default that of --out")
-  common.add_argument("--licence", default="unknown", help="licence of the data")
-  parser = lus_importers.Parser(
-    prog="python -m tfds_builders.multirater_folder.importers", description=__doc__
-  )
-  parser.formatter_class = argparse.RawDescriptionHelpFormatter
-  commands = parser.add_subparsers(dest="command", required=True)
-  folders = commands.add_parser("folders", parents=[common], help="a folder of masks a rater")
-  folders.add_argument("--images", type=pathlib.Path, required=True, help="folder of pictures")
-  folders.add_argument("--raters", type=pathlib.Path, required=True, help="folder of the raters'")
-  folders.add_argument(
-    "--mask-pattern",
-    type=lus_importers.pattern,
-    default=re.compile("(.+)"),
-    help="regular expression: its group is the image's name in a mask's",
-  )
-  folders.add_argument(
-    "--polarity", choices=manifest.POLARITIES, default="white", help="what the object is"
-  )
-  folders.add_argument(
-    "--person-pattern",
-    type=lus_importers.pattern,
-    help="regular expression: its group is the person in a rater's name",
-  )
-  folders.set_defaults(run=import_folders)
-  qubiq = commands.add_parser("qubiq", parents=[common], help="a task of QUBIQ 2021")
-  qubiq.add_argument("--cases", type=pathlib.Path, required=True, help="folder of the cases")
-  qubiq.add_argument("--task", required=True, help="task01, ...")
-  qubiq.add_argument("--nifti-axes", choices=nifti.AXES, help="which axis of files is the first")
-  qubiq.add_argument("--soft", action="store_true", help="masks are confidences")
-  qubiq.add_argument(
-    "--confidence-maximum", type=_positive, help="what means object or 100 %% in masks, as 255"
-  )
-  qubiq.set_defaults(run=import_qubiq)
-  return parser
-
-
-def main(argv=None):
-  """Runs the command line; returns the exit code: 0, or 2 after a user's mistake."""
-  try:
-    options = vars(_parser().parse_args(argv))
-    run, _ = options.pop("run"), options.pop("command")
-    notes = run(**options)
-  except (UserError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  print(f"Wrote {options['out']}.", *notes, sep="\n")
-  print(f"Next: --config.data.name=multirater_folder --config.data.dir={options['out']}")
-  return 0
-
-
-if __name__ == "__main__":
-  sys.exit(main())

@@ -1,0 +1,1 @@
+"""From what other tools write to the folders that the builders read."""
