@@ -1,8 +1,9 @@
-"""The fields of the configs: where a config is found by its name, and what each field is for."""
+"""The fields of the configs: where a config is found, what each field is for and may be."""
 
 import ast
 import difflib
 import io
+import math
 import pathlib
 import re
 import tokenize
@@ -48,6 +49,40 @@ def find(text):
   if file.suffix != ".py":
     raise UserError(f"--config={text}: {file} is no config, which is a .py file as configs/seg.py.")
   return f"{file}{colon}{size}"
+
+
+def value(config, name):
+  """The value of a field by its dotted name; None where a config of an older version lacks it."""
+  for part in name.split("."):
+    config = config.get(part) if part in config else None
+    if config is None:
+      return None
+  return config
+
+
+def check_least(config, least):
+  """Refuses numbers below the least, a dict by dotted name (`UserError`)."""
+  for name, low in least.items():
+    found = value(config, name)
+    if found is not None and found < low:
+      raise UserError(f"config.{name}: {found} must be at least {low}.")
+
+
+def check_known(config, known):
+  """Refuses values that are none of the choices, a dict by dotted name (`UserError`)."""
+  for name, choices in known.items():
+    if value(config, name) not in choices:
+      raise UserError(
+        f"config.{name}: '{value(config, name)}' is not known; choose one of {', '.join(choices)}."
+      )
+
+
+def check_positive(config, *names):
+  """Refuses numbers that are not finite and above 0 (`UserError`)."""
+  for name in names:
+    found = value(config, name)
+    if not (found > 0 and math.isfinite(found)):
+      raise UserError(f"config.{name}: {found} must be a positive number.")
 
 
 def flatten(config, prefix=""):

@@ -23,7 +23,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from lus_jax import fields, files, parallel, report
+from lus_jax import command_line, fields, files, parallel, report
 from lus_jax.errors import UserError, say_warnings_plainly
 
 DOWNSTREAM = ("sf_change", "sf_ratio", "readmission")
@@ -90,39 +90,25 @@ def run(config, workdir):
 
 def main(argv):
   """Parses the command line and runs; returns the exit code (2 after a user's mistake)."""
+  return command_line.run(lambda: _main(argv), interrupted="Interrupted before the run began.")
+
+
+def _main(argv):
+  config = _parse(argv)
+  if config is None:
+    return 0
+  workdir = files.expanded(WORKDIR.value, "--workdir")
   try:
-    config = _parse(argv)
-    if config is None:
-      return 0
-    workdir = files.expanded(WORKDIR.value, "--workdir")
     with signals.handled(lambda: _kept(workdir)):
       if "distributed" in config:
         parallel.initialize(config.distributed)
       # Of several processes one prints; errors of all show.
       with contextlib.redirect_stdout(sys.stdout if parallel.is_main() else io.StringIO()):
         run(config, os.fspath(workdir))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
   except signals.Stopped as stopped:
     how = signal.Signals(stopped.number).name
     print(f"\nStopped by {how}: {stopped.kept or _kept(workdir)}", file=sys.stderr)
     return signals.exit_code(stopped.number)
-  except KeyboardInterrupt:
-    print("\nInterrupted before the run began.", file=sys.stderr)
-    return 130
-  except Exception as error:
-    # Whoever writes without a word of its own: maps, curves, temporary files.
-    reason = files.refusal(error)
-    if reason is None:
-      raise
-    what = " ".join(str(error).split())
-    print(
-      f"error: the disk refuses ({reason}): {what:.200}; make room or mend the permissions, and "
-      "repeat the command.",
-      file=sys.stderr,
-    )
-    return 2
   return 0
 
 

@@ -24,14 +24,13 @@ import jax
 import numpy as np
 from absl import flags
 from PIL import Image
-from tqdm import tqdm
 
-from lus_jax import palette, results
+from lus_jax import command_line, palette, progress, results
 from lus_jax.errors import UserError, say_warnings_plainly
 from lus_jax.files import write_bytes, write_text
 from lus_jax.inference import frames as frames_lib
 from lus_jax.inference import trained as trained_lib
-from lus_jax.labels import SLACK
+from lus_jax.labels import same_threshold
 from lus_jax.words import plural
 
 SCHEMA = 1
@@ -82,11 +81,10 @@ def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
   for name, one in contents.items():
     _check_directory(out / name, one)
   probability = trained.sweep.compile(trained.probability)
-  bar = tqdm(
+  bar = progress.bar(
     total=sum(map(len, chosen_frames.values())),
     unit="frame",
-    desc=f"predicting with {plural(len(content['members']), 'model')}",
-    mininterval=0.2 if sys.stderr.isatty() else 10,
+    what=f"predicting with {plural(len(content['members']), 'model')}",
     delay=5,
   )
   try:
@@ -248,7 +246,7 @@ def _choose(trained, thresholds, members, workdir):
 def _choose_thresholds(known, thresholds, workdir):
   chosen = []
   for threshold in known if thresholds is None else thresholds:
-    near = [t for t in known if abs(t - threshold) <= SLACK]
+    near = [t for t in known if same_threshold(t, threshold)]
     if not near:
       raise UserError(
         f"--thresholds: no model of {workdir} has the threshold {threshold:g}; there are "
@@ -294,21 +292,19 @@ def _write_png(file, pixels):
 
 def main(argv):
   """Parses the command line and predicts; returns the exit code (2 after a user's mistake)."""
-  try:
-    options = _parse(argv)
-    if options is None:
-      return 0
-    content = run(**options)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("\nInterrupted. The same command writes all of it again.", file=sys.stderr)
-    return 130
+  return command_line.run(
+    lambda: _main(argv), interrupted="Interrupted. The same command writes all of it again."
+  )
+
+
+def _main(argv):
+  options = _parse(argv)
+  if options is None:
+    return
+  content = run(**options)
   names = {"pictures": "picture", "frames": "frame", "members": "model", "classes": "class"}
   counts = [plural(len(content[key]), noun) for key, noun in names.items() if key in content]
   print(f"{', '.join(counts)}: {options['out']}/{RECORD}")
-  return 0
 
 
 def _parse(argv):

@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from lus_jax.errors import UserError
+from lus_jax.splits import SPLITS
 
-SPLITS = ("train", "validation", "test")
 # Patients of the paper: 32 train, 6 validation, 4 test.
 SPLIT_PROPORTIONS = {"train": 32, "validation": 6, "test": 4}
 

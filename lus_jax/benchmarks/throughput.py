@@ -36,7 +36,7 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from lus_jax import labels, models, parallel
+from lus_jax import command_line, labels, models, parallel
 from lus_jax.benchmarks import peers
 from lus_jax.data import augment
 from lus_jax.errors import UserError
@@ -711,19 +711,18 @@ def parse(argv):
 def main(argv=None):
   """Measures, prints a table and writes `--out`; returns the exit code (2: a user's mistake)."""
   argv = sys.argv[1:] if argv is None else argv
-  try:
-    args = parse(argv)
-    result = measure(args)
-    print(f"{_describe(args, result)}\n\n{table(result)}")
-    if args.profile:
-      print(f"\n{profile_table(result['profile'])}")
-    if args.out:
-      command = " ".join(["python -m lus_jax.benchmarks.throughput", *argv])
-      write_text(args.out, json.dumps({"command": command, **result}, indent=1) + "\n")
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  return 0
+  return command_line.run(lambda: _main(argv))
+
+
+def _main(argv):
+  args = parse(argv)
+  result = measure(args)
+  print(f"{_describe(args, result)}\n\n{table(result)}")
+  if args.profile:
+    print(f"\n{profile_table(result['profile'])}")
+  if args.out:
+    command = " ".join(["python -m lus_jax.benchmarks.throughput", *argv])
+    write_text(args.out, json.dumps({"command": command, **result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from lus_jax.errors import UserError
 
 SCHEMES = ("paper", "rotate")
 LEAKAGES = ("paper", "strict")
-SIDES = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)

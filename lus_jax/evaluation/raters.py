@@ -12,9 +12,9 @@ import numpy as np
 from lus_jax.evaluation import metrics, numbers, reliability, statistics
 
 HALF = 128
-# Levels of QUBIQ; the slack covers float32, in which 7 / 10 may lie below .7.
+# Levels of QUBIQ; the millionth covers float32, in which 7 / 10 may lie below .7.
 LEVELS = np.arange(1, 10) / 10
-SLACK = 1e-6
+ROUNDING = 1e-6
 # Quantities [N, K] that are averaged over images, then over classes.
 MEANS = (
   "qubiq",
@@ -43,7 +43,7 @@ def _planes(image):
 
 def _levels(values):
   """Which of the nine levels each value reaches: [K, P] to bool [9, K, P]."""
-  return values >= (LEVELS - SLACK).astype(values.dtype)[:, None, None]
+  return values >= (LEVELS - ROUNDING).astype(values.dtype)[:, None, None]
 
 
 def _areas(masks):
@@ -519,7 +519,7 @@ def fused_count_curve(probability, raters, drawn, where, *, seed, draws=20):
 
 def _reached(values):
   """How many of the nine levels each value reaches."""
-  return np.searchsorted(LEVELS - SLACK, values, side="right")
+  return np.searchsorted(LEVELS - ROUNDING, values, side="right")
 
 
 def _alike(masks, reached):

@@ -2,15 +2,13 @@
 
 import dataclasses
 import functools
-import sys
 from typing import Any
 
 import jax
 import numpy as np
 from jax import numpy as jnp
-from tqdm import tqdm
 
-from lus_jax import labels, parallel
+from lus_jax import labels, parallel, progress
 from lus_jax.data import augment
 from lus_jax.evaluation import baselines, metrics, raters, reliability
 from lus_jax.inference import calibration, trained
@@ -58,14 +56,13 @@ def collect(function, frames, batch_size, *, what=None):
 
 def _batches(frames, batch_size, what=None):
   """Evaluation batches; with `what` is done, under a progress bar where it takes long."""
-  return tqdm(
+  return progress.bar(
     frames.evaluation_batches(batch_size),
     total=-(-frames.size // batch_size),
-    desc=what,
     unit="batch",
-    delay=5,  # seconds: what is faster needs none
-    mininterval=0.2 if sys.stderr.isatty() else 10,
-    disable=what is None or not parallel.is_main(),
+    what=what,
+    delay=5,
+    hidden=what is None,
   )
 
 

@@ -10,16 +10,14 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 
 import jax
 import numpy as np
 from absl import logging
 from jax import numpy as jnp
-from tqdm import tqdm
 
 from lus_jax import files as files_lib
-from lus_jax import lock, parallel
+from lus_jax import lock, parallel, progress
 from lus_jax.errors import UserError
 from lus_jax.files import write_text
 from lus_jax.models import layers
@@ -197,15 +195,7 @@ def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, map
     return one.sweep.compile(fn)
 
   segments = [segment(one) for one in trained]
-  bar = tqdm(
-    total=n,
-    initial=start,
-    unit="frame",
-    desc="segmentation channels",
-    mininterval=0.2 if sys.stderr.isatty() else 10,
-    disable=not parallel.is_main(),
-  )
-  with bar:
+  with progress.bar(total=n, initial=start, unit="frame", what="segmentation channels") as bar:
     for i, (at, batch) in enumerate(_frames(dataset, table, start, with_truth=truth is not None)):
       m = batch["count"]
       if image in growing:

@@ -16,7 +16,7 @@ from lus_jax import models, results
 from lus_jax.errors import UserError
 from lus_jax.files import broken_seal, seal, write_text
 from lus_jax.inference import calibration
-from lus_jax.labels import SLACK
+from lus_jax.labels import same_threshold
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import claim as claim_lib
 from lus_jax.training import members as members_lib
@@ -59,7 +59,7 @@ def choose_thresholds(config, trained):
   for threshold in config.channels.thresholds or trained.thresholds:
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
       raise UserError(f"config.channels.thresholds: '{threshold}' is not a number.")
-    near = [i for i, t in enumerate(trained.thresholds) if abs(t - threshold) <= SLACK]
+    near = [i for i, t in enumerate(trained.thresholds) if same_threshold(t, threshold)]
     if not near:
       raise UserError(
         f"config.channels.thresholds: the segmentation run has no threshold {threshold}; it has "

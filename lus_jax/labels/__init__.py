@@ -17,6 +17,11 @@ SLACK = 0.5 / 255 + 1e-6
 SUBTHRESHOLD_WEIGHTS = ("threshold", "confidence")
 
 
+def same_threshold(a, b):
+  """Whether two thresholds are the same label: closer than half a storage step."""
+  return abs(a - b) <= SLACK
+
+
 def label(confidence, threshold) -> jax.Array:
   """Which pixels show a structure, if a confidence of `threshold` is enough.
 

@@ -7,7 +7,7 @@ from lus_jax import notices
 from lus_jax.errors import UserError
 
 # A slope or a float of 32 bits makes a label 1.00000004.
-_SLACK = 1e-3
+_ROUNDING = 1e-3
 
 
 def whole(values):
@@ -15,7 +15,7 @@ def whole(values):
   if values.dtype.kind != "f":
     return values
   nearest = np.rint(values)
-  return np.where(np.abs(values - nearest) <= _SLACK, nearest, values)
+  return np.where(np.abs(values - nearest) <= _ROUNDING, nearest, values)
 
 
 def ask(values):

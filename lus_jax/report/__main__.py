@@ -3,8 +3,7 @@
 import argparse
 import sys
 
-from lus_jax import report
-from lus_jax.errors import UserError
+from lus_jax import command_line, report
 
 
 def main():
@@ -14,12 +13,8 @@ def main():
     description="Writes <workdir>/report/index.html, figures and tables from <workdir>/results/.",
   )
   parser.add_argument("--workdir", required=True, help="the run's directory")
-  try:
-    print(report.build(parser.parse_args().workdir))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  return 0
+  workdir = parser.parse_args().workdir
+  return command_line.run(lambda: print(report.build(workdir)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 from lus_jax.report import cells as cells_lib
 from lus_jax.report import paper, text
 from lus_jax.report.cells import Cells, Column, Table, value
+from lus_jax.splits import SPLITS
 
 _SOURCE = functools.partial(value, show=cells_lib.source)
 _PROBABILITY = functools.partial(value, show=cells_lib.probability)
@@ -239,7 +240,7 @@ def confusion(files, name):
 
 def folds(files, name):
   """Which patients every fold trained, selected and was tested on."""
-  parts = ("train", "validation", "test")
+  parts = SPLITS
   return Table(
     f"{name}_folds",
     ["fold", *(part for part in parts)],

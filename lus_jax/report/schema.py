@@ -8,6 +8,7 @@ import numpy as np
 
 from lus_jax.data import summary
 from lus_jax.report import paper
+from lus_jax.splits import SPLITS
 
 
 def _is(what, holds):
@@ -326,9 +327,7 @@ def _task_check(task):
       filled=True,
     ),
     "patients": _list(_row(row | {"patient": _text})),
-    "folds": _list(
-      _object({"fold": _count} | _named(("train", "validation", "test"), _list(_text)))
-    ),
+    "folds": _list(_object({"fold": _count} | _named(SPLITS, _list(_text)))),
     "left_out": _list(
       _object({"what": _text, "why": _text, "count": _count, "which": _list(_text)})
     ),

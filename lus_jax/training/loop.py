@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
-from lus_jax import parallel, signals
+from lus_jax import parallel, progress, signals
 from lus_jax.errors import UserError
 from lus_jax.training import estimate
 from lus_jax.training import state as state_lib
@@ -101,13 +99,12 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
   training = f"training {plural(len(task.names), 'model')}"
   total = config.epochs * steps_per_epoch
   step = meta["epoch"] * steps_per_epoch + done
-  bar = tqdm(
+  bar = progress.bar(
     total=total,
     initial=step,
     unit="step",
-    desc=f"compiling the training step (may take minutes), then {training}",
-    mininterval=0.2 if sys.stderr.isatty() else 10,
-    disable=meta["epoch"] == config.epochs or not parallel.is_main(),
+    what=f"compiling the training step (may take minutes), then {training}",
+    hidden=meta["epoch"] == config.epochs,
   )
   first_steps = estimate.FirstSteps(
     # Within an epoch only, and the rest of one may be too short.

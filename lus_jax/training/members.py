@@ -21,7 +21,7 @@ import unicodedata
 
 from lus_jax import losses
 from lus_jax.errors import UserError
-from lus_jax.labels import SLACK
+from lus_jax.labels import same_threshold
 
 # Targets and the loss of each; '' is the config's own.
 TARGETS = {
@@ -177,8 +177,7 @@ def read(config):
     if not 0 <= threshold <= 1:
       raise UserError(f"config.sweep.thresholds: {threshold} is not in [0, 1]; write 60 % as .6.")
   for i, threshold in enumerate(thresholds):
-    # Closer than half a storage step, two thresholds are the same label.
-    if any(abs(threshold - other) <= SLACK for other in thresholds[:i]):
+    if any(same_threshold(threshold, other) for other in thresholds[:i]):
       raise UserError(f"config.sweep.thresholds: {threshold} stands there twice; name it once.")
   loss = config.loss
   found = [
@@ -208,7 +207,7 @@ def read(config):
 def _alike(a, b):
   """Whether two members learn the same by the same loss, thresholds to half a storage step."""
   near = a.threshold == b.threshold or (
-    None not in (a.threshold, b.threshold) and abs(a.threshold - b.threshold) <= SLACK
+    None not in (a.threshold, b.threshold) and same_threshold(a.threshold, b.threshold)
   )
   return near and all(
     getattr(a, name) == getattr(b, name) for name in ("target", "rater", "loss", "weights")

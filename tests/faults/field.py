@@ -19,7 +19,6 @@ from tests.faults.common import PATIENCE, ROOT, SHARED, Case, Wrong
 from tests.faults.fuzz import import_folder, open_folder
 
 
-
 def _expect(right, message):
   if not right:
     raise Wrong(message)

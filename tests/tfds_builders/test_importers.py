@@ -9,7 +9,6 @@ from PIL import Image
 
 from lus_jax.media import readers
 from tfds_builders.importers import __main__ as importers
-from tfds_builders.importers import folder as folder_lib
 from tfds_builders.importers import palette as palette_lib
 from tfds_builders.importers import polygons as polygons_lib
 from tfds_builders.lus_folder import manifest

@@ -13,6 +13,7 @@ from PIL import Image
 
 from lus_jax.data import datasets
 from lus_jax.errors import UserError
+from lus_jax.splits import SPLITS
 from tfds_builders import records
 from tfds_builders.multirater_folder import MultiraterFolder, multirater_config
 
@@ -105,7 +106,7 @@ def test_round_trip_is_exact_at_native_size(folder):
   assert (metadata["name"], metadata["soft"], metadata["split_unit"]) == ("tiny", False, "patient")
   assert "binary" not in metadata and "largest_confidence" not in metadata
   assert set(examples) == set(IMAGES)
-  assert {e["split"] for e in examples.values()} == set(records.SPLITS)
+  assert {e["split"] for e in examples.values()} == set(SPLITS)
   for name, example in examples.items():
     assert set(example) == {"split", *records.rater_features(HEIGHT, WIDTH, 1, 3)}
     np.testing.assert_array_equal(example["image"][..., 0], folder.images[name])
@@ -301,7 +302,7 @@ def test_split_by_image_warns(folder, warnings_seen):
   check_refused(folder, "1 patient(s) cannot fill the splits")
   metadata, examples = folder.build(split_unit="frame")
   assert metadata["split_unit"] == "frame" and len(examples) == 4
-  assert {e["split"] for e in examples.values()} == set(records.SPLITS)
+  assert {e["split"] for e in examples.values()} == set(SPLITS)
   assert "not an independent test" in warnings_seen[0]
 
 

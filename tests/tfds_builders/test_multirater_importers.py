@@ -8,7 +8,6 @@ from PIL import Image
 
 from lus_jax.media import readers
 from tfds_builders.importers import __main__ as importers
-from tfds_builders.importers import raters
 from tfds_builders.multirater_folder import MultiraterFolder, manifest, multirater_config, pictures
 
 SHAPE = (20, 30)

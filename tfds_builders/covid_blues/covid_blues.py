@@ -21,6 +21,7 @@ from absl import logging
 from lus_jax.errors import UserError
 from lus_jax.media import readers
 from lus_jax.media.letterbox import letterbox
+from lus_jax.splits import SPLITS
 from tfds_builders import records, tables
 from tfds_builders.lus_folder.manifest import VIEWS
 
@@ -288,7 +289,7 @@ def covid_blues_config(kind, height, width, *, directory, seed=0):
     width=width,
     splits={
       name: tuple(video for video in videos if split_of[video.features["patient"]] == name)
-      for name in records.SPLITS
+      for name in SPLITS
     },
     oddities=oddities,
   )

@@ -25,6 +25,7 @@ import pathlib
 import re
 import sys
 
+from lus_jax import command_line
 from lus_jax.errors import UserError
 from lus_jax.media import nifti
 from tfds_builders import tables
@@ -122,16 +123,18 @@ def _parser():
 
 def main(argv=None):
   """Runs the command line; returns the exit code: 0, or 2 after a user's mistake."""
+  return command_line.run(lambda: _main(argv))
+
+
+def _main(argv):
+  options = vars(_parser().parse_args(argv))
+  run, builder, _ = (options.pop(name) for name in ("run", "builder", "command"))
   try:
-    options = vars(_parser().parse_args(argv))
-    run, builder, _ = (options.pop(name) for name in ("run", "builder", "command"))
     notes = run(**options)
-  except (UserError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  except OSError as error:
+    raise UserError(str(error)) from error
   print(f"Wrote {options['out']}.", *notes, sep="\n")
   print(f"Next: --config.data.name={builder} --config.data.dir={options['out']}")
-  return 0
 
 
 if __name__ == "__main__":

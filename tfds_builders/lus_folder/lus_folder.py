@@ -11,6 +11,7 @@ from lus_jax import notices
 from lus_jax.errors import UserError
 from lus_jax.media import readers
 from lus_jax.media.letterbox import letterbox
+from lus_jax.splits import SPLITS
 from tfds_builders import records
 from tfds_builders.lus_folder import manifest
 from tfds_builders.mask_check import MaskCheck
@@ -70,7 +71,7 @@ def _assign(folder, kind, split_unit, seed):
       "'not an independent test'."
     )
   rows = folder.labels if kind == "frames" else folder.videos
-  splits = {name: tuple(r for r in rows if assigned[unit(r)] == name) for name in records.SPLITS}
+  splits = {name: tuple(r for r in rows if assigned[unit(r)] == name) for name in SPLITS}
   for name, members in splits.items():
     if name not in assigned.values():
       raise UserError(
@@ -193,7 +194,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       return
     yield from self._frames(rows, masks)
     # TFDS writes the splits in their order.
-    if split == records.SPLITS[-1]:
+    if split == SPLITS[-1]:
       # Whoever sees results of the set has to know.
       self.info.metadata["notes"] = masks.warn()
 

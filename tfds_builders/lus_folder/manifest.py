@@ -33,7 +33,8 @@ from absl import logging
 from lus_jax import notices
 from lus_jax.errors import UserError
 from lus_jax.media import readers
-from tfds_builders import records, tables
+from lus_jax.splits import SPLITS
+from tfds_builders import tables
 
 VIEWS = ("L1", "L2", "L3", "R1", "R2", "R3")
 MANIFEST_COLUMNS = ("video", "patient", "day", "view", "sf_ratio", "readmitted_30d", "split")
@@ -173,7 +174,7 @@ def _read_videos(directory, npy_axes):
         view=row.choice("view", VIEWS),
         sf_ratio=_sf_ratio(row),
         readmitted_30d=row.number_in("readmitted_30d", int, 0, 1, -1),
-        split=row.choice("split", records.SPLITS),
+        split=row.choice("split", SPLITS),
       )
     )
   readers.check_axes(video.media for video in videos)

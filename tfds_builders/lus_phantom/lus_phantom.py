@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from lus_jax.errors import UserError
+from lus_jax.splits import SPLITS
 from tfds_builders import records
 from tfds_builders.lus_phantom import annotator, cohort, simulator
 
@@ -180,7 +181,7 @@ class LusPhantom(tfds.core.GeneratorBasedBuilder):
     split_of = records.assign_splits(cohort.patient_names(config.n_patients), config.seed)
     return {
       split: self._generate_examples([p for p in split_of if split_of[p] == split])
-      for split in records.SPLITS
+      for split in SPLITS
     }
 
   def _generate_examples(self, patients):

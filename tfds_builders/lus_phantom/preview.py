@@ -9,8 +9,7 @@ import sys
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lus_jax import palette
-from lus_jax.errors import UserError
+from lus_jax import command_line, palette
 from tfds_builders.lus_phantom import annotator, cohort, lus_phantom, simulator
 
 _MARGIN, _LINE = 6, 18  # pixels
@@ -125,16 +124,15 @@ def main():
   parser.add_argument("--seed", type=int, default=0)
   flags = parser.parse_args()
   settings = {"size": flags.size, "setting": flags.setting, "seed": flags.seed}
-  try:
+
+  def write():
     contact_sheet(**settings).save(flags.out, optimize=True)
     if flags.gif:
       first, *rest = clip(**settings)
       milliseconds = round(1000 / simulator.Probe().frames_per_second)
       first.save(flags.gif, save_all=True, append_images=rest, duration=milliseconds, loop=0)
-  except UserError as error:
-    print(error, file=sys.stderr)
-    return 2
-  return 0
+
+  return command_line.run(write)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from absl import logging
 from lus_jax import notices
 from lus_jax.errors import UserError
 from lus_jax.media import nifti, readers
-from tfds_builders import records, tables
+from lus_jax.splits import SPLITS
+from tfds_builders import tables
 from tfds_builders.multirater_folder import pictures
 
 POLARITIES = ("white", "black")
@@ -302,7 +303,7 @@ def _read_patients(path, images):
       raise row.error(
         f"there is no image {tables.shown(name)}; mend the cell (no .png) or remove the row."
       )
-    patient, split = row.required("patient"), row.choice("split", records.SPLITS)
+    patient, split = row.required("patient"), row.choice("split", SPLITS)
     if splits.setdefault(patient, split) != split:
       raise row.error(f"split {split!r} is not that of the patient's other images; use one.")
     if bool(split) != bool(rows[0].cells.get("split")):

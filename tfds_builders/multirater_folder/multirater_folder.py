@@ -9,6 +9,7 @@ from absl import logging
 from lus_jax import notices
 from lus_jax.errors import UserError
 from lus_jax.media.letterbox import letterbox
+from lus_jax.splits import SPLITS
 from tfds_builders import records
 from tfds_builders.lus_folder.lus_folder import SPLIT_UNITS
 from tfds_builders.mask_check import MaskCheck
@@ -73,7 +74,7 @@ def multirater_config(kind, height, width, *, directory, split_unit="patient", s
     )
   else:
     split_of = {image.patient: image.split for image in folder.images}
-    for name in records.SPLITS:
+    for name in SPLITS:
       if name not in split_of.values():
         raise UserError(
           f"{folder.directory / 'patients.csv'}: no patient is in the split {name!r}; give it at "
@@ -94,7 +95,7 @@ def multirater_config(kind, height, width, *, directory, split_unit="patient", s
     split_unit=split_unit,
     splits={
       name: tuple(image for image in folder.images if split_of[unit[image.name]] == name)
-      for name in records.SPLITS
+      for name in SPLITS
     },
   )
 
@@ -211,6 +212,6 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
         },
       )
     # TFDS writes the splits in their order.
-    if images is config.splits[records.SPLITS[-1]]:
+    if images is config.splits[SPLITS[-1]]:
       # Whoever sees results of the set has to know.
       self.info.metadata["notes"] = masks.warn()

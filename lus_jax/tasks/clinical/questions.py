@@ -23,6 +23,7 @@ from scipy import special
 from lus_jax.data import clips, folds, pairs
 from lus_jax.errors import UserError
 from lus_jax.evaluation import clinical as metrics
+from lus_jax.splits import SPLITS
 
 VIEWS = tuple(pairs.ZONES)
 # Seeds of the training order, apart from those of the clips' frames.
@@ -45,10 +46,7 @@ def _first_recordings(table):
 def _sides(table, index, splits):
   """Of `index` those videos whose patients are on each side of each fold."""
   return [
-    {
-      side: index[np.isin(table.patient[index], list(getattr(fold, side)))]
-      for side in ("train", "validation", "test")
-    }
+    {side: index[np.isin(table.patient[index], list(getattr(fold, side)))] for side in SPLITS}
     for fold in splits
   ]
 

@@ -4,14 +4,13 @@ A source is a threshold of the segmentation sweep, 'none' (video only) or 'true'
 masks). Members share batches within a fold, initial weights and compiled programs.
 """
 
-import math
 import os
 import pathlib
 import re
 
 import numpy as np
 
-from lus_jax import lock, models, parallel, results
+from lus_jax import fields, lock, models, parallel, results
 from lus_jax.data import clips, datasets, folds, pipeline
 from lus_jax.errors import UserError
 from lus_jax.inference import channels as channels_lib
@@ -45,10 +44,7 @@ def check(config):
     **({"pairs": PAIRS} if config.task == "sf_change" else {}),
     **({"days": DAYS} if config.task == "readmission" else {}),
   }
-  for name, choices in known.items():
-    value = _field(config, name)
-    if value not in choices:
-      raise UserError(f"config.{name}: '{value}' is not known; choose one of {', '.join(choices)}.")
+  fields.check_known(config, known)
   for name in config.channels.ablations:
     if name not in ABLATIONS:
       raise UserError(
@@ -79,14 +75,9 @@ def check(config):
     "folds.seed": 0,
     **({"pairs_cap": 1} if config.task == "sf_change" else {}),
   }
-  for name, low in least.items():
-    if _field(config, name) < low:
-      raise UserError(f"config.{name}: {_field(config, name)} must be at least {low}.")
-  rate = config.optimizer.learning_rate
-  if not (rate > 0 and math.isfinite(rate)):
-    raise UserError(f"config.optimizer.learning_rate: {rate} must be a positive number.")
-  if config.task == "sf_ratio" and not config.target_scale > 0:
-    raise UserError(f"config.target_scale: {config.target_scale} must be positive.")
+  fields.check_least(config, least)
+  positive = ("optimizer.learning_rate", *(["target_scale"] if config.task == "sf_ratio" else []))
+  fields.check_positive(config, *positive)
   if (
     not re.fullmatch(r"\w+", config.name)
     or config.name.startswith("segmentation")
@@ -97,12 +88,6 @@ def check(config):
   if torch_weights.is_file(config.model.init_from):
     models.check_init_from(config.model, video=True)
   choose_strategy(config.sweep.strategy)
-
-
-def _field(config, name):
-  for part in name.split("."):
-    config = config[part]
-  return config
 
 
 def open_videos(config, trained):

@@ -1,7 +1,6 @@
 """The segmentation task: one network per confidence threshold, all trained on the same batches."""
 
 import contextlib
-import math
 import os
 import pathlib
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from lus_jax import lock, losses, models, parallel, results
+from lus_jax import fields, lock, losses, models, parallel, results
 from lus_jax.data import augment as augment_lib
 from lus_jax.data import datasets, labelling, pipeline
 from lus_jax.errors import UserError
@@ -31,23 +30,19 @@ from lus_jax.words import plural
 def check(config):
   """Refuses values of a config that no run could use (`UserError`); nothing is written before."""
   members_lib.read(config)
-  for name, low in {
+  least = {
     "train.epochs": 1,
     "train.batch_size": 0,
     "train.log_every": 1,
     "train.checkpoint_every": 1,
     "train.steps": 0,
     "sweep.seeds": 1,
-  }.items():
-    section, field = name.split(".")
-    if config[section].get(field, low) < low:
-      raise UserError(f"config.{name}: {config[section][field]} must be at least {low}.")
+  }
+  fields.check_least(config, least)
   for name, seed in {"seed": config.seed, "data.split_seed": config.data.split_seed}.items():
     if not 0 <= seed < 2**31:
       raise UserError(f"config.{name}: {seed} must be at least 0 and below 2^31.")
-  rate = config.optimizer.learning_rate
-  if not (rate > 0 and math.isfinite(rate)):
-    raise UserError(f"config.optimizer.learning_rate: {rate} must be a positive number.")
+  fields.check_positive(config, "optimizer.learning_rate")
   # Tracing the loss is the check of its options, whatever they are.
   pixels = jax.ShapeDtypeStruct((1, 1, 1, 1), np.float32)
   inputs = {"confidence": pixels, "where": jax.ShapeDtypeStruct((1, 1, 1, 1), bool)}

@@ -11,13 +11,12 @@ import numpy as np
 from lus_jax import models
 from lus_jax.data import augment, datasets, labelling, pipeline
 from lus_jax.errors import UserError
+from lus_jax.splits import SPLITS
 from lus_jax.tasks.segmentation import train
 from lus_jax.training import members as members_lib
 from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
-
-SPLITS = ("train", "validation", "test")
 
 
 class Trainer:

@@ -12,14 +12,12 @@ import os
 import pathlib
 import shutil
 import signal
-import sys
 import threading
 from concurrent import futures
 
 import jax
-from tqdm import tqdm
 
-from lus_jax import lock, results
+from lus_jax import fields, lock, progress, results
 from lus_jax.data import labelling, pipeline
 from lus_jax.errors import UserError
 from lus_jax.evaluation import truth as truth_lib
@@ -81,9 +79,8 @@ def check(config):
       "config.study.standardise: 'overlap' needs frames that several experts painted; set "
       "--config.data.phantom.raters=True."
     )
-  for name in ("seeds", "train_frames", "validation_patients"):
-    if config.study[name] < 1:
-      raise UserError(f"config.study.{name}: {config.study[name]} must be at least 1.")
+  names = ("seeds", "train_frames", "validation_patients")
+  fields.check_least(config, {f"study.{name}": 1 for name in names})
   if config.study.train_frames < config.train.batch_size:
     raise UserError(
       f"config.study.train_frames: {config.study.train_frames} are fewer than one batch "
@@ -99,8 +96,8 @@ def check(config):
   from tfds_builders.lus_phantom import phantom_config
 
   for setting in config.study.settings:
-    fields = config.data.phantom.to_dict() | {"setting": setting}
-    phantom_config("frames", 64, 64, **fields)
+    phantom = config.data.phantom.to_dict() | {"setting": setting}
+    phantom_config("frames", 64, 64, **phantom)
 
 
 class Worker:
@@ -249,13 +246,12 @@ def _run(config, settings, dataset, workdir):
     job for job in jobs if compare_lib.read_unit(compare_lib.unit_file(directory, *job)) is None
   ]
   objective = objective_lib.Objective(config)
-  with tqdm(
+  with progress.bar(
     total=len(jobs),
     unit="cohort",
-    desc=f"training {plural(len(objective.members), 'model')} each",
-    mininterval=0.2 if sys.stderr.isatty() else 10,
+    what=f"training {plural(len(objective.members), 'model')} each",
     initial=len(jobs) - len(left),
-    disable=not left,
+    hidden=not left,
   ) as bar:
     _run_all(config, directory, left, bar.update)
   content = compare_lib.summarize(config, objective, directory)

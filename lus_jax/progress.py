@@ -1,0 +1,35 @@
+"""The progress bar of everything that takes long: done, rate and time left, on stderr."""
+
+import sys
+
+from tqdm import tqdm
+
+from lus_jax import parallel
+
+
+def bar(iterable=None, *, total, unit, what, initial=0, delay=0, hidden=False):
+  """A progress bar, of the main process alone.
+
+  Args:
+    iterable: what is gone through; None where `update` is called instead.
+    total: how many there are.
+    unit: what they are, as 'step'.
+    what: is done.
+    initial: how many are done already.
+    delay: seconds before it shows; what is faster needs none.
+    hidden: whether it never shows.
+
+  Returns:
+    A `tqdm.tqdm`.
+  """
+  return tqdm(
+    iterable,
+    total=total,
+    unit=unit,
+    desc=what,
+    initial=initial,
+    delay=delay,
+    # A log file gets a line every 10 s.
+    mininterval=0.2 if sys.stderr.isatty() else 10,
+    disable=hidden or not parallel.is_main(),
+  )
