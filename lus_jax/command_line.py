@@ -1,9 +1,38 @@
-"""How every command ends: 0, 2 and one line after a user's mistake, 130 after Ctrl-C."""
+"""What every command does: it notes its words, and ends with 0, 2 (a user's mistake) or 130."""
 
+import contextlib
 import sys
 
 from lus_jax import files
 from lus_jax.errors import UserError
+
+# What `given` returns: this process has one command line.
+_given = None
+
+
+@contextlib.contextmanager
+def recorded(module, argv):
+  """Notes what a user gave while it is run: `python -m module`, and `argv` after its first word.
+
+  Which of several processes this is says nothing of the run, and is left out.
+  """
+  global _given
+  words, rest = [], iter(argv[1:])
+  for word in rest:
+    if not word.lstrip("-").startswith("config.distributed."):
+      words.append(word)
+    elif "=" not in word:
+      next(rest, None)
+  _given = ["python", "-m", module, *words]
+  try:
+    yield
+  finally:
+    _given = None
+
+
+def given():
+  """The words of the command that is being run; None where Python called."""
+  return _given
 
 
 def run(command, *, interrupted="Interrupted."):

@@ -61,11 +61,15 @@ def value(config, name):
 
 
 def check_least(config, least):
-  """Refuses numbers below the least, a dict by dotted name (`UserError`)."""
+  """Refuses numbers below the least, a dict by dotted name (`UserError`).
+
+  What a config of an older version lacks is in order.
+  """
   for name, low in least.items():
-    found = value(config, name)
-    if found is not None and found < low:
-      raise UserError(f"config.{name}: {found} must be at least {low}.")
+    section, _, field = name.rpartition(".")
+    fields = value(config, section) if section else config
+    if field in fields and (fields[field] is None or fields[field] < low):
+      raise UserError(f"config.{name}: {fields[field]} must be at least {low}.")
 
 
 def check_known(config, known):

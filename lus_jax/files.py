@@ -116,6 +116,21 @@ def measure(folder):
   }
 
 
+@contextlib.contextmanager
+def writing(what, place):
+  """Turns what a disk refuses into a `UserError` that says what, why, and where the run goes on."""
+  try:
+    yield
+  except Exception as error:
+    reason = None if isinstance(error, UserError) else refusal(error)
+    if reason is None:
+      raise
+    raise UserError(
+      f"{what} cannot be written ({reason}); make room or mend the permissions, and repeat the "
+      f"command, which goes on from {place}."
+    ) from error
+
+
 def sha256(file):
   """The SHA-256 of a file, as hexadecimal text."""
   with open(file, "rb") as opened:

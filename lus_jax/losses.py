@@ -215,7 +215,7 @@ def output_logits(name, *, logits, where=None) -> jax.Array:
   """Logits whose sigmoid is the output of a model trained with the loss `name`.
 
   The logits themselves, except for 'adaptive_wing', whose output is `normalized_relu` (kept within
-  [1e-6, 1 - 1e-6], so that cross entropies stay finite). Metrics take these.
+  [1e-6, 1 - 1e-6], so that cross entropies stay finite), of the same shape. Metrics take these.
   """
   if name != "adaptive_wing":
     return logits
@@ -244,8 +244,6 @@ LOSSES = {
   ),
   "adaptive_wing": _adaptive_wing,
 }
-
-
 # Losses that learn the raw confidence, whatever the threshold.
 SOFT = ("cross_entropy", "adaptive_wing")
 

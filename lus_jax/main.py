@@ -26,10 +26,10 @@ from ml_collections import config_flags
 from lus_jax import command_line, fields, files, parallel, report
 from lus_jax.errors import UserError, say_warnings_plainly
 
-DOWNSTREAM = ("sf_change", "sf_ratio", "readmission")
+CLINICAL = ("sf_change", "sf_ratio", "readmission")
 
 
-class _Tuples(flags.ArgumentParser):
+class Tuples(flags.ArgumentParser):
   """Reads tuple fields: `.6`, `.6,.5`, `(.6, .5)`, `soft,ordinal`; empty: the empty tuple.
 
   In place of ml_collections' own, which adds the values of an option that is given twice: here the
@@ -39,6 +39,7 @@ class _Tuples(flags.ArgumentParser):
   syntactic_help = "a tuple"
 
   def parse(self, argument):
+    """The tuple of a text; `ValueError` if it is none."""
     if not isinstance(argument, str):
       return argument
     try:
@@ -52,10 +53,11 @@ class _Tuples(flags.ArgumentParser):
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
   def flag_type(self):
+    """For --help."""
     return "tuple"
 
 
-config_flags.register_flag_parser_for_type(tuple, _Tuples())
+config_flags.register_flag_parser_for_type(tuple, Tuples())
 
 CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -77,10 +79,10 @@ def run(config, workdir):
     from lus_jax.tasks import study as task
   elif config.task == "which_target":
     from lus_jax.tasks.which_target import run as task
-  elif config.task in DOWNSTREAM:
+  elif config.task in CLINICAL:
     from lus_jax.tasks.clinical import run as task
   else:
-    known = ", ".join(("segmentation", *DOWNSTREAM, "study", "which_target"))
+    known = ", ".join(("segmentation", *CLINICAL, "study", "which_target"))
     raise UserError(f"config.task: '{config.task}' is not known; choose one of {known}.")
   task.train_and_evaluate(config, workdir)
   if parallel.is_main():
@@ -94,12 +96,12 @@ def main(argv):
 
 
 def _main(argv):
-  config = _parse(argv)
+  config = parse(argv)
   if config is None:
     return 0
   workdir = files.expanded(WORKDIR.value, "--workdir")
   try:
-    with signals.handled(lambda: _kept(workdir)):
+    with command_line.recorded("lus_jax.main", argv), signals.handled(lambda: _kept(workdir)):
       if "distributed" in config:
         parallel.initialize(config.distributed)
       # Of several processes one prints; errors of all show.
@@ -118,7 +120,7 @@ def _kept(workdir):
   return checkpoints.kept(workdir)
 
 
-def _parse(argv):
+def parse(argv):
   """The config of a command line; None where only help was asked for."""
   argv = _found(argv)
   # ml_collections looks there for the options of fields.

@@ -31,6 +31,7 @@ from lus_jax.files import write_bytes, write_text
 from lus_jax.inference import frames as frames_lib
 from lus_jax.inference import trained as trained_lib
 from lus_jax.labels import same_threshold
+from lus_jax.media import readers
 from lus_jax.words import plural
 
 SCHEMA = 1
@@ -149,8 +150,6 @@ def _write(out, content, maps, bar):
 
 def _find_pictures(source):
   """The pictures of a folder that are no frames of one clip, by name; none of anything else."""
-  from lus_jax.media import readers as media
-
   folder = pathlib.Path(source).expanduser()
   try:
     files = (
@@ -158,11 +157,11 @@ def _find_pictures(source):
     )
   except OSError:  # `_probe` says what is wrong
     return {}
-  pictures = [file for file in files if file.suffix.lower() in media.PICTURES]
+  pictures = [file for file in files if file.suffix.lower() in readers.PICTURES]
   if not pictures:
     return {}
   try:
-    numbers = media.probe(folder).numbers
+    numbers = readers.probe(folder).numbers
     steps = set(np.diff(numbers)) if numbers else set()
     if len(steps) <= 1:
       if steps:
@@ -199,8 +198,6 @@ def _meaning(trained, view):
 
 
 def _probe(source):
-  from lus_jax.media import readers as media
-
   path = pathlib.Path(source).expanduser()
   try:
     readable = not path.exists() or os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
@@ -208,8 +205,8 @@ def _probe(source):
     readable = False
   if not readable:
     raise UserError(f"{path} cannot be read; change its permissions (chmod u+r).")
-  clip = media.probe(path)
-  media.check_axes([clip])
+  clip = readers.probe(path)
+  readers.check_axes([clip])
   return clip
 
 

@@ -20,6 +20,15 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# After the environment above is set.
+pytest_plugins = ("tests.toys",)
+
+
+def pytest_collection_modifyitems(items):
+  """The longest files first, so that no process is left with them while the others are idle."""
+  items.sort(key=lambda item: "tasks" not in item.path.parts)
+
+
 REAL_DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -21,7 +21,11 @@ import numpy as np
 from lus_jax.benchmarks import throughput
 from lus_jax.data.pipeline import Frames
 from lus_jax.evaluation.segmentation import evaluate
-from lus_jax.training import checkpoints, loop, members, segmentation, writers
+from lus_jax.inference.trained import freeze
+from lus_jax.tasks.segmentation import train
+from lus_jax.training import checkpoints, loop, writers
+from lus_jax.training.objective import Objective
+from lus_jax.training.sweep import Sweep
 
 r = np.random.default_rng(0)
 image = r.integers(0, 256, (8, 32, 32, 1), dtype=np.uint8)
@@ -59,13 +63,13 @@ class Batches:
 
 
 frames = Frames(arrays, cache="device")
-tx, schedule = segmentation.make_optimizer(config.optimizer, 10)
-objective = members.Objective(config)
-network, sweep, state, names = segmentation.create_sweep(
-  config, objective, in_channels=1, classes=1, tx=tx
-)
+tx, schedule = train.make_optimizer(config.optimizer, 10)
+objective = Objective(config)
+names, members = objective.of_all_seeds()
+sweep = Sweep(members, "loop")
+network, state = train.initial_state(config, objective, sweep, in_channels=1, classes=1, tx=tx)
 start = jax.device_get(sweep.stack(state).params)
-task = segmentation.make_task(
+task = train.make_task(
   network, sweep, names, frames, config, objective, tx=tx, schedule=schedule
 )
 with tempfile.TemporaryDirectory() as workdir:
@@ -80,10 +84,10 @@ with tempfile.TemporaryDirectory() as workdir:
   assert open(f"{workdir}/tensorboard/metrics.jsonl").read().count("loss/train/threshold_0.8") == 6
 end = jax.device_get(sweep.stack(state).params)
 assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (start, end))))
-evaluation = evaluate(
-  network, sweep, state, objective=objective, thresholds=config.sweep.thresholds, train=frames,
-  validation=frames, test=frames, classes=("bright",), thin=("bright",), config=config,
+trained = freeze(
+  network, sweep, state, objective, config=config, dataset={"classes": ["bright"]}, patients={}
 )
+evaluation = evaluate(trained, train=frames, validation=frames, test=frames, thin=("bright",))
 assert 0 <= evaluation.members[0]["iou"] <= 1
 assert set(evaluation.baselines) == {"prevalence", "mean_map"}
 options = "--what predict --size 32 --batch 1 --width .125 --classes 1 --thresholds 1 --steps 1"

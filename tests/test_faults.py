@@ -14,7 +14,7 @@ from tests.faults import fuzz, mutate
 
 def png():
   buffer = io.BytesIO()
-  Image.fromarray(fuzz._picture(0)).save(buffer, "PNG")
+  Image.fromarray(fuzz.picture(0)).save(buffer, "PNG")
   return buffer.getvalue()
 
 
@@ -27,7 +27,7 @@ def archive():
 
 def npy():
   buffer = io.BytesIO()
-  np.save(buffer, fuzz._picture(0))
+  np.save(buffer, fuzz.picture(0))
   return buffer.getvalue()
 
 

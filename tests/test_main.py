@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import json
 import os
 import pathlib
 import signal
@@ -12,8 +13,9 @@ import types
 import pytest
 from ml_collections import ConfigDict
 
-from lus_jax import main
+from lus_jax import command_line, main
 from lus_jax.errors import UserError
+from lus_jax.training import claim
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -157,9 +159,8 @@ def test_a_directory_that_is_something_else_is_left_alone(tmp_path, make, messag
 def test_every_task_runs_and_its_report_is_built(tmp_path, monkeypatch, capsys, task):
   # The command's own process stays out of it: what counts is what `run` calls, in which order.
   calls = []
-  module = importlib.import_module(
-    f"lus_jax.training.{'downstream' if task == 'sf_ratio' else task}"
-  )
+  place = {"segmentation": "segmentation.run", "sf_ratio": "clinical.run", "study": "study"}[task]
+  module = importlib.import_module(f"lus_jax.tasks.{place}")
   monkeypatch.setattr(module, "train_and_evaluate", lambda *args: calls.append((task, *args)))
   monkeypatch.setattr(
     main.report, "build", lambda workdir: calls.append(("report", workdir)) or "page.html"
@@ -185,12 +186,12 @@ def test_every_task_runs_and_its_report_is_built(tmp_path, monkeypatch, capsys, 
   ],
 )
 def test_tuples_are_read_as_they_are_written(text, value):
-  assert main._Tuples().parse(text) == value
+  assert main.Tuples().parse(text) == value
 
 
 def test_a_broken_tuple_is_refused():
   with pytest.raises(ValueError, match="is no tuple"):
-    main._Tuples().parse("(.6, .5")
+    main.Tuples().parse("(.6, .5")
 
 
 @pytest.fixture
@@ -198,12 +199,38 @@ def ended(tmp_path, monkeypatch, capsys):
   """`ended(run) -> exit code, stderr` of the command whose run is this function."""
 
   def call(run):
-    monkeypatch.setattr(main, "_parse", lambda argv: ConfigDict())
+    monkeypatch.setattr(main, "parse", lambda argv: ConfigDict())
     monkeypatch.setattr(main, "WORKDIR", types.SimpleNamespace(value=str(tmp_path)))
     monkeypatch.setattr(main, "run", lambda config, workdir: run(pathlib.Path(workdir)))
-    return main.main([]), capsys.readouterr().err.strip()
+    return main.main(["main", "--config=x", "--config.seed=1"]), capsys.readouterr().err.strip()
 
   return call
+
+
+def test_a_run_records_its_command(ended, tmp_path):
+  claim.claim(tmp_path / "called", {}, {})  # from Python
+  assert ended(lambda workdir: claim.claim(workdir, {"seed": 1}, {})) == (0, "")
+
+  def recorded(workdir):
+    return json.loads((workdir / claim.OWNER).read_text())["command"]
+
+  assert recorded(tmp_path / "called") is None
+  assert recorded(tmp_path) == ["python", "-m", "lus_jax.main", "--config=x", "--config.seed=1"]
+  # Told otherwise, the same run is the same run.
+  with command_line.recorded("lus_jax.main", ["main", "--config=y"]):
+    claim.claim(tmp_path, {"seed": 1}, {})
+    # One that was begun from Python, or by a version that noted nothing, has none so far.
+    claim.claim(tmp_path / "called", {}, {})
+  assert recorded(tmp_path)[3] == "--config=x" and recorded(tmp_path / "called")[3] == "--config=y"
+  assert command_line.given() is None
+  assert set(claim.read_claim(tmp_path)) == {"config", "dataset"}
+
+
+def test_which_of_several_processes_it_is_is_no_part_of_the_command():
+  words = ["main", "--config.distributed.process_id=1", "--config=x", "--config.seed=1"]
+  words += ["--config.distributed.num_processes", "2", "-config.distributed.x=a"]
+  with command_line.recorded("m", words):
+    assert command_line.given() == ["python", "-m", "m", "--config=x", "--config.seed=1"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -24,6 +24,7 @@ from lus_jax.media import readers
 from lus_jax.media.letterbox import letterbox
 from lus_jax.tasks.segmentation import train
 from lus_jax.training import objective as objective_lib
+from lus_jax.training.sweep import Sweep
 from tfds_builders.lus_folder import manifest
 
 SIZE = 32
@@ -31,28 +32,17 @@ CLASSES = ("pleura", "b line")
 THRESHOLDS = (0.8, 0.6, 0.0)
 
 
-@dataclasses.dataclass
-class Model:
-  """Models as `load` returns them, and as the evaluation takes them."""
-
-  trained: trained_lib.Trained
-  state: object
-
-  def reference(self, frames):
-    """[T, N, S, S, K] of letterboxed frames, by the evaluation; and their valid box."""
-    fitted = [letterbox(frame, SIZE, SIZE) for frame in frames]
-    n = len(frames)
-    batch = {
-      "image": np.stack([image for image, _ in fitted])[..., None],
-      "confidence": np.zeros((n, SIZE, SIZE, len(CLASSES)), np.uint8),
-      "labelled": np.ones((n, len(CLASSES)), bool),
-      "valid_box": np.stack([box for _, box in fitted]),
-    }
-    trained = self.trained
-    maps = evaluation.predict(
-      trained.network, trained.sweep, self.state, batch, objective=trained.objective
-    )
-    return maps, fitted[0][1]
+def reference(trained, frames):
+  """[T, N, S, S, K] of letterboxed frames, by the evaluation; and their valid box."""
+  fitted = [letterbox(frame, SIZE, SIZE) for frame in frames]
+  n = len(frames)
+  batch = {
+    "image": np.stack([image for image, _ in fitted])[..., None],
+    "confidence": np.zeros((n, SIZE, SIZE, len(CLASSES)), np.uint8),
+    "labelled": np.ones((n, len(CLASSES)), bool),
+    "valid_box": np.stack([box for _, box in fitted]),
+  }
+  return evaluation.predict(trained, batch), fitted[0][1]
 
 
 def make_config():
@@ -69,8 +59,9 @@ def make_config():
 
 def make_model(config):
   objective = objective_lib.Objective(config)
-  network, sweep, state, _ = train.create_sweep(
-    config, objective, in_channels=1, classes=len(CLASSES), tx=optax.identity()
+  sweep = Sweep(objective.of_all_seeds()[1], "loop")
+  network, state = train.initial_state(
+    config, objective, sweep, in_channels=1, classes=len(CLASSES), tx=optax.identity()
   )
   r = np.random.default_rng(0)
 
@@ -79,19 +70,10 @@ def make_model(config):
     return jax.tree.map(lambda x: x + (0.1 * r.standard_normal(x.shape)).astype(np.float32), params)
 
   state = [dataclasses.replace(one, best_params=shaken(one.best_params)) for one in state]
-  views, own = objective_lib.make_views(config, objective)
-  sweep, state = sweep.take(state, [view.member for view in views], own)
-  trained = trained_lib.Trained(
-    config=config,
-    objective=objective,
-    views=views,
-    dataset={"name": "made_up", "classes": list(CLASSES)},
-    patients={},
-    network=network,
-    sweep=sweep,
-    weights=[{"params": one.best_params, "batch_stats": one.best_batch_stats} for one in state],
+  dataset = {"name": "made_up", "classes": list(CLASSES)}
+  return trained_lib.freeze(
+    network, sweep, state, objective, config=config, dataset=dataset, patients={}
   )
-  return Model(trained, state)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +83,7 @@ def model():
 
 @pytest.fixture
 def load(model, monkeypatch):
-  monkeypatch.setattr(trained_lib, "load", lambda workdir, every=False, option="": model.trained)
+  monkeypatch.setattr(trained_lib, "load", lambda workdir, every=False, option="": model)
 
 
 def clip(height, width, n=6):
@@ -127,7 +109,7 @@ def read(out, threshold, frame, classes=CLASSES):
 
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
 def test_masks_are_what_the_evaluation_sees(strategy, tmp_path, monkeypatch, model):
-  trained = model.trained
+  trained = model
   if strategy == "vmap":
     trained = dataclasses.replace(
       trained,
@@ -139,7 +121,7 @@ def test_masks_are_what_the_evaluation_sees(strategy, tmp_path, monkeypatch, mod
   np.save(tmp_path / "clip.npy", frames)
   out = tmp_path / "out"
   assert call(workdir="run", input=tmp_path / "clip.npy", out=out, thresholds="0,.8") == 0
-  maps, _ = model.reference(frames)
+  maps, _ = reference(model, frames)
   assert maps.std(axis=(1, 2, 3)).min() > 0.01  # frames and places differ,
   assert abs(maps[0] - maps[2]).max() > 0.2  # and so do members
   for t, threshold in ((0, 0.8), (2, 0.0)):
@@ -155,7 +137,7 @@ def test_masks_and_overlays_have_the_geometry_of_the_frame(tmp_path, load, model
   out = tmp_path / "out"
   options = {"workdir": "run", "input": tmp_path / "clip.npy", "out": out}
   assert call(**options, frames="4,1", thresholds=".6") == 0
-  maps, box = model.reference(frames)
+  maps, box = reference(model, frames)
   assert box == (9, 0, 22, 32)
   rows, columns = (np.arange(height) + 0.5) * 13 / height, (np.arange(width) + 0.5) * 32 / width
   at = np.stack(np.meshgrid(9 + rows - 0.5, columns - 0.5, indexing="ij"))
@@ -237,7 +219,7 @@ def test_a_clip_is_decoded_in_runs_and_compiled_for_once(tmp_path, load, monkeyp
 
   monkeypatch.setattr(trained_lib.Trained, "probability", traced)
   monkeypatch.setattr(readers, "read", counted)
-  monkeypatch.setattr(frames_lib, "_DECODED", 8)
+  monkeypatch.setattr(frames_lib, "DECODED", 8)
   parts = list(run_frames(tmp_path / "clip.npy", range(11)))
   assert shapes == [(4, SIZE, SIZE, 1)]
   assert decoded == [list(range(8)), [8, 9, 10]]
@@ -278,7 +260,7 @@ def test_pictures_that_are_no_clip_are_predicted_one_by_one(tmp_path, load, mode
     assert json.loads((own / "prediction.json").read_text())["input"] == str(folder / name)
     masks = read(own, 0.6, 0)
     assert masks.shape == (*frames[name].shape, 2)
-  maps, _ = model.reference(frames["b 1.TIF"][None])
+  maps, _ = reference(model, frames["b 1.TIF"][None])
   np.testing.assert_allclose(read(out / "b 1", 0.6, 0), 255 * maps[1, 0], atol=0.51)
   assert call(**options) == 0  # the same again
   assert call(**options | {"frames": "0"}) == 2
@@ -341,7 +323,7 @@ def mixed(monkeypatch):
   """Members beside the thresholds, one of which is calibrated; `load` gives them if asked to."""
   config = make_config()
   config.sweep.members = ("soft", "svls(.6)", "ordinal")
-  trained = make_model(config).trained
+  trained = make_model(config)
   # Calibrations of a run are all of one method, so that its models share a program.
   temperatures = {view.name: np.full(len(CLASSES), 1, np.float32) for view in trained.views}
   temperatures["soft"] *= 3

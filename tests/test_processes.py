@@ -24,25 +24,12 @@ from jax import numpy as jnp
 from configs import seg
 from lus_jax import models, parallel
 from lus_jax.models import layers
-from lus_jax.training import segmentation
+from lus_jax.tasks.segmentation import run
 from lus_jax.training.sweep import Sweep
+from tests import toys
 
 
-class Toy(nnx.Module):
-  # What could differ: weights, and statistics over the whole batch.
-  def __init__(self, classes, *, rngs):
-    self.conv = layers.Conv(1, classes, 3, dtype=jnp.float32, rngs=rngs)
-    self.norm = layers.BatchNorm(classes)
-
-  def __call__(self, image, *, train, key=None):
-    return self.norm(self.conv(image), train=train)
-
-
-def build_model(config, *, in_channels, classes, seed, levels=1):
-  return Toy(classes, rngs=nnx.Rngs(seed))
-
-
-models.build_model = build_model
+models.build_model = toys.build_model
 config = seg.get_config("tiny")
 config.data.image_size = 32
 config.data.phantom.n_patients = 4
@@ -55,7 +42,7 @@ if len(sys.argv) > 3:
 parallel.initialize(config.distributed)
 # With one member the processes share every batch, and each reads its half.
 config.sweep.thresholds, config.data.cache = (0.6,), "stream"
-segmentation.train_and_evaluate(config, workdir)
+run.train_and_evaluate(config, workdir)
 
 # Three members are laid over both processes; every one of these gets all results.
 members = [{"factor": np.float32(i)} for i in (2, 3, 4)]

@@ -21,6 +21,7 @@ from concurrent import futures
 from absl import logging
 
 from lus_jax.errors import UserError
+from lus_jax.files import sha256
 
 # Of one table, and of one name: more of them is a mistake, and compares slowly.
 MAX_COLUMNS = 10_000
@@ -549,8 +550,7 @@ def _n_bytes(path):
 
 def _content(path):
   try:
-    with path.open("rb") as file:
-      return hashlib.file_digest(file, "sha256").digest()
+    return bytes.fromhex(sha256(path))
   except OSError as error:
     raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
 

@@ -2,7 +2,7 @@
 
   python -m lus_jax.benchmarks.input --size 128 --batch 16 --scales 1 10
 
-Frames (segmentation) and clips with the channels of two models (downstream tasks), held on the
+Frames (segmentation) and clips with the channels of two models (clinical tasks), held on the
 device and streamed, from simulated data in a temporary directory. Of frames, a set 10x larger is
 one of 10x the patients; of clips, the same videos are written 10x.
 

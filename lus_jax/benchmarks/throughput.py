@@ -98,7 +98,7 @@ def random_frames(*, batch, size, classes):
 
 
 def random_clips(*, batch, frames, size, classes, sources):
-  """A training batch of the downstream tasks with one fold, of noise, and its targets [B]."""
+  """A training batch of the clinical tasks with one fold, of noise, and its targets [B]."""
   r = np.random.default_rng(0)
   shape = (1, batch, frames, size, size)
   return {
@@ -148,12 +148,16 @@ def problem(args, thresholds, *, levels=1):
   network = state_lib.Network(
     models.build_model(config, in_channels=1, classes=args.classes, seed=0, levels=levels)
   )
-  sweep = SimpleNamespace(thresholds=THRESHOLDS[:thresholds], seeds=1)
-  objective = Objective(SimpleNamespace(sweep=sweep, loss=LOSS))
+  objective = _objective(thresholds)
   members = [objective.scalars(member) for member in objective.members]
   loss_fn = train_lib.make_loss(network, objective) if args.what == "fpn" else None
   frames = random_frames(batch=args.batch, size=args.size, classes=args.classes)
   return network, members, loss_fn, jax.device_get(jax.jit(augment.prepare)(frames))
+
+
+def _objective(thresholds, members=()):
+  sweep = SimpleNamespace(thresholds=THRESHOLDS[:thresholds], members=members, seeds=1)
+  return Objective(SimpleNamespace(sweep=sweep, loss=LOSS, model=SimpleNamespace()))
 
 
 class Ours:
@@ -178,8 +182,7 @@ class Ours:
     weights = {"params": network.params, "batch_stats": network.batch_stats}
     if loss_fn is None:
       states = [jax.tree.map(jnp.copy, weights) for _ in members]
-      config = SimpleNamespace(thresholds=THRESHOLDS[:thresholds], members=("ordinal",) * ordinal)
-      objective = Objective(SimpleNamespace(sweep=config, loss=LOSS))
+      objective = _objective(thresholds, ("ordinal",) * ordinal)
 
       def predict(weights, member, inputs, key):
         raw, _ = objective.logits(

@@ -1,6 +1,6 @@
 """Clips of videos: which videos there are, which frames a clip takes, and batches of clips.
 
-A batch serves all members of a downstream sweep at once: it holds a part for every fold, because
+A batch serves all members of a clinical sweep at once: it holds a part for every fold, because
 folds train on other patients, and the channels of every segmentation model.
 """
 

@@ -32,22 +32,22 @@ class Source(Sequence):
   """
 
   def __init__(self, records, features, place=""):
-    self._records, self._features, self._place = records, features, place
+    self.records, self._features, self._place = records, features, place
 
   def __len__(self):
-    return len(self._records)
+    return len(self.records)
 
   def __getitem__(self, index):
     if not 0 <= index < len(self):
       raise IndexError(index)
     with _whole(self._place):
-      record = self._records[index]
+      record = self.records[index]
     return self._features.deserialize_example_np(record)
 
   def only(self, *names):
     """The same split with these features alone: pixels that nobody reads are not unpacked."""
     features = type(self._features)({k: self._features[k] for k in names})
-    return Source(self._records, features, self._place)
+    return Source(self.records, features, self._place)
 
 
 class Subset(Sequence):

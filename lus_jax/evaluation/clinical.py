@@ -1,4 +1,4 @@
-"""Metrics of the downstream tasks, kept as sums per patient so that patients can be resampled."""
+"""Metrics of the clinical tasks, kept as sums per patient so that patients can be resampled."""
 
 import numpy as np
 

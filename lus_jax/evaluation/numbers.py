@@ -24,4 +24,5 @@ def number(value):
 
 
 def by_name(classes, values):
+  """K values for JSON, by the name of their class."""
   return {name: number(value) for name, value in zip(classes, values, strict=True)}

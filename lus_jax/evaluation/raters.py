@@ -317,6 +317,13 @@ def quantities(probability, raters, drawn, persons, where):
   Calibration is measured against the mean of the raters that drew an image; an image that nobody
   drew counts nowhere.
 
+  Args:
+    probability: [N, H, W, K].
+    raters: [N, R, H, W, K] uint8.
+    drawn: [N, R] bool, which of them drew.
+    persons: R names of whoever each rater is.
+    where: [N, H, W, 1] bool, or [N, H, W, K].
+
   Returns:
     A dict of arrays with a leading image axis.
   """
@@ -475,6 +482,10 @@ def fused_count_curve(probability, raters, drawn, where, *, seed, draws=20):
   the m are among them). Source: Silva & Oliveira (arXiv 2109.12622), whose curve reaches a plateau.
 
   Args:
+    probability: [N, H, W, K].
+    raters: [N, R, H, W, K] uint8.
+    drawn: [N, R] bool.
+    where: [N, H, W, 1] or [N, H, W, K] bool.
     seed: of the draws.
     draws: for each m and image, without replacement.
 

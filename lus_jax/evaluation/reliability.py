@@ -51,6 +51,7 @@ def summarize_calibration(sums, classes):
 
 
 def rows(classes, count, probability, target):
+  """The reliability diagram of each class for JSON, of bins [K, n]: counts and means."""
   return {
     name: {
       "count": count[k].tolist(),

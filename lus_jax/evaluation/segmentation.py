@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from lus_jax import labels, parallel, progress
 from lus_jax.data import augment
 from lus_jax.evaluation import baselines, metrics, raters, reliability
-from lus_jax.inference import calibration, trained
+from lus_jax.inference import calibration
 from lus_jax.words import plural
 
 
@@ -81,30 +81,21 @@ class _Confidences:
       yield batch["confidence"], _prepare(batch)["where"] & mask[:, None, None, None]
 
 
-def evaluate(
-  network, sweep, state, *, objective, thresholds, train, validation, test, classes, thin, config
-):
-  """Evaluates the best epoch of every view, and the baselines, on the test split.
+def evaluate(trained, *, train, validation, test, thin):
+  """Evaluates frozen models, and the baselines, on the test split.
 
   Args:
-    network: a `lus_jax.training.state.Network`.
-    sweep: a `lus_jax.training.sweep.Sweep` of views: each member's `Objective.scalars`, and perhaps
-      its `calibration`.
-    state: its state.
-    objective: a `lus_jax.training.objective.Objective`.
-    thresholds: for each view, what P(confidence >= threshold) it estimates; None for the
-      confidence.
+    trained: a `lus_jax.inference.trained.Trained`.
     train: `Frames` that the baselines are fitted to.
     validation: `Frames` on which cut-offs are chosen.
     test: `Frames` to evaluate on; with the field `evidence` also against the true visibility.
-    classes: K names.
     thin: the classes whose surface Dice is reported.
-    config: a run's config.
 
   Returns:
     An `Evaluation`.
   """
-  aimed_at = ["confidence" if threshold is None else "label" for threshold in thresholds]
+  config, sweep = trained.config, trained.sweep
+  aimed_at = ["confidence" if view.threshold is None else "label" for view in trained.views]
   thresholds = np.asarray(config.sweep.thresholds, np.float32)
   sums_of = functools.partial(
     metrics.image_sums,
@@ -112,23 +103,23 @@ def evaluate(
     subthreshold_weight=config.loss.subthreshold_weight,
   )
 
-  def cut_sums(state, member, inputs):
+  def cut_sums(weights, member, inputs):
     return metrics.cut_sums(
-      logits=trained.best_logits(network, objective, state, member, inputs),
+      logits=trained.logits(weights, member, inputs),
       confidence=inputs["confidence"],
       where=inputs["where"],
       threshold=member["threshold"],
     )
 
-  def test_sums(state, member, inputs):
-    logits = trained.best_logits(network, objective, state, member, inputs)
+  def test_sums(weights, member, inputs):
+    logits = trained.logits(weights, member, inputs)
     return sums_of(logits=logits, threshold=member["threshold"], **_arguments(inputs)) | {
       "predicted": jax.nn.sigmoid(logits) >= 0.5
     }
 
   cut_sums, test_sums = sweep.compile(cut_sums), sweep.compile(test_sums)
   on_validation = collect(
-    lambda inputs, batch: sweep.to_host(cut_sums(state, sweep.members, inputs)),
+    lambda inputs, batch: sweep.to_host(cut_sums(trained.weights, sweep.members, inputs)),
     validation,
     config.train.batch_size,
     what=f"choosing cut-offs of {plural(len(sweep.members), 'output')}",
@@ -152,7 +143,7 @@ def evaluate(
 
   def all_sums(inputs, batch):
     inputs = _with_near(inputs, batch)
-    results = sweep.to_host(test_sums(state, sweep.members, inputs))
+    results = sweep.to_host(test_sums(trained.weights, sweep.members, inputs))
     for member, result in zip(sweep.members, results, strict=True):
       predicted = result.pop("predicted")
       # The costliest thing on the host, and what the other processes find is not written.
@@ -167,7 +158,7 @@ def evaluate(
   on_test = collect(all_sums, test, config.train.batch_size, what=what)
   n_members = len(sweep.members)
   summarize = functools.partial(
-    metrics.summarize, classes=classes, thin=thin, evaluation_thresholds=thresholds
+    metrics.summarize, classes=trained.classes, thin=thin, evaluation_thresholds=thresholds
   )
   members = [
     summarize(sums, target=target, best_cut=metrics.best_cuts(chosen_on))
@@ -181,145 +172,114 @@ def evaluate(
   )
 
 
-def predict(network, sweep, state, batch, *, objective):
-  """Probabilities of the best epoch of every view.
+def predict(trained, batch):
+  """Probabilities of frozen models.
 
   Args:
-    network: a `lus_jax.training.state.Network`.
-    sweep: a `lus_jax.training.sweep.Sweep` of views, as for `evaluate`.
-    state: its state.
+    trained: a `lus_jax.inference.trained.Trained`.
     batch: stored frames, as `lus_jax.data.augment.prepare` takes them.
-    objective: a `lus_jax.training.objective.Objective`.
 
   Returns:
     float32 [V, B, H, W, K] on the host.
   """
 
-  def probability(state, own, inputs):
-    return jax.nn.sigmoid(trained.best_logits(network, objective, state, own, inputs))
+  def probability(weights, own, inputs):
+    return jax.nn.sigmoid(trained.logits(weights, own, inputs))
 
-  inputs = _prepare(batch)
-  return np.stack(sweep.to_host(sweep.compile(probability)(state, sweep.members, inputs)))
+  compiled = trained.sweep.compile(probability)
+  found = compiled(trained.weights, trained.sweep.members, _prepare(batch))
+  return np.stack(trained.sweep.to_host(found))
 
 
-def _over_batches(network, sweep, state, frames, objective, batch_size, what):
+def _over_batches(trained, frames, what):
   """Logits of every view [V, n, H, W, K] on the host, with their inputs and batch, n at a time."""
-
-  def logits(state, own, inputs):
-    return trained.best_logits(network, objective, state, own, inputs)
-
-  compiled = sweep.compile(logits)
-  for batch in _batches(frames, batch_size, what):
+  sweep = trained.sweep
+  compiled = sweep.compile(trained.logits)
+  for batch in _batches(frames, trained.config.train.batch_size, what):
     mask = batch.pop("mask")
     inputs = _prepare(batch)
-    found = np.stack(sweep.to_host(compiled(state, sweep.members, inputs)))
+    found = np.stack(sweep.to_host(compiled(trained.weights, sweep.members, inputs)))
     inputs = {name: np.asarray(inputs[name])[mask] for name in ("confidence", "where")}
     batch = {name: np.asarray(x)[mask] for name, x in batch.items()}
     yield found[:, mask], inputs, batch
 
 
-def _targets(thresholds, confidence):
+def _targets(views, confidence):
   """What each view's probability should mean: its own label, or the confidence."""
+  thresholds = [view.threshold for view in views]
   return [confidence if t is None else np.asarray(labels.label(confidence, t)) for t in thresholds]
 
 
-def fit_calibrations(
-  network, sweep, state, *, objective, thresholds, groups, validation, classes, config
-):
-  """Fits every calibration method to every view on the validation split.
+def fit_calibrations(trained, validation):
+  """Fits every calibration method to every view.
+
+  The levels of an ordinal member share a calibration, so that they stay nested; its mean confidence
+  has its own.
 
   Args:
-    network: as for `evaluate`, as are the following.
-    sweep: of views without a calibration.
-    state: its state.
-    objective: the `Objective`.
-    thresholds: of the views.
-    groups: a name for each view; views of one name share a calibration, so that the levels of an
-      ordinal member stay nested.
+    trained: a `Trained` without calibration.
     validation: `Frames` to fit on.
-    classes: K names.
-    config: a run's config.
 
   Returns:
     For each method a list of V calibrations (`lus_jax.inference.calibration`).
   """
+  groups = [(view.member, view.threshold is None) for view in trained.views]
   sums = {}
-  size = config.train.batch_size
-  for logits, inputs, _ in _over_batches(
-    network, sweep, state, validation, objective, size, "calibrating"
-  ):
-    targets = _targets(thresholds, inputs["confidence"])
+  for logits, inputs, _ in _over_batches(trained, validation, "calibrating"):
+    targets = _targets(trained.views, inputs["confidence"])
     for group, view, target in zip(groups, logits, targets, strict=True):
       found = calibration.histograms(view, target, inputs["where"])
       held = sums.get(group)
       sums[group] = found if held is None else {k: held[k] + found[k] for k in found}
   return {
-    method: [calibration.fit(method, sums[group], classes) for group in groups]
+    method: [calibration.fit(method, sums[group], trained.classes) for group in groups]
     for method in calibration.METHODS
   }
 
 
-def compare_calibrations(
-  network, sweep, state, *, objective, thresholds, calibrations, test, classes, config
-):
+def compare_calibrations(trained, calibrations, test):
   """Calibration on the test split before and after every method.
 
   Args:
-    network: as for `fit_calibrations`, as are the following.
-    sweep: of views without a calibration.
-    state: its state.
-    objective: the `Objective`.
-    thresholds: of the views.
+    trained: a `Trained` without calibration.
     calibrations: of `fit_calibrations`.
     test: `Frames`.
-    classes: K names.
-    config: a run's config.
 
   Returns:
     For each method a list of V dicts: `ece` (class mean), `ece_pooled`, `ece_per_class`, `brier`,
     `reliability` as `metrics.summarize` has them.
   """
-  held = {method: [[] for _ in thresholds] for method in calibrations}
-  size = config.train.batch_size
-  for logits, inputs, _ in _over_batches(
-    network, sweep, state, test, objective, size, "comparing calibrations"
-  ):
-    targets = _targets(thresholds, inputs["confidence"])
+  held = {method: [[] for _ in trained.views] for method in calibrations}
+  for logits, inputs, _ in _over_batches(trained, test, "comparing calibrations"):
+    targets = _targets(trained.views, inputs["confidence"])
     for method, each in calibrations.items():
       for v, (one, view, target) in enumerate(zip(each, logits, targets, strict=True)):
         probability = np.asarray(jax.nn.sigmoid(calibration.apply(one, view)))
         sums = reliability.calibration_sums(probability, target, inputs["where"])
         held[method][v].append(sums | raters.extremes(probability, inputs["where"]))
   return {
-    method: [reliability.summarize_calibration(_joined(parts), classes) for parts in views]
+    method: [reliability.summarize_calibration(_joined(parts), trained.classes) for parts in views]
     for method, views in held.items()
   }
 
 
-def evaluate_raters(
-  network, sweep, state, *, objective, test, patients, persons, classes, curve_of, config
-):
+def evaluate_raters(trained, test, *, patients, persons, curve_of):
   """Compares every view, and every rater, with the raters of the test split.
 
   Args:
-    network: as for `evaluate`, as are the following.
-    sweep: of views, with their calibration if they have one.
-    state: its state.
-    objective: the `Objective`.
+    trained: a `Trained`.
     test: `Frames` with the fields `raters` and `drawn`.
     patients: the patient of every test image.
     persons: who each rater is.
-    classes: K names.
     curve_of: the number of the view whose curve over the number of raters is made.
-    config: a run's config.
 
   Returns:
     A list of V dicts of `raters.summarize`, a list of R dicts of `raters.summarize_humans`, the
     curve of `raters.fused_count_curve`, and the raters' disagreement about every image [N].
   """
-  held, humans, disagreements, kept = [[] for _ in sweep.members], [], [], []
-  size, what = config.train.batch_size, "comparing with the raters"
-  for logits, inputs, batch in _over_batches(network, sweep, state, test, objective, size, what):
+  classes, seed = trained.classes, trained.config.seed
+  held, humans, disagreements, kept = [[] for _ in trained.views], [], [], []
+  for logits, inputs, batch in _over_batches(trained, test, "comparing with the raters"):
     of_raters = (batch["raters"], batch["drawn"])
     probability = np.asarray(jax.nn.sigmoid(logits))
     for parts, view in zip(held, probability, strict=True):
@@ -338,7 +298,7 @@ def evaluate_raters(
   members = [raters.summarize(parts, patients, classes) for parts in held]
   painted = raters.painted_classes(held[0]["rater_area"])
   by_rater = raters.summarize_humans(_joined(humans), patients, painted=painted)
-  curve = raters.fused_count_curve(*map(np.concatenate, zip(*kept, strict=True)), seed=config.seed)
+  curve = raters.fused_count_curve(*map(np.concatenate, zip(*kept, strict=True)), seed=seed)
   return members, by_rater, curve, np.concatenate(disagreements)
 
 

@@ -1,4 +1,4 @@
-"""What the downstream results allow to say: the unit of every interval and test is the patient."""
+"""What the clinical results allow to say: the unit of every interval and test is the patient."""
 
 import functools
 
@@ -76,6 +76,7 @@ def _paired(a, b):
 
 
 def percentiles(values):
+  """The central 95 % of resampled values [n], and how many of them are undefined."""
   defined = values[~np.isnan(values)]
   low, high = np.percentile(defined, [2.5, 97.5])
   return float(low), float(high), int(len(values) - len(defined))

@@ -78,7 +78,12 @@ def _dice(a, b):
 
 
 def best_cut(probability, present):
-  """The cut-off in .05, .1, ..., .95 with the highest Dice; the nearest to .5 of equal ones."""
+  """The cut-off in .05, .1, ..., .95 with the highest Dice; the nearest to .5 of equal ones.
+
+  Args:
+    probability: of any shape.
+    present: bool of the same shape.
+  """
   cuts = np.arange(1, 20) / 20
   scores = [_dice(probability >= cut, present) for cut in cuts]
   return cuts[np.lexsort((np.abs(cuts - 0.5), -np.asarray(scores)))[0]]

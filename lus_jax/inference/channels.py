@@ -24,10 +24,10 @@ from lus_jax.models import layers
 
 DIRECTORY = "channels"
 # Frames that go through the networks together, and batches between two notes of how far we are.
-_BATCH, _BATCHES_PER_NOTE = 32, 16
+_BATCH, BATCHES_PER_NOTE = 32, 16
 
 
-class _Growing:
+class Growing:
   """An array file that is being filled from its start; it gets its name once it is full."""
 
   def __init__(self, file, shape):
@@ -110,17 +110,11 @@ def make(dataset, table, trained, *, size, workdir, keep=()):
     UserError: the disk is too small, or refuses.
   """
   directory = pathlib.Path(workdir) / DIRECTORY
-  try:
-    with lock.hold(directory, wait="makes channels there"):
-      return _make(dataset, table, trained, directory, size=size, keep=keep)
-  except OSError as error:
-    reason = files_lib.refusal(error)
-    if reason is None:
-      raise
-    raise UserError(
-      f"{directory}: the channels cannot be written ({reason}); make room or mend the permissions, "
-      "and repeat the command, which goes on from here."
-    ) from error
+  with (
+    files_lib.writing(f"{directory}: the channels", "here"),
+    lock.hold(directory, wait="makes channels there"),
+  ):
+    return _make(dataset, table, trained, directory, size=size, keep=keep)
 
 
 def _make(dataset, table, trained, directory, *, size, keep):
@@ -130,12 +124,12 @@ def _make(dataset, table, trained, directory, *, size, keep):
   )
   directory /= digest.hexdigest()[:12]
 
-  image = _Growing(directory / "frames.npy", (n, size, size, 1))
+  image = Growing(directory / "frames.npy", (n, size, size, 1))
   truth = None
   if dataset.simulated:
-    truth = _Growing(directory / "truth.npy", (n, size, size, classes))
+    truth = Growing(directory / "truth.npy", (n, size, size, classes))
   by_key = {
-    key: _Growing(directory / f"{key}.npy", (n, size, size, classes))
+    key: Growing(directory / f"{key}.npy", (n, size, size, classes))
     for one in trained
     for key in one.fingerprints
   }
@@ -196,7 +190,9 @@ def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, map
 
   segments = [segment(one) for one in trained]
   with progress.bar(total=n, initial=start, unit="frame", what="segmentation channels") as bar:
-    for i, (at, batch) in enumerate(_frames(dataset, table, start, with_truth=truth is not None)):
+    for i, (at, batch) in enumerate(
+      read_frames(dataset, table, start, with_truth=truth is not None)
+    ):
       m = batch["count"]
       if image in growing:
         image.array[at : at + m] = np.asarray(resize(batch["frames"]))[:m]
@@ -209,7 +205,7 @@ def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, map
         for f, result in zip(row, one.sweep.to_host(results), strict=True):
           if f in growing:
             f.array[at : at + m] = result[:m]
-      if (i + 1) % _BATCHES_PER_NOTE == 0:
+      if (i + 1) % BATCHES_PER_NOTE == 0:
         for f in growing:
           f.note(at + m)
       bar.update(m)
@@ -218,7 +214,7 @@ def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, map
   parallel.sync("channels")
 
 
-def _frames(dataset, table, start, *, with_truth):
+def read_frames(dataset, table, start, *, with_truth):
   """Yields the frames of all videos from `start` on, in batches of one size."""
   fields = ("frames", "valid_box", *(["truth"] if with_truth else []))
   held, at = [], start

@@ -2,15 +2,14 @@
 
 import numpy as np
 
-from lus_jax.media import letterbox as letterbox_lib
+from lus_jax.media import readers
+from lus_jax.media.letterbox import letterbox, restore
 
 # Frames that go through the networks together: more would hold more maps of all thresholds.
 _BATCH = 4
-
-
 # Frames decoded together, a multiple of the batch. A video is decoded once for each of these runs,
 # which costs far less than the networks do and keeps a long one out of memory.
-_DECODED = 256
+DECODED = 256
 
 
 def predict(trained, clip, *, frames, probability=None):
@@ -43,24 +42,20 @@ def predict(trained, clip, *, frames, probability=None):
       yield (
         number,
         image,
-        [letterbox_lib.restore(member[i], box, *image.shape) for member in members],
+        [restore(member[i], box, *image.shape) for member in members],
       )
 
 
 def _batches(clip, frames, n):
-  # TFDS comes with this import, and nothing else here needs it.
-  from lus_jax.media import readers as media
-
-  for start in range(0, len(frames), _DECODED):
-    numbers = frames[start : start + _DECODED]
-    images = media.read(clip, numbers)
+  for start in range(0, len(frames), DECODED):
+    numbers = frames[start : start + DECODED]
+    images = readers.read(clip, numbers)
     for i in range(0, len(numbers), n):
       yield numbers[i : i + n], images[i : i + n]
 
 
 def fit(images, size):
-  from lus_jax.media.letterbox import letterbox
-
+  """Letterboxes frames [n, h, w] to [n, size, size, 1] in [0, 1]; also returns the box."""
   fitted = [letterbox(image, size, size) for image in images]
   _, box = fitted[0]
   return np.stack([image for image, _ in fitted])[..., None].astype(np.float32) / 255, box

@@ -20,26 +20,9 @@ from lus_jax.labels import same_threshold
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import claim as claim_lib
 from lus_jax.training import members as members_lib
-from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
+from lus_jax.training.objective import Objective
 from lus_jax.training.sweep import Sweep, choose_strategy
-
-
-def best_logits(network, objective, state, own, inputs):
-  """Logits of the best epoch of one view, calibrated if `own` has a calibration; pure.
-
-  Args:
-    network: a `lus_jax.training.state.Network`.
-    objective: a `lus_jax.training.objective.Objective`.
-    state: of the member.
-    own: `Objective.scalars` of the view, and perhaps `calibration`.
-    inputs: of `augment.prepare`.
-
-  Returns:
-    [B, H, W, K].
-  """
-  raw, _ = objective.logits(network, state.best_params, state.best_batch_stats, inputs["image"])
-  return calibration.calibrate(own.get("calibration", {}), objective.output(raw, inputs, own))
 
 
 def choose_thresholds(config, trained):
@@ -71,8 +54,6 @@ def choose_thresholds(config, trained):
 
 # Results files; the run is finished when all are there.
 RESULTS = ("dataset", "history", "cases", "segmentation_matrix", "segmentation")
-
-
 # What each of them is fitted to on the validation split; beside the checkpoints, since whatever
 # predicts needs it.
 CALIBRATION = "calibration.json"
@@ -80,14 +61,14 @@ CALIBRATION = "calibration.json"
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """The frozen models of a finished sweep (of the first seed), as they are to be used.
+  """The frozen models of a finished sweep, as they are to be used.
 
   Attributes:
     config: the run's config.
     dataset: what its results files say of its data set.
     patients: the patients of each split.
     network: a `Network`.
-    objective: the run's `members.Objective`.
+    objective: the run's `Objective`.
     views: what each model puts out: the thresholds first.
     sweep: a `Sweep` over the views: what is known of each, and its calibration.
     weights: its state: a dict of `params` and `batch_stats`.
@@ -97,7 +78,7 @@ class Trained:
   dataset: dict[str, Any]
   patients: dict[str, list[str]]
   network: state_lib.Network
-  objective: objective_lib.Objective
+  objective: Objective
   views: list[members_lib.View]
   sweep: Sweep
   weights: Any
@@ -110,9 +91,9 @@ class Trained:
   @property
   def thresholds(self):
     """The threshold of every view; None of members without one."""
-    members = self.objective.members
+    member_of = self.objective.member_of
     return tuple(
-      members[view.member].threshold if view.level == members_lib.WHOLE else view.threshold
+      member_of(view).threshold if view.level == members_lib.WHOLE else view.threshold
       for view in self.views
     )
 
@@ -122,22 +103,36 @@ class Trained:
     views = [self.views[i] for i in numbers]
     return dataclasses.replace(self, views=views, sweep=sweep, weights=weights)
 
-  def probability(self, weights, own, image, where):
-    """Calibrated probabilities of one view, for `sweep.compile`.
+  def calibrated(self, fitted):
+    """The same models with a calibration for each, of `lus_jax.inference.calibration.fit`."""
+    members = [
+      own | {"calibration": calibration.parameters(one)}
+      for own, one in zip(self.sweep.members, fitted, strict=True)
+    ]
+    return dataclasses.replace(self, sweep=Sweep(members, self.sweep.strategy))
+
+  def logits(self, weights, own, inputs):
+    """What becomes of an image, calibrated where there is a calibration; for `sweep.compile`.
 
     Args:
-      weights: of this view.
+      weights: of one view.
       own: the sweep's member.
-      image: [B, H, W, 1] in [0, 1].
-      where: [B, H, W, 1] bool, False where a pixel was not in the original frame.
+      inputs: `image` [B, H, W, 1] in [0, 1], and `where` [B, H, W, 1] bool, False where a pixel
+        was not in the original frame.
 
     Returns:
-      [B, H, W, K], 0 outside.
+      [B, H, W, K].
     """
-    raw, _ = self.objective.logits(self.network, weights["params"], weights["batch_stats"], image)
-    inputs = {"image": image, "where": where}
-    logits = self.objective.output(raw, inputs, own)
-    logits = calibration.calibrate(own.get("calibration", {}), logits)
+    raw, _ = self.objective.logits(
+      self.network, weights["params"], weights["batch_stats"], inputs["image"]
+    )
+    return calibration.calibrate(
+      own.get("calibration", {}), self.objective.output(raw, inputs, own)
+    )
+
+  def probability(self, weights, own, image, where):
+    """Probabilities [B, H, W, K] of `logits`, 0 outside of the original frame."""
+    logits = self.logits(weights, own, {"image": image, "where": where})
     return jnp.where(where, jax.nn.sigmoid(logits), 0)
 
   @functools.cached_property
@@ -146,7 +141,7 @@ class Trained:
     found = []
     held = self.sweep.to_host(self.weights)
     for view, own, weights in zip(self.views, self.sweep.members, held, strict=True):
-      loss = self.objective.members[view.member].loss
+      loss = self.objective.member_of(view).loss
       digest = hashlib.sha256(repr((self.config.model.to_dict(), loss)).encode())
       for leaf in jax.tree.leaves((weights, own.get("calibration", {}))):
         digest.update(np.ascontiguousarray(leaf).tobytes())
@@ -154,6 +149,38 @@ class Trained:
         digest.update(str(view.level).encode())
       found.append(digest.hexdigest()[:12])
     return found
+
+
+def freeze(network, sweep, state, objective, *, config, dataset, patients):
+  """The models of the best epochs of a sweep that was just trained, of all seeds.
+
+  Args:
+    network: a `Network`.
+    sweep: the `Sweep`.
+    state: its state after training.
+    objective: its `Objective`.
+    config: the run's config.
+    dataset: of `Dataset.summary`.
+    patients: the patients of each split.
+
+  Returns:
+    A `Trained`, without calibration.
+  """
+  weights = sweep.map(
+    lambda one: {"params": one.best_params, "batch_stats": one.best_batch_stats}, state
+  )
+  views, scalars = objective.views()
+  sweep, weights = sweep.take(weights, [view.member for view in views], scalars)
+  return Trained(
+    config=config,
+    dataset=dataset,
+    patients=patients,
+    network=network,
+    objective=objective,
+    views=views,
+    sweep=sweep,
+    weights=weights,
+  )
 
 
 def load(workdir, *, every=False, option="--config.channels.workdir"):
@@ -180,7 +207,7 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
     raise UserError(
       f"the segmentation run in {workdir} is not finished; repeat its command to go on with it."
     )
-  if not (pathlib.Path(workdir) / checkpoints_lib.DIRECTORY).is_dir():
+  if not (pathlib.Path(workdir) / claim_lib.DIRECTORY).is_dir():
     raise UserError(
       f"{workdir} holds the results of a segmentation run but no checkpoints/ with its best "
       "models; bring them back, or train again in another --workdir."
@@ -204,15 +231,12 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
   config.sweep.members = config.sweep.get("members", ())
   config.calibration = config.get("calibration", "none")
   config.labels = config.get("labels", ConfigDict({"standardise": "none"}))
-  objective = objective_lib.Objective(config, claim["dataset"].get("raters", ()))
-  views = members_lib.views(config)[: None if every else objective.n_thresholds]
-  own = [objective.scalars(objective.members[view.member], level=view.level) for view in views]
-  if config.calibration != "none":
-    fitted = _read_calibrations(workdir)
-    own = [
-      one | {"calibration": calibration.parameters(fitted[view.name])}
-      for view, one in zip(views, own, strict=True)
-    ]
+  objective = Objective(config).with_raters(claim["dataset"].get("raters", ()))
+  views, scalars = objective.views()
+  # The models of the first seed are used.
+  n = len(views) // objective.seeds if every else objective.n_thresholds
+  names = [view.name for view in views[:n]]
+  views = [dataclasses.replace(view, name=objective.without_seed(view.name)) for view in views[:n]]
   network = state_lib.Network(
     models.build_model(
       config.model,
@@ -222,22 +246,21 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
       seed=config.seed,
     )
   )
-  names, members = objective_lib.make_members(config, objective)
   stacked = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((len(names), *x.shape), x.dtype),
+    lambda x: jax.ShapeDtypeStruct((objective.n_models, *x.shape), x.dtype),
     {"params": network.params, "batch_stats": network.batch_stats},
   )
   with contextlib.closing(checkpoints_lib.Checkpoints(workdir)) as checkpoints:
     if checkpoints.latest() is None:
       raise UserError(
-        f"{workdir}/{checkpoints_lib.DIRECTORY} holds no checkpoint; train again in another "
-        "--workdir."
+        f"{workdir}/{claim_lib.DIRECTORY} holds no checkpoint; train again in another --workdir."
       )
     weights = checkpoints.restore_best(stacked, _best_epochs(workdir))
   # How models are run is up to the machine they are run on.
-  sweep = Sweep(members, choose_strategy("auto"))
-  sweep, weights = sweep.take(sweep.unstack(weights), [view.member for view in views], own)
-  return Trained(
+  sweep = Sweep([{}] * objective.n_models, choose_strategy("auto"))
+  places = [view.member for view in views]
+  sweep, weights = sweep.take(sweep.unstack(weights), places, scalars[:n])
+  found = Trained(
     config=config,
     dataset=claim["dataset"],
     patients=patients,
@@ -247,6 +270,10 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
     sweep=sweep,
     weights=weights,
   )
+  if config.calibration == "none":
+    return found
+  fitted = _read_calibrations(workdir)
+  return found.calibrated([fitted[name] for name in names])
 
 
 def _best_epochs(workdir):
@@ -259,6 +286,7 @@ def _best_epochs(workdir):
 
 
 def write_calibrations(workdir, views, chosen):
+  """Writes the calibration of every view beside the run's checkpoints."""
   fitted = {view.name: one for view, one in zip(views, chosen, strict=True)}
   write_text(pathlib.Path(workdir) / CALIBRATION, json.dumps(seal({"fitted": fitted})) + "\n")
 

@@ -4,10 +4,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from lus_jax.errors import UserError
-from lus_jax.models import torch_weights
-from lus_jax.models.fpn import FPN
-from lus_jax.models.mobilenet_v2 import MobileNetV2
-from lus_jax.models.resnet import DEPTHS
+from lus_jax.models import designs, torch_weights
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -19,19 +16,14 @@ def check(config):
     config: the `model` part of a run's config (encoder, width, dropout, dtype).
 
   Raises:
-    UserError: an unknown encoder or dtype, or a width or dropout out of range.
+    UserError: an unknown network, encoder or dtype, or a width or dropout out of range.
   """
-  if config.encoder not in DEPTHS:
-    raise UserError(
-      f"config.model.encoder: '{config.encoder}' is not known; choose one of {', '.join(DEPTHS)}."
-    )
+  designs.segmentation(config).check()
   check_video(config)
-  if not 0 <= config.dropout < 1:
-    raise UserError(f"config.model.dropout: {config.dropout} must be at least 0 and below 1.")
 
 
 def check_video(config):
-  """Refuses a model config of the downstream tasks that is out of range.
+  """Refuses a model config of the clinical tasks that is out of range.
 
   Args:
     config: the `model` part of a run's config (width, dtype).
@@ -53,7 +45,7 @@ def check_init_from(config, *, video):
 
   Args:
     config: the `model` part of a run's config, checked; `init_from` names a file.
-    video: whether it is of the downstream tasks.
+    video: whether it is of the clinical tasks.
 
   Raises:
     UserError: the file is missing, cannot be read, or is of another network or size.
@@ -61,10 +53,12 @@ def check_init_from(config, *, video):
   tensors = torch_weights.read(config.init_from)
 
   def build():
-    options = {"width": config.width, "rngs": nnx.Rngs(0)}
+    rngs = nnx.Rngs(0)
     if video:
-      return MobileNetV2(in_channels=torch_weights.in_channels(tensors), outputs=1, **options)
-    return FPN(config.encoder, classes=1, **options)
+      in_channels = torch_weights.in_channels(tensors)
+      design = designs.TemporalShift(config)
+      return design.build(in_channels=in_channels, outputs=1, rngs=rngs)
+    return designs.segmentation(config).build(in_channels=1, classes=1, rngs=rngs)
 
   shapes = nnx.eval_shape(build)
   params, batch_stats = (
@@ -87,20 +81,18 @@ def build_model(config, *, in_channels, classes, seed, levels=1):
   Returns:
     An `nnx.Module` that maps images [B, H, W, in_channels] to logits [B, H, W, levels * K].
   """
-  return FPN(
-    config.encoder,
+  design = designs.segmentation(config)
+  return design.build(
     in_channels=in_channels,
     classes=classes,
     levels=levels,
-    width=config.width,
-    dropout=config.dropout,
     dtype=DTYPES[config.dtype],
     rngs=nnx.Rngs(seed),
   )
 
 
 def build_video_model(config, *, in_channels, outputs, hidden, seed):
-  """Builds the video network that `config.model` of a downstream task describes.
+  """Builds the video network that `config.model` of a clinical task describes.
 
   Args:
     config: the `model` part of a run's config, checked by `check_video`.
@@ -113,11 +105,11 @@ def build_video_model(config, *, in_channels, outputs, hidden, seed):
     An `nnx.Module` that maps clips [B, N, H, W, in_channels] to outputs [B, outputs]. Its `bias`
     [outputs] is not in them: the loss adds it.
   """
-  return MobileNetV2(
+  design = designs.TemporalShift(config)
+  return design.build(
     in_channels=in_channels,
     outputs=outputs,
     hidden=hidden,
-    width=config.width,
     dtype=DTYPES[config.dtype],
     rngs=nnx.Rngs(seed),
   )

@@ -1,4 +1,4 @@
-"""MobileNetV2 with temporal shifts: the network of the downstream tasks.
+"""MobileNetV2 with temporal shifts: the network of the clinical tasks.
 
 Sources: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", in torchvision's
 form; Lin et al., "TSM: Temporal Shift Module for Efficient Video Understanding".

@@ -7,7 +7,6 @@ public TSM code, whose blocks number their layers otherwise. Axes are OIHW there
 Images stay in [0, 1], whatever a network was trained with: in training the norms adapt.
 """
 
-import hashlib
 import math
 import os
 import pathlib
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
+from lus_jax import files
 from lus_jax.errors import UserError
 from lus_jax.models.resnet import DEPTHS
 
@@ -97,8 +97,7 @@ def read(path):
 
 def digest(path):
   """A short text that changes with a file's content."""
-  with open(_found(path), "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+  return files.sha256(_found(path))[:12]
 
 
 def _found(path):

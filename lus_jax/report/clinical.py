@@ -1,4 +1,4 @@
-"""The page's sections of the downstream tasks: their tables and what may be said of them.
+"""The page's sections of the clinical tasks: their tables and what may be said of them.
 
 `files` holds the contents of the results files by name, and `name` is the one of a task.
 """

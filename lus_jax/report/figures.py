@@ -64,7 +64,8 @@ def render(draw, *args):
   return files
 
 
-def _figure(height, width=WIDTH):
+def new_figure(height, width=WIDTH):
+  """An empty figure of so many inches."""
   return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -97,7 +98,7 @@ def per_class(rows, classes):
     rows: of segmentation.json.
     classes: K names.
   """
-  figure = _figure(5.2)
+  figure = new_figure(5.2)
   axes = figure.subplots()
   handles = {}
   for seed in sorted({row["seed"] for row in rows}):
@@ -123,7 +124,7 @@ def matrix(rows):
   models = sorted({row["model_threshold"] for row in rows})
   evaluations = sorted({row["evaluation_threshold"] for row in rows})
   top = max((row["iou"] for row in rows if row["iou"] is not None), default=0) or 1
-  figure = _figure((1.2 + 0.62 * max(3, len(models))) * len(seeds))
+  figure = new_figure((1.2 + 0.62 * max(3, len(models))) * len(seeds))
   panels = figure.subplots(len(seeds), squeeze=False)[:, 0]
   for seed, axes in zip(seeds, panels, strict=True):
     cells = {
@@ -191,7 +192,7 @@ def _reliability(rows, classes, markers):
   """Reliability curves of rows, each with its label; markers repeat in their order."""
   columns = min(2, len(classes))
   lines = math.ceil(len(classes) / columns)
-  figure = _figure(1.5 + 2.4 * lines)
+  figure = new_figure(1.5 + 2.4 * lines)
   panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
   shades = _shades(list(dict.fromkeys(label for label, _ in rows)))
   marked = dict(zip(shades, itertools.cycle(markers)))
@@ -240,7 +241,7 @@ def curves(rows):
     "loss": "validation loss",
     "score": "validation IoU",
   }
-  figure = _figure(8.5)
+  figure = new_figure(8.5)
   panels = figure.subplots(len(quantities), sharex=True)
   handles = {}
   for (key, title), axes in zip(quantities.items(), panels, strict=True):
@@ -276,7 +277,7 @@ def raters_fused(rows):
   Args:
     rows: of the curve in raters.json.
   """
-  figure = _figure(4.4)
+  figure = new_figure(4.4)
   axes = figure.subplots()
   x = [row["n_raters"] for row in rows]
   lines = {
@@ -305,7 +306,7 @@ def ordinal(pairs):
     pairs: (name of the ordinal member, row of segmentation.json, row of members.json) of the same
       threshold and seed.
   """
-  figure = _figure(4.4)
+  figure = new_figure(4.4)
   axes = figure.subplots()
   handles = {}
   names = list(dict.fromkeys(name for name, _, _ in pairs))
@@ -330,7 +331,7 @@ def cost(pairs, gflop):
     pairs: as `ordinal` takes them.
     gflop: the `cost` of members.json.
   """
-  figure = _figure(4.4)
+  figure = new_figure(4.4)
   axes = figure.subplots()
   handles = {}
   names = list(dict.fromkeys(name for name, _, _ in pairs))
@@ -377,14 +378,14 @@ def by_source(content):
   """The table's metrics by source of channels: intervals, or every patient where there are none.
 
   Args:
-    content: of a downstream task's results file.
+    content: of a clinical task's results file.
   """
   task, summary = paper.TASKS[content["task"]], content["summary"]
   places = _places([row["threshold"] for row in summary])
   with_interval = any(
     metric["interval"] is not None for row in summary for metric in row["metrics"].values()
   )
-  figure = _figure(1.7 + 2.5 * len(task.metrics))
+  figure = new_figure(1.7 + 2.5 * len(task.metrics))
   panels = figure.subplots(len(task.metrics), sharex=True, squeeze=False)[:, 0]
   handles = {}
   for (key, name), axes in zip(task.metrics.items(), panels, strict=True):
@@ -439,7 +440,7 @@ def _grid(n, height):
   """Panels in rows of three, those beyond the nth hidden: the figure and an array of axes."""
   columns = min(3, n)
   lines = math.ceil(n / columns)
-  figure = _figure(1.1 + height * lines, width=max(3.2, WIDTH * columns / 3))
+  figure = new_figure(1.1 + height * lines, width=max(3.2, WIDTH * columns / 3))
   panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
   for axes in panels.flat[n:]:
     axes.set_visible(False)
@@ -450,7 +451,7 @@ def confusion(content):
   """Confusion matrices, a panel a source: counts, shaded by share of the true class.
 
   Args:
-    content: of a downstream task's results file.
+    content: of a clinical task's results file.
   """
   matrices = [content["confusion"][i] for i in text_lib.in_order(content["confusion"])]
   figure, panels = _grid(len(matrices), 2.2)
@@ -519,7 +520,7 @@ def source_curves(rows, score):
   """Losses and validation score by epoch, mean over folds; a line a source of channels.
 
   Args:
-    rows: of a downstream task's history file.
+    rows: of a clinical task's history file.
     score: what the score is called.
   """
   found = list(dict.fromkeys(row["threshold"] for row in rows))
@@ -530,7 +531,7 @@ def source_curves(rows, score):
     "loss": "validation loss",
     "score": f"validation\n{score}",
   }
-  figure = _figure(8.5)
+  figure = new_figure(8.5)
   panels = figure.subplots(len(quantities), sharex=True)
   handles = {}
   for (key, title), axes in zip(quantities.items(), panels, strict=True):
@@ -570,7 +571,7 @@ def painted(rows, classes):
       for name, bins in by_class.items():
         mine = counts.setdefault(annotator, {})
         mine[name] = mine.get(name, 0) + np.array(bins)
-  figure = _figure(1.4 + 2.1 * max(1, len(counts)))
+  figure = new_figure(1.4 + 2.1 * max(1, len(counts)))
   panels = figure.subplots(max(1, len(counts)), sharex=True, squeeze=False)[:, 0]
   handles = {}
   for (annotator, by_class), axes in zip(sorted(counts.items()), panels, strict=False):
@@ -597,7 +598,7 @@ def pictures(columns):
   Args:
     columns: dicts of `title`, `label` and `prediction`, both [H, W, 3] uint8.
   """
-  figure = _figure(3.6, width=max(4.0, 1.65 * len(columns)))
+  figure = new_figure(3.6, width=max(4.0, 1.65 * len(columns)))
   panels = figure.subplots(2, len(columns), squeeze=False)
   for i, column in enumerate(columns):
     for row, key in enumerate(("label", "prediction")):

@@ -47,7 +47,7 @@ def write(workdir):
     _more(page)
   if which_target.NAME in files:
     _targets(page)
-  numbers = _table_numbers([page.files[name] for name in tasks])
+  numbers = table_numbers([page.files[name] for name in tasks])
   sections = [
     _task(page, name, place, number)
     for place, (name, number) in enumerate(zip(tasks, numbers, strict=True), 1)
@@ -56,7 +56,7 @@ def write(workdir):
   page.section("versions", lambda files: cells.settings(files, page.any, "versions"))
   runs = [page.any, *(name for name in (which_target.NAME, *tasks) if name in files)]
   page.section("settings", lambda files: _settings(files, runs))
-  page.section("commands", lambda files: command.commands(files, runs, workdir))
+  page.section("commands", lambda files: command.commands(workdir, tasks))
 
   directory = pathlib.Path(workdir) / DIRECTORY
   written = {}
@@ -176,7 +176,7 @@ def _targets(page):
   page.section(f"{name}_cohorts.table", which_target.every_cohort, name)
 
 
-def _table_numbers(contents):
+def table_numbers(contents):
   """A number for the table of each task: the paper's of its own, then 5 and on."""
   numbers, after = [], itertools.count(1 + max(task.number for task in paper.TASKS.values()))
   for content in contents:
@@ -186,7 +186,7 @@ def _table_numbers(contents):
 
 
 def _task(page, name, place, number):
-  """Makes the parts of the page that show a downstream task; what the template needs to find them.
+  """Makes the parts of the page that show a clinical task; what the template needs to find them.
 
   Args:
     page: a `_Page`.
@@ -256,7 +256,7 @@ def _read(workdir):
   """What there is, by name, JSON files first.
 
   Returns:
-    Contents by name, the names of those that are of downstream tasks in the paper's order, and a
+    Contents by name, the names of those that are of clinical tasks in the paper's order, and a
     line for each file that is missing, or lies there and is none of ours.
 
   Raises:

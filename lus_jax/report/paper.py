@@ -12,8 +12,6 @@ REPORTED = {
   0.8: {"iou": 0.351, "weighted_ce": 0.022, "ce": 0.059, "trimap": 0.032},
   1.0: {"iou": 0.131, "weighted_ce": 0.007, "ce": 0.103, "trimap": 0.007},
 }
-
-
 # Its Tables 2 to 4: mean and standard deviation over five folds.
 REPORTED_TASKS = {
   "sf_change": {
@@ -50,12 +48,8 @@ REPORTED_TASKS = {
     }.items()
   },
 }
-
-
 # Printed so; the sd of an accuracy this even cannot be that large.
 SIC = ("sf_change", 0.6, "accuracy2")
-
-
 # The reported figures stand beside a data set of these classes only.
 PAPER_CLASSES = {
   "sharp_pleura",
@@ -69,7 +63,7 @@ PAPER_CLASSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What a downstream task's results are called.
+  """What a clinical task's results are called.
 
   Attributes:
     number: of the paper's table.

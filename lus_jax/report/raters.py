@@ -265,7 +265,8 @@ def _pairs(files):
   return found
 
 
-def _paired_rows(files):
+def paired_rows(files):
+  """Rows of one threshold: its name, the separate network and the level of the ordinal one."""
   return [
     (name, files["segmentation"]["rows"][i], files["members"]["rows"][j])
     for name, i, j in _pairs(files)
@@ -296,13 +297,13 @@ def ordinal(files):
 
 def ordinal_figure(files):
   """IoU by threshold, ordinal and separate, drawn; None without an ordinal member."""
-  pairs = _paired_rows(files)
+  pairs = paired_rows(files)
   return figures.render(figures.ordinal, pairs) if pairs else None
 
 
 def cost_figure(files):
   """Mean IoU over thresholds by work, drawn; None without an ordinal member."""
-  pairs, gflop = _paired_rows(files), files["members"]["cost"]
+  pairs, gflop = paired_rows(files), files["members"]["cost"]
   if not pairs or gflop["gflop_ordinal"] is None:
     return None
   return figures.render(figures.cost, pairs, gflop)

@@ -9,8 +9,6 @@ from lus_jax.evaluation import statistics
 from lus_jax.report import cells, figures, paper, pictures, text
 
 MIDDLE = 0.5  # the label that members without a threshold are judged by
-
-
 # Below this many test patients no exact test, corrected for 11 comparisons, can reach p < .05.
 _FEWEST_PATIENTS = 9
 
@@ -80,6 +78,7 @@ def examples(files):
 
 
 def drawn(examples):
+  """The figure of the middle example: a dict of bytes by file suffix."""
   columns = [
     {
       "title": step["threshold"],

@@ -218,7 +218,7 @@ def baselines(content):
 
 
 def title(content):
-  """What a downstream task asks, in few words."""
+  """What a clinical task asks, in few words."""
   names = {
     "sf_change": "Change of the S/F ratio",
     "sf_ratio": "S/F ratio of a patient-day",
@@ -235,7 +235,7 @@ def title(content):
 
 
 def target(content):
-  """What a downstream task is about."""
+  """What a clinical task is about."""
   return "S/F ratio" if content["target"] == "sf_ratio" else content["target"]
 
 
@@ -274,8 +274,8 @@ def _other_domain(content):
     )
 
 
-def downstream(content):
-  """Tables 2 to 4 from a downstream task's results file, the paper's figures beside its own target.
+def clinical(content):
+  """Tables 2 to 4 from a clinical task's results file, the paper's figures beside its own target.
 
   Returns:
     Text of several lines.
@@ -385,8 +385,8 @@ def _against_blind(content):
     if names:
       yield (
         f"The 95% interval of the difference in {primary(content)} from the "
-        f"{paper.TASKS[content['task']].baseline}, which looks at no video, lies on the {side} side of 0 "
-        f"for: {', '.join(names)}."
+        f"{paper.TASKS[content['task']].baseline}, which looks at no video, lies on the {side} "
+        f"side of 0 for: {', '.join(names)}."
       )
 
 

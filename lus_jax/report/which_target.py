@@ -19,7 +19,7 @@ METRICS = {
   "ece": "ECE",
   "brier": "Brier",
 }
-SPREAD = "spread of experts"  # `training.which_target.annotator_sd`
+SPREAD = "spread of experts"  # `evaluation.truth.annotator_sd`
 # Verdicts are given on some metrics; the others only describe.
 JUDGED = ("average_precision", "dice")
 DESCRIBED = ("dice_half", "ece", "brier")
@@ -61,7 +61,7 @@ def member(name):
 
 
 _MEMBER = functools.partial(value, show=member)
-# What the contrast of `training.which_target.compare` is called.
+# What the contrast of `tasks.which_target.compare` is called.
 CONTRAST = " less ".join(map(member, statistics.REFERENCES))
 
 

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from lus_jax import lock
 from lus_jax.errors import UserError
 from lus_jax.tasks.clinical import questions
-from lus_jax.tasks.clinical import run as run_lib
-from lus_jax.tasks.segmentation import run
+from lus_jax.tasks.clinical import run as clinical
+from lus_jax.tasks.segmentation import run as segmentation
 from lus_jax.training import claim as claim_lib
 
 # Says which study a directory belongs to.
@@ -61,7 +61,7 @@ def train_and_evaluate(config, workdir):
   """
   configs = parts(config)
   for name, part in configs.items():
-    (run if name == "segmentation" else run_lib).check(part)
+    (segmentation if name == "segmentation" else clinical).check(part)
   directory, settings = pathlib.Path(workdir) / DIRECTORY, claim_lib.settings(config)
   claim = None
   with contextlib.suppress(OSError):  # `check_claim` says what is wrong with it
@@ -77,7 +77,7 @@ def train_and_evaluate(config, workdir):
 def _run(configs, directory, settings, workdir):
   for i, (name, part) in enumerate(configs.items()):
     print(f"== {i + 1} of {len(configs)}: {name}", flush=True)
-    task = run if name == "segmentation" else run_lib
+    task = segmentation if name == "segmentation" else clinical
     task.train_and_evaluate(part, workdir)
     # Not before: where the first part refuses its data, nothing is left behind.
     claim_lib.claim(directory, settings, {}, more_epochs=True)

@@ -1,1 +1,1 @@
-"""Training: one step, a sweep of many models over the same batches, checkpoints and writers."""
+"""The engine that every task trains by; it knows no task."""

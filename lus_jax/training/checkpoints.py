@@ -1,6 +1,5 @@
 """Checkpoints by orbax; the only file that imports it."""
 
-import contextlib
 import functools
 import json
 import logging as standard_logging
@@ -17,13 +16,13 @@ from absl import logging
 from lus_jax import files, parallel
 from lus_jax.errors import UserError
 from lus_jax.files import write_text
+from lus_jax.training.claim import DIRECTORY
 
-DIRECTORY = "checkpoints"
 _RESUMABLE, _BEST, _META = "state", "best", "meta"
 # The newest checkpoint holds the best weights too; the one before it is the fallback.
 KEPT = 2
 # Of every file of a checkpoint, its size and checksum; in its directory before it gets its name.
-_MEASURED = "measured.json"
+MEASURED = "measured.json"
 # In the meta of a checkpoint that has them: those of older versions have none.
 _MARK = "measured"
 # Where they are written.
@@ -218,7 +217,7 @@ class Checkpoints:
   def _damage(self, number, items):
     """What is wrong with a checkpoint's files, or None; and whether they were ever measured."""
     folder = self._directory / str(number)
-    file = folder / _MEASURED
+    file = folder / MEASURED
     try:
       if not file.exists():
         meta = json.loads((folder / _META / "metadata").read_text())
@@ -241,20 +240,10 @@ class Checkpoints:
       return
     (folder,) = self._directory.glob(f"{self._number}{_UNFINISHED}*")
     content = {"files": files.measure(folder)}
-    write_text(folder / _MEASURED, json.dumps(content, indent=1) + "\n")
+    write_text(folder / MEASURED, json.dumps(content, indent=1) + "\n")
 
-  @contextlib.contextmanager
   def _writing(self):
-    try:
-      yield
-    except Exception as error:
-      reason = files.refusal(error)
-      if reason is None:
-        raise
-      raise UserError(
-        f"{self._directory}: a checkpoint cannot be written ({reason}); make room or mend the "
-        "permissions, and repeat the command, which goes on from the one before."
-      ) from error
+    return files.writing(f"{self._directory}: a checkpoint", "the one before")
 
 
 def _hush_orbax():

@@ -4,13 +4,14 @@ import json
 import os
 import pathlib
 
-from lus_jax import files
+from lus_jax import command_line, files
 from lus_jax.errors import UserError
 from lus_jax.files import write_text
-from lus_jax.training import checkpoints
 
 # Says whose directory it is.
 OWNER = "run.json"
+# Where its checkpoints are.
+DIRECTORY = "checkpoints"
 
 
 def settings(config):
@@ -64,7 +65,7 @@ def check_claim(workdir, config, dataset=None, *, more_epochs=False):
     theirs = read_claim(workdir)
     taken = workdir.exists() and not workdir.is_dir()
     data = [name for name in ("dataset.json", "manifest.csv") if (workdir / name).exists()]
-    orphaned = (workdir / checkpoints.DIRECTORY).exists() or (workdir / "results").exists()
+    orphaned = (workdir / DIRECTORY).exists() or (workdir / "results").exists()
   except OSError as error:
     raise UserError(f"--workdir={workdir} cannot be used ({error.strerror}).") from error
   if taken:
@@ -107,16 +108,22 @@ def check_claim(workdir, config, dataset=None, *, more_epochs=False):
 
 
 def claim(workdir, config, dataset, *, more_epochs=False):
-  """Makes a directory this run's own, after `check_claim`."""
+  """Makes a directory this run's own, after `check_claim`, and notes the command it was given."""
   check_claim(workdir, config, dataset, more_epochs=more_epochs)
   ours = json.loads(json.dumps({"config": _anchored(config), "dataset": dataset}))
-  if read_claim(workdir) == ours:
+  if read_claim(workdir) == ours and not (command_line.given() and _lacks_command(workdir)):
     return
   try:
-    content = json.dumps(files.seal(ours), indent=2, sort_keys=True)
+    content = files.seal(ours | {"command": command_line.given()})
+    content = json.dumps(content, indent=2, sort_keys=True)
     write_text(pathlib.Path(workdir) / OWNER, content + "\n")
   except OSError as error:
     raise UserError(f"--workdir={workdir} cannot be made ({error.strerror}).") from error
+
+
+def _lacks_command(workdir):
+  # Of a version that did not note it, or begun from Python.
+  return not json.loads((pathlib.Path(workdir) / OWNER).read_text()).get("command")
 
 
 def fewer_epochs(workdir, config):

@@ -8,31 +8,26 @@ from tqdm import tqdm
 
 from lus_jax import parallel
 from lus_jax.models import flops
-from lus_jax.training import hardware, peak
+from lus_jax.training import peak
 
 # The share of the matrix rate that training is taken to reach on a CPU before anything was timed:
 # ResNet-34 at 256 x 256 reached .42 to .56 of it on 2 cores.
 CPU_EFFICIENCY = 0.5
-
-
 LONG = 2 * 3600  # seconds
-
-
 # No CPU takes that long for less work, so that the matrix rate need not be measured.
 LONG_WORK = 1e14  # FLOP
-
-
 # Measuring the matrix rate takes a second, which a short run on a CPU is spared.
 WORTH_MEASURING = 120  # seconds
 
 
-def slow_recipe(config, flop, device, *, rate=None):
+def slow_recipe(config, flop, device, *, models, rate=None):
   """What to say before a run that takes hours for want of an accelerator; empty if it does not.
 
   Args:
     config: a run's config, resolved.
     flop: of the whole run.
     device: a `Device`.
+    models: T.
     rate: FLOP/s of matrix products; measured by default.
   """
   if device.platform != "cpu" or flop < LONG_WORK:
@@ -47,7 +42,7 @@ def slow_recipe(config, flop, device, *, rate=None):
   return (
     f"There is no accelerator: this takes about {duration(seconds)} on this CPU ({flop:.1e} FLOP "
     f"at {CPU_EFFICIENCY:.0%} of the {rate / 1e9:.0f} GFLOP/s of its matrix products). Fewer "
-    f"epochs (now {epochs}: {least}), models (now {hardware.n_models(config)}: sweep.thresholds, "
+    f"epochs (now {epochs}: {least}), models (now {models}: sweep.thresholds, "
     f"sweep.members) or pixels (now {size} x {size}: data.image_size) take as much less.{reduced}"
   )
 

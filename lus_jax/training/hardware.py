@@ -9,16 +9,14 @@ from absl import logging
 
 from lus_jax import parallel
 from lus_jax.data.pipeline import CACHE_SHARE
+from lus_jax.models import designs
 from lus_jax.training import claim as claim_lib
-from lus_jax.training import members
 from lus_jax.words import plural
 
 PAPER_BATCH, PAPER_SIZE = 16, 512
 # Settings left to us, by what stands in a config then. They change the numbers of a run.
 AUTOMATIC = {("model", "dtype"): "auto", ("train", "batch_size"): 0}
 
-# Of a network at width 1: activations per pixel of an image, and parameters.
-NETWORKS = {"resnet18": (250, 13.1e6), "resnet34": (320, 23.2e6), "resnet50": (745, 26.2e6)}
 # Room for what a backend keeps beside them: gradients of activations, other layouts, convolution
 # workspaces. XLA for CPUs needs .7 to .9 of the activations in all, from width .5 on.
 WORKSPACE = 2
@@ -80,27 +78,28 @@ def choose_dtype(device):
   return "float32", f"no fast bfloat16 on this {device.platform}"
 
 
-def step_memory(config, *, batch, classes, strategy, devices=1):
+def step_memory(config, *, models, batch, classes, strategy, devices=1):
   """Bytes of one device that a training step takes: an estimate that errs on the high side.
 
-  Activations are `NETWORKS` per pixel x width x bytes of the compute type x `WORKSPACE`, and
+  Activations are the network's per pixel x width x bytes of the compute type x `WORKSPACE`, and
   `CLASS_ARRAYS` float32 values per pixel and class, for the images of a batch and the models that
   the device trains at the same time. The state is `STATES` x parameters x width^2 x 4 bytes for
   every model that lies on it.
 
   Args:
     config: a run's config, its dtype resolved.
+    models: T.
     batch: B.
     classes: K.
     strategy: of the sweep, resolved.
     devices: over which 'sharded' lays models and batches.
   """
-  models = n_models(config)
   at_once = models if strategy == "vmap" else 1
   if strategy == "sharded":
     rows, columns = parallel.mesh_shape(models, devices)
     models, at_once = -(-models // rows), 1 / columns
-  elements, parameters = NETWORKS[config.model.encoder]
+  network = designs.segmentation(config.model)
+  elements, parameters = network.activations_per_pixel, network.n_parameters
   width = config.model.width
   a_pixel = elements * width * WORKSPACE * (2 if config.model.dtype == "bfloat16" else 4)
   a_pixel += CLASS_ARRAYS * classes * 4
@@ -108,11 +107,7 @@ def step_memory(config, *, batch, classes, strategy, devices=1):
   return int(activations + models * STATES * parameters * width**2 * 4)
 
 
-def n_models(config):
-  return len(members.read(config)) * config.sweep.seeds
-
-
-def choose_batch(config, device, *, frames, classes, strategy):
+def choose_batch(config, device, *, models, frames, classes, strategy):
   """The paper's batch, or the largest of its halves that fits a device and the frames.
 
   Where 'sharded' splits batches over d devices, a multiple of d.
@@ -120,6 +115,7 @@ def choose_batch(config, device, *, frames, classes, strategy):
   Args:
     config: a run's config, its dtype resolved.
     device: a `Device`.
+    models: T.
     frames: of the training split.
     classes: K.
     strategy: of the sweep, resolved.
@@ -130,12 +126,12 @@ def choose_batch(config, device, *, frames, classes, strategy):
   room = _room(device)
   unit = 1
   if strategy == "sharded":
-    _, unit = parallel.mesh_shape(n_models(config), device.count)
+    _, unit = parallel.mesh_shape(models, device.count)
   half = PAPER_BATCH
   while True:
     batch = max(unit, half // unit * unit)
     need = step_memory(
-      config, batch=batch, classes=classes, strategy=strategy, devices=device.count
+      config, models=models, batch=batch, classes=classes, strategy=strategy, devices=device.count
     )
     if half == 1 or (need <= room and batch <= frames):
       break
@@ -148,17 +144,18 @@ def _room(device):
   return device.memory * (1 - CACHE_SHARE)  # the rest is for the frames
 
 
-def too_large(config, device, *, strategy):
+def too_large(config, device, *, models, strategy):
   """What to say before a run whose training step may not fit the memory; empty if it does.
 
   Args:
     config: a run's config, checked.
     device: a `Device`.
+    models: T.
     strategy: of the sweep, resolved.
   """
-  config, _ = resolve(config, device, classes=1, strategy=strategy)
+  config, _ = resolve(config, device, models=models, classes=1, strategy=strategy)
   size, batch = config.data.image_size, config.train.batch_size
-  part = {"classes": 1, "strategy": strategy, "devices": device.count}
+  part = {"models": models, "classes": 1, "strategy": strategy, "devices": device.count}
   need, room = step_memory(config, batch=batch, **part), _room(device)
   if need <= device.memory:
     return ""
@@ -218,12 +215,13 @@ def as_begun(config, workdir):
   return config
 
 
-def resolve(config, device, *, frames=PAPER_BATCH, classes=6, strategy="loop"):
+def resolve(config, device, *, models, frames=PAPER_BATCH, classes=6, strategy="loop"):
   """Fills in the automatic settings.
 
   Args:
     config: a run's config, checked.
     device: a `Device`.
+    models: T.
     frames: of the training split; so few that their epochs are short get more epochs, until there
       are `train.steps`.
     classes: K.
@@ -239,7 +237,7 @@ def resolve(config, device, *, frames=PAPER_BATCH, classes=6, strategy="loop"):
       config.model.dtype, why["dtype"] = choose_dtype(device)
     if config.train.batch_size == 0:
       config.train.batch_size, why["batch_size"] = choose_batch(
-        config, device, frames=frames, classes=classes, strategy=strategy
+        config, device, models=models, frames=frames, classes=classes, strategy=strategy
       )
     steps = config.train.get("steps", 0)
     epochs = math.ceil(steps / max(1, frames // config.train.batch_size))

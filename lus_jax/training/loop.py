@@ -123,7 +123,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
     place = f"epoch {meta['epoch']}" if not i else f"step {step}, in epoch {epoch},"
     signals.stop(f"{place} of {config.epochs} is saved; the same command goes on from there.")
 
-  asked = _Asked()
+  asked = Asked()
   with bar, signals.deferred():
     for epoch in range(meta["epoch"] + 1, config.epochs + 1):
       pending, since = [], time.perf_counter()
@@ -150,7 +150,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
         if told:
           stop(epoch, i + 1)
       try:
-        rows, images = _validate(task, state)
+        rows, images = validated(task, state)
       except signals.Stopped:
         stop(epoch, steps_per_epoch)
       if old_rule:
@@ -158,7 +158,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       old_rule, meta["rule"] = False, RULE
       # The last step's update is seen here first; nothing broken is ever saved.
       _check_finite([[row["loss"] for row in rows]], task.names, step, epoch)
-      improved = [_is_better(row, best) for row, best in zip(rows, meta["best"], strict=True)]
+      improved = [is_better(row, best) for row, best in zip(rows, meta["best"], strict=True)]
       # While no epoch has a defined score, the latest one stands in for the best.
       take = [
         np.bool_(new or best["score"] is None)
@@ -192,7 +192,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
   return state, meta
 
 
-class _Asked:
+class Asked:
   """Whether the run has to stop; of several processes, all of them at the same step."""
 
   def __init__(self):
@@ -201,6 +201,7 @@ class _Asked:
     self._since = time.monotonic()
 
   def __call__(self, *, now=False):
+    """Whether it has to; `now` asks the other processes too, whenever they were asked last."""
     if self._alone:
       return signals.requested()
     self._left -= 1
@@ -214,7 +215,8 @@ class _Asked:
     return found
 
 
-def _validate(task, state):
+def validated(task, state):
+  """What `task.validate` finds, left at once where the run is told to stop."""
   if jax.process_count() > 1:  # all of them have to be there
     return task.validate(state)
   with signals.at_once():
@@ -230,8 +232,8 @@ def _check_weights(sweep, state, names, step, epoch):
   _check_finite([[value if np.isfinite(value) else np.nan for value in sums]], names, step, epoch)
 
 
-def _is_better(row, best):
-  # Of equals the lower loss, then the earlier epoch; an undefined score never wins.
+def is_better(row, best):
+  """Whether an epoch is the new best: of equals by the lower loss, an undefined score never."""
   if row["score"] is None or best["score"] is None:
     return row["score"] is not None
   if row["score"] != best["score"]:

@@ -214,11 +214,6 @@ def _alike(a, b):
   )
 
 
-def levels(config):
-  """The levels of an ordinal member: the thresholds, rising."""
-  return tuple(sorted(config.sweep.thresholds))
-
-
 def fields(members):
   """What the members need of a stored frame beyond `pipeline.FIELDS`."""
   return tuple(dict.fromkeys(name for member in members for name in NEEDS.get(member.target, ())))
@@ -237,18 +232,3 @@ def check_raters(members, raters):
         f"config.sweep.members: nobody is called '{member.rater}'; the raters are "
         f"{', '.join(raters)}."
       )
-
-
-def views(config, *, seed=0):
-  """Every output of the members of one seed: a list of `View`.
-
-  An ordinal member has its mean confidence, and each of its levels.
-  """
-  members = read(config)
-  found = []
-  for i, member in enumerate(members, seed * len(members)):
-    threshold = None if member.is_soft else member.threshold
-    found.append(View(member.name, i, WHOLE, threshold))
-    if member.target == "ordinal":
-      found += [View(f"{member.name}_{t:g}", i, level, t) for level, t in enumerate(levels(config))]
-  return found

@@ -1,6 +1,6 @@
 """What a sweep's members compute: logits, losses and outputs."""
 
-import dataclasses
+import copy
 import functools
 
 import jax
@@ -9,34 +9,54 @@ from jax import numpy as jnp
 
 from lus_jax import labels, losses
 from lus_jax.labels import fusion, smoothing
-from lus_jax.models import fpn, ordinal
+from lus_jax.models import designs, ordinal
 from lus_jax.training import members as members_lib
 
 
 class Objective:
-  """Losses and outputs of the members of a config, as functions of the network's logits.
+  """The members that a config names: losses and outputs, as functions of a network's logits.
 
   Attributes:
     members: a list of `Member`, of one seed.
     n_thresholds: how many of them, at the start, are `config.sweep.thresholds`.
-    levels: of an ordinal member; () without one.
+    seeds: how often all of them are trained.
+    levels: of an ordinal member, the thresholds, rising; () without one.
 
   Args:
     config: a run's config.
-    raters: names of the data set's raters.
+
+  Raises:
+    UserError: a threshold or a member is not in order, or stands there twice.
   """
 
-  def __init__(self, config, raters=()):
-    self.n_thresholds = len(config.sweep.thresholds)
-    self.members, self._config, self._raters = members_lib.read(config), config.loss, tuple(raters)
+  def __init__(self, config):
+    self.members, self._config, self._raters = members_lib.read(config), config.loss, ()
+    self.n_thresholds, self.seeds = len(config.sweep.thresholds), config.sweep.seeds
+    self._upsample = designs.segmentation(config.model).upsample
     has_ordinal = any(member.target == "ordinal" for member in self.members)
-    self.levels = members_lib.levels(config) if has_ordinal else ()
+    self.levels = tuple(sorted(config.sweep.thresholds)) if has_ordinal else ()
     # Members of one kind share a branch of the program.
     self._kinds = list(dict.fromkeys(map(self._kind, self.members)))
 
   @staticmethod
   def _kind(member):
     return member.target, member.loss, member.weights
+
+  def with_raters(self, raters):
+    """The same for a data set of raters with these names.
+
+    Raises:
+      UserError: a member needs raters who are not among them.
+    """
+    members_lib.check_raters(self.members, raters)
+    found = copy.copy(self)
+    found._raters = tuple(raters)
+    return found
+
+  @property
+  def n_models(self):
+    """T: the members of all seeds."""
+    return self.seeds * len(self.members)
 
   @property
   def head(self):
@@ -61,7 +81,7 @@ class Objective:
     return jax.lax.switch(member["kind"], branches, member, *operands)
 
   def logits(self, network, params, batch_stats, image, **options):
-    """The network's raw output, and its new statistics.
+    """The network's raw output for `image` [B, H, W, 1], and its new statistics.
 
     With an ordinal member it is that of the head, at a quarter of the size: what becomes of it
     depends on the member.
@@ -100,13 +120,13 @@ class Objective:
     if not self.levels:
       return raw
     k = raw.shape[-1] // len(self.levels)
-    return fpn.upsample_logits(raw[..., :k], *inputs["image"].shape[1:3])
+    return self._upsample(raw[..., :k], *inputs["image"].shape[1:3])
 
   def nested(self, raw, inputs):
     """Logits of all levels of an ordinal member, of `logits` and inputs: [B, H, W, E, K]."""
     nested = ordinal.nested_logits(raw, len(self.levels))
     flat = nested.reshape(*nested.shape[:-2], -1)
-    flat = fpn.upsample_logits(flat, *inputs["image"].shape[1:3])
+    flat = self._upsample(flat, *inputs["image"].shape[1:3])
     return ordinal.keep_nested(flat.reshape(*flat.shape[:-1], *nested.shape[-2:]))
 
   def _output(self, kind, member, raw, inputs):
@@ -163,40 +183,50 @@ class Objective:
       confidence = jax.vmap(lambda raters, i: raters[i])(inputs["raters"], chosen)
     return training_loss(logits, confidence, member["threshold"])
 
+  def of_all_seeds(self):
+    """The members of the sweep: every member, for every seed.
 
-def make_members(config, objective):
-  """The members of the sweep: every threshold and other member, for every seed.
+    Returns:
+      T names and what the compiled programs know of each (`scalars`).
+    """
+    names = [
+      f"{member.name}{self._suffix(seed)}" for seed in range(self.seeds) for member in self.members
+    ]
+    return names, [self.scalars(one, seed=i) for i in range(self.seeds) for one in self.members]
 
-  Returns:
-    Their names and a list of what the compiled programs know of each (`Objective.scalars`).
-  """
-  names, members = [], []
-  for seed in range(config.sweep.seeds):
-    suffix = f"_seed_{seed}" if config.sweep.seeds > 1 else ""
-    names += [f"{member.name}{suffix}" for member in objective.members]
-    members += [objective.scalars(member, seed=seed) for member in objective.members]
-  return names, members
+  def views(self):
+    """Every output of all members of all seeds.
 
+    An ordinal member has its mean confidence, and each of its levels.
 
-def make_views(config, objective):
-  """Every output of all members of all seeds.
+    Returns:
+      A list of `members.View`, and what the compiled programs know of each (`scalars`).
+    """
+    found, scalars = [], []
+    for place in range(self.n_models):
+      seed, number = divmod(place, len(self.members))
+      member, suffix = self.members[number], self._suffix(seed)
+      levels = [(members_lib.WHOLE, "", None if member.is_soft else member.threshold)]
+      if member.target == "ordinal":
+        levels += [(i, f"_{t:g}", t) for i, t in enumerate(self.levels)]
+      for level, which, threshold in levels:
+        name = f"{member.name}{which}{suffix}"
+        found.append(members_lib.View(name, place, level, threshold))
+        scalars.append(self.scalars(member, seed=seed, level=level))
+    return found, scalars
 
-  Returns:
-    A list of `members.View`, and what the compiled programs know of each (`Objective.scalars`).
-  """
-  views, scalars = [], []
-  for seed in range(config.sweep.seeds):
-    suffix = f"_seed_{seed}" if config.sweep.seeds > 1 else ""
-    for view in members_lib.views(config, seed=seed):
-      member = objective.members[view.member - seed * len(objective.members)]
-      views.append(dataclasses.replace(view, name=f"{view.name}{suffix}"))
-      scalars.append(objective.scalars(member, seed=seed, level=view.level))
-  return views, scalars
+  def _suffix(self, seed):
+    return f"_seed_{seed}" if self.seeds > 1 else ""
 
+  def member_of(self, view):
+    """The `Member` whose output a view is."""
+    return self.members[view.member % len(self.members)]
 
-def is_plain(view, objective):
-  """Whether it is one of `config.sweep.thresholds`, which come first among each seed's members."""
-  return (
-    view.member % len(objective.members) < objective.n_thresholds
-    and view.level == members_lib.WHOLE
-  )
+  def without_seed(self, name):
+    """The name of a view of the first seed, as if there were no other."""
+    return name.removesuffix(self._suffix(0)) if self.seeds > 1 else name
+
+  def is_plain(self, view):
+    """Whether it is one of `config.sweep.thresholds`, the first members of each seed."""
+    place = view.member % len(self.members)
+    return place < self.n_thresholds and view.level == members_lib.WHOLE

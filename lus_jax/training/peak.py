@@ -8,7 +8,7 @@ from jax import numpy as jnp
 
 # Rows of the square matrices, large enough to reach the rate, and products issued before waiting:
 # a GPU's take about a millisecond, of which starting one alone would be a noticeable part.
-_CPU, _ACCELERATOR = (1024, 1), (8192, 8)
+CPU, _ACCELERATOR = (1024, 1), (8192, 8)
 # A slow machine, or a type it only emulates, is measured with fewer repetitions.
 _REPETITIONS, _SECONDS = 9, 0.5
 
@@ -25,7 +25,7 @@ def matmul_rate(dtype) -> float:
   Returns:
     FLOP/s, multiply and add counted apart: the median of up to nine products after a warm-up.
   """
-  n, queued = _CPU if jax.default_backend() == "cpu" else _ACCELERATOR
+  n, queued = CPU if jax.default_backend() == "cpu" else _ACCELERATOR
   keys = jax.random.split(jax.random.key(0))
   a, b = (jax.random.normal(key, (n, n), jnp.dtype(dtype)) for key in keys)
   multiply = jax.jit(jnp.matmul)

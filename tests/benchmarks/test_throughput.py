@@ -5,39 +5,11 @@ import jax
 import numpy as np
 import optax
 import pytest
-from flax import nnx
-from jax import numpy as jnp
 
 from lus_jax import losses, models
 from lus_jax.benchmarks import throughput
-from lus_jax.models import flops, layers
+from lus_jax.models import flops
 from lus_jax.training import state as state_lib
-
-
-class Toy(nnx.Module):
-  """Compiles in a moment: weights, running statistics, and an output per pixel or per clip."""
-
-  def __init__(self, in_channels, outputs, *, rngs, pooled=False):
-    self.linear = nnx.Linear(in_channels, outputs, rngs=rngs)
-    self.norm = layers.BatchNorm(outputs)
-    self.bias = nnx.Param(jnp.zeros(outputs))
-    self.pooled = pooled
-
-  def __call__(self, image, *, train, key=None, upsample=True):
-    x = self.norm(self.linear(image), train=train)
-    return x.mean((1, 2, 3)) if self.pooled else x
-
-
-@pytest.fixture
-def toy_networks(monkeypatch):
-  def segmentation(config, *, in_channels, classes, seed, levels=1):
-    return Toy(in_channels, levels * classes, rngs=nnx.Rngs(seed))
-
-  def video(config, *, in_channels, outputs, hidden, seed):
-    return Toy(in_channels, outputs, rngs=nnx.Rngs(seed), pooled=True)
-
-  monkeypatch.setattr(models, "build_model", segmentation)
-  monkeypatch.setattr(models, "build_video_model", video)
 
 
 def run(tmp_path, *options):

@@ -171,7 +171,7 @@ def test_regroup_splits_the_same_examples_otherwise():
 def test_an_example_is_read_when_it_is_asked_for():
   dataset = stored()
   other = dataset.regroup({"train": ["a"], "test": ["d"]})
-  rows = dataset.splits["train"]._records
+  rows = dataset.splits["train"].records
   rows.read.clear()
   other.splits["train"][1]
   assert rows.read == [2]

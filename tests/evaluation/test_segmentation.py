@@ -8,10 +8,12 @@ import pytest
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
+from lus_jax import parallel, progress
 from lus_jax.data import pipeline
 from lus_jax.evaluation import segmentation as evaluation
 from lus_jax.inference import calibration
-from lus_jax.training import state as state_lib
+from lus_jax.inference.trained import Trained
+from lus_jax.training import members
 from lus_jax.training.sweep import Sweep
 
 SIZE = 8
@@ -55,25 +57,23 @@ def frames(*, rows, inside, outside, n=3):
   return pipeline.Frames(arrays, cache="stream")
 
 
-def member():
-  sweep = Sweep([{"threshold": np.float32(0.5)}], "loop")
-  state = state_lib.State(*[{}] * len(state_lib.State.__dataclass_fields__))
-  return sweep, [state]
+def trained():
+  view = members.View("threshold_0.5", 0, members.WHOLE, 0.5)
+  return Trained(
+    config=CONFIG,
+    dataset={"classes": list(CLASSES)},
+    patients={},
+    network=None,
+    objective=Copy(),
+    views=[view],
+    sweep=Sweep([{"threshold": np.float32(0.5)}], "loop"),
+    weights=[{"params": {}, "batch_stats": {}}],
+  )
 
 
 def evaluate():
-  sweep, state = member()
-  return evaluation.evaluate(
-    None,
-    sweep,
-    state,
-    objective=Copy(),
-    thresholds=[0.5],
-    classes=CLASSES,
-    thin=("line",),
-    config=CONFIG,
-    **{name: frames(**split) for name, split in SPLITS.items()},
-  )
+  splits = {name: frames(**split) for name, split in SPLITS.items()}
+  return evaluation.evaluate(trained(), thin=("line",), **splits)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def test_each_pass_has_one_bar_and_the_main_process_alone_measures_outlines(monk
     shown.extend([] if disable else [desc])
     return batches
 
-  monkeypatch.setattr(evaluation, "tqdm", bar)
-  monkeypatch.setattr(evaluation.parallel, "is_main", lambda: main)
+  monkeypatch.setattr(progress, "tqdm", bar)
+  monkeypatch.setattr(parallel, "is_main", lambda: main)
   (row,) = evaluate().members
   passes = ["choosing cut-offs of 1 output", *["fitting baselines"] * 2, "testing 1 output"]
   assert shown == (passes if main else [])
@@ -145,20 +145,14 @@ def test_a_class_that_is_nowhere_counts_for_nobody(found):
 
 
 def test_calibrations_are_fitted_where_they_are_told_to():
-  sweep, state = member()
   splits = {name: frames(**split) for name, split in SPLITS.items()}
-  options = {"objective": Copy(), "thresholds": [0.5], "classes": CLASSES, "config": CONFIG}
-  fitted = evaluation.fit_calibrations(
-    None, sweep, state, groups=["a"], validation=splits["validation"], **options
-  )
+  fitted = evaluation.fit_calibrations(trained(), splits["validation"])
   table, untouched = fitted["isotonic"][0]["isotonic"]
   # On validation .1 means 0 and .32 means 1; of the test split's .55 and .7 that makes 1 and 1.
   np.testing.assert_allclose(1 / (1 + np.exp(-np.array(table["x"]))), [0.1, 0.32], atol=3e-3)
   assert table["y"] == [0, 1]
   assert min(np.diff(untouched["y"])) > 0  # nothing to learn of a class that is nowhere
-  compared = evaluation.compare_calibrations(
-    None, sweep, state, calibrations=fitted, test=splits["test"], **options
-  )
+  compared = evaluation.compare_calibrations(trained(), fitted, splits["test"])
   assert set(compared) == set(calibration.METHODS)
   none, isotonic = compared["none"][0], compared["isotonic"][0]
   # Half of the pixels: |.7 - 1| and |.55 - 0|; afterwards all are called 1.

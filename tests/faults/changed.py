@@ -20,20 +20,20 @@ def _pad(data, size):
 
 def _pngs(path):
   """Two stored PNGs of one size."""
-  for pixels in (fuzz._picture(0), 255 - fuzz._picture(0)):
-    fuzz._save(path, pixels, compress_level=0)
+  for pixels in (fuzz.picture(0), 255 - fuzz.picture(0)):
+    fuzz.save(path, pixels, compress_level=0)
     yield path.read_bytes()
 
 
 def _masks(path):
   for shift in (0, 6):
-    mask = np.roll(fuzz._blob(0) > 0.3, shift, axis=1)
-    fuzz._save(path, fuzz._grey(mask), compress_level=0)
+    mask = np.roll(fuzz.blob(0) > 0.3, shift, axis=1)
+    fuzz.save(path, fuzz.grey(mask), compress_level=0)
     yield path.read_bytes()
 
 
 def _npys(path):
-  for pixels in (fuzz._picture(0), 255 - fuzz._picture(0)):
+  for pixels in (fuzz.picture(0), 255 - fuzz.picture(0)):
     np.save(path, np.stack([pixels] * 4))
     yield path.read_bytes()
 
@@ -42,7 +42,7 @@ def _niftis(path):
   import nibabel
 
   for shift in (0, 6):
-    mask = np.roll(fuzz._blob(0) > 0.3, shift, axis=1).astype(np.uint8)
+    mask = np.roll(fuzz.blob(0) > 0.3, shift, axis=1).astype(np.uint8)
     image = nibabel.Nifti1Image(mask.T, np.eye(4))
     yield gzip.compress(image.to_bytes(), 0, mtime=0)
 
@@ -50,25 +50,25 @@ def _niftis(path):
 def _videos(path):
   found = []
   for seed in (0, 7):
-    fuzz._video(path, seed=seed)
+    fuzz.video(path, seed=seed)
     found.append(path.read_bytes())
   size = max(map(len, found)) + 64
   return [_pad(data, size) for data in found]
 
 
 CASES = {
-  "clip of a lus_folder": (fuzz._make_lus_folder, "lus_folder", "videos/b.npy", _npys),
-  "picture of a lus_folder": (fuzz._make_lus_folder, "lus_folder", "videos/a.png", _pngs),
-  "frame of a lus_folder": (fuzz._make_lus_folder, "lus_folder", "videos/e/000.png", _pngs),
-  "video of a lus_folder": (fuzz._make_lus_folder, "lus_folder", "videos/c.mp4", _videos),
-  "mask of a lus_folder": (fuzz._make_lus_folder, "lus_folder", "masks/m1/pleura.png", _masks),
-  "image of raters": (fuzz._make_raters, "multirater_folder", "images/c0.png", _pngs),
-  "mask of raters": (fuzz._make_raters, "multirater_folder", "raters/a/c0.png", _masks),
+  "clip of a lus_folder": (fuzz.make_lus_folder, "lus_folder", "videos/b.npy", _npys),
+  "picture of a lus_folder": (fuzz.make_lus_folder, "lus_folder", "videos/a.png", _pngs),
+  "frame of a lus_folder": (fuzz.make_lus_folder, "lus_folder", "videos/e/000.png", _pngs),
+  "video of a lus_folder": (fuzz.make_lus_folder, "lus_folder", "videos/c.mp4", _videos),
+  "mask of a lus_folder": (fuzz.make_lus_folder, "lus_folder", "masks/m1/pleura.png", _masks),
+  "image of raters": (fuzz.make_raters, "multirater_folder", "images/c0.png", _pngs),
+  "mask of raters": (fuzz.make_raters, "multirater_folder", "raters/a/c0.png", _masks),
   "NIfTI mask of raters": (
-    *(fuzz._make_nifti_raters, "multirater_folder", "raters/a/c0.nii.gz", _niftis),
+    *(fuzz.make_nifti_raters, "multirater_folder", "raters/a/c0.nii.gz", _niftis),
   ),
   "video of COVID-BLUES": (
-    *(fuzz._make_covid, "covid_blues", "lus_videos/patient_1_L1.mp4", _videos),
+    *(fuzz.make_covid, "covid_blues", "lus_videos/patient_1_L1.mp4", _videos),
   ),
 }
 
@@ -87,12 +87,12 @@ def change(name, work):
   kind = "videos" if builder == "covid_blues" else "frames"
   path.write_bytes(before)
   stat = path.stat()
-  first = digest(fuzz._open(builder, folder / "data", kind))
+  first = digest(fuzz.open_folder(builder, folder / "data", kind))
   path.write_bytes(after)
   os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-  second = digest(fuzz._open(builder, folder / "data", kind))
+  second = digest(fuzz.open_folder(builder, folder / "data", kind))
   shutil.rmtree(folder / "prepared")
-  fresh = digest(fuzz._open(builder, folder / "data", kind))
+  fresh = digest(fuzz.open_folder(builder, folder / "data", kind))
   if first == fresh:
     raise AssertionError("the change does not show")
   if second != fresh:

@@ -96,7 +96,7 @@ def _prediction(bench, name):
   picture = bench.folder(f"{name}_input") / "x.png"
   from tests.faults import fuzz
 
-  fuzz._save(picture, fuzz._picture(0))
+  fuzz.save(picture, fuzz.picture(0))
   with _disk(bench, name) as disk:
     _filled(disk, 8 << 10)
     argv = ["-m", "lus_jax.predict", "--workdir", reference, "--input", picture]

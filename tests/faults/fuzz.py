@@ -43,22 +43,22 @@ class Reader:
   folder: bool = True
 
 
-def _picture(seed, h=24, w=32):
+def picture(seed, h=24, w=32):
   rng = np.random.default_rng(seed)
   image = np.add.outer(4 * np.arange(h), 3 * np.arange(w)) + rng.integers(0, 20, (h, w))
   return image.astype(np.uint8)
 
 
-def _blob(seed, h=24, w=32):
+def blob(seed, h=24, w=32):
   y, x = np.mgrid[:h, :w]
   return np.clip(1.3 - np.hypot(y - 10 - seed % 5, x - 12 - seed % 7) / 7, 0, 1)
 
 
-def _grey(x):
+def grey(x):
   return np.rint(255 * x).astype(np.uint8)
 
 
-def _save(path, pixels, **options):
+def save(path, pixels, **options):
   from PIL import Image
 
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def _table(path, rows):
     csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _video(path, codec="libx264", pixels="yuv420p", n=6, seed=0):
+def video(path, codec="libx264", pixels="yuv420p", n=6, seed=0):
   import av
 
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,8 +78,8 @@ def _video(path, codec="libx264", pixels="yuv420p", n=6, seed=0):
     stream = container.add_stream(codec, rate=25)
     stream.height, stream.width, stream.pix_fmt = 24, 32, pixels
     for i in range(n):
-      picture = av.VideoFrame.from_ndarray(_picture(seed + i), format="gray")
-      container.mux(stream.encode(picture))
+      frame = av.VideoFrame.from_ndarray(picture(seed + i), format="gray")
+      container.mux(stream.encode(frame))
     container.mux(stream.encode())
 
 
@@ -108,19 +108,19 @@ def _media(name):
     path = folder / name
     suffix = path.suffix
     if suffix == ".npy":
-      np.save(path, np.stack([_picture(i) for i in range(4)]))
+      np.save(path, np.stack([picture(i) for i in range(4)]))
     elif suffix == ".gif":
       from PIL import Image
 
-      pages = [Image.fromarray(_picture(i)) for i in range(4)]
+      pages = [Image.fromarray(picture(i)) for i in range(4)]
       pages[0].save(path, save_all=True, append_images=pages[1:], duration=40)
     elif suffix in (".mp4", ".avi"):
-      _video(path, *(("mjpeg", "yuvj420p") if suffix == ".avi" else ()))
+      video(path, *(("mjpeg", "yuvj420p") if suffix == ".avi" else ()))
     elif suffix:
-      _save(path, _picture(0))
+      save(path, picture(0))
     else:
       for i in range(3):
-        _save(path / f"{i:03d}.png", _picture(i))
+        save(path / f"{i:03d}.png", picture(i))
 
   return make
 
@@ -135,7 +135,7 @@ def _read_mask(folder, _):
 
 
 def _make_mask16(folder):
-  _save(folder / "m.png", (65535 * _blob(0)).astype(np.uint16))
+  save(folder / "m.png", (65535 * blob(0)).astype(np.uint16))
 
 
 def open_folder(name, directory, kind="frames", size=32):
@@ -174,7 +174,7 @@ def _plausible_example(example, n_classes, size):
     raise Wrong("a patient without a name")
 
 
-def _make_lus_folder(folder):
+def make_lus_folder(folder):
   out = folder / "data"
   out.mkdir()
   names = ["a.png", "b.npy", "c.mp4", "d.gif", "e", "f.png"]
@@ -195,7 +195,7 @@ def _make_lus_folder(folder):
   _table(out / "patients.csv", [["patient", "age"]] + [[f"p{i}", 40 + i] for i in range(6)])
   for i in range(6):
     for k, name in enumerate(("pleura", "b_line")):
-      _save(out / "masks" / f"m{i}" / f"{name}.png", _grey(_blob(i + k)))
+      save(out / "masks" / f"m{i}" / f"{name}.png", grey(blob(i + k)))
   (out / "dataset.json").write_text(
     json.dumps({"name": "f", "licence": "own", "classes": ["pleura", "b_line"], "thin": ["pleura"]})
   )
@@ -205,14 +205,14 @@ def _read_lus_folder(folder, _):
   return [open_folder("lus_folder", folder / "data", kind) for kind in ("frames", "videos")]
 
 
-def _make_raters(folder, *, nifti=False):
+def make_raters(folder, *, nifti=False):
   import nibabel
 
   out = folder / "data"
   for i in range(6):
-    pictures = {f"images/c{i}": _picture(i)}
+    pictures = {f"images/c{i}": picture(i)}
     for k, rater in enumerate("ab"):
-      pictures[f"raters/{rater}/c{i}"] = (_blob(i + k) > 0.3).astype(np.uint8) * (
+      pictures[f"raters/{rater}/c{i}"] = (blob(i + k) > 0.3).astype(np.uint8) * (
         1 if nifti else 255
       )
     for name, pixels in pictures.items():
@@ -221,7 +221,7 @@ def _make_raters(folder, *, nifti=False):
         values = pixels if "raters" in name else pixels.astype(np.int16)
         nibabel.save(nibabel.Nifti1Image(values.T, np.eye(4)), out / f"{name}.nii.gz")
       else:
-        _save(out / f"{name}.png", pixels)
+        save(out / f"{name}.png", pixels)
   split = ("train", "train", "train", "validation", "test", "train")
   rows = [[f"c{i}", f"p{i}", split[i]] for i in range(6)]
   _table(out / "patients.csv", [["image", "patient", "split"], *rows])
@@ -231,19 +231,19 @@ def _make_raters(folder, *, nifti=False):
   )
 
 
-def _make_nifti_raters(folder):
-  _make_raters(folder, nifti=True)
+def make_nifti_raters(folder):
+  make_raters(folder, nifti=True)
 
 
 def _read_raters(folder, _):
   return open_folder("multirater_folder", folder / "data")
 
 
-def _make_covid(folder):
+def make_covid(folder):
   out = folder / "data"
   names = [f"patient_{i}_{v}" for i, v in ((1, "L1"), (2, "L1"), (3, "R2"), (4, "R1"))]
   for i, name in enumerate(names):
-    _video(out / "lus_videos" / f"{name}.mp4", seed=i)
+    video(out / "lus_videos" / f"{name}.mp4", seed=i)
   columns = ["patient_id", "cov_test", "oxygen_saturation_without_ox"]
   columns += ["outcome_status_d7", "outcome_status_d30"]
   _table(out / "clinical_variables.csv", [columns] + [[i, 1, 97, 2, 2] for i in range(1, 5)])
@@ -298,7 +298,7 @@ def _content(path):
 
 def _make_polygons(folder):
   for i in range(1, 4):
-    _save(folder / "data" / "frames" / f"{i:03d}.png", _picture(i))
+    save(folder / "data" / "frames" / f"{i:03d}.png", picture(i))
   square = [[5, 5], [20, 5], [20, 15], [5, 15]]
   content = {f"{i:03d}": [{"class": "b", "polygon_xy": square}] for i in range(1, 4)}
   (folder / "data" / "polygons.json").write_text(json.dumps(content))
@@ -314,8 +314,8 @@ def _make_palette(folder):
   from PIL import Image
 
   for i in range(3):
-    _save(folder / "data" / "images" / f"f{i}.png", _picture(i))
-    indices = Image.fromarray((_blob(i) > 0.3).astype(np.uint8) + (_blob(i) > 0.8)).convert("P")
+    save(folder / "data" / "images" / f"f{i}.png", picture(i))
+    indices = Image.fromarray((blob(i) > 0.3).astype(np.uint8) + (blob(i) > 0.8)).convert("P")
     (folder / "data" / "masks").mkdir(exist_ok=True)
     indices.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
     indices.save(folder / "data" / "masks" / f"f{i}.png")
@@ -329,9 +329,9 @@ def _read_palette(folder, _):
 
 def _make_rater_folders(folder):
   for i in range(3):
-    _save(folder / "data" / "images" / f"c{i}.png", _picture(i))
+    save(folder / "data" / "images" / f"c{i}.png", picture(i))
     for k, rater in enumerate("ab"):
-      _save(folder / "data" / "raters" / rater / f"c{i}.png", _grey(_blob(i + k) > 0.3))
+      save(folder / "data" / "raters" / rater / f"c{i}.png", grey(blob(i + k) > 0.3))
 
 
 def _read_rater_folders(folder, _):
@@ -347,10 +347,10 @@ def _make_qubiq(folder):
     case = folder / "data" / f"case{i:02d}"
     case.mkdir(parents=True)
     nibabel.save(
-      nibabel.Nifti1Image(_picture(i).T.astype(np.float64), np.eye(4)), case / "image.nii.gz"
+      nibabel.Nifti1Image(picture(i).T.astype(np.float64), np.eye(4)), case / "image.nii.gz"
     )
     for r in (1, 2):
-      mask = (_blob(i + r) > 0.3).astype(np.uint8).T
+      mask = (blob(i + r) > 0.3).astype(np.uint8).T
       nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), case / f"task01_seg0{r}.nii.gz")
 
 
@@ -433,38 +433,38 @@ READERS = {
   },
   "pngs": Reader(_media("x"), _read_media("x"), ("x/*",), 40, folder=False),
   "mask": Reader(
-    lambda folder: _save(folder / "m.png", _grey(_blob(0))),
+    lambda folder: save(folder / "m.png", grey(blob(0))),
     _read_mask,
     ("m.png",),
     60,
     folder=False,
   ),
   "mask16": Reader(_make_mask16, _read_mask, ("m.png",), 40, folder=False),
-  "dataset.json": Reader(_make_lus_folder, _read_lus_folder, ("data/dataset.json",), 130),
-  "manifest.csv": Reader(_make_lus_folder, _read_lus_folder, ("data/manifest.csv",), 130),
-  "labels.csv": Reader(_make_lus_folder, _read_lus_folder, ("data/labels.csv",), 110),
+  "dataset.json": Reader(make_lus_folder, _read_lus_folder, ("data/dataset.json",), 130),
+  "manifest.csv": Reader(make_lus_folder, _read_lus_folder, ("data/manifest.csv",), 130),
+  "labels.csv": Reader(make_lus_folder, _read_lus_folder, ("data/labels.csv",), 110),
   "patients.csv": Reader(
-    _make_lus_folder, _read_lus_folder, ("data/patients.csv",), 40, optional=("patients.csv",)
+    make_lus_folder, _read_lus_folder, ("data/patients.csv",), 40, optional=("patients.csv",)
   ),
   "folder": Reader(
-    *(_make_lus_folder, _read_lus_folder, ("data/videos/**/*.*", "data/masks/*/*"), 110),
+    *(make_lus_folder, _read_lus_folder, ("data/videos/**/*.*", "data/masks/*/*"), 110),
     # Of numbered frames any may be missing: labels count those that are there.
     optional=("pleura.png", "b_line.png", "000.png", "001.png", "002.png"),
   ),
-  "raters.json": Reader(_make_raters, _read_raters, ("data/dataset.json",), 80),
+  "raters.json": Reader(make_raters, _read_raters, ("data/dataset.json",), 80),
   "raters.csv": Reader(
-    _make_raters, _read_raters, ("data/patients.csv",), 60, optional=("patients.csv",)
+    make_raters, _read_raters, ("data/patients.csv",), 60, optional=("patients.csv",)
   ),
   "raters": Reader(
-    *(_make_raters, _read_raters, ("data/images/*", "data/raters/*/*"), 60),
+    *(make_raters, _read_raters, ("data/images/*", "data/raters/*/*"), 60),
     optional=tuple(f"c{i}.png" for i in range(6)),
   ),
   "nifti": Reader(
-    *(_make_nifti_raters, _read_raters, ("data/images/*", "data/raters/*/*"), 130),
+    *(make_nifti_raters, _read_raters, ("data/images/*", "data/raters/*/*"), 130),
     optional=tuple(f"c{i}.nii.gz" for i in range(6)),
   ),
   "covid_blues": Reader(
-    _make_covid, _read_covid, ("data/*.csv", "data/lus_videos/*"), 110, optional=(".mp4",)
+    make_covid, _read_covid, ("data/*.csv", "data/lus_videos/*"), 110, optional=(".mp4",)
   ),
   "polygons": Reader(_make_polygons, _read_polygons, ("data/polygons.json",), 100, folder=False),
   "palette": Reader(_make_palette, _read_palette, ("data/*/*",), 50, folder=False),

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from lus_jax import losses
 from lus_jax.inference import calibration
 from lus_jax.labels import label, pixel_weight
-from lus_jax.models import fpn, ordinal
+from lus_jax.models import designs, fpn, ordinal
 from lus_jax.training import members
 from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
@@ -111,7 +111,8 @@ def test_every_part_of_the_head_learns(key):
 CONFIG = ConfigDict(
   {
     # In no order: levels rise all the same.
-    "sweep": {"thresholds": (1.0, 0.2, 0.6, 0.5), "members": ("ordinal",)},
+    "model": {},
+    "sweep": {"thresholds": (1.0, 0.2, 0.6, 0.5), "members": ("ordinal",), "seeds": 1},
     "loss": {
       "name": "weighted_cross_entropy",
       "weights": "paper",
@@ -169,14 +170,14 @@ def test_outputs_of_a_network_are_nested_and_stay_so_when_calibrated(size, scale
 
 
 def test_interpolation_of_any_precision_keeps_the_order(key, monkeypatch):
-  objective = objective_lib.Objective(CONFIG)
   upsample = fpn.upsample_logits
 
   def rough(logits, height, width):
     found = upsample(logits, height, width)
     return found + 0.1 * jax.random.normal(key, found.shape)
 
-  monkeypatch.setattr(fpn, "upsample_logits", rough)
+  monkeypatch.setattr(designs.Fpn, "upsample", staticmethod(rough))
+  objective = objective_lib.Objective(CONFIG)
   raw = jax.random.normal(key, (2, 8, 8, E * K)).at[..., K:].add(-4)
   inputs = {"image": jnp.zeros((2, 30, 29, 1)), "where": jnp.ones((2, 30, 29, 1), bool)}
   each = np.stack([objective.output(raw, inputs, member_of(objective, e)) for e in range(E)])

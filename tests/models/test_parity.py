@@ -206,8 +206,10 @@ def fpn_loss(network):
     subthreshold_weight="threshold",
     reduction="mean",
   )
-  sweep = SimpleNamespace(thresholds=(THRESHOLD,))
-  objective = objective_lib.Objective(SimpleNamespace(sweep=sweep, loss=loss))
+  sweep = SimpleNamespace(thresholds=(THRESHOLD,), seeds=1)
+  objective = objective_lib.Objective(
+    SimpleNamespace(sweep=sweep, loss=loss, model=SimpleNamespace())
+  )
   return train_lib.make_loss(network, objective)
 
 

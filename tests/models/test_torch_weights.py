@@ -572,7 +572,7 @@ def test_the_digest_changes_with_the_content(tmp_path):
 
 
 def model_config(file, **changes):
-  fields = {"encoder": "resnet18", "width": FPN_WIDTH, "init_from": file}
+  fields = {"encoder": "resnet18", "width": FPN_WIDTH, "dropout": 0.2, "init_from": file}
   return ConfigDict(fields | changes)
 
 
@@ -682,9 +682,10 @@ def test_a_clinical_task_starts_from_a_file(tmp_path, imagenet):
   clinical_run.check(config)
   params, batch_stats = video_shapes()
   network = SimpleNamespace(params=params, batch_stats=batch_stats)
-  started, trained_on = initial.initial_weights(
-    config, network, [(0.6, 0), (0.0, 0)], splits=[], workdir=tmp_path, summary={}
+  setup = SimpleNamespace(
+    config=config, network=network, places=[(0.6, 0), (0.0, 0)], splits=[], workdir=tmp_path
   )
+  started, trained_on = initial.initial_weights(setup, {})
   assert len(started) == 2 and trained_on is None
   for one in started:
     expected = np.einsum("oihw->hwio", theirs["features.0.0.weight"]).sum(2) / 7

@@ -372,7 +372,7 @@ def write_task(
   simulated=True,
   names="p{:02d}",
 ):
-  """Writes the results files of a downstream task: random numbers, one comparison decided."""
+  """Writes the results files of a clinical task: random numbers, one comparison decided."""
   task = task or name
   target = target or {"readmission": "readmitted_30d"}.get(task, "sf_ratio")
   rng = np.random.default_rng(len(name))
@@ -648,7 +648,7 @@ def make_targets(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_tasks(tmp_path_factory):
-  """Writes the results files of downstream tasks into a new directory."""
+  """Writes the results files of clinical tasks into a new directory."""
 
   def make(files, *, with_segmentation=False):
     workdir = tmp_path_factory.mktemp("runs") / "run"

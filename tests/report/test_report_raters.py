@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from test_page import Parser, at_pointer, parse, problems, read, refused
-from test_report_downstream import drawn
+from test_report_clinical import drawn
 
 from lus_jax import palette, report
 from lus_jax.report import figures, page, raters
@@ -268,7 +268,7 @@ def test_levels_stand_beside_the_network_of_their_threshold_and_seed(several, bu
   for row, threshold in zip(rows, (0.1, 0.5, 0.9), strict=True):
     assert float(row["IoU, separate"]) == networks[threshold]
     assert float(row["IoU, ordinal"]) == levels[row["member"]]
-  pairs = raters._paired_rows(files)
+  pairs = raters.paired_rows(files)
   (axes,) = drawn(monkeypatch, figures.ordinal, pairs)
   separate, ordinal = axes.lines
   assert separate.get_xdata() == pytest.approx([10, 50, 90])
@@ -282,13 +282,13 @@ def test_levels_stand_beside_the_network_of_their_threshold_and_seed(several, bu
 
   # A level of another seed has no network beside it.
   files["segmentation"]["rows"][1]["seed"] = 1
-  assert [row["threshold"] for _, row, _ in raters._paired_rows(files)] == [0.1, 0.9]
+  assert [row["threshold"] for _, row, _ in raters.paired_rows(files)] == [0.1, 0.9]
   assert "One network for all thresholds" not in section(parse(built("few raters")), "members")
 
 
 def test_the_cost_is_of_thresholds_that_both_have(several, monkeypatch):
   files = contents(several)
-  pairs = raters._paired_rows(files)
+  pairs = raters.paired_rows(files)
   pairs[0][1]["iou"] = None
   (axes,) = drawn(monkeypatch, figures.cost, pairs, files["members"]["cost"])
   for k, line in enumerate(axes.lines, 1):

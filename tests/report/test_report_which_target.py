@@ -11,8 +11,7 @@ from matplotlib.colors import to_hex
 from test_page import Parser, parse, problems, read, refused
 
 from lus_jax import palette, report
-from lus_jax.report import cells, figures, which_target
-from lus_jax.report import command as command_lib
+from lus_jax.report import figures, which_target
 from tfds_builders.lus_phantom import annotator
 
 RUNS = ("targets", "few targets")
@@ -138,10 +137,6 @@ def test_it_is_a_whole_page_of_its_own(run):
   assert [h for _, _, h in parsed.find("h3") if h in settings] == settings
   for setting in settings:
     assert which_target.SETTINGS[setting][1:] in text
-  ((_, _, command),) = parsed.find("pre", class_="command")
-  assert "--config configs/which_target.py --workdir" in command
-  changed = {line.split("=")[0].strip(" '\"") for line in command.splitlines()[1:]}
-  assert ("--config.study.seeds" in changed) and "--config.optimizer.learning_rate" not in changed
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -366,7 +361,6 @@ def test_it_stands_beside_other_results(make_run, make_targets, undrawn):
   shown = {attrs["data-at"] for _, attrs, _ in parsed.find("data")}
   assert f"{FILE}#/rows/0/means/0/mean" in shown and "segmentation.json#/rows/0/iou" in shown
   assert parsed.find("h1")[0][2] == "Segmentation by confidence threshold: lus_phantom"
-  assert len(parsed.find("pre", class_="command")) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "stripped", "rows", "levels", "null_repeats"])
@@ -381,11 +375,3 @@ def test_a_damaged_file_is_refused(make_targets, damage):
     spoilt = {"dice": {}} if damage == "null_repeats" else [{}]
     file.write_text(json.dumps(read(workdir, FILE) | {damage: spoilt}))
   assert refused(workdir, FILE)
-
-
-def test_the_command_names_what_differs_from_the_config(built):
-  config = read(built("few targets"), FILE)["config"]
-  command = command_lib._command(config, "runs/x")
-  assert "--config.study.seeds=2" in command
-  assert "'--config.study.settings=('\"'\"'faint_uninformative'\"'\"',)'" in command
-  assert cells.percent(1.0) == "100%" and "--config.sweep.thresholds=(1.0, 0.5, 0.0,)" in command

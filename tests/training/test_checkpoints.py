@@ -96,7 +96,7 @@ def test_any_file_of_the_newest_may_be_lost(saved, tmp_path):
     file = files(workdir / "checkpoints" / "3")[i]
     file.write_bytes(b"")
     # On what orbax notes beside the items nothing depends.
-    spare = file.parent.name == "3" and file.name != checkpoints._MEASURED
+    spare = file.parent.name == "3" and file.name != checkpoints.MEASURED
     assert restore(workdir)["epoch"] == (3 if spare else 2), file
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_read_now_is_not_damaged(workdir, monkeypatch, number):
 @pytest.mark.parametrize("content", ['{"files": {}}', '{"files": {"meta/metadata": [1, ""]}}'])
 def test_checksums_of_nothing_vouch_for_nothing(workdir, caplog, content):
   newest = workdir / "checkpoints" / "3"
-  (newest / checkpoints._MEASURED).write_text(content)
+  (newest / checkpoints.MEASURED).write_text(content)
   damage(files(newest / "state")[0], "zeroed")
   assert restore(workdir)["epoch"] == 2
   assert "3 is damaged (its checksums are not of all its parts)" in caplog.messages[0]
@@ -147,7 +147,7 @@ def test_where_none_is_whole_it_is_one_line(workdir):
 def test_checkpoints_of_older_versions_are_read_and_fall_back_too(workdir, caplog):
   for number in ("2", "3"):
     folder = workdir / "checkpoints" / number
-    (folder / checkpoints._MEASURED).unlink()
+    (folder / checkpoints.MEASURED).unlink()
     meta = folder / "meta" / "metadata"
     meta.write_text(json.dumps({"epoch": int(number), "rate": 0.1}))
   assert restore(workdir)["epoch"] == 3

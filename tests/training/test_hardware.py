@@ -10,7 +10,9 @@ from jax import numpy as jnp
 from configs import raters, readmission, seg
 from lus_jax import models
 from lus_jax.errors import UserError
+from lus_jax.models import designs
 from lus_jax.training import claim, estimate, hardware
+from lus_jax.training.objective import Objective
 from lus_jax.training.state import Network
 
 GIB = 2**30
@@ -20,6 +22,14 @@ A6000 = hardware.Device("gpu", "NVIDIA RTX A6000", 36 * GIB, 8.6)
 V100 = hardware.Device("gpu", "Tesla V100-SXM2-16GB", 12 * GIB, 7.0)
 RTX3060 = hardware.Device("gpu", "NVIDIA GeForce RTX 3060", 9 * GIB, 8.6)
 CPU = hardware.Device("cpu", "cpu", 48 * GIB)
+
+
+def n_models(config):
+  return Objective(config).n_models
+
+
+def resolve(config, device, **options):
+  return hardware.resolve(config, device, models=n_models(config), **options)
 
 
 @pytest.mark.parametrize(
@@ -35,25 +45,25 @@ CPU = hardware.Device("cpu", "cpu", 48 * GIB)
   ],
 )
 def test_the_papers_recipe_on_devices(device, strategy, dtype, batch):
-  config, why = hardware.resolve(seg.get_config(), device, frames=355, strategy=strategy)
+  config, why = resolve(seg.get_config(), device, frames=355, strategy=strategy)
   assert (config.model.dtype, config.train.batch_size) == (dtype, batch)
   assert set(why) == {"dtype", "batch_size"}
-  need = hardware.step_memory(config, batch=batch, classes=6, strategy=strategy)
+  need = hardware.step_memory(config, models=7, batch=batch, classes=6, strategy=strategy)
   assert need <= 0.75 * device.memory
   if batch < 16:
-    twice = hardware.step_memory(config, batch=2 * batch, classes=6, strategy=strategy)
+    twice = hardware.step_memory(config, models=7, batch=2 * batch, classes=6, strategy=strategy)
     assert twice > 0.75 * device.memory
 
 
 def test_what_is_set_stays():
   config = seg.get_config()
   config.model.dtype, config.train.batch_size = "float32", 3
-  resolved, why = hardware.resolve(config, H200)
+  resolved, why = hardware.resolve(config, H200, models=7)
   assert resolved.to_dict() == config.to_dict() and why == {}
   for size in ("demo", "tiny"):
-    assert hardware.resolve(seg.get_config(size), H200, frames=355)[1] == {}
-    assert hardware.resolve(readmission.get_config(size), H200)[1] == {}
-  task, _ = hardware.resolve(readmission.get_config(), H200)
+    assert resolve(seg.get_config(size), H200, frames=355)[1] == {}
+    assert hardware.resolve(readmission.get_config(size), H200, models=1)[1] == {}
+  task, _ = hardware.resolve(readmission.get_config(), H200, models=1)
   assert (task.model.dtype, task.train.batch_size) == ("bfloat16", 2)
 
 
@@ -63,7 +73,7 @@ def test_the_batch_rises_with_memory_and_falls_with_size_models_and_frames():
     config.data.update(data)
     config.sweep.thresholds = thresholds or config.sweep.thresholds
     device = hardware.Device("gpu", "x", int(memory * GIB), 8.0, count)
-    resolved, _ = hardware.resolve(config, device, frames=frames, strategy=strategy)
+    resolved, _ = resolve(config, device, frames=frames, strategy=strategy)
     return resolved.train.batch_size
 
   by_memory = [batch(memory) for memory in (0.5, 6, 7, 8, 10, 16, 24, 1000)]
@@ -76,7 +86,7 @@ def test_the_batch_rises_with_memory_and_falls_with_size_models_and_frames():
   assert batch(5, thresholds=(0.5,)) == 8 < batch(5, thresholds=(0.5,), strategy="sharded", count=2)
 
 
-@pytest.mark.parametrize("encoder", hardware.NETWORKS)
+@pytest.mark.parametrize("encoder", designs.Fpn.SIZES)
 def test_the_table_of_parameters_is_that_of_the_networks(encoder):
   config = seg.get_config()
   config.model.update(encoder=encoder, dtype="float32")
@@ -84,7 +94,7 @@ def test_the_table_of_parameters_is_that_of_the_networks(encoder):
     lambda: Network(models.build_model(config.model, in_channels=1, classes=6, seed=0)).params
   )
   n = sum(np.prod(x.shape) for x in jax.tree.leaves(params))
-  assert n <= hardware.NETWORKS[encoder][1] <= 1.01 * n
+  assert n <= designs.Fpn.SIZES[encoder][1] <= 1.01 * n
 
 
 def test_a_run_on_data_that_an_older_reader_prepared_is_refused_as_such(tmp_path):
@@ -96,11 +106,11 @@ def test_a_run_on_data_that_an_older_reader_prepared_is_refused_as_such(tmp_path
 
 
 def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path):
-  begun, _ = hardware.resolve(seg.get_config(), RTX3060, frames=355)
+  begun, _ = resolve(seg.get_config(), RTX3060, frames=355)
   claim.claim(tmp_path, json.loads(begun.to_json()), {})
   config = hardware.as_begun(seg.get_config().lock(), tmp_path)
   assert (config.model.dtype, config.train.batch_size) == ("bfloat16", 8)
-  assert hardware.resolve(config, CPU, frames=355)[0].to_dict() == begun.to_dict()
+  assert resolve(config, CPU, frames=355)[0].to_dict() == begun.to_dict()
   # What the user says counts, and a new directory says nothing.
   config = seg.get_config()
   config.train.batch_size = 2
@@ -109,21 +119,21 @@ def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path):
 
 
 def test_a_long_recipe_on_a_cpu_is_announced_by_value():
-  config, _ = hardware.resolve(seg.get_config(), CPU, frames=27)
+  config, _ = resolve(seg.get_config(), CPU, frames=27)
   # 4e15 FLOP at half of 100 GFLOP/s: 80,000 s.
-  text = estimate.slow_recipe(config, 4e15, CPU, rate=1e11)
+  text = estimate.slow_recipe(config, 4e15, CPU, models=7, rate=1e11)
   assert "about 22.2 hours on this CPU (4.0e+15 FLOP at 50% of the 100 GFLOP/s" in text
   # What is advised are fields of this very config.
   assert "(now 100: train.epochs), models (now 7: sweep.thresholds, sweep.members)" in text
   assert "(now 512 x 512: data.image_size)" in text and ":demo behind" in text
-  demo, _ = hardware.resolve(raters.get_config("demo"), CPU, frames=27)
-  text = estimate.slow_recipe(demo, 4e15, CPU, rate=1e11)
+  demo, _ = resolve(raters.get_config("demo"), CPU, frames=27)
+  text = estimate.slow_recipe(demo, 4e15, CPU, models=n_models(demo), rate=1e11)
   assert "(now 47: train.steps and train.epochs), models (now 17: " in text
   assert ":demo" not in text
   # 2 hours are the limit: 3.6e14 FLOP here.
-  assert estimate.slow_recipe(config, 3.7e14, CPU, rate=1e11)
-  assert not estimate.slow_recipe(config, 3.5e14, CPU, rate=1e11)
-  assert not estimate.slow_recipe(config, 4e15, H200, rate=1e11)
+  assert estimate.slow_recipe(config, 3.7e14, CPU, models=7, rate=1e11)
+  assert not estimate.slow_recipe(config, 3.5e14, CPU, models=7, rate=1e11)
+  assert not estimate.slow_recipe(config, 4e15, H200, models=7, rate=1e11)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +153,8 @@ def test_a_long_recipe_on_a_cpu_is_announced_by_value():
 def test_what_may_not_fit_the_memory_is_said_before(changes, strategy, text):
   config = seg.get_config()
   config.update_from_flattened_dict(changes)
-  found = hardware.too_large(config, hardware.Device("cpu", "cpu", 19 * 10**9), strategy=strategy)
+  device = hardware.Device("cpu", "cpu", 19 * 10**9)
+  found = hardware.too_large(config, device, models=n_models(config), strategy=strategy)
   assert (text in found) if text else found == ""
 
 
@@ -151,7 +162,7 @@ def test_few_frames_get_more_epochs():
   def epochs(frames, **changes):
     config = seg.get_config("demo")
     config.update_from_flattened_dict(changes)
-    config, why = hardware.resolve(config, CPU, frames=frames)
+    config, why = resolve(config, CPU, frames=frames)
     assert ("epochs" in why) == (config.train.epochs > changes.get("train.epochs", 3))
     return config.train.epochs
 
@@ -166,7 +177,7 @@ def test_many_short_epochs_share_a_checkpoint():
   def every(frames, module=seg, **changes):
     config = module.get_config("demo")
     config.update_from_flattened_dict(changes)
-    return hardware.loop_settings(hardware.resolve(config, CPU, frames=frames)[0]).checkpoint_every
+    return hardware.loop_settings(resolve(config, CPU, frames=frames)[0]).checkpoint_every
 
   assert every(323) == 1 and every(30) == 3 and every(9) == 12
   assert every(9, raters) == 20 and every(9, **{"train.checkpoint_every": 50}) == 50
@@ -180,7 +191,7 @@ def test_a_run_from_before_such_a_field_goes_on(tmp_path, caplog, module, epochs
   begun["train"]["epochs"] = epochs  # of the demo then
   claim.claim(tmp_path, begun, {})
   config = hardware.as_begun(module.get_config("demo").lock(), tmp_path)
-  config, _ = hardware.resolve(config, CPU, frames=9)
+  config, _ = resolve(config, CPU, frames=9)
   claim.check_claim(tmp_path, claim.settings(config))
   assert config.train.epochs == epochs
   # It is not left out without a word.
@@ -189,7 +200,7 @@ def test_a_run_from_before_such_a_field_goes_on(tmp_path, caplog, module, epochs
 
 
 def test_a_run_goes_on_with_the_epochs_that_came_of_its_data(tmp_path):
-  begun, _ = hardware.resolve(seg.get_config("demo"), CPU, frames=32)
+  begun, _ = resolve(seg.get_config("demo"), CPU, frames=32)
   claim.claim(tmp_path, json.loads(begun.to_json()), {})
   config = hardware.as_begun(seg.get_config("demo"), tmp_path)
   assert config.train.epochs == 30
@@ -209,7 +220,7 @@ def test_durations_have_the_unit_that_suits_them(seconds, text):
 
 
 def test_settings_are_told_with_their_reasons():
-  config, why = hardware.resolve(seg.get_config(), V100, frames=355)
+  config, why = resolve(seg.get_config(), V100, frames=355)
   config.sweep.strategy = "vmap"
   text = hardware.describe(config, V100, why, strategy="vmap", cache="stream")
   assert text == (
@@ -244,8 +255,8 @@ def test_the_estimate_by_value():
 )
 def test_the_first_steps_are_timed_without_the_compilation(monkeypatch, seconds, steps, expected):
   clock, printed = [0.0], []
-  monkeypatch.setattr(hardware.time, "perf_counter", lambda: clock[0])
-  monkeypatch.setattr(hardware.tqdm, "write", printed.append)
+  monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
+  monkeypatch.setattr(estimate.tqdm, "write", printed.append)
   meter, told = first_steps(steps), []
   monkeypatch.setattr(meter, "describe", lambda step, devices: told.append(step) or "line")
   at = None

@@ -200,7 +200,7 @@ def test_scores_of_two_rules_are_named_where_they_differ(tmp_path, monkeypatch, 
       rows, images = task.validate(state)
       return [row | {"score_per_class": {"a": 0.5, "b": value}} for row in rows], images
 
-    monkeypatch.setattr(loop, "_validate", validate)
+    monkeypatch.setattr(loop, "validated", validate)
 
   def said():
     return [text for text in caplog.messages if "were scored" in text]
@@ -237,7 +237,7 @@ def test_several_processes_ask_each_other_by_time(monkeypatch, seconds, at):
   monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
   monkeypatch.setattr(loop.parallel, "any_of", any_of)
   monkeypatch.setattr(loop.parallel, "from_main", lambda steps: steps)
-  asked, told = loop._Asked(), []
+  asked, told = loop.Asked(), []
   for step in range(1, 20):
     clock[0] += seconds
     now[0] = step
@@ -250,7 +250,7 @@ def test_several_processes_ask_each_other_by_time(monkeypatch, seconds, at):
 
 
 def test_a_stop_that_another_process_heard_of_after_the_last_epoch_is_obeyed(tmp_path, monkeypatch):
-  monkeypatch.setattr(loop._Asked, "__call__", lambda self, now=False: now)
+  monkeypatch.setattr(loop.Asked, "__call__", lambda self, now=False: now)
   with pytest.raises(signals.Stopped):
     run(tmp_path, config=ConfigDict(dict(CONFIG) | {"epochs": 1}))
   assert (tmp_path / "checkpoints" / "1").is_dir()
@@ -302,8 +302,8 @@ def test_of_equal_scores_the_lower_loss_wins(tmp_path):
 def test_a_best_epoch_whose_loss_nobody_kept_stays(tmp_path):
   # Of a checkpoint from before it was kept.
   best = {"epoch": 1, "score": 0.0}
-  assert not loop._is_better({"score": 0.0, "loss": 0.1}, best)
-  assert loop._is_better({"score": 0.1, "loss": 9.0}, best)
+  assert not loop.is_better({"score": 0.0, "loss": 0.1}, best)
+  assert loop.is_better({"score": 0.1, "loss": 9.0}, best)
 
 
 def test_a_member_whose_loss_stays_the_same_is_named_once(tmp_path, caplog):

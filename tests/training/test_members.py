@@ -167,6 +167,15 @@ def test_raters_are_needed_where_they_are_learnt_from(text, raters, count):
   members.check_raters(members.read(make_config(("soft", "svls", "ordinal"))), ())
 
 
+@pytest.mark.parametrize("thresholds", [None, 0.5, ()])
+def test_thresholds_that_are_none_are_refused_from_python_too(thresholds):
+  config = make_config()
+  with config.ignore_type():
+    config.sweep.thresholds = thresholds
+  with pytest.raises(UserError, match="config.sweep.thresholds is empty"):
+    objective_lib.Objective(config)
+
+
 def test_an_ordinal_mean_that_could_not_reach_half_is_refused():
   for thresholds in ((0.5, 0.2), (0.4,)):
     message = rf"needs a threshold above \.5, .* the highest .* is {max(thresholds):g}\."
@@ -195,7 +204,7 @@ def test_views_are_all_outputs_and_levels_rise():
   config = make_config(("soft", "ordinal"), seeds=2)
   config.sweep.seeds = 2
   objective = objective_lib.Objective(config)
-  views, scalars = objective_lib.make_views(config, objective)
+  views, scalars = objective.views()
   names = ["threshold_1", "threshold_0.5", "threshold_0.2", "soft", "ordinal"]
   names += ["ordinal_0.2", "ordinal_0.5", "ordinal_1"]
   assert [v.name for v in views] == [f"{n}_seed_{s}" for s in (0, 1) for n in names]
@@ -334,7 +343,7 @@ def plain_logits(raw, objective):
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
 @pytest.mark.parametrize("extra", [ALL, (*ALL, "ordinal")], ids=["without", "with_ordinal"])
 def test_every_member_of_a_mixed_sweep_has_its_own_loss(extra, strategy, key):
-  objective = objective_lib.Objective(make_config(extra), RATERS)
+  objective = objective_lib.Objective(make_config(extra)).with_raters(RATERS)
   raw, inputs = make_raw(objective), make_inputs()
   losses, gradients = run(objective, strategy, raw, inputs, key)
   found = dict(zip([m.name for m in objective.members], losses, strict=True))
@@ -365,7 +374,7 @@ def test_every_member_of_a_mixed_sweep_has_its_own_loss(extra, strategy, key):
 
 
 def test_gradients_are_the_same_under_both_strategies(key):
-  objective = objective_lib.Objective(make_config((*ALL, "ordinal")), RATERS)
+  objective = objective_lib.Objective(make_config((*ALL, "ordinal"))).with_raters(RATERS)
   raw, inputs = make_raw(objective), make_inputs()
   (_, loop), (_, vmap) = (run(objective, s, raw, inputs, key) for s in ("loop", "vmap"))
   for a, b in zip(loop, vmap, strict=True):
@@ -373,7 +382,7 @@ def test_gradients_are_the_same_under_both_strategies(key):
 
 
 def test_images_that_a_rater_did_not_draw_teach_nothing(key):
-  objective = objective_lib.Objective(make_config(("rater(B)",)), RATERS)
+  objective = objective_lib.Objective(make_config(("rater(B)",))).with_raters(RATERS)
   inputs = make_inputs()
   _, gradients = run(objective, "loop", make_raw(objective), inputs, key)
   learnt = np.abs(gradients[-1]).max(axis=(1, 2, 3)) > 0
@@ -384,7 +393,7 @@ def test_images_that_a_rater_did_not_draw_teach_nothing(key):
 
 
 def test_random_raters_are_drawn_ones_and_others_every_time():
-  objective = objective_lib.Objective(make_config(("random_rater",)), RATERS)
+  objective = objective_lib.Objective(make_config(("random_rater",))).with_raters(RATERS)
   own = objective.scalars(objective.members[-1])
   raw, inputs = make_raw(objective), make_inputs()
   each = rater_losses(plain_logits(raw, objective), inputs)
@@ -413,7 +422,7 @@ def test_random_raters_are_drawn_ones_and_others_every_time():
 
 
 def test_raters_are_chosen_by_another_key_than_dropout():
-  objective = objective_lib.Objective(make_config(("random_rater",)), RATERS)
+  objective = objective_lib.Objective(make_config(("random_rater",))).with_raters(RATERS)
   own = objective.scalars(objective.members[-1])
   raw, inputs = make_raw(objective), make_inputs()
   each = rater_losses(plain_logits(raw, objective), inputs)[0]
@@ -429,7 +438,7 @@ def test_raters_are_chosen_by_another_key_than_dropout():
 
 
 def test_without_a_key_a_random_rater_is_judged_by_all():
-  objective = objective_lib.Objective(make_config(("soft", "random_rater")), RATERS)
+  objective = objective_lib.Objective(make_config(("soft", "random_rater"))).with_raters(RATERS)
   raw, inputs = make_raw(objective), make_inputs()
   soft, random = (objective.loss(raw, inputs, objective.scalars(m)) for m in objective.members[-2:])
   assert float(soft) == float(random)
@@ -437,7 +446,7 @@ def test_without_a_key_a_random_rater_is_judged_by_all():
 
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
 def test_the_output_of_softseg_is_its_normalized_activation(strategy):
-  objective = objective_lib.Objective(make_config(("softseg", "soft")), RATERS)
+  objective = objective_lib.Objective(make_config(("softseg", "soft"))).with_raters(RATERS)
   raw, inputs = make_raw(objective), make_inputs()
   sweep = Sweep([objective.scalars(member) for member in objective.members], strategy)
   state = sweep.place([{"x": np.zeros(())} for _ in sweep.members])
@@ -456,11 +465,11 @@ def test_the_output_of_softseg_is_its_normalized_activation(strategy):
 
 def trained(config, key, steps=2):
   """The state of every member by name, after a few steps of gradient descent."""
-  objective = objective_lib.Objective(config, RATERS)
+  objective = objective_lib.Objective(config).with_raters(RATERS)
   tx = optax.sgd(0.5)
-  network, sweep, state, names = train.create_sweep(
-    config, objective, in_channels=1, classes=K, tx=tx
-  )
+  names, members = objective.of_all_seeds()
+  sweep = Sweep(members, config.sweep.strategy)
+  network, state = train.initial_state(config, objective, sweep, in_channels=1, classes=K, tx=tx)
   step = sweep.compile(
     state_lib.make_train_step(train.make_loss(network, objective), tx), updates_state=True
   )

@@ -9,32 +9,18 @@ from jax import numpy as jnp
 
 from lus_jax import losses, parallel
 from lus_jax.errors import UserError
-from lus_jax.models import layers
 from lus_jax.models.fpn import FPN
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
+from tests import toys
 
 THRESHOLDS = (1.0, 0.6, 0.0)
-
-
-class Small(nnx.Module):
-  """All that a sweep can get wrong in one small network: weights, running statistics, dropout."""
-
-  def __init__(self, *, rngs):
-    self.conv = layers.Conv(1, 8, 3, dtype=jnp.float32, rngs=rngs)
-    self.norm = layers.BatchNorm(8)
-    self.dropout = nnx.Dropout(0.5, broadcast_dims=(1, 2))
-    self.head = layers.Conv(8, 2, 1, dtype=jnp.float32, rngs=rngs)
-
-  def __call__(self, image, *, train, key=None):
-    x = jax.nn.relu(self.norm(self.conv(image), train=train))
-    return self.head(self.dropout(x, deterministic=not train, rngs=nnx.Rngs(dropout=key)))
 
 
 @functools.cache
 def network(name="small"):
   if name == "small":
-    return state_lib.Network(Small(rngs=nnx.Rngs(0)))
+    return state_lib.Network(toys.ToyDropout(rngs=nnx.Rngs(0)))
   return state_lib.Network(FPN("resnet18", classes=2, width=0.125, rngs=nnx.Rngs(0)))
 
 

@@ -10,7 +10,8 @@
         --class-name NAME [--nifti-axes yx] [--soft] [--confidence-maximum 255]
 
 The first two write a `lus_folder`, with --licence and --thin; the others a `multirater_folder` of
-several raters, with --licence and --name. Images are copied as they are; confidences are 0 or 1.
+several raters, with --licence and --name. Images are copied as they are; confidences are 0 or 1,
+but for --soft.
 
 FILE.json has an entry a labelled frame, by the name of its file without suffix:
 

@@ -11,8 +11,6 @@ from tfds_builders import tables
 from tfds_builders.importers import folder as folder_lib
 
 EXPECTED = '{"NNN": [{"class": "b_line", "polygon_xy": [[x, y], ...]}, ...], ...}'
-
-
 # What other tools write, by keys of theirs.
 _OTHER_FORMATS = {
   "LabelMe": ("shapes", "imagePath"),
@@ -112,7 +110,7 @@ def import_polygons(*, frames, polygons, out, licence, thin=(), patient="patient
 
   Args:
     frames: a folder of numbered pictures.
-    polygons: a JSON file (see the module).
+    polygons: a JSON file (see `tfds_builders.importers.__main__`).
     out: the folder to write.
     licence: of the data.
     thin: classes that are lines.

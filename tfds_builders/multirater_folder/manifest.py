@@ -272,8 +272,8 @@ def _find_masks(folder, dataset, images, left_out):
       # Of another format, as c1.webp or c1.nrrd, which may be what its rater drew.
       if tables.normal(path.name.split(".")[0]) in images or tables.normal(path.stem) in images:
         raise UserError(
-          f"{path} is neither NIfTI nor a picture that is read ({', '.join(readers.PICTURES)}); save "
-          "the mask as one of them."
+          f"{path} is neither NIfTI nor a picture that is read ({', '.join(readers.PICTURES)}); "
+          "save the mask as one of them."
         )
       left_out.append(path)
       continue

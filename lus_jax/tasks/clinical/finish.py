@@ -6,16 +6,17 @@ import jax
 
 from lus_jax import results
 from lus_jax.evaluation import ratio, statistics
-from lus_jax.models import torch_weights
+from lus_jax.models import designs, torch_weights
 from lus_jax.words import plural
 
 
-def notes(config, dataset, table, trained, same):
-  """What a reader of the results has to know."""
+def notes_on(setup):
+  """What a reader of the results has to know: a list of sentences."""
+  config, dataset, same = setup.config, setup.dataset, setup.same
   notes = list(dataset.notes)
   if not same and not dataset.simulated:
-    known = {name for names in trained.patients.values() for name in names}
-    if both := sorted(known & set(table.patient.tolist())):
+    known = {name for names in setup.trained.patients.values() for name in names}
+    if both := sorted(known & set(setup.table.patient.tolist())):
       notes.append(
         f"patients of these names are in the segmentation's data set too ({', '.join(both[:5])}): "
         "if they are the same persons, they stand on both sides."
@@ -37,10 +38,16 @@ def notes(config, dataset, table, trained, same):
   return notes
 
 
-def write_results(
-  workdir, config, settings, dataset, splits, task, places, meta, tested, trained, same, notes
-):
-  """Writes `results/<name>.json` and `results/<name>_history.json`."""
+def write_results(setup, meta, tested, notes):
+  """Writes `results/<name>.json` and `results/<name>_history.json`.
+
+  Args:
+    setup: a `Setup`.
+    meta: of `train.fit`, as is `tested`.
+    tested: of every member.
+    notes: of `notes_on`.
+  """
+  config, task, places = setup.config, setup.task, setup.places
   rows, members, confusion, predictions = [], {}, {}, []
   for (source, f), best, (ratios, extra) in zip(places, meta["best"], tested, strict=True):
     rows.append(
@@ -66,14 +73,14 @@ def write_results(
     "patients": statistics.per_patient(members),
     "folds": [
       {"fold": f, **{side: list(names) for side, names in vars(fold).items()}}
-      for f, fold in enumerate(splits)
+      for f, fold in enumerate(setup.splits)
     ],
     "left_out": [row for row in task.left_out if row["count"]],
     "notes": notes,
     "segmentation": {
-      "dataset": trained.dataset["name"],
-      "thresholds": list(trained.thresholds),
-      "same_data_set": same,
+      "dataset": setup.trained.dataset["name"],
+      "thresholds": list(setup.trained.thresholds),
+      "same_data_set": setup.same,
     },
   }
   if confusion:
@@ -88,19 +95,22 @@ def write_results(
     {"threshold": names[row["member"]][0], "fold": names[row["member"]][1], **row}
     for row in meta["history"]
   ]
-  summary = dataset.summary()
-  results.write(workdir, f"{config.name}_history", config=settings, dataset=summary, rows=history)
-  results.write(workdir, config.name, config=settings, dataset=summary, **content)
+  common = {"config": setup.settings, "dataset": setup.dataset.summary()}
+  results.write(setup.workdir, f"{config.name}_history", **common, rows=history)
+  results.write(setup.workdir, config.name, **common, **content)
 
 
-def describe(config, dataset, network, table, splits, task, places, notes):
-  millions = sum(x.size for x in jax.tree.leaves(network.params)) / 1e6
+def describe(setup, notes):
+  """What is run, as lines of text, with `notes` of `notes_on`."""
+  config, table, task, places = setup.config, setup.table, setup.task, setup.places
+  title = designs.TemporalShift.title
+  millions = sum(x.size for x in jax.tree.leaves(setup.network.params)) / 1e6
   sources = list(dict.fromkeys(str(source) for source, _ in places))
   return "\n".join(
     [
-      f"{config.name} on {dataset.name}: {plural(len(table), 'video')} of "
-      f"{plural(len(set(table.patient)), 'patient')}, {plural(len(splits), 'fold')}",
-      f"{plural(len(places), 'model')} ({', '.join(sources)}; MobileNetV2 with temporal shift, "
+      f"{config.name} on {setup.dataset.name}: {plural(len(table), 'video')} of "
+      f"{plural(len(set(table.patient)), 'patient')}, {plural(len(setup.splits), 'fold')}",
+      f"{plural(len(places), 'model')} ({', '.join(sources)}; {title}, "
       f"{millions:.1f} M parameters each), {plural(config.train.epochs, 'epoch')}, "
       f"{plural(config.train.epochs * task.steps_per_epoch, 'step')}, clips of "
       f"{plural(config.clip.n_segment, 'frame')} of "

@@ -17,16 +17,12 @@ from lus_jax.training import claim as claim_lib
 from lus_jax.training import state
 
 
-def initial_weights(config, network, places, splits, workdir, summary):
+def initial_weights(setup, summary):
   """The weights that every member starts from.
 
   Args:
-    config: a run's config; `model.init_from` names a task of the same directory, a file of
+    setup: a `Setup`; its config's `model.init_from` names a task of the same directory, a file of
       PyTorch's weights, or nothing.
-    network: the `Network`.
-    places: source and fold of each member.
-    splits: `Fold`s.
-    workdir: the run's directory.
     summary: what this run's claim says of its data and segmentation models.
 
   Returns:
@@ -37,6 +33,8 @@ def initial_weights(config, network, places, splits, workdir, summary):
     UserError: that task did not run here, or with other networks or folds, or the file does not
       fit.
   """
+  config, places, workdir = setup.config, setup.places, setup.workdir
+  network, splits = setup.network, setup.splits
   own = {"params": network.params, "batch_stats": network.batch_stats}
   name = config.model.init_from
   if not name:
@@ -114,7 +112,8 @@ def initial_weights(config, network, places, splits, workdir, summary):
   return started, [other[f]["train"] for f in range(len(splits))]
 
 
-def digest(trees):
+def digest_of(trees):
+  """A short text that changes with any array of them."""
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves(trees):
     digest.update(np.ascontiguousarray(leaf).tobytes())

@@ -18,7 +18,8 @@ from lus_jax.inference import trained as trained_lib
 from lus_jax.models import torch_weights
 from lus_jax.report import text
 from lus_jax.tasks.clinical import finish, initial, questions, train
-from lus_jax.tasks.segmentation import run as run_lib
+from lus_jax.tasks.clinical.setup import Setup
+from lus_jax.tasks.segmentation import run as segmentation
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import claim as claim_lib
 from lus_jax.training import hardware
@@ -171,7 +172,7 @@ def fold_segmentations(config, trained, splits, workdir):
     directory = pathlib.Path(workdir) / "segmentation" / f"fold_{f}"
     print(f"segmentation of fold {f}")
     with lock.hold(directory, wait="trains the segmentation of this fold"):
-      run_lib.train_and_evaluate(recipe, directory, patients)
+      segmentation.train_and_evaluate(recipe, directory, patients)
     found.append(trained_lib.load(directory))
   return found
 
@@ -190,7 +191,7 @@ def train_and_evaluate(config, workdir):
   check(config)
   directory = pathlib.Path(workdir) / config.name
   device = hardware.find_device()
-  config, why = hardware.resolve(hardware.as_begun(config, directory), device)
+  config, why = hardware.resolve(hardware.as_begun(config, directory), device, models=1)
   claim_lib.check_claim(directory, claim_lib.settings(config), more_epochs=True)
   with lock.hold(directory):
     _train_and_evaluate(config, workdir, device, why)
@@ -243,12 +244,28 @@ def _train_and_evaluate(config, workdir, device, why):
       seed=config.seed,
     )
   )
-  started, trained_on = initial.initial_weights(config, network, places, splits, workdir, summary)
+  setup = Setup(
+    config=config,
+    settings=settings,
+    workdir=workdir,
+    dataset=dataset,
+    table=table,
+    trained=trained,
+    same=same,
+    splits=splits,
+    task=task,
+    ablations=ablations,
+    names=names,
+    places=places,
+    network=network,
+    sweep=sweep,
+  )
+  started, trained_on = initial.initial_weights(setup, summary)
   folds.audit(splits, leakage=config.folds.leakage, initial=trained_on)
   if config.model.init_from:
     file = config.model.init_from
     summary["initial"] = (
-      torch_weights.digest(file) if torch_weights.is_file(file) else initial.digest(started)
+      torch_weights.digest(file) if torch_weights.is_file(file) else initial.digest_of(started)
     )
   files = (config.name, f"{config.name}_history")
   # What is refused keeps its results.
@@ -270,52 +287,46 @@ def _train_and_evaluate(config, workdir, device, why):
       keep = keep.union(*(one.fingerprints for one in by_fold))
       seen = [[*one.patients["train"], *one.patients["validation"]] for one in trained_by_fold]
       folds.audit(splits, leakage="strict", segmentation=seen)
-    store = make_store(
-      config, workdir, dataset, table, trained_by_fold, ablations, splits, keep, sweep.mesh
-    )
-    notes = finish.notes(config, dataset, table, trained, same)
-    print(finish.describe(config, dataset, network, table, splits, task, places, notes))
+    store = make_store(setup, trained_by_fold, keep)
+    notes = finish.notes_on(setup)
+    print(finish.describe(setup, notes))
     print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=store.cache))
-    meta, tested = train.fit(
-      config, settings, workdir, network, sweep, names, started, task, store, splits
-    )
-    finish.write_results(
-      workdir, config, settings, dataset, splits, task, places, meta, tested, trained, same, notes
-    )
+    meta, tested = train.fit(setup, started, store)
+    finish.write_results(setup, meta, tested, notes)
   parallel.sync("task results")
-  print(text.downstream(results.read(workdir, config.name)))
+  print(text.clinical(results.read(workdir, config.name)))
 
 
-def make_store(config, workdir, dataset, table, trained_by_fold, ablations, splits, keep, mesh):
+def make_store(setup, trained_by_fold, keep):
   """Makes the channels of all videos, and the `lus_jax.data.clips.ClipStore` of them.
 
   Args:
-    config: a run's config.
-    workdir: the run's directory.
-    dataset: the videos.
-    table: their `VideoTable`.
+    setup: a `Setup`.
     trained_by_fold: the segmentation models of each fold, or of all (one).
-    ablations: of 'none' and 'true'.
-    splits: `Fold`s.
     keep: fingerprints of models whose channels other runs in this directory may still need.
-    mesh: of the sweep.
   """
+  config, table = setup.config, setup.table
   image, maps, truth = channels_lib.make(
-    dataset, table, trained_by_fold, size=config.clip.image_size, workdir=workdir, keep=keep
+    setup.dataset,
+    table,
+    trained_by_fold,
+    size=config.clip.image_size,
+    workdir=setup.workdir,
+    keep=keep,
   )
   stored = sum(maps, [])
   per_model = np.arange(len(stored)).reshape(len(maps), -1).tolist()
-  if "true" in ablations:
+  if "true" in setup.ablations:
     stored.append(truth)
     per_model = [[*row, len(stored) - 1] for row in per_model]
   cache = pipeline.choose_cache_for(config.data.cache, image.nbytes + sum(x.nbytes for x in stored))
   return clips.ClipStore(
     image=image,
     channels=stored,
-    fold_channels=np.array(per_model if len(maps) > 1 else per_model * len(splits)),
+    fold_channels=np.array(per_model if len(maps) > 1 else per_model * len(setup.splits)),
     offset=table.offset,
     n_frames=table.n_frames,
     n_segment=config.clip.n_segment,
     cache=cache,
-    mesh=mesh,
+    mesh=setup.sweep.mesh,
   )

@@ -1,7 +1,6 @@
 """Trains the video networks of a clinical task."""
 
 import contextlib
-import pathlib
 
 import jax
 import numpy as np
@@ -9,7 +8,7 @@ import optax
 from jax import numpy as jnp
 
 from lus_jax.evaluation import ratio
-from lus_jax.models import flops
+from lus_jax.models import designs, flops
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import estimate, loop, writers
 from lus_jax.training import state as state_lib
@@ -79,31 +78,33 @@ def make_optimizer(config, steps_per_epoch, epochs):
   return optax.adam(schedule), schedule
 
 
-def make_plan(task, store, config, n_folds):
+def make_plan(setup, store):
   """The training batch of any step: `step -> batch`, a pure function of the seed."""
 
   def plan(step):
     parts = []
-    for f in range(n_folds):
-      video, own = task.plan(f, step)
-      generator = np.random.default_rng((config.seed, _FRAMES, f, step))
+    for f in range(len(setup.splits)):
+      video, own = setup.task.plan(f, step)
+      generator = np.random.default_rng((setup.config.seed, _FRAMES, f, step))
       parts.append({"frames": store.clips(video, generator)} | own)
     return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
   return plan
 
 
-def make_outputs(network, sweep, task, store, config, splits):
+def make_outputs(setup, store):
   """Runs the networks over a split: `(weights, split)` to a list of [videos, outputs], by member.
 
   The videos are those of `task.videos` for the member's fold.
   """
 
+  sweep, task = setup.sweep, setup.task
+
   def run(weights, member, inputs):
-    outputs, _ = network(
+    outputs, _ = setup.network(
       weights["params"],
       weights["batch_stats"],
-      member_clips(inputs, member, config.channels.kind),
+      member_clips(inputs, member, setup.config.channels.kind),
     )
     return outputs
 
@@ -111,7 +112,7 @@ def make_outputs(network, sweep, task, store, config, splits):
   size = task.clips_per_batch
 
   def outputs(weights, split):
-    videos = [task.videos(f, split) for f in range(len(splits))]
+    videos = [task.videos(f, split) for f in range(len(setup.splits))]
     parts = []
     for start in range(0, max(map(len, videos)), size):
       # Folds that are through repeat their last video.
@@ -140,14 +141,26 @@ def _biases(sweep, weights):
 
 
 def in_channels(network):
+  """Channels of a frame, as the network takes them."""
   return network.params["features"][0]["conv"]["kernel"].shape[2]
 
 
-def fit(config, settings, workdir, network, sweep, names, started, task, store, splits):
+def fit(setup, started, store):
+  """Trains all members and tests their best epochs.
+
+  Args:
+    setup: a `Setup`.
+    started: the initial `params` and `batch_stats` of every member.
+    store: the `ClipStore`.
+
+  Returns:
+    `meta` of `loop.fit`, and what `task.evaluate` says of every member on the test patients.
+  """
+  config, sweep, network, task = setup.config, setup.sweep, setup.network, setup.task
   tx, schedule = make_optimizer(config.optimizer, task.steps_per_epoch, config.train.epochs)
   states = [state_lib.create_state(one["params"], one["batch_stats"], tx) for one in started]
   state = sweep.place(states)
-  outputs = make_outputs(network, sweep, task, store, config, splits)
+  outputs = make_outputs(setup, store)
 
   def loss_fn(params, batch_stats, member, inputs, key):
     own = {
@@ -166,14 +179,14 @@ def fit(config, settings, workdir, network, sweep, names, started, task, store, 
       )
     ]
 
-  directory = pathlib.Path(workdir) / config.name
   with contextlib.ExitStack() as stack:
-    checkpoints = stack.enter_context(contextlib.closing(checkpoints_lib.Checkpoints(directory)))
-    writer = stack.enter_context(contextlib.closing(writers.create_writer(directory)))
-    writers.write_overview(writer, settings, network.params)
+    checkpoints = checkpoints_lib.Checkpoints(setup.directory)
+    stack.enter_context(contextlib.closing(checkpoints))
+    writer = stack.enter_context(contextlib.closing(writers.create_writer(setup.directory)))
+    writers.write_overview(writer, setup.settings, network.params)
     state, meta = loop.fit(
       loop.Task(
-        names=names,
+        names=setup.names,
         prepare=lambda batch, key: batch,
         loss_fn=loss_fn,
         tx=tx,
@@ -183,30 +196,29 @@ def fit(config, settings, workdir, network, sweep, names, started, task, store, 
         work=estimate.Work(
           images=task.clips_per_batch,
           flop=flops.TRAINING
-          * flops.video(
+          * designs.TemporalShift(config.model).flop(
             size=config.clip.image_size,
             n_segment=config.clip.n_segment,
             in_channels=in_channels(network),
             outputs=task.outputs,
             hidden=task.hidden,
-            width=config.model.width,
           ),
-          validated=max(len(task.videos(f, "validation")) for f in range(len(splits))),
+          validated=max(len(task.videos(f, "validation")) for f in range(len(setup.splits))),
           dtype=config.model.dtype,
         ),
       ),
       sweep,
       state,
-      store.batches(make_plan(task, store, config, len(splits))),
+      store.batches(make_plan(setup, store)),
       config=config.train,
       steps_per_epoch=task.steps_per_epoch,
       key=jax.random.key(config.seed),
       checkpoints=checkpoints,
       writer=writer,
     )
-    print(f"testing the best epochs of {plural(len(names), 'model')}", flush=True)
+    print(f"testing the best epochs of {plural(len(setup.names), 'model')}", flush=True)
     tested = judge(state, "test", task.evaluate, best=True)
     step = config.train.epochs * task.steps_per_epoch
-    found = {name: ratio.fold_row(row) for name, (row, _) in zip(names, tested, strict=True)}
+    found = {name: ratio.fold_row(row) for name, (row, _) in zip(setup.names, tested, strict=True)}
     writers.write_table(writer, step, found, list(next(iter(found.values()))))
   return meta, tested

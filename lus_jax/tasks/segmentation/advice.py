@@ -5,19 +5,25 @@ import numpy as np
 from absl import logging
 
 from lus_jax.labels import label
+from lus_jax.models import designs
 from lus_jax.report import cells
 from lus_jax.words import many, plural
 
 # Labels that agree in this share of their pixels are called the same; the edges of binary masks are
 # interpolated. So many training frames are looked at.
 SAME, SAME_BINARY, N_LOOKED = 0.99, 0.9, 100
-
-
 # Validation frames below which the choice of epochs is called chance.
 FEW = 5
 
 
 def warn_of_unscored(names, best, epochs):
+  """Warns of members that no validation frame could tell good from bad.
+
+  Args:
+    names: of the members.
+    best: of each, `epoch` and `score`, as `loop.fit` has them.
+    epochs: of the training.
+  """
   never, undefined = (
     [name for name, x in zip(names, best, strict=True) if x["score"] == score]
     for score in (0, None)
@@ -117,16 +123,18 @@ def same_labels(source, thresholds, *, binary=False):
 
 
 def describe(config, dataset, network, sweep, steps, why):
+  """What is run, as lines of text; `why` is of `hardware.resolve`."""
   millions = sum(x.size for x in jax.tree.leaves(network.params)) / 1e6
   sizes = ", ".join(f"{len(source)} {name}" for name, source in dataset.splits.items())
   n_last = len(list(dataset.splits.values())[-1])
   size, n = config.data.image_size, len(sweep.members)
   epochs = plural(config.train.epochs, "epoch")
   epochs += f" ({why['epochs']})" if "epochs" in why else ""
+  title = designs.segmentation(config.model).title
   lines = [
     f"{dataset.name}: {sizes} {many(n_last, 'frame')} of {size} x {size}, "
     f"{plural(len(dataset.classes), 'class')}",
-    f"{plural(n, 'model')} (FPN {config.model.encoder}, {millions:.1f} M parameters each), "
+    f"{plural(n, 'model')} ({title}, {millions:.1f} M parameters each), "
     f"{epochs}, {plural(steps, 'step')}",
     *(f"note: {note}" for note in dataset.notes),
   ]

@@ -1,6 +1,5 @@
 """Calibrates and evaluates a trained sweep, and writes its results."""
 
-import dataclasses
 import functools
 import math
 
@@ -10,90 +9,47 @@ from absl import logging
 from lus_jax import results
 from lus_jax.data import augment, pipeline, summary
 from lus_jax.evaluation import raters, segmentation, statistics
-from lus_jax.inference import calibration, trained
-from lus_jax.models import flops
-from lus_jax.training import objective as objective_lib
+from lus_jax.inference import trained as trained_lib
+from lus_jax.models import designs
 from lus_jax.training import writers
-from lus_jax.training.sweep import Sweep
 from lus_jax.words import plural
 
 # Test frames whose predictions are kept for the report, by rank of their mean IoU.
 N_BEST, N_MIDDLE, N_WORST = 2, 1, 2
-
-
 # Test images shown that raters agree on most, and least.
 N_AGREED = 2
 
 
-def finish(
-  workdir, network, sweep, state, meta, objective, *, frames, dataset, config, settings, writer
-):
+def finish(trained, *, workdir, meta, frames, dataset, counted, settings, writer):
   """Calibrates and evaluates the best epoch of every member and writes all results.
 
   Args:
+    trained: of `inference.trained.freeze`.
     workdir: the run's directory.
-    network: a `Network`.
-    sweep: the `Sweep`.
-    state: its state after training.
     meta: of `loop.fit`.
-    objective: a `members.Objective`.
     frames: `pipeline.Frames` by split.
     dataset: a `Dataset` of frames.
-    config: a run's config.
-    settings: of `checkpoints.settings`.
+    counted: `summary.summarize` of it.
+    settings: of `claim.settings`.
     writer: of `lus_jax.training.writers`.
   """
-  views, scalars = objective_lib.make_views(config, objective)
-  numbers = [view.member for view in views]
-  thresholds = [view.threshold for view in views]
+  config, views = trained.config, trained.views
   calibrated = f"calibrating ({config.calibration}) and " if config.calibration != "none" else ""
   print(
     f"{calibrated}evaluating the best epochs: {plural(len(views), 'output')} on "
     f"{plural(frames['test'].size, 'test frame')}; compiling this takes a while too",
     flush=True,
   )
-  # What only training needs would be copied for every level of an ordinal member.
-  state = sweep.map(
-    lambda one: dataclasses.replace(one, params=(), batch_stats=(), opt_state=()), state
-  )
-  sweep, state = sweep.take(state, numbers, scalars)
-  common = {"objective": objective, "classes": dataset.classes, "config": config}
-  counted = summary.summarize(dataset)
   compared = None
   if config.calibration != "none":
     fitted_on = _fitted_on(counted)
-    fitted = segmentation.fit_calibrations(
-      network,
-      sweep,
-      state,
-      thresholds=thresholds,
-      # The levels of an ordinal member share one; its mean confidence has its own.
-      groups=[(view.member, view.threshold is None) for view in views],
-      validation=frames["validation"],
-      **common,
-    )
-    compared = segmentation.compare_calibrations(
-      network,
-      sweep,
-      state,
-      thresholds=thresholds,
-      calibrations=fitted,
-      test=frames["test"],
-      **common,
-    )
+    fitted = segmentation.fit_calibrations(trained, frames["validation"])
+    compared = segmentation.compare_calibrations(trained, fitted, frames["test"])
     chosen = fitted[config.calibration]
-    trained.write_calibrations(workdir, views, chosen)
-    sweep = Sweep(
-      [
-        own | {"calibration": calibration.parameters(one)}
-        for own, one in zip(scalars, chosen, strict=True)
-      ],
-      sweep.strategy,
-    )
-  evaluation = segmentation.evaluate(
-    network, sweep, state, thresholds=thresholds, thin=dataset.thin, **frames, **common
-  )
-  rows = _result_rows(views, evaluation, meta, config, objective)
+    trained_lib.write_calibrations(workdir, views, chosen)
+    trained = trained.calibrated(chosen)
+  evaluation = segmentation.evaluate(trained, thin=dataset.thin, **frames)
+  rows = _result_rows(trained, evaluation, meta)
   for row in rows:
     if set(row["constant_classes"]) == set(dataset.classes):
       logging.warning(
@@ -103,35 +59,27 @@ def finish(
       )
   against_raters = None
   if dataset.raters:
-    patients = [x["patient"].decode() for x in dataset.splits["test"].only("patient")]
-    soft = [i for i, threshold in enumerate(thresholds) if threshold is None]
+    soft = [i for i, view in enumerate(views) if view.threshold is None]
     curve_of = (soft or [0])[0]
     against_raters = segmentation.evaluate_raters(
-      network,
-      sweep,
-      state,
-      test=frames["test"],
-      patients=patients,
+      trained,
+      frames["test"],
+      patients=[x["patient"].decode() for x in dataset.splits["test"].only("patient")],
       persons=dataset.persons,
       curve_of=curve_of,
-      **common,
     )
-  examples = make_examples(network, sweep, state, views, evaluation, dataset, objective)
+  examples = make_examples(trained, evaluation, dataset)
   if against_raters is not None:
-    examples |= make_rater_examples(
-      network, sweep, state, views, against_raters[-1], dataset, objective
-    )
+    examples |= make_rater_examples(trained, against_raters[-1], dataset)
   results.write_examples(workdir, **examples)
   write = functools.partial(results.write, workdir, config=settings, dataset=dataset.summary())
   if compared is not None:
     rows_of = _calibration_rows(views, compared)
     write("calibration", split="test", chosen=config.calibration, fitted_on=fitted_on, rows=rows_of)
   if against_raters is not None:
-    found = _rater_results(views, against_raters, rows, dataset, curve_of)
+    found = _rater_results(trained, against_raters, rows, dataset, curve_of)
     write("raters", calibration=config.calibration, **found)
-  write_results(
-    workdir, evaluation, rows, meta, views, config, objective, dataset, settings, counted
-  )
+  write_results(write, trained, evaluation, rows, meta["history"], dataset, counted)
   writers.write_final(
     writer,
     config.train.epochs * (frames["train"].size // config.train.batch_size),
@@ -139,29 +87,25 @@ def finish(
     {
       row["member"]: row["threshold"]
       for row, view in zip(rows, views, strict=True)
-      if objective_lib.is_plain(view, objective)
+      if trained.objective.is_plain(view)
     },
   )
 
 
-def make_examples(network, sweep, state, views, evaluation, dataset, objective):
+def make_examples(trained, evaluation, dataset):
   """The best, middle and worst test frames with what the models of the thresholds make of them.
 
   Args:
-    network: a `Network`.
-    sweep: the `Sweep` of views.
-    state: its state.
-    views: the views.
+    trained: a `Trained`.
     evaluation: what `evaluate` returned.
     dataset: a `Dataset` of frames.
-    objective: a `members.Objective`.
 
   Returns:
     A dict of arrays: `index` [n] into the test split, `role` [n] ('best', 'middle', 'worst'),
     `image` [n, H, W, 1], `confidence` [n, H, W, K] and `probability` [T, n, H, W, K] uint8,
     `labelled`, `valid_box`; of simulated data also `truth` and `evidence`.
   """
-  plain = [i for i, view in enumerate(views) if objective_lib.is_plain(view, objective)]
+  plain = [i for i, view in enumerate(trained.views) if trained.objective.is_plain(view)]
   image_iou = evaluation.image_iou[plain]
   defined = ~np.isnan(image_iou)
   mean = np.where(defined, image_iou, 0).sum(0) / np.maximum(defined.sum(0), 1)
@@ -174,9 +118,7 @@ def make_examples(network, sweep, state, views, evaluation, dataset, objective):
   roles |= {i: "best" for i in ranked[:N_BEST] if roles.get(i) != "middle"}
   chosen = sorted(roles, key=ranked.index)
   fields = (*pipeline.fields_of(dataset), *(["truth", "evidence"] if dataset.simulated else []))
-  arrays, probability = _predicted(
-    network, *sweep.take(state, plain), dataset, chosen, objective, fields
-  )
+  arrays, probability = _predicted(trained.only(plain), dataset, chosen, fields)
   return arrays | {
     "index": np.asarray(chosen),
     "role": np.asarray([roles[i] for i in chosen]),
@@ -184,17 +126,13 @@ def make_examples(network, sweep, state, views, evaluation, dataset, objective):
   }
 
 
-def make_rater_examples(network, sweep, state, views, disagreement, dataset, objective):
+def make_rater_examples(trained, disagreement, dataset):
   """The test images that raters agree on most and least, with what every model makes of them.
 
   Args:
-    network: a `Network`.
-    sweep: the `Sweep` of views.
-    state: its state.
-    views: the views.
+    trained: a `Trained`.
     disagreement: of every test image, [N]; NaN where no rater drew.
     dataset: a `Dataset` of frames with raters.
-    objective: a `members.Objective`.
 
   Returns:
     A dict of arrays: `rater_index` [n] into the test split, `rater_role` [n] ('most_agreed',
@@ -206,7 +144,7 @@ def make_rater_examples(network, sweep, state, views, disagreement, dataset, obj
   roles = dict.fromkeys(ranked[:N_AGREED], "most_agreed")
   roles |= {i: "least_agreed" for i in ranked[-N_AGREED:] if i not in roles}
   fields = (*pipeline.FIELDS, "raters", "drawn")
-  arrays, probability = _predicted(network, sweep, state, dataset, list(roles), objective, fields)
+  arrays, probability = _predicted(trained, dataset, list(roles), fields)
   where = np.asarray(augment.prepare({name: arrays[name] for name in pipeline.FIELDS})["where"])
   _, variance = raters.disagreement(arrays["raters"], arrays["drawn"], where)
   return {
@@ -215,27 +153,26 @@ def make_rater_examples(network, sweep, state, views, disagreement, dataset, obj
     "rater_image": arrays["image"],
     "rater_confidence": arrays["confidence"],
     "rater_disagreement": variance.astype(np.float32),
-    "rater_names": np.asarray([view.name for view in views]),
+    "rater_names": np.asarray([view.name for view in trained.views]),
     "rater_probability": probability,
     "rater_valid_box": arrays["valid_box"],
   }
 
 
-def _predicted(network, sweep, state, dataset, chosen, objective, fields):
+def _predicted(trained, dataset, chosen, fields):
   """Some test frames, and every view's probabilities [V, n, H, W, K] uint8."""
   test = dataset.splits["test"]
   arrays = pipeline.load([test[i] for i in chosen], fields)
   batch = {name: arrays[name] for name in pipeline.fields_of(dataset)}
-  probability = segmentation.predict(network, sweep, state, batch, objective=objective)
+  probability = segmentation.predict(trained, batch)
   return arrays, np.rint(255 * probability).astype(np.uint8)
 
 
-def _result_rows(views, evaluation, meta, config, objective):
+def _result_rows(trained, evaluation, meta):
   """A dict of JSON values for every view: what it is, its best epoch and its scores."""
-  rows = []
-  for view, scores in zip(views, evaluation.members, strict=True):
-    seed, place = divmod(view.member, len(objective.members))
-    member = objective.members[place]
+  rows, objective = [], trained.objective
+  for view, scores in zip(trained.views, evaluation.members, strict=True):
+    member, seed = objective.member_of(view), view.member // len(objective.members)
     rows.append(
       {
         "member": view.name,
@@ -243,9 +180,7 @@ def _result_rows(views, evaluation, meta, config, objective):
         "loss": member.loss,
         "weights": member.weights,
         # A plain threshold keeps the config's own number, whatever its loss.
-        "threshold": member.threshold
-        if objective_lib.is_plain(view, objective)
-        else view.threshold,
+        "threshold": member.threshold if objective.is_plain(view) else view.threshold,
         "seed": seed,
         "best_epoch": meta["best"][view.member]["epoch"],
         **scores,
@@ -281,7 +216,8 @@ def _calibration_rows(views, compared):
   ]
 
 
-def _rater_results(views, found, rows, dataset, curve_of):
+def _rater_results(trained, found, rows, dataset, curve_of):
+  views = trained.views
   members, humans, curve, disagreement = found
   kept = ("member", "threshold", "seed", "best_epoch")
   examples = dataset.splits["test"].only("video", "patient")
@@ -308,12 +244,13 @@ def _rater_results(views, found, rows, dataset, curve_of):
   }
 
 
-def _cost(config, objective, classes):
+def _cost(trained):
   """GFLOP that segmenting one image takes, by formula (`lus_jax.models.flops`)."""
+  config, objective, classes = trained.config, trained.objective, len(trained.classes)
+  design = designs.segmentation(config.model)
 
   def gflop(outputs):
-    options = {"size": config.data.image_size, "in_channels": 1, "width": config.model.width}
-    return flops.fpn(config.model.encoder, classes=outputs, **options) / 1e9
+    return design.flop(size=config.data.image_size, in_channels=1, classes=outputs) / 1e9
 
   return {
     "gflop_per_network": gflop(classes),
@@ -322,13 +259,22 @@ def _cost(config, objective, classes):
   }
 
 
-def write_results(
-  workdir, evaluation, rows, meta, views, config, objective, dataset, settings, counted
-):
-  """Writes the results files of the task (definitions: `lus_jax.evaluation.metrics`)."""
+def write_results(write, trained, evaluation, rows, history, dataset, counted):
+  """Writes the results files of the task (definitions: `lus_jax.evaluation.metrics`).
+
+  Args:
+    write: `results.write` of this run.
+    trained: a `Trained`.
+    evaluation: what `evaluate` returned.
+    rows: a dict a view.
+    history: of `loop.fit`.
+    dataset: a `Dataset` of frames.
+    counted: of `summary.summarize`.
+  """
+  config, views, objective = trained.config, trained.views, trained.objective
   plain, extra, matrix = [], [], []
   for view, row in zip(views, rows, strict=True):
-    if not objective_lib.is_plain(view, objective):
+    if not objective.is_plain(view):
       extra.append(_without(row, "matrix"))
       continue
     matrix += [
@@ -362,11 +308,11 @@ def write_results(
     "members": {
       "split": "test",
       "rows": extra,
-      "cost": _cost(config, objective, len(dataset.classes)),
+      "cost": _cost(trained),
     },
     "dataset": {"rows": counted},
     "cases": {"split": "test", "rows": cases},
-    "history": {"rows": meta["history"]},
+    "history": {"rows": history},
     "segmentation_matrix": {"rows": matrix},
     "segmentation": {
       "split": "test",
@@ -375,5 +321,5 @@ def write_results(
       "notes": list(dataset.notes),
     },
   }
-  for name in (*(["members"] if extra else []), *trained.RESULTS):
-    results.write(workdir, name, config=settings, dataset=dataset.summary(), **contents[name])
+  for name in (*(["members"] if extra else []), *trained_lib.RESULTS):
+    write(name, **contents[name])

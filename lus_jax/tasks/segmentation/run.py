@@ -10,9 +10,10 @@ from absl import logging
 
 from lus_jax import fields, lock, losses, models, parallel, results
 from lus_jax.data import augment as augment_lib
-from lus_jax.data import datasets, labelling, pipeline
+from lus_jax.data import datasets, labelling, pipeline, summary
 from lus_jax.errors import UserError
-from lus_jax.inference import calibration, trained
+from lus_jax.inference import calibration
+from lus_jax.inference import trained as trained_lib
 from lus_jax.models import flops, torch_weights
 from lus_jax.report import text
 from lus_jax.tasks.segmentation import advice as advice_lib
@@ -22,14 +23,21 @@ from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import claim as claim_lib
 from lus_jax.training import estimate, hardware, loop, writers
 from lus_jax.training import members as members_lib
-from lus_jax.training import objective as objective_lib
+from lus_jax.training.objective import Objective
 from lus_jax.training.sweep import Sweep, choose_strategy
 from lus_jax.words import plural
 
 
 def check(config):
-  """Refuses values of a config that no run could use (`UserError`); nothing is written before."""
-  members_lib.read(config)
+  """Refuses values of a config that no run could use; nothing is written before.
+
+  Returns:
+    The `Objective` of its members, and the strategy of its sweep.
+
+  Raises:
+    UserError: one of them, and how to mend it.
+  """
+  objective = Objective(config)
   least = {
     "train.epochs": 1,
     "train.batch_size": 0,
@@ -58,9 +66,10 @@ def check(config):
     models.check_init_from(config.model, video=False)
   augment_lib.check(config.augment)
   pipeline.choose_cache_for(config.data.cache, 0)
-  choose_strategy(config.sweep.strategy)
+  strategy = choose_strategy(config.sweep.strategy)
   calibration.check_method(config.calibration)
   labelling.check_method(config.labels.standardise)
+  return objective, strategy
 
 
 def _options(config):
@@ -78,56 +87,56 @@ def train_and_evaluate(config, workdir, patients=None):
   Raises:
     UserError: the config or the data are not in order, or the directory is another run's.
   """
-  check(config)
+  objective, strategy = check(config)
   config = hardware.as_begun(config, workdir)
   claim_lib.check_claim(workdir, claim_lib.settings(config), more_epochs=True)
   with lock.hold(workdir):
-    _train_and_evaluate(config, workdir, patients)
+    _train_and_evaluate(config, objective, strategy, workdir, patients)
 
 
-def _train_and_evaluate(config, workdir, patients):
+def _train_and_evaluate(config, objective, strategy, workdir, patients):
   device = hardware.find_device()
   before = claim_lib.fewer_epochs(workdir, config.train)
   if before is not None:
-    _check_no_tasks(workdir)
-  finished = before is None and results.exists(workdir, *trained.RESULTS)
-  strategy = choose_strategy(config.sweep.strategy)
-  if not finished and (warning := hardware.too_large(config, device, strategy=strategy)):
+    check_no_tasks(workdir)
+  finished = before is None and results.exists(workdir, *trained_lib.RESULTS)
+  common = {"models": objective.n_models, "strategy": strategy}
+  if not finished and (warning := hardware.too_large(config, device, **common)):
     logging.warning(warning)
   with parallel.main_first("data"):
     dataset = datasets.open_dataset(config.data, "frames")
   if patients is not None:
     dataset = dataset.regroup(patients)
-  members = members_lib.read(config)
-  members_lib.check_raters(members, dataset.raters)
-  objective = objective_lib.Objective(config, dataset.raters)
+  objective = objective.with_raters(dataset.raters)
   # Only what is learnt from is put on a common scale: the test stays as it was painted.
   learnt = labelling.standardised(dataset, config.labels.standardise)
-  fields = (*pipeline.fields_of(dataset), *members_lib.fields(members))
-  stored = tuple(name for name in fields if name != "staple")  # as large as the confidence
+  needed = (*pipeline.fields_of(dataset), *members_lib.fields(objective.members))
+  stored = tuple(name for name in needed if name != "staple")  # as large as the confidence
   cache = pipeline.choose_cache(
-    config.data.cache, dataset.splits.values(), (*stored, *["confidence"] * ("staple" in fields))
+    config.data.cache, dataset.splits.values(), (*stored, *["confidence"] * ("staple" in needed))
   )
   config, why = hardware.resolve(
     config,
     device,
     frames=len(dataset.splits["train"]),
     classes=len(dataset.classes) * objective.head,
-    strategy=strategy,
+    **common,
   )
   settings = claim_lib.settings(config)
-  mesh = Sweep(objective_lib.make_members(config, objective)[1], strategy).mesh
+  names, members = objective.of_all_seeds()
+  sweep = Sweep(members, strategy)
   train, validation = (
-    pipeline.Frames(labelling.WithStaple(learnt[name]), cache=cache, fields=fields, mesh=mesh)
+    pipeline.Frames(labelling.WithStaple(learnt[name]), cache=cache, fields=needed, mesh=sweep.mesh)
     for name in ("train", "validation")
   )
   batches = train.training_batches(config.train.batch_size, seed=config.seed)
   steps_per_epoch = train.size // config.train.batch_size
   tx, schedule = train_lib.make_optimizer(config.optimizer, config.train.epochs * steps_per_epoch)
   file = config.model.init_from
-  network, sweep, state, names = train_lib.create_sweep(
+  network, state = train_lib.initial_state(
     config,
     objective,
+    sweep,
     in_channels=1,
     classes=len(dataset.classes),
     tx=tx,
@@ -141,7 +150,7 @@ def _train_and_evaluate(config, workdir, patients):
     # What is refused keeps its results.
     claim_lib.check_claim(workdir, settings, dataset.summary() | own, more_epochs=True)
     # A kill between the two lines leaves the run as it was, without its results.
-    written = (*trained.RESULTS, "members", "raters", "calibration")
+    written = (*trained_lib.RESULTS, "members", "raters", "calibration")
     results.remove(workdir, *(f"{name}.json" for name in written), "examples.npz")
     epochs, more = checkpoints_lib.progress(workdir)
     rate = schedule(epochs * steps_per_epoch + more)
@@ -163,7 +172,7 @@ def _train_and_evaluate(config, workdir, patients):
       advice_lib.same_labels(
         learnt["train"], config.sweep.thresholds, binary=dataset.metadata.get("binary", False)
       ),
-      estimate.slow_recipe(config, len(names) * images * flop, device),
+      estimate.slow_recipe(config, len(names) * images * flop, device, models=len(names)),
     ):
       if note:
         print(note, flush=True)
@@ -207,18 +216,24 @@ def _train_and_evaluate(config, workdir, patients):
         dataset.splits["test"],
         cache=cache,
         fields=(*pipeline.fields_of(dataset), *extra),
-        mesh=mesh,
+        mesh=sweep.mesh,
       )
+      counted = summary.summarize(dataset)
       finish_lib.finish(
-        workdir,
-        network,
-        sweep,
-        state,
-        meta,
-        objective,
+        trained_lib.freeze(
+          network,
+          sweep,
+          state,
+          objective,
+          config=config,
+          dataset=dataset.summary(),
+          patients={row["split"]: row["patient_names"] for row in counted},
+        ),
+        workdir=workdir,
+        meta=meta,
         frames={"train": train, "validation": validation, "test": test},
         dataset=dataset,
-        config=config,
+        counted=counted,
         settings=settings,
         writer=writer,
       )
@@ -232,7 +247,7 @@ def _train_and_evaluate(config, workdir, patients):
     print(text.raters(results.read(workdir, "raters")))
 
 
-def _check_no_tasks(workdir):
+def check_no_tasks(workdir):
   """Refuses to train models further that clinical tasks in the same directory were made with."""
   workdir = pathlib.Path(workdir)
   claims = {path.parent.name: path.parent for path in workdir.glob(f"*/{claim_lib.OWNER}")}

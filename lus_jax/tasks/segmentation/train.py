@@ -10,11 +10,9 @@ from lus_jax import models, palette
 from lus_jax.data import augment
 from lus_jax.evaluation import metrics, segmentation
 from lus_jax.labels import label
-from lus_jax.models import flops, torch_weights
+from lus_jax.models import designs, flops, torch_weights
 from lus_jax.training import loop
-from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
-from lus_jax.training.sweep import Sweep, choose_strategy
 
 # Validation frames shown in TensorBoard, and their largest side in pixels.
 N_PANELS, PANEL_SIZE = 3, 128
@@ -42,20 +40,20 @@ def make_optimizer(config, steps):
   return optax.adam(schedule), schedule
 
 
-def create_sweep(config, objective, *, in_channels, classes, tx, weights=None):
+def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights=None):
   """Builds the network and the initial state of all members.
 
   Args:
     config: a run's config.
-    objective: its `members.Objective`.
+    objective: its `Objective`.
+    sweep: the `Sweep` of its members, of all seeds.
     in_channels: channels of the image.
     classes: K.
     tx: the optimizer.
     weights: a PyTorch state dict that every member starts from; what it lacks is random.
 
   Returns:
-    The `Network`, the `Sweep`, its initial state and the members' names. Members of one seed start
-    from the same weights.
+    The `Network` and the sweep's state. Members of one seed start from the same weights.
   """
   networks = [
     state_lib.Network(
@@ -67,7 +65,7 @@ def create_sweep(config, objective, *, in_channels, classes, tx, weights=None):
         seed=config.seed + seed,
       )
     )
-    for seed in range(config.sweep.seeds)
+    for seed in range(objective.seeds)
   ]
   if weights is not None:
     for network in networks:
@@ -78,15 +76,13 @@ def create_sweep(config, objective, *, in_channels, classes, tx, weights=None):
         source=config.model.init_from,
         head=objective.head == 1,
       )
-  names, members = objective_lib.make_members(config, objective)
-  sweep = Sweep(members, choose_strategy(config.sweep.strategy))
   states = [
     state_lib.create_state(
       networks[member["seed"]].params, networks[member["seed"]].batch_stats, tx
     )
-    for member in members
+    for member in sweep.members
   ]
-  return networks[0], sweep, sweep.place(states), names
+  return networks[0], sweep.place(states)
 
 
 def make_validation(network, sweep, frames, config, objective, classes=()):
@@ -99,7 +95,7 @@ def make_validation(network, sweep, frames, config, objective, classes=()):
     sweep: the `Sweep`.
     frames: `lus_jax.data.pipeline.Frames` of the validation split.
     config: a run's config.
-    objective: its `members.Objective`.
+    objective: its `Objective`.
     classes: K names, for `score_per_class`; () for none.
 
   Returns:
@@ -202,10 +198,5 @@ def make_task(
 
 def training_flop(config, *, classes):
   """FLOP of one model's training step on one image, forward and backward."""
-  return flops.TRAINING * flops.fpn(
-    config.model.encoder,
-    size=config.data.image_size,
-    in_channels=1,
-    classes=classes,
-    width=config.model.width,
-  )
+  design = designs.segmentation(config.model)
+  return flops.TRAINING * design.flop(size=config.data.image_size, in_channels=1, classes=classes)

@@ -14,8 +14,8 @@ from lus_jax.errors import UserError
 from lus_jax.splits import SPLITS
 from lus_jax.tasks.segmentation import train
 from lus_jax.training import members as members_lib
-from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
+from lus_jax.training.objective import Objective
 from lus_jax.training.sweep import Sweep, choose_strategy
 
 
@@ -29,8 +29,8 @@ class Trainer:
 
   def __init__(self, config, same=None):
     self._config, self._same = config, same
-    self.objective = objective_lib.Objective(config)
-    self.views, scalars = objective_lib.make_views(config, self.objective)
+    self.objective = Objective(config)
+    self.views, scalars = self.objective.views()
     if same:
       plain = self.objective.members[0]
       scalars = [self.objective.scalars(plain, seed=i) for i in range(same)]
@@ -39,7 +39,7 @@ class Trainer:
       ]
       members = scalars
     else:
-      members = objective_lib.make_members(config, self.objective)[1]
+      members = self.objective.of_all_seeds()[1]
     strategy = choose_strategy(config.sweep.strategy)
     self._sweep, self._scalars = Sweep(members, strategy), scalars
     steps = config.train.epochs * (config.study.train_frames // config.train.batch_size)
@@ -47,7 +47,7 @@ class Trainer:
     self._tx, _ = train.make_optimizer(config.optimizer, steps)
     self._network = None
 
-  def _initial(self, seed, classes):
+  def initial(self, seed, classes):
     """Initial weights of a seed; the network itself is built once."""
     if self._network is None:
       options = {"in_channels": 1, "classes": classes, "levels": self.objective.head}
@@ -95,7 +95,7 @@ class Trainer:
     classes = frames["train"]["confidence"].shape[-1]
     # Copies differ in their weights, members of a sweep do not.
     first = seed * (self._same or 1)
-    starts = [self._initial(first + i, classes) for i in range(self._same or 1)]
+    starts = [self.initial(first + i, classes) for i in range(self._same or 1)]
     starts *= 1 if self._same else len(self._sweep.members)
     state = self._sweep.place([state_lib.create_state(*one, self._tx) for one in starts])
     source = pipeline.Frames(frames["train"], cache="device")

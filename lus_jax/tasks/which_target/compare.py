@@ -10,11 +10,8 @@ from lus_jax.evaluation import statistics
 from lus_jax.evaluation.ratio import Ratio
 from lus_jax.files import broken_seal
 from lus_jax.training import members as members_lib
-from lus_jax.training import objective as objective_lib
 
 NULL = "null_repeats"
-
-
 # Scores of a view against the truth, and whether higher is better.
 METRICS = {
   "average_precision": True,
@@ -23,8 +20,6 @@ METRICS = {
   "ece": False,
   "brier": False,
 }
-
-
 # What is compared of the ways to standardise experts.
 SCALED = ("average_precision", "dice")
 
@@ -192,7 +187,7 @@ def summarize(config, objective, directory):
 
   Args:
     config: a study's config.
-    objective: its `members.Objective`.
+    objective: its `Objective`.
     directory: of the finished units.
 
   Returns:
@@ -203,7 +198,7 @@ def summarize(config, objective, directory):
     `annotator_sd`), and `labels` (Dice of the label itself against the truth: a row a setting and
     threshold). All but `scales` and `spread` are of confidences as they were painted.
   """
-  units, views = [], objective_lib.make_views(config, objective)[0]
+  units, views = [], objective.views()[0]
   for setting, standardise, seed in units_of(config):
     for row in read_unit(unit_file(directory, setting, standardise, seed)):
       units.append({"setting": setting, "standardise": standardise, "seed": seed, **row})
@@ -228,10 +223,10 @@ def summarize(config, objective, directory):
     levels += _levels(objective, views, setting, scores)
   content = {"rows": rows, "levels": levels, "units": units, "null_repeats": {}}
   content["labels"] = _labels(config, units, views)
-  content |= {"scales": _scales(config, units, SCALED), "spread": []}
+  content |= {"scales": scales(config, units, SCALED), "spread": []}
   if "annotator_sd" in units[0]:
     first = [row for row in units if row["member"] == views[0].name]
-    content["spread"] = _scales(config, first, ("annotator_sd",))
+    content["spread"] = scales(config, first, ("annotator_sd",))
   if config.study.null_repeats:
     cohorts = [
       read_unit(unit_file(directory, NULL, "none", seed))
@@ -263,7 +258,7 @@ def _labels(config, units, views):
   return found
 
 
-def _scales(config, units, metrics):
+def scales(config, units, metrics):
   """Every way to standardise beside none, over the same cohorts; Holm within setting and metric."""
   found = []
   for setting in config.study.settings:

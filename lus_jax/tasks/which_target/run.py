@@ -23,12 +23,11 @@ from lus_jax.errors import UserError
 from lus_jax.evaluation import truth as truth_lib
 from lus_jax.files import seal, write_text
 from lus_jax.report import which_target as report
-from lus_jax.tasks.segmentation import run as run_lib
+from lus_jax.tasks.segmentation import run as segmentation
 from lus_jax.tasks.which_target import cohort as cohort_lib
 from lus_jax.tasks.which_target import compare as compare_lib
 from lus_jax.training import claim
-from lus_jax.training import members as members_lib
-from lus_jax.training import objective as objective_lib
+from lus_jax.training.objective import Objective
 from lus_jax.words import plural
 
 UNITS = "units"
@@ -40,8 +39,8 @@ NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 5, 10
 
 def check(config):
   """Refuses a config that no study could use (`UserError`); nothing is written before."""
-  run_lib.check(config)
-  members_lib.check_raters(members_lib.read(config), ())
+  objective, _ = segmentation.check(config)
+  objective.with_raters(())
   if config.sweep.seeds != 1:
     raise UserError(
       f"config.sweep.seeds: {config.sweep.seeds} must be 1; raise --config.study.seeds instead."
@@ -123,7 +122,7 @@ class Worker:
     frames = cohort_lib.cohort(
       config,
       "default" if null else setting,
-      _seed_of(self._config, setting, seed),
+      seed_of(self._config, setting, seed),
       standardise=standardise,
       directory=self._directory / SIMULATED,
     )
@@ -245,7 +244,7 @@ def _run(config, settings, dataset, workdir):
   left = [
     job for job in jobs if compare_lib.read_unit(compare_lib.unit_file(directory, *job)) is None
   ]
-  objective = objective_lib.Objective(config)
+  objective = Objective(config)
   with progress.bar(
     total=len(jobs),
     unit="cohort",
@@ -259,7 +258,8 @@ def _run(config, settings, dataset, workdir):
   print(report.text(results.read(workdir, report.NAME)))
 
 
-def _seed_of(config, setting, seed):
+def seed_of(config, setting, seed):
+  """The phantom's seed of a unit: no two of them simulate the same patients."""
   # The same patients however the experts are standardised.
   names = (*config.study.settings, compare_lib.NULL)
   return config.seed + 1000 * (1 + names.index(setting)) + seed

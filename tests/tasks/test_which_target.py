@@ -9,18 +9,16 @@ import time
 
 import numpy as np
 import pytest
-from flax import nnx
-from jax import numpy as jnp
 from sklearn.metrics import average_precision_score, f1_score
 
 from configs import which_target as configs
 from lus_jax import files, models, results
 from lus_jax.errors import UserError
 from lus_jax.evaluation import truth as truth_lib
-from lus_jax.models import fpn, layers
 from lus_jax.tasks.which_target import cohort as cohort_lib
 from lus_jax.tasks.which_target import compare, run
 from lus_jax.training import members, objective
+from tests import toys
 
 THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
 SEEDS = 16
@@ -222,7 +220,8 @@ def families(*extra, thresholds=(1.0, 0.5, 0.0), weights="paper"):
   found = config(
     **{"sweep.thresholds": thresholds, "sweep.members": extra, "loss.weights": weights}
   )
-  return compare.families(objective.Objective(found), members.views(found))
+  found = objective.Objective(found)
+  return compare.families(found, found.views()[0])
 
 
 def test_families_are_by_weights():
@@ -281,8 +280,8 @@ def test_seeds_and_settings_are_other_cohorts(cohorts):
   found = config(**{"study.settings": ("null", "faint_true", "faint_false"), "study.seeds": 20})
   units = compare.units_of(found)
   assert {standardise for _, standardise, _ in units} == {"none"}
-  seeds = [run._seed_of(found, setting, seed) for setting, _, seed in units]
-  seeds += [run._seed_of(found, compare.NULL, seed) for seed in range(60)]
+  seeds = [run.seed_of(found, setting, seed) for setting, _, seed in units]
+  seeds += [run.seed_of(found, compare.NULL, seed) for seed in range(60)]
   assert len(seeds) == len(set(seeds)) == 120
 
 
@@ -362,29 +361,12 @@ SMALLEST = {
 }
 
 
-class Toy(nnx.Module):
-  """Compiles in a moment: logits at a quarter of the size, as the FPN's before it upsamples."""
-
-  def __init__(self, in_channels, classes, *, rngs):
-    options = {"stride": 4, "bias": True, "dtype": jnp.float32, "rngs": rngs}
-    self.norm = layers.BatchNorm(in_channels)
-    self.segmentation_head = layers.Conv(in_channels, classes, 5, **options)
-
-  def __call__(self, image, *, train, key=None, upsample=True):
-    logits = self.segmentation_head(self.norm(image, train=train))
-    return fpn.upsample_logits(logits, *image.shape[1:3]) if upsample else logits
-
-
-def build_toy(config, *, in_channels, classes, seed, levels=1):
-  return Toy(in_channels, levels * classes, rngs=nnx.Rngs(seed))
-
-
 @pytest.fixture(scope="module")
 def toy():
   """A toy in place of the FPN."""
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(models, "build_model", build_toy)
+    patch.setattr(models, "build_model", toys.build_head)
     yield
 
 
@@ -411,13 +393,13 @@ def test_scales_are_compared_within_cohorts():
         dice = cohort + (method == "quantile") * bonus + r.uniform(-0.005, 0.005)
         at = {"setting": setting, "standardise": method, "seed": seed, "member": "soft"}
         units.append(at | {"dice": dice, "annotator_sd": None if seed == 3 else dice})
-  helps, not_clear = compare._scales(content, units, ("dice",))
+  helps, not_clear = compare.scales(content, units, ("dice",))
   assert (helps["setting"], helps["standardise"]) == ("faint_true", "quantile")
   assert helps["difference"] == pytest.approx(helps["mean"] - helps["none"])
   assert 0.015 < helps["interval"][0] < helps["difference"] < helps["interval"][1] < 0.025
   assert helps["p_holm"] < 0.001 < 0.05 < not_clear["p_holm"]
   # A cohort of which nothing is known is left out of both means.
-  spread = compare._scales(content, units, ("annotator_sd",))[0]
+  spread = compare.scales(content, units, ("annotator_sd",))[0]
   known = [one["dice"] for one in units if one["seed"] != 3 and one["setting"] == "faint_true"]
   assert spread["mean"] == pytest.approx(np.mean(known[1::2]))
   assert spread["none"] == pytest.approx(np.mean(known[::2]))
@@ -489,7 +471,7 @@ def test_results_are_what_the_units_say(finished):
 
 def test_networks_start_from_the_prior(toy):
   trainer = cohort_lib.Trainer(config(**SMALLEST | {"study.prior": 0.2}))
-  params, _ = trainer._initial(0, 6)
+  params, _ = trainer.initial(0, 6)
   lowest, above = np.split(np.asarray(params["segmentation_head"]["bias"]), [6])
   np.testing.assert_allclose(1 / (1 + np.exp(-lowest)), 0.2, rtol=1e-6)
   assert len(above) == 12 and (above == 0).all()
@@ -506,12 +488,12 @@ def test_no_two_cohorts_start_from_the_same_weights(toy, same, expected, monkeyp
     assert len(weights) == (same or 1)
     raise InterruptedError
 
-  def initial(seed, classes, initial=trainer._initial):
+  def initial(seed, classes, initial=trainer.initial):
     seeds.append(seed)
     return initial(seed, classes)
 
-  monkeypatch.setattr(trainer, "_initial", initial)
-  monkeypatch.setattr(run.Sweep, "place", place)
+  monkeypatch.setattr(trainer, "initial", initial)
+  monkeypatch.setattr(cohort_lib.Sweep, "place", place)
   for seed in (3, 4):
     with pytest.raises(InterruptedError):
       trainer.run({"train": {"confidence": np.zeros((1, 32, 32, 2))}}, seed=seed)
@@ -587,11 +569,12 @@ import sys
 
 from lus_jax import files, models
 from lus_jax.main import run
-import test_which_target as tests
+from tests import toys
+import test_which_target as cohorts
 
-models.build_model = tests.build_toy
+models.build_model = toys.build_head
 if __name__ == "__main__":
-  run(tests.config(**tests.SMALLEST | {"study.workers": int(sys.argv[2])}), sys.argv[1])
+  run(cohorts.config(**cohorts.SMALLEST | {"study.workers": int(sys.argv[2])}), sys.argv[1])
 """
 
 

@@ -460,35 +460,3 @@ def test_a_lost_calibration_is_missed(workdir):
       trained_lib.load(workdir)
   finally:
     file.write_text(content)
-
-
-@pytest.fixture(scope="module")
-def short(prepared, tmp_path_factory):
-  """A function that trains for an epoch, and what it gives as configured."""
-
-  def train(**changes):
-    workdir = tmp_path_factory.mktemp("runs") / "short"
-    once = {"train.epochs": 1, "train.checkpoint_every": 1}
-    run.train_and_evaluate(make_config(prepared, **once, **changes), workdir)
-    return {name: results.read(workdir, name)["rows"] for name in FILES}
-
-  return train, train()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  "change", [{"sweep.strategy": "vmap"}, {"sweep.strategy": "sharded"}, {"sweep.seeds": 2}], ids=str
-)
-def test_other_strategies_and_seeds_end_in_the_same_files(short, change):
-  train, expected = short
-  found = train(**change)
-  for name in FILES:
-    rows = found[name]
-    if "sweep.seeds" in change:
-      assert len(rows) == 2 * len(expected[name])
-      rows = rows[: len(expected[name])]
-      assert {row["member"][-7:] for row in rows} == {"_seed_0"}
-    for a, b in zip(expected[name], rows, strict=True):
-      assert b["member"].removesuffix("_seed_0") == a["member"]
-      # An epoch of Adam turns rounding into small steps; single steps are compared elsewhere.
-      assert b["brier"] == pytest.approx(a["brier"], rel=0.2, abs=0.01)

@@ -1,21 +1,14 @@
 """The whole study: what its parts share, and the command from an empty directory to a report."""
 
 import importlib
-import json
 import math
 import os
 import pathlib
-import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
 from lus_jax import main, results
 from lus_jax.errors import UserError
-from lus_jax.evaluation import statistics
 from lus_jax.inference import trained
 from lus_jax.tasks import study
 from lus_jax.tasks.clinical import run as run_lib
@@ -189,119 +182,3 @@ def test_one_command_gives_all_tables_and_the_report(finished, prepared_phantom,
     assert f"{content['summary'][0]['metrics'][content['primary']]['mean']:.3f}" in page
   assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("*.part*"))
   assert len(list((finished / "channels").rglob("*.npy"))) == 4
-
-
-@pytest.mark.slow
-def test_a_killed_study_goes_on_in_the_second_task(finished, prepared_phantom, tmp_path, contents):
-  """From where segmentation and sf_change are done: kill -9 in sf_ratio, then the same command."""
-  workdir = shutil.copytree(finished, tmp_path / "run")
-  for name in ("sf_ratio", "readmission", "report"):
-    shutil.rmtree(workdir / name)
-    for file in (workdir / "results").glob(f"{name}*"):
-      file.unlink()
-  done = ("checkpoints", "channels", "sf_change")
-  done += tuple(f"results/{file.name}" for file in (workdir / "results").iterdir())
-  before = stamps(workdir, *done)
-  script = (
-    "import sys; sys.path.insert(0, 'tests/training')\n"
-    "import jax; jax.config.update('jax_num_cpu_devices', 2)\n"
-    "from test_study import small\n"
-    "from lus_jax import main\n"
-    f"main.run(small({os.fspath(prepared_phantom)!r}), {os.fspath(workdir)!r})\n"
-  )
-  command = [sys.executable, "-c", script]
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-  process = subprocess.Popen(
-    command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-  )
-  deadline = time.monotonic() + 300
-  while not (workdir / "sf_ratio" / "checkpoints" / "1").exists():
-    assert process.poll() is None and time.monotonic() < deadline
-    time.sleep(0.01)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  assert not (workdir / "results" / "sf_ratio.json").exists()
-  finishing = subprocess.run(
-    command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
-  )
-  assert "training 8 models" in finishing.stderr
-  assert stamps(workdir, *done) == before
-  assert contents(workdir) == contents(finished)
-
-
-@pytest.mark.slow
-def test_strict_and_rotated_every_patient_is_tested_by_models_that_never_saw_them(
-  finished, task_config, tmp_path
-):
-  workdir = tmp_path / "run"
-  config = task_config(
-    "sf_ratio",
-    **{
-      "channels.workdir": os.fspath(finished),
-      "channels.ablations": (),
-      "folds.cv": "rotate",
-      "folds.leakage": "strict",
-    },
-  )
-  main.run(config, workdir)
-  content = results.read(workdir, "sf_ratio")
-  everybody = [f"p00{i}" for i in range(6)]
-  assert [row["patient"] for row in content["patients"]] == everybody * 2
-  assert [(r["threshold"], r["fold"]) for r in content["rows"]] == [
-    (t, fold) for t in (0.6, 0.0) for fold in range(3)
-  ]
-  for fold in content["folds"]:
-    directory = workdir / "segmentation" / f"fold_{fold['fold']}"
-    seen = {
-      row["split"]: row["patient_names"] for row in results.read(directory, "dataset")["rows"]
-    }
-    assert sorted(seen["train"] + seen["validation"]) == fold["train"]
-    assert seen["test"] == fold["test"]
-    assert results.read(directory, "segmentation")["dataset"]["splits"].keys() == seen.keys()
-  # Six patients: a p value of 2 / 64, one comparison.
-  (row,) = content["summary"][0]["comparisons"]
-  assert row["against"] == 0 and content["summary"][0]["smallest_attainable_p"] == 1 / 32
-  assert len(list((workdir / "channels").rglob("*.npy"))) == 2 + 3 * 2
-  assert (workdir / "report" / "index.html").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.real_data
-def test_covid_blues_from_its_folder_to_a_report(finished, real_data, tmp_path, capsys):
-  config = get_config("covid_blues")
-  config.data.dir = os.fspath(real_data / "covid_blues")
-  config.data.prepared_dir = os.fspath(tmp_path / "data")
-  config.channels.workdir = os.fspath(finished)
-  config.folds.n = 2
-  workdir = tmp_path / "run"
-  main.run(config, workdir)
-  tables = capsys.readouterr().out
-  for name, (task, target, primary) in {
-    "severity": ("sf_ratio", "severity", "rmse_mean"),
-    "sf_ratio": ("sf_ratio", "sf_ratio", "rmse_mean"),
-    "cov_test": ("readmission", "cov_test", "accuracy"),
-  }.items():
-    content = results.read(workdir, name)
-    assert (content["task"], content["target"], content["primary"]) == (task, target, primary)
-    assert [row["threshold"] for row in content["summary"]] == [0.6, 0.0, "none"]
-    assert content["dataset"]["name"] == "covid_blues"
-    assert content["segmentation"] == {
-      "dataset": "lus_phantom",
-      "thresholds": [0.6, 0.0],
-      "same_data_set": False,
-    }
-    assert "segmentation models were trained on lus_phantom, another data set" in tables
-    assert any("without masks" in x for x in content["notes"])
-    for row in content["rows"]:
-      assert math.isfinite(row[primary]) and row["n_patients"] >= 1
-    # Rotation tests every patient with videos and a label once; few get no interval.
-    for row in content["summary"]:
-      interval = row["metrics"][primary]["interval"]
-      assert (interval is not None) == (row["n_patients"] >= statistics.INTERVAL_PATIENTS)
-      assert row["can_decide"] == (row["smallest_attainable_p"] < statistics.LEVEL)
-    for fold in content["folds"]:
-      assert not set(fold["train"]) & {*fold["validation"], *fold["test"]}
-  # Nothing of the patients but what the tables need is in the files, and the page is there.
-  page = (workdir / "report" / "index.html").read_text()
-  assert "another data set" in page and "covid_blues" in page
-  assert json.loads((workdir / "study" / "run.json").read_text())["config"]["task"] == "study"

@@ -6,10 +6,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -362,7 +358,7 @@ def test_more_epochs_that_are_refused_leave_the_results(finished, prepared, tmp_
   assert same()
   task["config"]["channels"]["workdir"] = "/elsewhere"
   claim.claim(workdir / "sf_change", **task)
-  run_lib._check_no_tasks(workdir)
+  run_lib.check_no_tasks(workdir)
 
 
 def test_members_without_a_score_are_named(caplog):
@@ -374,89 +370,19 @@ def test_members_without_a_score_are_named(caplog):
 
 
 @pytest.mark.slow
-def test_more_epochs_go_on_with_a_finished_run(finished, prepared, tmp_path, capsys):
-  workdir = shutil.copytree(finished, tmp_path / "run")
-  config = small(prepared, **{"train.epochs": 5})
-  run_lib.train_and_evaluate(config, workdir)
-  printed = capsys.readouterr().out
-  assert "going on after 3 epochs to 5; the learning rate" in printed
-  before, after = (results_lib.read(run, "history")["rows"] for run in (finished, workdir))
-  assert after[: len(before)] == before and len(after) == 3 * 5
-  assert results_lib.read(workdir, "segmentation")["config"]["train"]["epochs"] == 5
-  # It is finished again.
-  run_lib.train_and_evaluate(config, workdir)
-  assert "going on after" not in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("change", [{"data.cache": "stream"}, {"sweep.seeds": 2}])
-def test_streaming_and_more_seeds_repeat_the_first_seed(finished, prepared, tmp_path, change):
-  run_lib.train_and_evaluate(small(prepared, **change), tmp_path / "run")
-  rows = results_lib.read(tmp_path / "run", "segmentation")["rows"]
-  expected = results_lib.read(finished, "segmentation")["rows"]
-  assert rows[:3] == expected
-  if "sweep.seeds" in change:
-    assert [(r["threshold"], r["seed"]) for r in rows[3:]] == [(1.0, 1), (0.6, 1), (0.0, 1)]
-    assert rows[3:] != [r | {"seed": 1} for r in expected]
-  # The frozen models are those of the first seed.
-  fingerprints = [trained_lib.load(d).fingerprints for d in (tmp_path / "run", finished)]
-  assert fingerprints[0] == fingerprints[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  "change",
-  [
-    {"sweep.strategy": "vmap"},
-    {"model.dtype": "bfloat16"},
-    {"loss.name": "adaptive_wing"},
-  ],
-  ids=lambda change: next(iter(change.values())),
-)
-def test_other_settings_run_to_their_end(finished, prepared, tmp_path, change, request):
-  config = small(prepared, **change)
-  run_lib.train_and_evaluate(config, tmp_path / "run")
-  rows = results_lib.read(tmp_path / "run", "segmentation")["rows"]
-  expected = results_lib.read(finished, "segmentation")["rows"]
-  ours = np.array([row["ce"] for row in rows])
-  theirs = np.array([row["ce"] for row in expected])
-  assert np.isfinite(ours).all()
-  if "adaptive_wing" in change.values():
-    assert not np.allclose(ours, theirs, rtol=0.05)
-  else:
-    # The same run but for rounding, which training amplifies.
-    np.testing.assert_allclose(ours, theirs, rtol=0.2)
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_bytes(finished, prepared, tmp_path):
-  workdir = tmp_path / "run"
-  script = (
-    "import sys; sys.path.insert(0, 'tests/training')\n"
-    "import jax; jax.config.update('jax_num_cpu_devices', 2)\n"
-    "from test_training_segmentation import small\n"
-    "from lus_jax.tasks.segmentation.run import train_and_evaluate\n"
-    f"train_and_evaluate(small({os.fspath(prepared)!r}), {os.fspath(workdir)!r})\n"
+def test_bfloat16_is_the_same_run_but_for_rounding(finished, prepared, tmp_path):
+  run_lib.train_and_evaluate(small(prepared, **{"model.dtype": "bfloat16"}), tmp_path / "run")
+  runs = tmp_path / "run", finished
+  ours, theirs = (
+    np.array([row["train_loss"] for row in results_lib.read(run, "history")["rows"][:3]])
+    for run in runs
   )
-  command = [sys.executable, "-c", script]
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-  # In the first epoch, right after a checkpoint, and while the next one is under way.
-  for sign, wait in (("run.json", 1.0), ("checkpoints/1", 0.0), ("checkpoints/2", 0.1)):
-    process = subprocess.Popen(
-      command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 200
-    while not (workdir / sign).exists():
-      assert process.poll() is None and time.monotonic() < deadline
-      time.sleep(0.02)
-    time.sleep(wait)
-    assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-  assert not (workdir / "results").exists()
-  subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-  for file in (finished / "results").iterdir():
-    assert (workdir / "results" / file.name).read_bytes() == file.read_bytes(), file.name
+  # The first epoch: 8 bits of significand and what Adam makes of them, .024 at most as measured.
+  np.testing.assert_allclose(ours, theirs, rtol=0.05)
+  assert (ours != theirs).all()
+  # What training amplifies: the test is computed in it too.
+  ce = [[row["ce"] for row in results_lib.read(x, "segmentation")["rows"]] for x in runs]
+  np.testing.assert_allclose(*ce, rtol=0.2)
 
 
 @pytest.mark.parametrize(

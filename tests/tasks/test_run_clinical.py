@@ -18,7 +18,7 @@ from lus_jax.tasks.clinical import initial as initial_lib
 from lus_jax.tasks.clinical import run as run_lib
 from lus_jax.tasks.clinical import train as train_lib
 from lus_jax.tasks.segmentation import run as segmentation_run
-from lus_jax.training import checkpoints, loop
+from lus_jax.training import checkpoints, claim, loop
 
 pytestmark = pytest.mark.usefixtures("toy_networks")
 
@@ -395,7 +395,7 @@ def test_other_weights_of_the_segmentation_are_other_data(workdir, task_config, 
   run_lib.train_and_evaluate(config, workdir)
   rows = results.read(workdir, "sf_ratio")["rows"]
   trained = trained_lib.load(workdir)
-  shutil.rmtree(workdir / checkpoints.DIRECTORY)
+  shutil.rmtree(workdir / claim.DIRECTORY)
   best = trained.sweep.stack(trained.weights)
   manager = checkpoints.Checkpoints(workdir)
   manager.save(1, {"step": np.int32(1)}, jax.tree.map(lambda x: 1.5 * x, best), {"epoch": 1})
@@ -576,9 +576,9 @@ def started(monkeypatch):
   seen = {"initial": [], "best": []}
   initial, fit = initial_lib.initial_weights, loop.fit
 
-  def initial_weights(config, network, places, *args):
-    found = initial(config, network, places, *args)
-    seen["initial"].append((network, places, found[0]))
+  def initial_weights(setup, summary):
+    found = initial(setup, summary)
+    seen["initial"].append((setup.network, setup.places, found[0]))
     return found
 
   def watched(task, sweep, *args, **options):
@@ -703,12 +703,12 @@ def unfinished(workdir):
 
 
 def without_checkpoints(workdir):
-  shutil.rmtree(workdir / checkpoints.DIRECTORY)
+  shutil.rmtree(workdir / claim.DIRECTORY)
 
 
 def empty_checkpoints(workdir):
   without_checkpoints(workdir)
-  (workdir / checkpoints.DIRECTORY).mkdir()
+  (workdir / claim.DIRECTORY).mkdir()
 
 
 def other_classes(workdir):

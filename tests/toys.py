@@ -1,4 +1,4 @@
-"""What the clinical tasks build on, in small: toy networks, a phantom, a segmentation run."""
+"""Toy networks that compile in a moment, a small phantom, and runs that only seem to have been."""
 
 import contextlib
 import fcntl
@@ -18,9 +18,9 @@ from configs import readmission, seg, sf_change, sf_ratio
 from lus_jax import lock, models, results
 from lus_jax.data import datasets, summary
 from lus_jax.inference import trained
-from lus_jax.models import layers
+from lus_jax.models import fpn, layers
 from lus_jax.models.mobilenet_v2 import ConvNorm
-from lus_jax.training import checkpoints, claim, members
+from lus_jax.training import checkpoints, claim
 from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep
@@ -36,8 +36,35 @@ class ToySegmentation(nnx.Module):
     self.conv = layers.Conv(in_channels, classes, 3, dtype=jnp.float32, rngs=rngs)
     self.norm = layers.BatchNorm(classes)
 
-  def __call__(self, image, *, train, key=None):
+  def __call__(self, image, *, train, key=None, upsample=True):
     return 3 * self.norm(self.conv(image), train=train)
+
+
+class ToyHead(nnx.Module):
+  """Logits of a head at a quarter of the size, as the FPN's before it upsamples."""
+
+  def __init__(self, in_channels, classes, *, rngs):
+    options = {"stride": 4, "bias": True, "dtype": jnp.float32, "rngs": rngs}
+    self.norm = layers.BatchNorm(in_channels)
+    self.segmentation_head = layers.Conv(in_channels, classes, 5, **options)
+
+  def __call__(self, image, *, train, key=None, upsample=True):
+    logits = self.segmentation_head(self.norm(image, train=train))
+    return fpn.upsample_logits(logits, *image.shape[1:3]) if upsample else logits
+
+
+class ToyDropout(nnx.Module):
+  """All that a sweep can get wrong in one small network: weights, running statistics, dropout."""
+
+  def __init__(self, *, rngs):
+    self.conv = layers.Conv(1, 8, 3, dtype=jnp.float32, rngs=rngs)
+    self.norm = layers.BatchNorm(8)
+    self.dropout = nnx.Dropout(0.5, broadcast_dims=(1, 2))
+    self.head = layers.Conv(8, 2, 1, dtype=jnp.float32, rngs=rngs)
+
+  def __call__(self, image, *, train, key=None):
+    x = jax.nn.relu(self.norm(self.conv(image), train=train))
+    return self.head(self.dropout(x, deterministic=not train, rngs=nnx.Rngs(dropout=key)))
 
 
 class ToyVideo(nnx.Module):
@@ -61,16 +88,24 @@ class ToyVideo(nnx.Module):
     return self.head(x)
 
 
+def build_model(config, *, in_channels, classes, seed, levels=1):
+  """In place of `models.build_model`."""
+  return ToySegmentation(in_channels, levels * classes, rngs=nnx.Rngs(seed))
+
+
+def build_head(config, *, in_channels, classes, seed, levels=1):
+  """In place of `models.build_model`, where a head at a quarter of the size is needed."""
+  return ToyHead(in_channels, levels * classes, rngs=nnx.Rngs(seed))
+
+
+def build_video_model(config, *, in_channels, outputs, hidden, seed):
+  """In place of `models.build_video_model`."""
+  return ToyVideo(in_channels, outputs, hidden, rngs=nnx.Rngs(seed))
+
+
 @pytest.fixture(scope="module")
 def toy_networks():
-  """Networks that compile in a moment in place of the real ones."""
-
-  def build_model(config, *, in_channels, classes, seed, levels=1):
-    return ToySegmentation(in_channels, classes, rngs=nnx.Rngs(seed))
-
-  def build_video_model(config, *, in_channels, outputs, hidden, seed):
-    return ToyVideo(in_channels, outputs, hidden, rngs=nnx.Rngs(seed))
-
+  """Toys in place of the real networks."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(models, "build_model", build_model)
     patch.setattr(models, "build_video_model", build_video_model)
@@ -93,14 +128,14 @@ def toy_trained():
       {
         "model": {"width": 1.0},
         "loss": {"name": loss, "weights": "paper"},
-        "sweep": {"thresholds": thresholds},
+        "sweep": {"thresholds": thresholds, "seeds": 1},
       }
     )
     objective = objective_lib.Objective(config)
     return trained.Trained(
       config=config,
       objective=objective,
-      views=members.views(config),
+      views=objective.views()[0],
       dataset={"name": "toy", "classes": ["a", "b"]},
       patients={"train": ["p0"], "validation": ["p1"], "test": ["p2"]},
       network=network,
@@ -114,8 +149,8 @@ def toy_trained():
 def pretend(config, workdir, patients=None):
   """Leaves what a finished segmentation run leaves, but untrained.
 
-  It stands in for `segmentation.train_and_evaluate`; every threshold and set of patients gets
-  weights of its own.
+  It stands in for `train_and_evaluate` of `tasks.segmentation.run`; every threshold and set of
+  patients gets weights of its own.
   """
   dataset = datasets.open_dataset(config.data, "frames")
   if patients is not None:

@@ -9,7 +9,6 @@ from test_page import Parser, command_line, parse, problems, read, refused
 
 from lus_jax import report
 from lus_jax.report import clinical, figures, page, paper
-from lus_jax.report import command as command_lib
 from lus_jax.report import text as text_lib
 
 TASK_RUNS = ("study", "small", "other targets")
@@ -192,7 +191,7 @@ def test_too_few_patients_are_said_and_shown_and_nothing_is_ranked(built):
   assert "training variability" in text
   assert not re.search(r"has a (higher|lower)", text)
   assert "interval of the difference from" not in text
-  found = text_lib.downstream(read(workdir, "sf_ratio.json"))
+  found = text_lib.clinical(read(workdir, "sf_ratio.json"))
   assert "4 test patients cannot decide: thresholds are not ranked." in found
 
 
@@ -200,7 +199,7 @@ def test_small_samples_stay_unranked_whatever_their_p(make_tasks):
   workdir = make_tasks({"sf_ratio": {"patients": 8, "folds": 2, "epochs": 2, "found": True}})
   content = read(workdir, "sf_ratio.json")
   assert text_lib.decided(content) is None
-  assert "lower" not in text_lib.downstream(content)
+  assert "lower" not in text_lib.clinical(content)
 
 
 def test_a_decided_comparison_is_named_with_its_direction(built):
@@ -214,7 +213,7 @@ def test_a_decided_comparison_is_named_with_its_direction(built):
   other = section(parsed, "Change of the S/F ratio")
   assert "no comparison of thresholds has a corrected p below .05" in other
   assert "has a higher" not in other and "12 test patients" in other
-  assert "60% has a lower RMSE of mean than > 0% (corrected p 0.004)." in text_lib.downstream(
+  assert "60% has a lower RMSE of mean than > 0% (corrected p 0.004)." in text_lib.clinical(
     read(workdir, "sf_ratio.json")
   )
   assert "chosen on validation patients" in text
@@ -225,7 +224,7 @@ def test_the_direction_follows_the_difference(built):
   one = content["summary"][0]["comparisons"][1]
   one |= {"difference": 0.1, "p": 1e-5, "p_holm": 1.1e-4}
   assert text_lib.decided(content) == [(0, 1)]
-  found = text_lib.downstream(content)
+  found = text_lib.clinical(content)
   assert "100% has a higher 3-class accuracy than 50% (corrected p < 0.001)." in found
   assert "lower" not in found
   one["p_holm"] = 0.05
@@ -243,7 +242,7 @@ def test_rows_beyond_the_predictor_without_a_video_are_listed(built):
   facts = clinical.facts(files, "sf_ratio")
   assert (facts["beyond"], facts["side"]) == (["60%"], "below")
   assert (facts["behind"], facts["other_side"]) == (["50%"], "above")
-  printed = text_lib.downstream(files["sf_ratio"])
+  printed = text_lib.clinical(files["sf_ratio"])
   assert (
     "from the constant, which looks at no video, lies on the better side of 0 for: 60%." in printed
   )
@@ -255,23 +254,23 @@ def test_rows_beyond_the_predictor_without_a_video_are_listed(built):
 
 def test_printed_tables_have_intervals_where_patients_allow_them(built):
   content = read(built("study"), "sf_change.json")
-  printed = text_lib.downstream(content)
+  printed = text_lib.clinical(content)
   one = content["summary"][0]["metrics"]["accuracy3"]
   low, high = one["interval"]
   assert f"{one['estimate']:.3f} [{low:.3f}, {high:.3f}]" in printed
   assert "every fold has one training seed" in printed
   text = section(parse(built("study")), "Change of the S/F ratio")
   assert "What another training seed would change" in text
-  few = text_lib.downstream(read(built("small"), "sf_ratio.json"))
+  few = text_lib.clinical(read(built("small"), "sf_ratio.json"))
   assert "[0." not in few and "training seed" not in few
 
 
 def test_the_majority_of_rotating_folds_stands_beside_the_share_of_all_tested(built):
   content = read(built("study"), "readmission.json")
-  assert "rotating" not in text_lib.downstream(content)
+  assert "rotating" not in text_lib.clinical(content)
   content["config"]["folds"] = {"n": 4, "cv": "rotate"}
   content["confusion"][0]["matrix"] = [[5, 7], [1, 7]]
-  assert "this bar may be low: 0.600 of all that were tested" in text_lib.downstream(content)
+  assert "this bar may be low: 0.600 of all that were tested" in text_lib.clinical(content)
 
 
 def test_a_row_behind_the_majority_is_said_on_the_page(make_tasks, monkeypatch):
@@ -297,7 +296,7 @@ def test_other_targets_have_no_figures_of_the_paper(built):
   assert "paper's" not in text and "divided by 477" not in text
   assert "no thresholds were compared on its 19 test patients" in text
   assert "divided by 477" in section(parse(built("small")), "S/F ratio")
-  assert "[P]" not in text_lib.downstream(read(workdir, "severity #1.json"))
+  assert "[P]" not in text_lib.clinical(read(workdir, "severity #1.json"))
   # In runs from before the constant is compared with the days' means alone.
   constant = rows_of(workdir, "severity #1_scores")[-1]
   assert constant["RMSE of mean, mean"] and not constant["RMSE of max, mean"]
@@ -309,7 +308,7 @@ def test_other_targets_have_no_figures_of_the_paper(built):
   (_, *cells) = clinical.scores({"x": content}, "x").rows[-1]
   mean = metrics["rmse_constant"]["estimate"]
   assert [cell.parts[4].value for cell in cells] == [0.875, mean, 0.625]
-  assert all(f"{value:.3f} [" in text_lib.downstream(content) for value in (0.875, mean, 0.625))
+  assert all(f"{value:.3f} [" in text_lib.clinical(content) for value in (0.875, mean, 0.625))
 
 
 def test_what_users_wrote_is_text(built):
@@ -341,53 +340,6 @@ def test_a_study_has_all_tables_in_order(built):
   assert [x for x in captions if x.startswith("Table")] == [f"Table {k}" for k in (1, 2, 3, 4)]
   ((_, _, title),) = parsed.find("title")
   assert title.startswith("lus_phantom: segmentation and downstream tasks")
-  commands = [text for _, _, text in parsed.find("pre", class_="command")]
-  assert len(commands) == 4 and "configs/seg.py" in commands[0]
-  assert all("--config.task=" in x or "configs/seg.py" in x for x in commands)
-
-
-def test_a_study_is_repeated_by_its_own_command(make_tasks, monkeypatch):
-  config = {"task": "study", "seed": 3, "folds": {"n": 2}, "sources": [0.5, "none"], "off": []}
-  known = {"task": "study", "seed": 0, "folds.n": 2, "sources": [0.5], "off": [1]}
-  monkeypatch.setattr(
-    command_lib,
-    "_configs",
-    lambda: [
-      ("seg.py", {"task": "segmentation", "seed": 3}),
-      ("paper.py", known | {"folds.n": 5, "seed": 1}),
-      ("paper.py:tiny", known),
-    ],
-  )
-  workdir = make_tasks({"sf_ratio": {"folds": 2, "epochs": 2, "sources": (0.5,)}})
-  files = {"sf_ratio": read(workdir, "sf_ratio.json")}
-  (alone,) = command_lib.commands(files, ["sf_ratio"], workdir)
-  assert "configs/sf_ratio.py " in alone and "--config.folds.n=2" in alone
-  (workdir / "run.json").write_text(json.dumps({"config": {"task": "segmentation"}}))
-  (workdir / "study").mkdir()
-  (workdir / "study" / "run.json").write_text(json.dumps({"config": config, "dataset": {}}))
-  (command,) = command_lib.commands(files, ["sf_ratio"], workdir)
-  assert command.replace(" \\\n ", "") == (
-    f"python -m lus_jax.main --config configs/paper.py:tiny --workdir {workdir} "
-    "--config.seed=3 '--config.sources=(0.5, '\"'\"'none'\"'\"',)' '--config.off=()'"
-  )
-  (workdir / "study" / "run.json").write_text("{")
-  assert command_lib.commands(files, ["sf_ratio"], workdir) == [alone]
-
-
-def test_config_files_that_fail_are_no_candidates(tmp_path, monkeypatch):
-  (tmp_path / "good.py").write_text(
-    "from ml_collections import ConfigDict\n"
-    "def get_config(size='paper'):\n"
-    "  if size == 'demo': raise ValueError(size)\n"
-    "  return ConfigDict({'task': 'sf_ratio', 'size': size})\n"
-  )
-  (tmp_path / "bad.py").write_text("raise RuntimeError")
-  monkeypatch.setattr(command_lib, "_CONFIGS", tmp_path)
-  found = command_lib._configs.__wrapped__()
-  assert found == [
-    ("good.py", {"task": "sf_ratio", "size": "paper"}),
-    ("good.py:tiny", {"task": "sf_ratio", "size": "tiny"}),
-  ]
 
 
 @pytest.mark.parametrize(
@@ -437,19 +389,19 @@ def test_a_missing_history_is_named_and_the_rest_is_shown(make_tasks, monkeypatc
 def test_tables_have_numbers_of_their_own(built):
   """The paper's keep its numbers; what asks something else has another, and no figures of it."""
   contents = [read(built("study"), f"{name}.json") for name in ("sf_ratio", "readmission")]
-  assert page._table_numbers(contents) == [3, 4]
+  assert page.table_numbers(contents) == [3, 4]
   ratio, readmission = contents
   severity = ratio | {"target": "severity"}
-  assert page._table_numbers([severity, ratio, readmission, ratio]) == [5, 3, 4, 6]
+  assert page.table_numbers([severity, ratio, readmission, ratio]) == [5, 3, 4, 6]
   elsewhere = ratio | {"segmentation": ratio["segmentation"] | {"same_data_set": False}}
   single = readmission | {"config": readmission["config"] | {"days": "single"}}
-  assert page._table_numbers([elsewhere, single]) == [5, 6]
+  assert page.table_numbers([elsewhere, single]) == [5, 6]
   for content in (severity, elsewhere, single):
-    found = text_lib.downstream(content)
+    found = text_lib.clinical(content)
     assert "[P]" not in found and found.startswith("Table of ")
-  assert "S/F ratio of a patient-day" in text_lib.downstream(elsewhere)
+  assert "S/F ratio of a patient-day" in text_lib.clinical(elsewhere)
   rotated = {**ratio, "config": ratio["config"] | {"folds": {"n": 4, "cv": "rotate"}}}
-  assert "12 test patients, 5 folds, each the test once." in text_lib.downstream(rotated)
+  assert "12 test patients, 5 folds, each the test once." in text_lib.clinical(rotated)
 
 
 def test_auroc_sensitivity_and_specificity_are_in_the_table(make_tasks, monkeypatch):
@@ -471,7 +423,7 @@ def test_auroc_sensitivity_and_specificity_are_in_the_table(make_tasks, monkeypa
   assert (row["AUROC, estimate"], row["specificity, estimate"]) == ("0.625", "0.625")
   assert row["sensitivity, mean"] == ""
   assert "AUROC is the share of pairs" in section(parsed, "Readmission within 30 days")
-  assert "AUROC" in text_lib.downstream(content)
+  assert "AUROC" in text_lib.clinical(content)
 
 
 def test_a_history_alone_is_nothing_to_report(make_tasks):
@@ -501,7 +453,7 @@ def test_the_figures_show_the_numbers(built):
 def drawn(monkeypatch, draw, *args):
   """The axes of a figure."""
   kept = []
-  monkeypatch.setattr(figures, "_figure", keep(figures._figure, kept))
+  monkeypatch.setattr(figures, "new_figure", keep(figures.new_figure, kept))
   figures.render(draw, *args)
   return kept[0].axes
 

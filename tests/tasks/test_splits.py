@@ -27,14 +27,14 @@ def test_every_part_of_a_run_gets_its_own_split(
     best = [{"epoch": 1, "score": 0.5, "loss": 1.0} for _ in task.names]
     return state, {"history": [], "best": best}
 
-  def fit_calibrations(*_, validation, groups, **__):
+  def fit_calibrations(trained, validation):
     given["calibration"] = validation.size
-    return {"temperature": [{"method": "none"} for _ in groups]}
+    return {"temperature": [{"method": "none"} for _ in trained.views]}
 
-  def compare_calibrations(*_, test, **__):
+  def compare_calibrations(trained, calibrations, test):
     given["comparison"] = test.size
 
-  def evaluate(*_, train, validation, test, **__):
+  def evaluate(trained, *, train, validation, test, thin):
     given.update({"baselines": train.size, "cut-offs": validation.size, "test": test.size})
     raise Evaluated
 

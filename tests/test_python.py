@@ -43,7 +43,7 @@ def test_the_lines_of_the_docstring_run(folder, toy_networks, monkeypatch, tmp_p
   _, _, code = lus_jax.__doc__.partition("masks:\n\n")
   code = textwrap.dedent(code).replace("DIR", str(folder))
   small = f"config.data.image_size = {SIZE}; config.train.steps = 4; config.train.batch_size = 1\n"
-  code = code.replace("segmentation.train", f"{small}segmentation.train", 1)
+  code = code.replace("run.train", f"{small}run.train", 1)
   # The page has tests of its own, and takes as long as all the rest.
   built, found = [], {}
   monkeypatch.setattr(report, "build", built.append)

@@ -8,6 +8,6 @@ def test_the_rate_is_the_work_of_a_product_over_its_time(monkeypatch):
   clock = itertools.count(0, 0.01)
   monkeypatch.setattr(peak.time, "perf_counter", lambda: next(clock))
   size, queued = 16, 3
-  monkeypatch.setattr(peak, "_CPU", (size, queued))
+  monkeypatch.setattr(peak, "CPU", (size, queued))
   assert abs(peak.matmul_rate("float32") / (2 * size**3 * queued / 0.01) - 1) < 1e-6
   assert peak.matmul_rate("bfloat16") > 0

@@ -186,10 +186,10 @@ def test_channels_are_found_again(tmp_path, toy_trained):
 
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_an_interrupted_call_goes_on_where_it_was(tmp_path, toy_trained, monkeypatch, stop):
-  monkeypatch.setattr(channels, "_BATCHES_PER_NOTE", 2)
+  monkeypatch.setattr(channels, "BATCHES_PER_NOTE", 2)
   one = toy_trained((1, 2))
   run(tmp_path / "whole", [one])
-  real = channels._frames
+  real = channels.read_frames
 
   def broken(*args, **options):
     for i, item in enumerate(real(*args, **options)):
@@ -198,7 +198,7 @@ def test_an_interrupted_call_goes_on_where_it_was(tmp_path, toy_trained, monkeyp
       yield item
 
   with monkeypatch.context() as patch:
-    patch.setattr(channels, "_frames", broken)
+    patch.setattr(channels, "read_frames", broken)
     with pytest.raises(KeyboardInterrupt):
       run(tmp_path / "run", [one])
   assert not list((tmp_path / "run").rglob("*.npy"))
@@ -210,7 +210,7 @@ def test_an_interrupted_call_goes_on_where_it_was(tmp_path, toy_trained, monkeyp
       places.append(at)
       yield at, batch
 
-  monkeypatch.setattr(channels, "_frames", watched)
+  monkeypatch.setattr(channels, "read_frames", watched)
   _, _, read = run(tmp_path / "run", [one])
   # Notes were taken after every second batch of 32 frames; videos before that are not read again.
   done = stop // 2 * 64
@@ -237,15 +237,15 @@ def test_other_weights_get_other_files_and_the_stale_ones_go(tmp_path, toy_train
 
 
 def test_what_an_interrupted_call_of_other_models_left_goes_too(tmp_path, toy_trained, monkeypatch):
-  monkeypatch.setattr(channels, "_BATCHES_PER_NOTE", 1)
-  real = channels._frames
+  monkeypatch.setattr(channels, "BATCHES_PER_NOTE", 1)
+  real = channels.read_frames
 
   def broken(*args, **options):
     yield next(real(*args, **options))
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(channels, "_frames", broken)
+    patch.setattr(channels, "read_frames", broken)
     with pytest.raises(KeyboardInterrupt):
       run(tmp_path, [toy_trained((1,))])
   run(tmp_path, [toy_trained((2,))])
@@ -312,7 +312,7 @@ def test_the_main_process_alone_looks_at_what_is_there(tmp_path, toy_trained, mo
   run(tmp_path, [toy_trained((1,))])
   monkeypatch.setattr(channels.parallel, "is_main", lambda: False)
   monkeypatch.setattr(channels.parallel, "from_main", lambda mine: [TOTAL] * len(mine))
-  monkeypatch.setattr(channels._Growing, "done", None)
+  monkeypatch.setattr(channels.Growing, "done", None)
   (image, _, _), _, _ = run(tmp_path, [toy_trained((1,))])
   assert len(image) == TOTAL
 

@@ -1,0 +1,1 @@
+"""Frozen models, and all that becomes of their output."""

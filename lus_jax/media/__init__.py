@@ -1,0 +1,1 @@
+"""Readers of pictures, videos and masks, as plain functions of NumPy arrays."""

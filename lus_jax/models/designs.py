@@ -1,0 +1,129 @@
+"""The networks that a config can name, and what is known of each before it is built.
+
+Another network is a class here and a line of `SEGMENTATION`.
+"""
+
+from jax import numpy as jnp
+
+from lus_jax.errors import UserError
+from lus_jax.models import flops, fpn
+from lus_jax.models.mobilenet_v2 import MobileNetV2
+from lus_jax.models.resnet import DEPTHS
+
+
+class Fpn:
+  """The feature pyramid over a ResNet.
+
+  Args:
+    config: the `model` part of a run's config (encoder, width, dropout, dtype).
+  """
+
+  # By encoder, at width 1: activations per pixel of an image, and parameters.
+  SIZES = {"resnet18": (250, 13.1e6), "resnet34": (320, 23.2e6), "resnet50": (745, 26.2e6)}
+
+  def __init__(self, config):
+    self._config = config
+
+  def check(self):
+    """Refuses an unknown encoder, or a dropout out of range (`UserError`)."""
+    encoder, dropout = self._config.encoder, self._config.dropout
+    if encoder not in DEPTHS:
+      raise UserError(
+        f"config.model.encoder: '{encoder}' is not known; choose one of {', '.join(DEPTHS)}."
+      )
+    if not 0 <= dropout < 1:
+      raise UserError(f"config.model.dropout: {dropout} must be at least 0 and below 1.")
+
+  @property
+  def title(self):
+    """What it is called in print."""
+    return f"FPN {self._config.encoder}"
+
+  @property
+  def activations_per_pixel(self):
+    """Activations per pixel of an image, at width 1."""
+    return self.SIZES[self._config.encoder][0]
+
+  @property
+  def n_parameters(self):
+    """Parameters at width 1."""
+    return self.SIZES[self._config.encoder][1]
+
+  def flop(self, *, size, in_channels, classes):
+    """FLOP of a forward pass over one image [size, size, in_channels] to `classes` logits."""
+    return flops.fpn(
+      self._config.encoder,
+      size=size,
+      in_channels=in_channels,
+      classes=classes,
+      width=self._config.width,
+    )
+
+  def build(self, *, in_channels, classes, levels=1, dtype=jnp.float32, rngs):
+    """An `nnx.Module` that maps images [B, H, W, in_channels] to logits [B, H, W, levels * K]."""
+    return fpn.FPN(
+      self._config.encoder,
+      in_channels=in_channels,
+      classes=classes,
+      levels=levels,
+      width=self._config.width,
+      dropout=self._config.dropout,
+      dtype=dtype,
+      rngs=rngs,
+    )
+
+  # From its head's logits [B, h, w, K], height and width to [B, height, width, K].
+  upsample = staticmethod(fpn.upsample_logits)
+
+
+class TemporalShift:
+  """The temporal-shift MobileNetV2 of the clinical tasks.
+
+  Args:
+    config: the `model` part of a task's config (width, dtype).
+  """
+
+  title = "MobileNetV2 with temporal shift"
+
+  def __init__(self, config):
+    self._config = config
+
+  def flop(self, *, size, n_segment, in_channels, outputs, hidden):
+    """FLOP of a forward pass over one clip [n_segment, size, size, in_channels]."""
+    return flops.video(
+      size=size,
+      n_segment=n_segment,
+      in_channels=in_channels,
+      outputs=outputs,
+      hidden=hidden,
+      width=self._config.width,
+    )
+
+  def build(self, *, in_channels, outputs, hidden=(), dtype=jnp.float32, rngs):
+    """An `nnx.Module` that maps clips [B, N, H, W, in_channels] to outputs [B, outputs]."""
+    return MobileNetV2(
+      in_channels=in_channels,
+      outputs=outputs,
+      hidden=hidden,
+      width=self._config.width,
+      dtype=dtype,
+      rngs=rngs,
+    )
+
+
+# By the name that `config.model.network` has; configs without one are of the first.
+SEGMENTATION = {"fpn": Fpn}
+
+
+def segmentation(config):
+  """The design of the segmentation network that `config.model` names.
+
+  Raises:
+    UserError: it is not known.
+  """
+  name = getattr(config, "network", next(iter(SEGMENTATION)))
+  if name not in SEGMENTATION:
+    raise UserError(
+      f"config.model.network: '{name}' is not known; choose one of {', '.join(SEGMENTATION)}."
+    )
+  return SEGMENTATION[name](config)

@@ -1,0 +1,1 @@
+"""The clinical tasks, on what frozen segmentation models see."""

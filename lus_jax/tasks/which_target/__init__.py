@@ -1,0 +1,1 @@
+"""The study of targets, on simulated cohorts whose truth is known."""
