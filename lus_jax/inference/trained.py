@@ -169,17 +169,15 @@ def freeze(network, sweep, state, objective, *, config, dataset, patients):
   weights = sweep.map(
     lambda one: {"params": one.best_params, "batch_stats": one.best_batch_stats}, state
   )
-  views, scalars = objective.views()
+  common = {"config": config, "dataset": dataset, "patients": patients}
+  return _taken(network, sweep, weights, objective, *objective.views(), **common)
+
+
+def _taken(network, sweep, weights, objective, views, scalars, **common):
+  """The `Trained` of some views of a sweep, whose weights are those of its members."""
   sweep, weights = sweep.take(weights, [view.member for view in views], scalars)
   return Trained(
-    config=config,
-    dataset=dataset,
-    patients=patients,
-    network=network,
-    objective=objective,
-    views=views,
-    sweep=sweep,
-    weights=weights,
+    network=network, objective=objective, views=views, sweep=sweep, weights=weights, **common
   )
 
 
@@ -258,18 +256,8 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
     weights = checkpoints.restore_best(stacked, _best_epochs(workdir))
   # How models are run is up to the machine they are run on.
   sweep = Sweep([{}] * objective.n_models, choose_strategy("auto"))
-  places = [view.member for view in views]
-  sweep, weights = sweep.take(sweep.unstack(weights), places, scalars[:n])
-  found = Trained(
-    config=config,
-    dataset=claim["dataset"],
-    patients=patients,
-    network=network,
-    objective=objective,
-    views=views,
-    sweep=sweep,
-    weights=weights,
-  )
+  common = {"config": config, "dataset": claim["dataset"], "patients": patients}
+  found = _taken(network, sweep, sweep.unstack(weights), objective, views, scalars[:n], **common)
   if config.calibration == "none":
     return found
   fitted = _read_calibrations(workdir)

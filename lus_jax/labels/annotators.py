@@ -5,8 +5,6 @@ stored values for each annotator and class, [A, K, 256] uint8. Tables never decr
 what is above 0 stays above 0, so the threshold "> 0 %" means the same before and after.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 STORED = np.arange(256)
@@ -89,23 +87,3 @@ def fit_overlap(pairs) -> np.ndarray:
       seen, isotonic_regression(counts[a, k, seen] @ STORED / weight, sample_weight=weight)
     )
   return maps
-
-
-def apply(maps, confidence, annotator_index) -> jax.Array:
-  """Carries painted confidences to the common scale.
-
-  Args:
-    maps: [A, K, 256] uint8.
-    confidence: [..., H, W, K] uint8.
-    annotator_index: [...] integer below A; -1 is an unknown annotator, whose values stay.
-
-  Returns:
-    [..., H, W, K] uint8.
-  """
-  maps, confidence = jnp.asarray(maps), jnp.asarray(confidence)
-  # The last table is the identity, which is where -1 points.
-  unchanged = jnp.broadcast_to(jnp.arange(256, dtype=jnp.uint8), (1, *maps.shape[1:]))
-  maps = jnp.concatenate([maps, unchanged])
-  annotator = jnp.asarray(annotator_index, jnp.int32)[..., None, None, None]
-  classes = jnp.arange(maps.shape[1]).reshape((1,) * (confidence.ndim - 1) + (-1,))
-  return maps[annotator, classes, confidence]

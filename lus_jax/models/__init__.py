@@ -5,6 +5,7 @@ from jax import numpy as jnp
 
 from lus_jax.errors import UserError
 from lus_jax.models import designs, torch_weights
+from lus_jax.models.mobilenet_v2 import MobileNetV2
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -56,8 +57,7 @@ def check_init_from(config, *, video):
     rngs = nnx.Rngs(0)
     if video:
       in_channels = torch_weights.in_channels(tensors)
-      design = designs.TemporalShift(config)
-      return design.build(in_channels=in_channels, outputs=1, rngs=rngs)
+      return MobileNetV2(in_channels=in_channels, outputs=1, width=config.width, rngs=rngs)
     return designs.segmentation(config).build(in_channels=1, classes=1, rngs=rngs)
 
   shapes = nnx.eval_shape(build)
@@ -105,11 +105,11 @@ def build_video_model(config, *, in_channels, outputs, hidden, seed):
     An `nnx.Module` that maps clips [B, N, H, W, in_channels] to outputs [B, outputs]. Its `bias`
     [outputs] is not in them: the loss adds it.
   """
-  design = designs.TemporalShift(config)
-  return design.build(
+  return MobileNetV2(
     in_channels=in_channels,
     outputs=outputs,
     hidden=hidden,
+    width=config.width,
     dtype=DTYPES[config.dtype],
     rngs=nnx.Rngs(seed),
   )

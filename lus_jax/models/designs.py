@@ -7,7 +7,6 @@ from jax import numpy as jnp
 
 from lus_jax.errors import UserError
 from lus_jax.models import flops, fpn
-from lus_jax.models.mobilenet_v2 import MobileNetV2
 from lus_jax.models.resnet import DEPTHS
 
 
@@ -18,7 +17,7 @@ class Fpn:
     config: the `model` part of a run's config (encoder, width, dropout, dtype).
   """
 
-  # By encoder, at width 1: activations per pixel of an image, and parameters.
+  # By encoder, as `sizes`.
   SIZES = {"resnet18": (250, 13.1e6), "resnet34": (320, 23.2e6), "resnet50": (745, 26.2e6)}
 
   def __init__(self, config):
@@ -40,14 +39,9 @@ class Fpn:
     return f"FPN {self._config.encoder}"
 
   @property
-  def activations_per_pixel(self):
-    """Activations per pixel of an image, at width 1."""
-    return self.SIZES[self._config.encoder][0]
-
-  @property
-  def n_parameters(self):
-    """Parameters at width 1."""
-    return self.SIZES[self._config.encoder][1]
+  def sizes(self):
+    """At width 1: activations per pixel of an image, and parameters."""
+    return self.SIZES[self._config.encoder]
 
   def flop(self, *, size, in_channels, classes):
     """FLOP of a forward pass over one image [size, size, in_channels] to `classes` logits."""
@@ -74,41 +68,6 @@ class Fpn:
 
   # From its head's logits [B, h, w, K], height and width to [B, height, width, K].
   upsample = staticmethod(fpn.upsample_logits)
-
-
-class TemporalShift:
-  """The temporal-shift MobileNetV2 of the clinical tasks.
-
-  Args:
-    config: the `model` part of a task's config (width, dtype).
-  """
-
-  title = "MobileNetV2 with temporal shift"
-
-  def __init__(self, config):
-    self._config = config
-
-  def flop(self, *, size, n_segment, in_channels, outputs, hidden):
-    """FLOP of a forward pass over one clip [n_segment, size, size, in_channels]."""
-    return flops.video(
-      size=size,
-      n_segment=n_segment,
-      in_channels=in_channels,
-      outputs=outputs,
-      hidden=hidden,
-      width=self._config.width,
-    )
-
-  def build(self, *, in_channels, outputs, hidden=(), dtype=jnp.float32, rngs):
-    """An `nnx.Module` that maps clips [B, N, H, W, in_channels] to outputs [B, outputs]."""
-    return MobileNetV2(
-      in_channels=in_channels,
-      outputs=outputs,
-      hidden=hidden,
-      width=self._config.width,
-      dtype=dtype,
-      rngs=rngs,
-    )
 
 
 # By the name that `config.model.network` has; configs without one are of the first.

@@ -98,8 +98,7 @@ def step_memory(config, *, models, batch, classes, strategy, devices=1):
   if strategy == "sharded":
     rows, columns = parallel.mesh_shape(models, devices)
     models, at_once = -(-models // rows), 1 / columns
-  network = designs.segmentation(config.model)
-  elements, parameters = network.activations_per_pixel, network.n_parameters
+  elements, parameters = designs.segmentation(config.model).sizes
   width = config.model.width
   a_pixel = elements * width * WORKSPACE * (2 if config.model.dtype == "bfloat16" else 4)
   a_pixel += CLASS_ARRAYS * classes * 4

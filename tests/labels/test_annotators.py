@@ -1,4 +1,3 @@
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -152,17 +151,3 @@ def test_others_that_never_painted_there_leave_it_above_zero():
   table = annotators.fit_overlap(pairs)[0, 0]
   assert table[0] == 0
   assert (table[1:] == 1).all()
-
-
-def test_apply_looks_up_annotator_and_class():
-  random = np.random.default_rng(0)
-  maps = np.sort(random.integers(0, 256, (3, 2, 256)), axis=-1).astype(np.uint8)
-  confidence = random.integers(0, 256, (4, 5, 6, 2)).astype(np.uint8)
-  index = np.array([2, 0, -1, 1])
-  found = jax.jit(annotators.apply)(maps, confidence, index)
-  assert found.dtype == np.uint8
-  for i, k in np.ndindex(4, 2):
-    own = confidence[i, ..., k]
-    expected = own if index[i] < 0 else maps[index[i], k][own]
-    np.testing.assert_array_equal(found[i, ..., k], expected)
-  np.testing.assert_array_equal(annotators.apply(maps, confidence[1], 0), found[1])

@@ -6,7 +6,7 @@ import jax
 
 from lus_jax import results
 from lus_jax.evaluation import ratio, statistics
-from lus_jax.models import designs, torch_weights
+from lus_jax.models import torch_weights
 from lus_jax.words import plural
 
 
@@ -103,14 +103,13 @@ def write_results(setup, meta, tested, notes):
 def describe(setup, notes):
   """What is run, as lines of text, with `notes` of `notes_on`."""
   config, table, task, places = setup.config, setup.table, setup.task, setup.places
-  title = designs.TemporalShift.title
   millions = sum(x.size for x in jax.tree.leaves(setup.network.params)) / 1e6
   sources = list(dict.fromkeys(str(source) for source, _ in places))
   return "\n".join(
     [
       f"{config.name} on {setup.dataset.name}: {plural(len(table), 'video')} of "
       f"{plural(len(set(table.patient)), 'patient')}, {plural(len(setup.splits), 'fold')}",
-      f"{plural(len(places), 'model')} ({', '.join(sources)}; {title}, "
+      f"{plural(len(places), 'model')} ({', '.join(sources)}; MobileNetV2 with temporal shift, "
       f"{millions:.1f} M parameters each), {plural(config.train.epochs, 'epoch')}, "
       f"{plural(config.train.epochs * task.steps_per_epoch, 'step')}, clips of "
       f"{plural(config.clip.n_segment, 'frame')} of "

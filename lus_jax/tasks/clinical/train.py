@@ -8,7 +8,7 @@ import optax
 from jax import numpy as jnp
 
 from lus_jax.evaluation import ratio
-from lus_jax.models import designs, flops
+from lus_jax.models import flops
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import estimate, loop, writers
 from lus_jax.training import state as state_lib
@@ -196,12 +196,13 @@ def fit(setup, started, store):
         work=estimate.Work(
           images=task.clips_per_batch,
           flop=flops.TRAINING
-          * designs.TemporalShift(config.model).flop(
+          * flops.video(
             size=config.clip.image_size,
             n_segment=config.clip.n_segment,
             in_channels=in_channels(network),
             outputs=task.outputs,
             hidden=task.hidden,
+            width=config.model.width,
           ),
           validated=max(len(task.videos(f, "validation")) for f in range(len(setup.splits))),
           dtype=config.model.dtype,
