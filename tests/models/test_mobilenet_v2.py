@@ -32,7 +32,7 @@ def network():
 def evaluate(network):
   """Outputs in evaluation; running statistics are a batch's, else little of it would be left."""
   clip = random_clip(jax.random.key(1), batch=8)
-  recorded = network(network.params, network.batch_stats, clip, train=True)[1]
+  recorded = jax.jit(lambda: network(network.params, network.batch_stats, clip, train=True)[1])()
   batch_stats = jax.tree.map(
     lambda new, old: (new - 0.9 * old) / 0.1, recorded, network.batch_stats
   )
