@@ -144,7 +144,9 @@ def parse(argv):
   except (flags.Error, TypeError, ValueError, SyntaxError, ImportError) as error:
     lines = [line.strip(" :") for line in str(error).splitlines() if line.strip()]
     first = "" if "Traceback" in lines[0] or len(lines) == 1 else f"{lines[0].split(': ')[0]}: "
-    raise UserError(f"{first}{lines[-1]} (in the command line or config file)") from error
+    # Of a config that refuses its size: "flag --config=FILE:size: ValueError: what it says".
+    what = re.sub(r"^flag --config=\S+: (?:\w+Error: )?", "", f"{first}{lines[-1]}")
+    raise UserError(f"{what} (in the command line or config file)") from error
   if wants_help:
     print(_help(config))
     return None

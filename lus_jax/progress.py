@@ -1,6 +1,7 @@
 """The progress bar of everything that takes long: done, rate and time left, on stderr."""
 
 import sys
+import time
 
 from tqdm import tqdm
 
@@ -33,3 +34,9 @@ def bar(iterable=None, *, total, unit, what, initial=0, delay=0, hidden=False):
     mininterval=0.2 if sys.stderr.isatty() else 10,
     disable=hidden or not parallel.is_main(),
   )
+
+
+def restart(shown):
+  """Takes rate and time left of a `bar` from here on: what came before was mostly compilation."""
+  shown.initial = shown.n
+  shown.start_t = shown.last_print_t = time.time()

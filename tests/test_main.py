@@ -37,7 +37,7 @@ def run(*args, check=False, cwd=ROOT):
   [
     ([], "both --config and --workdir are needed"),
     (["--config=configs/nope.py"], "configs/nope.py"),
-    (["--config=configs/seg.py:huge"], "configs/seg.py:huge does not exist"),
+    (["--config=configs/seg.py:huge"], "error: configs/seg.py:huge does not exist"),
     (
       ["--config=configs/seg.py", "--config.train.epoch=3"],
       "--config.train.epoch: there is no such field; did you mean --config.train.epochs?",

@@ -208,6 +208,8 @@ def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, map
       if (i + 1) % BATCHES_PER_NOTE == 0:
         for f in growing:
           f.note(at + m)
+      if at == start:
+        progress.restart(bar)
       bar.update(m)
   for f in growing:
     f.close()

@@ -296,6 +296,7 @@ def facts(files, name):
     ],
     "beyond": beyond,
     "behind": behind,
+    "advice": text.more_epochs(content),
     "side": "below" if lower_wins else "above",
     "other_side": "above" if lower_wins else "below",
     "intervals": any(

@@ -381,13 +381,26 @@ def beside_blind(content):
 
 
 def _against_blind(content):
-  for names, side in zip(beside_blind(content) or (), ("better", "worse"), strict=False):
+  sides = beside_blind(content) or ((), ())
+  for names, side in zip(sides, ("better", "worse"), strict=True):
     if names:
       yield (
         f"The 95% interval of the difference in {primary(content)} from the "
         f"{paper.TASKS[content['task']].baseline}, which looks at no video, lies on the {side} "
         f"side of 0 for: {', '.join(names)}."
       )
+  if advice := more_epochs(content):
+    yield advice
+
+
+def more_epochs(content):
+  """What to say where networks are worse than what looks at no video, and none is better."""
+  better, worse = beside_blind(content) or ((), ())
+  if not worse or better:
+    return ""
+  return (
+    "Often epochs are too few (train.epochs), or clips too small (clip.image_size, clip.n_segment)."
+  )
 
 
 def _pooled_share(content):

@@ -123,7 +123,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
     place = f"epoch {meta['epoch']}" if not i else f"step {step}, in epoch {epoch},"
     signals.stop(f"{place} of {config.epochs} is saved; the same command goes on from there.")
 
-  asked = Asked()
+  asked, compiling = Asked(), True
   with bar, signals.deferred():
     for epoch in range(meta["epoch"] + 1, config.epochs + 1):
       pending, since = [], time.perf_counter()
@@ -132,8 +132,11 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
         inputs = prepare(next(batches), augment_key)
         state, loss = train_step(state, sweep.members, inputs, model_key)
         first_steps.tick(loss)
-        # Dispatched: so it is compiled.
-        bar.set_description(training, refresh=False)
+        if compiling:
+          # Dispatched: so it is compiled.
+          compiling = False
+          bar.set_description(training, refresh=False)
+          progress.restart(bar)
         pending.append(loss)
         step += 1
         due = step % config.log_every == 0 or i + 1 == steps_per_epoch

@@ -289,6 +289,7 @@ def test_polygons(polygons, capsys, monkeypatch):
     ({"8": {}}, "does not look like"),
     ({"8": ""}, "does not look like"),
     ({"version": "5.0", "shapes": [], "imagePath": "8.png"}, "looks like LabelMe"),
+    ({"version": "5.0", "shapes": []}, "looks like LabelMe"),
     ({"images": [], "annotations": [], "categories": []}, "looks like COCO"),
     ({"_via_img_metadata": {}}, "looks like VGG Image Annotator"),
   ],

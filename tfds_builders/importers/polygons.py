@@ -71,7 +71,8 @@ def _read_polygons(path, header):
   frames = tables.parse_json(path, text)
   if isinstance(frames, dict):
     for tool, keys in _OTHER_FORMATS.items():
-      if all(key in frames for key in keys):
+      # The first is its own; another may be missing in a version of it.
+      if keys[0] in frames:
         raise UserError(
           f"{path} looks like {tool} ({' and '.join(map(repr, keys))}); this importer reads "
           f"{EXPECTED}, with an entry a frame by its file's name; convert it."
