@@ -143,3 +143,37 @@ def test_public_functions_say_what_they_do_and_the_shapes_of_arrays():
     if name.startswith((*COMPUTING, "lus_jax.training")) and arguments & ARRAYS and not shape:
       shapeless.append(name)
   assert not silent and not shapeless, (silent, shapeless)
+
+
+def bound(tree):
+  """Names that a module has at its top, however they come there."""
+  found = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+      found.add(node.id)
+    elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+      found.add(node.name)
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+      found |= {(one.asname or one.name).split(".")[0] for one in node.names}
+  return found
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "tests", "configs"])
+def test_what_is_taken_of_a_module_is_there(folder):
+  # Imports within functions, as those of the harness of faults, fail only when they are run.
+  lost = []
+  for file in sorted((ROOT / folder).rglob("*.py")):
+    tree = ast.parse(file.read_text())
+    of = {}
+    for name, module in imported(tree, modules()):
+      of.setdefault(name, set()).add(module)
+    for node in ast.walk(tree):
+      if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        places = of.get(node.value.id, set())
+        # A name of a module, and not a module, has attributes that are not seen here.
+        if places and all(place.endswith(f".{node.value.id}") for place in places):
+          there = set().union(*(bound(modules()[place]) for place in places if place in modules()))
+          there |= {one.rpartition(".")[2] for one in modules() if one.rpartition(".")[0] in places}
+          if node.attr not in there and not node.attr.startswith("__"):
+            lost.append(f"{file.name}: {ast.unparse(node)}")
+  assert not lost

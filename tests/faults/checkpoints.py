@@ -74,9 +74,9 @@ def _resume(bench, item):
 def _weights(workdir):
   import jax
 
-  from lus_jax.tasks.segmentation import run as segmentation
+  from lus_jax.inference import trained as trained_lib
 
-  trained = segmentation.load(workdir)
+  trained = trained_lib.load(workdir)
   return digest([np.asarray(leaf) for leaf in jax.tree.leaves(trained.weights)])
 
 

@@ -265,9 +265,9 @@ def test_other_strategies_and_seeds_end_in_the_same_files(short, change):
   train, (_, expected) = short
   workdir, found = train(**change)
   # Those of the first seed, under their plain names, with their calibration.
-  models = trained.load(workdir, every=True)
-  assert [view.name for view in models.views] == [row["member"] for row in expected["raters"]]
-  assert all(set(own["calibration"]) == {"x", "y"} for own in models.sweep.members)
+  frozen = trained.load(workdir, every=True)
+  assert [view.name for view in frozen.views] == [row["member"] for row in expected["raters"]]
+  assert all(set(own["calibration"]) == {"x", "y"} for own in frozen.sweep.members)
   for name in test_run_raters.FILES:
     rows = found[name]
     if "sweep.seeds" in change:
