@@ -1,15 +1,12 @@
 """The whole study: what its parts share, and the command from an empty directory to a report."""
 
 import importlib
-import math
 import os
 import pathlib
 
 import pytest
 
-from lus_jax import main, results
 from lus_jax.errors import UserError
-from lus_jax.inference import trained
 from lus_jax.tasks import study
 from lus_jax.tasks.clinical import run as run_lib
 from lus_jax.tasks.segmentation import run
@@ -131,54 +128,3 @@ def test_a_data_folder_is_no_workdir(tmp_path):
   (tmp_path / "manifest.csv").write_text("video,patient\n")
   refused(small(tmp_path / "data"), tmp_path, "is a data folder")
   assert [p.name for p in tmp_path.iterdir()] == ["manifest.csv"]
-
-
-# --- slow: the real networks -------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def finished(prepared_phantom, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("runs") / "study"
-  main.run(small(prepared_phantom), workdir)
-  return workdir
-
-
-def stamps(workdir, *names):
-  files = [
-    file
-    for name in names
-    for file in ([workdir / name] if (workdir / name).is_file() else (workdir / name).rglob("*"))
-  ]
-  assert files
-  return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in files}
-
-
-@pytest.mark.slow
-def test_one_command_gives_all_tables_and_the_report(finished, prepared_phantom, capsys, contents):
-  before = contents(finished)
-  kept = stamps(finished, "checkpoints", "channels", *TASKS)
-  main.run(small(prepared_phantom), finished)
-  printed = capsys.readouterr().out
-  for i, name in enumerate(("segmentation", *TASKS)):
-    assert f"== {i + 1} of 4: {name}" in printed
-    assert f"Table {i + 1}." in printed or f"Table {i + 1} " in printed
-  assert f"Report: {finished}/report/index.html" in printed
-  assert (
-    contents(finished) == before
-    and stamps(finished, *(["checkpoints", "channels", *TASKS])) == kept
-  )
-  assert set(before) == {
-    *(f"{name}.json" for name in trained.RESULTS),
-    "examples.npz",
-    *(f"{name}{end}.json" for name in TASKS for end in ("", "_history")),
-  }
-  page = (finished / "report" / "index.html").read_text()
-  for name in TASKS:
-    content = results.read(finished, name)
-    assert [row["threshold"] for row in content["summary"]] == [0.6, 0.0, "none", "true"]
-    assert len(content["rows"]) == 8
-    for row in content["rows"]:
-      assert all(x is None or math.isfinite(x) for x in row.values() if not isinstance(x, str))
-    assert f"{content['summary'][0]['metrics'][content['primary']]['mean']:.3f}" in page
-  assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("*.part*"))
-  assert len(list((finished / "channels").rglob("*.npy"))) == 4

@@ -145,6 +145,46 @@ def test_other_settings_run_to_their_end(unbroken, prepared, tmp_path, change, s
     assert [row["ce"] for row in scores[0]] == pytest.approx([x["ce"] for x in scores[1]], rel=0.01)
 
 
+def stamps(workdir, *names):
+  files = [
+    file
+    for name in names
+    for file in ([workdir / name] if (workdir / name).is_file() else (workdir / name).rglob("*"))
+  ]
+  assert files
+  return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in files}
+
+
+def test_one_command_gives_all_tables_and_the_report(finished, prepared_phantom, capsys, contents):
+  before = contents(finished)
+  kept = stamps(finished, "checkpoints", "channels", *test_study.TASKS)
+  main.run(test_study.small(prepared_phantom), finished)
+  printed = capsys.readouterr().out
+  for i, name in enumerate(("segmentation", *test_study.TASKS)):
+    assert f"== {i + 1} of 4: {name}" in printed
+    assert f"Table {i + 1}." in printed or f"Table {i + 1} " in printed
+  assert f"Report: {finished}/report/index.html" in printed
+  assert (
+    contents(finished) == before
+    and stamps(finished, *(["checkpoints", "channels", *test_study.TASKS])) == kept
+  )
+  assert set(before) == {
+    *(f"{name}.json" for name in trained.RESULTS),
+    "examples.npz",
+    *(f"{name}{end}.json" for name in test_study.TASKS for end in ("", "_history")),
+  }
+  page = (finished / "report" / "index.html").read_text()
+  for name in test_study.TASKS:
+    content = results.read(finished, name)
+    assert [row["threshold"] for row in content["summary"]] == [0.6, 0.0, "none", "true"]
+    assert len(content["rows"]) == 8
+    for row in content["rows"]:
+      assert all(x is None or math.isfinite(x) for x in row.values() if not isinstance(x, str))
+    assert f"{content['summary'][0]['metrics'][content['primary']]['mean']:.3f}" in page
+  assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("*.part*"))
+  assert len(list((finished / "channels").rglob("*.npy"))) == 4
+
+
 def test_a_killed_study_goes_on_in_the_second_task(finished, prepared_phantom, tmp_path, contents):
   """From where segmentation and sf_change are done: kill -9 in sf_ratio, then the same command."""
   workdir = shutil.copytree(finished, tmp_path / "run")
@@ -154,14 +194,14 @@ def test_a_killed_study_goes_on_in_the_second_task(finished, prepared_phantom, t
       file.unlink()
   done = ("checkpoints", "channels", "sf_change")
   done += tuple(f"results/{file.name}" for file in (workdir / "results").iterdir())
-  before = test_study.stamps(workdir, *done)
+  before = stamps(workdir, *done)
   process = start("study", prepared_phantom, workdir)
   kill_when(process, workdir / "sf_ratio" / "checkpoints" / "1")
   assert not (workdir / "results" / "sf_ratio.json").exists()
   process = start("study", prepared_phantom, workdir)
   _, said = process.communicate(timeout=300)
   assert process.returncode == 0 and "training 8 models" in said, said
-  assert test_study.stamps(workdir, *done) == before
+  assert stamps(workdir, *done) == before
   assert contents(workdir) == contents(finished)
 
 
