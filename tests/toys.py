@@ -20,9 +20,8 @@ from lus_jax.data import datasets, summary
 from lus_jax.inference import trained
 from lus_jax.models import fpn, layers
 from lus_jax.models.mobilenet_v2 import ConvNorm
-from lus_jax.training import checkpoints, claim
+from lus_jax.training import checkpoints, claim, state
 from lus_jax.training import objective as objective_lib
-from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep
 
 # Six patients, three of them readmitted; all with a view that was recorded on both days.
@@ -119,7 +118,7 @@ def toy_trained():
   def make(seeds, strategy="loop", loss="weighted_cross_entropy"):
     states = []
     for seed in seeds:
-      network = state_lib.Network(ToySegmentation(1, 2, rngs=nnx.Rngs(seed)))
+      network = state.Network(ToySegmentation(1, 2, rngs=nnx.Rngs(seed)))
       mean = np.random.default_rng(seed).uniform(-0.2, 0.2, 2).astype(np.float32)
       stats = jax.tree.map(lambda x, m=mean: x * 0.1 + m**2, network.batch_stats)
       states.append({"params": network.params, "batch_stats": stats})
@@ -158,7 +157,7 @@ def pretend(config, workdir, patients=None):
   settings = json.loads(config.to_json())
   first = zlib.crc32(repr(patients).encode()) >> 8
   networks = [
-    state_lib.Network(
+    state.Network(
       models.build_model(config.model, in_channels=1, classes=len(dataset.classes), seed=seed)
     )
     for seed in range(first, first + len(config.sweep.thresholds))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lus_jax.evaluation import ratio as ratio_lib
+from lus_jax.evaluation import ratio
 
 INCREASE = 2
 
@@ -31,12 +31,12 @@ def sf_change(*, logits, labels, same_day, patients, majority3, majority2):
   increase = labels == INCREASE
   right2 = (logits[:, 2] > np.logaddexp(logits[:, 0], logits[:, 1])) == increase
   return {
-    "accuracy3": ratio_lib.ratio(patients, right3, 1),
-    "accuracy2": ratio_lib.ratio(patients, right2, 1),
-    "accuracy3_no_same_day": ratio_lib.ratio(patients, right3 & other_day, other_day),
-    "accuracy2_no_same_day": ratio_lib.ratio(patients, right2 & other_day, other_day),
-    "majority3": ratio_lib.ratio(patients, labels == majority3, 1),
-    "majority2": ratio_lib.ratio(patients, increase == majority2, 1),
+    "accuracy3": ratio.ratio(patients, right3, 1),
+    "accuracy2": ratio.ratio(patients, right2, 1),
+    "accuracy3_no_same_day": ratio.ratio(patients, right3 & other_day, other_day),
+    "accuracy2_no_same_day": ratio.ratio(patients, right2 & other_day, other_day),
+    "majority3": ratio.ratio(patients, labels == majority3, 1),
+    "majority2": ratio.ratio(patients, increase == majority2, 1),
   }
 
 
@@ -83,7 +83,7 @@ def sf_ratio(*, predictions, targets, patients, days, constant):
   names, _, predicted, measured = _by_day(patients, days, predictions, targets)
 
   def rmse(patients, error):
-    return ratio_lib.ratio(patients, error**2, 1, root=True)
+    return ratio.ratio(patients, error**2, 1, root=True)
 
   error = np.asarray(predictions, np.float64) - np.asarray(targets, np.float64)
   return {
@@ -168,13 +168,13 @@ def readmission(*, logits, present, labels, patients, majority):
   hit = (predicted == 1) & (labels == 1)
   refused = (predicted == 0) & (labels == 0)
   return {
-    "accuracy": ratio_lib.ratio(patients, predicted == labels, 1),
-    "recall": ratio_lib.ratio(patients, hit, labels == 1),
-    "precision": ratio_lib.ratio(patients, hit, predicted == 1),
-    "auroc": ratio_lib.auroc(scores=score, labels=labels, patients=patients),
-    "sensitivity": ratio_lib.ratio(patients, hit, labels == 1),
-    "specificity": ratio_lib.ratio(patients, refused, labels == 0),
-    "majority": ratio_lib.ratio(patients, labels == majority, 1),
+    "accuracy": ratio.ratio(patients, predicted == labels, 1),
+    "recall": ratio.ratio(patients, hit, labels == 1),
+    "precision": ratio.ratio(patients, hit, predicted == 1),
+    "auroc": ratio.auroc(scores=score, labels=labels, patients=patients),
+    "sensitivity": ratio.ratio(patients, hit, labels == 1),
+    "specificity": ratio.ratio(patients, refused, labels == 0),
+    "majority": ratio.ratio(patients, labels == majority, 1),
   }
 
 

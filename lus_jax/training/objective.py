@@ -10,7 +10,7 @@ from jax import numpy as jnp
 from lus_jax import labels, losses
 from lus_jax.labels import fusion, smoothing
 from lus_jax.models import designs, ordinal
-from lus_jax.training import members as members_lib
+from lus_jax.training import members
 
 
 class Objective:
@@ -30,7 +30,7 @@ class Objective:
   """
 
   def __init__(self, config):
-    self.members, self._config, self._raters = members_lib.read(config), config.loss, ()
+    self.members, self._config, self._raters = members.read(config), config.loss, ()
     self.n_thresholds, self.seeds = len(config.sweep.thresholds), config.sweep.seeds
     self._upsample = designs.segmentation(config.model).upsample
     has_ordinal = any(member.target == "ordinal" for member in self.members)
@@ -48,7 +48,7 @@ class Objective:
     Raises:
       UserError: a member needs raters who are not among them.
     """
-    members_lib.check_raters(self.members, raters)
+    members.check_raters(self.members, raters)
     found = copy.copy(self)
     found._raters = tuple(raters)
     return found
@@ -63,10 +63,10 @@ class Objective:
     """How many times K values the network's head has."""
     return max(1, len(self.levels))
 
-  def scalars(self, member, *, seed=0, level=members_lib.WHOLE):
+  def scalars(self, member, *, seed=0, level=members.WHOLE):
     """What the compiled programs know of a member: a dict of NumPy scalars."""
-    threshold = members_lib.MIDDLE if member.threshold is None else member.threshold
-    if level != members_lib.WHOLE:
+    threshold = members.MIDDLE if member.threshold is None else member.threshold
+    if level != members.WHOLE:
       threshold = self.levels[level]
     found = {"threshold": np.float32(threshold), "seed": np.int32(seed)}
     if len(self._kinds) > 1 or self.levels or self._kinds[0][0] != "threshold":
@@ -139,7 +139,7 @@ class Objective:
     mean = ordinal.expected_confidence(nested, self.levels)
     mean = jnp.clip(mean, 1e-6, 1 - 1e-6)
     level = jnp.take(nested, jnp.maximum(member["level"], 0), axis=-2)
-    return jnp.where(member["level"] == members_lib.WHOLE, jnp.log(mean) - jnp.log1p(-mean), level)
+    return jnp.where(member["level"] == members.WHOLE, jnp.log(mean) - jnp.log1p(-mean), level)
 
   def _loss(self, kind, member, raw, inputs, key):
     target, loss, weights = kind
@@ -206,12 +206,12 @@ class Objective:
     for place in range(self.n_models):
       seed, number = divmod(place, len(self.members))
       member, suffix = self.members[number], self._suffix(seed)
-      levels = [(members_lib.WHOLE, "", None if member.is_soft else member.threshold)]
+      levels = [(members.WHOLE, "", None if member.is_soft else member.threshold)]
       if member.target == "ordinal":
         levels += [(i, f"_{t:g}", t) for i, t in enumerate(self.levels)]
       for level, which, threshold in levels:
         name = f"{member.name}{which}{suffix}"
-        found.append(members_lib.View(name, place, level, threshold))
+        found.append(members.View(name, place, level, threshold))
         scalars.append(self.scalars(member, seed=seed, level=level))
     return found, scalars
 
@@ -229,4 +229,4 @@ class Objective:
   def is_plain(self, view):
     """Whether it is one of `config.sweep.thresholds`, the first members of each seed."""
     place = view.member % len(self.members)
-    return place < self.n_thresholds and view.level == members_lib.WHOLE
+    return place < self.n_thresholds and view.level == members.WHOLE

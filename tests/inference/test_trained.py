@@ -8,7 +8,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from lus_jax.inference import trained as trained_lib
+from lus_jax.inference import trained
 from lus_jax.tasks.segmentation import train
 from lus_jax.training.objective import Objective
 from lus_jax.training.sweep import Sweep
@@ -38,7 +38,7 @@ def models(toy_networks):
     for i, one in enumerate(state)
   ]
   dataset = {"name": "made_up", "classes": list(CLASSES)}
-  return trained_lib.freeze(
+  return trained.freeze(
     network, sweep, state, objective, config=config, dataset=dataset, patients={}
   )
 

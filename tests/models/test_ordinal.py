@@ -14,9 +14,8 @@ from lus_jax import losses
 from lus_jax.inference import calibration
 from lus_jax.labels import label, pixel_weight
 from lus_jax.models import designs, fpn, ordinal
-from lus_jax.training import members
+from lus_jax.training import members, state
 from lus_jax.training import objective as objective_lib
-from lus_jax.training import state as state_lib
 
 E, K = 4, 2
 LEVELS = (0.2, 0.5, 0.6, 1.0)
@@ -126,7 +125,7 @@ CONFIG = ConfigDict(
 @functools.cache
 def network():
   model = fpn.FPN("resnet18", classes=E * K, width=0.125, rngs=nnx.Rngs(0))
-  return state_lib.Network(model)
+  return state.Network(model)
 
 
 def member_of(objective, level=members.WHOLE):

@@ -8,8 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from lus_jax import report
-from lus_jax import results as results_lib
+from lus_jax import report, results
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAPER = ("sharp_pleura", "fuzzy_pleura", "fascia_band", "a_line", "sub_a_line", "vertical_line")
@@ -127,7 +126,7 @@ def write_more(
     }
 
   def write(name, **content):
-    results_lib.write(workdir, name, config=config, dataset=dataset, **content)
+    results.write(workdir, name, config=config, dataset=dataset, **content)
 
   rows = []
   for name, target, threshold, seed in views:
@@ -302,7 +301,7 @@ def write_results(
     },
   }
   for name, content in contents.items():
-    results_lib.write(workdir, name, config=config, dataset=dataset, **content)
+    results.write(workdir, name, config=config, dataset=dataset, **content)
   shape = (3, SIZE, SIZE)
   confidence = rng.choice([0, 0, 0, 51, 153, 255], (*shape, len(classes))).astype(np.uint8)
   arrays = {
@@ -319,7 +318,7 @@ def write_results(
   if more is not None:
     options = {"config": config, "dataset": dataset, "patients": patients, **more}
     arrays |= write_more(workdir, **options)
-  results_lib.write_examples(workdir, **arrays, **({"truth": confidence} if simulated else {}))
+  results.write_examples(workdir, **arrays, **({"truth": confidence} if simulated else {}))
   return workdir
 
 
@@ -486,14 +485,14 @@ def write_task(
       for source, fold in members
       for patient in test
     ]
-  results_lib.write(workdir, name, config=config, dataset=dataset, **content)
+  results.write(workdir, name, config=config, dataset=dataset, **content)
   past = [
     {"epoch": epoch, "member": f"{source}_fold_{fold}", "threshold": source, "fold": fold}
     | {"train_loss": draw() / epoch, "loss": draw(), "score": draw() if epoch > 1 else None}
     for epoch in range(1, epochs + 1)
     for source, fold in members
   ]
-  results_lib.write(workdir, f"{name}_history", config=config, dataset=dataset, rows=past)
+  results.write(workdir, f"{name}_history", config=config, dataset=dataset, rows=past)
   return workdir
 
 
@@ -619,7 +618,7 @@ def write_targets(
     for n, metric in enumerate(("average_precision", "dice"), 3)
   }
   dataset = {"name": "lus_phantom", "version": "simulated anew for every unit", "splits": {}}
-  results_lib.write(
+  results.write(
     workdir,
     "which_target",
     config=config,

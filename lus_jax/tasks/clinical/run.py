@@ -13,17 +13,14 @@ import numpy as np
 from lus_jax import fields, lock, models, parallel, results
 from lus_jax.data import clips, datasets, folds, pipeline
 from lus_jax.errors import UserError
-from lus_jax.inference import channels as channels_lib
+from lus_jax.inference import channels
 from lus_jax.inference import trained as trained_lib
 from lus_jax.models import torch_weights
 from lus_jax.report import text
 from lus_jax.tasks.clinical import finish, initial, questions, train
 from lus_jax.tasks.clinical.setup import Setup
 from lus_jax.tasks.segmentation import run as segmentation
-from lus_jax.training import checkpoints as checkpoints_lib
-from lus_jax.training import claim as claim_lib
-from lus_jax.training import hardware
-from lus_jax.training import state as state_lib
+from lus_jax.training import checkpoints, claim, hardware, state
 from lus_jax.training.sweep import Sweep, choose_strategy
 from lus_jax.words import plural
 
@@ -192,16 +189,16 @@ def train_and_evaluate(config, workdir):
   directory = pathlib.Path(workdir) / config.name
   device = hardware.find_device()
   config, why = hardware.resolve(hardware.as_begun(config, directory), device, models=1)
-  claim_lib.check_claim(directory, claim_lib.settings(config), more_epochs=True)
+  claim.check_claim(directory, claim.settings(config), more_epochs=True)
   with lock.hold(directory):
     _train_and_evaluate(config, workdir, device, why)
 
 
 def _train_and_evaluate(config, workdir, device, why):
-  directory, settings = pathlib.Path(workdir) / config.name, claim_lib.settings(config)
+  directory, settings = pathlib.Path(workdir) / config.name, claim.settings(config)
   # Before any process can have written it.
-  begun = claim_lib.read_claim(directory) is not None
-  before = claim_lib.fewer_epochs(directory, config.train)
+  begun = claim.read_claim(directory) is not None
+  before = claim.fewer_epochs(directory, config.train)
   whole = trained_lib.load(os.path.expanduser(config.channels.workdir) or workdir)
   chosen = trained_lib.choose_thresholds(config, whole)
   trained = whole.only(chosen)
@@ -235,7 +232,7 @@ def _train_and_evaluate(config, workdir, device, why):
   parallel.check_batch(
     sweep.mesh, config.train.batch_size, rows=task.clips_per_batch // config.train.batch_size
   )
-  network = state_lib.Network(
+  network = state.Network(
     models.build_video_model(
       config.model,
       in_channels=1 + len(trained.classes),
@@ -269,14 +266,14 @@ def _train_and_evaluate(config, workdir, device, why):
     )
   files = (config.name, f"{config.name}_history")
   # What is refused keeps its results.
-  claim_lib.check_claim(directory, settings, summary, more_epochs=True)
+  claim.check_claim(directory, settings, summary, more_epochs=True)
   if before is not None:
-    epochs, _ = checkpoints_lib.progress(directory)
+    epochs, _ = checkpoints.progress(directory)
     print(f"{directory}: going on after {plural(epochs, 'epoch')} to {config.train.epochs}.")
   if before is not None or not begun:
     # It goes on, or its directory was removed to start anew: what it found is not its result.
     results.remove(workdir, *(f"{name}.json" for name in files))
-  claim_lib.claim(directory, settings, summary, more_epochs=True)
+  claim.claim(directory, settings, summary, more_epochs=True)
   parallel.sync("claim")
 
   if not results.exists(workdir, *files):
@@ -306,7 +303,7 @@ def make_store(setup, trained_by_fold, keep):
     keep: fingerprints of models whose channels other runs in this directory may still need.
   """
   config, table = setup.config, setup.table
-  image, maps, truth = channels_lib.make(
+  image, maps, truth = channels.make(
     setup.dataset,
     table,
     trained_by_fold,

@@ -9,15 +9,13 @@ import numpy as np
 from absl import logging
 
 from lus_jax import fields, lock, losses, models, parallel, results
-from lus_jax.data import augment as augment_lib
-from lus_jax.data import datasets, labelling, pipeline, summary
+from lus_jax.data import augment, datasets, labelling, pipeline, summary
 from lus_jax.errors import UserError
-from lus_jax.inference import calibration
-from lus_jax.inference import trained as trained_lib
+from lus_jax.inference import calibration, trained
 from lus_jax.models import flops, torch_weights
 from lus_jax.report import text
 from lus_jax.tasks.segmentation import advice as advice_lib
-from lus_jax.tasks.segmentation import finish as finish_lib
+from lus_jax.tasks.segmentation import finish
 from lus_jax.tasks.segmentation import train as train_lib
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import claim as claim_lib
@@ -64,7 +62,7 @@ def check(config):
   models.check(config.model)
   if config.model.init_from:
     models.check_init_from(config.model, video=False)
-  augment_lib.check(config.augment)
+  augment.check(config.augment)
   pipeline.choose_cache_for(config.data.cache, 0)
   strategy = choose_strategy(config.sweep.strategy)
   calibration.check_method(config.calibration)
@@ -99,7 +97,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients):
   before = claim_lib.fewer_epochs(workdir, config.train)
   if before is not None:
     check_no_tasks(workdir)
-  finished = before is None and results.exists(workdir, *trained_lib.RESULTS)
+  finished = before is None and results.exists(workdir, *trained.RESULTS)
   common = {"models": objective.n_models, "strategy": strategy}
   if not finished and (warning := hardware.too_large(config, device, **common)):
     logging.warning(warning)
@@ -150,7 +148,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients):
     # What is refused keeps its results.
     claim_lib.check_claim(workdir, settings, dataset.summary() | own, more_epochs=True)
     # A kill between the two lines leaves the run as it was, without its results.
-    written = (*trained_lib.RESULTS, "members", "raters", "calibration")
+    written = (*trained.RESULTS, "members", "raters", "calibration")
     results.remove(workdir, *(f"{name}.json" for name in written), "examples.npz")
     epochs, more = checkpoints_lib.progress(workdir)
     rate = schedule(epochs * steps_per_epoch + more)
@@ -219,8 +217,8 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients):
         mesh=sweep.mesh,
       )
       counted = summary.summarize(dataset)
-      finish_lib.finish(
-        trained_lib.freeze(
+      finish.finish(
+        trained.freeze(
           network,
           sweep,
           state,

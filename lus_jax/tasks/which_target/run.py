@@ -20,12 +20,11 @@ import jax
 from lus_jax import fields, lock, progress, results
 from lus_jax.data import labelling, pipeline
 from lus_jax.errors import UserError
-from lus_jax.evaluation import truth as truth_lib
+from lus_jax.evaluation import truth
 from lus_jax.files import seal, write_text
 from lus_jax.report import which_target as report
 from lus_jax.tasks.segmentation import run as segmentation
-from lus_jax.tasks.which_target import cohort as cohort_lib
-from lus_jax.tasks.which_target import compare as compare_lib
+from lus_jax.tasks.which_target import cohort, compare
 from lus_jax.training import claim
 from lus_jax.training.objective import Objective
 from lus_jax.words import plural
@@ -113,13 +112,13 @@ class Worker:
 
   def run(self, setting, standardise, seed):
     """Simulates, trains and scores one unit and writes its file."""
-    null = setting == compare_lib.NULL
+    null = setting == compare.NULL
     config = _null_config(self._config) if null else self._config
     if null not in self._trainers:
-      self._trainers[null] = cohort_lib.Trainer(config, same=NULL_MEMBERS if null else None)
+      self._trainers[null] = cohort.Trainer(config, same=NULL_MEMBERS if null else None)
     trainer = self._trainers[null]
     # Cohorts of different settings share nothing; those of null repeats are the default ones.
-    frames = cohort_lib.cohort(
+    frames = cohort.cohort(
       config,
       "default" if null else setting,
       seed_of(self._config, setting, seed),
@@ -129,12 +128,12 @@ class Worker:
     inputs = {
       split: {name: arrays[name] for name in pipeline.FIELDS} for split, arrays in frames.items()
     }
-    rows = truth_lib.score(trainer.run(inputs, seed=seed), frames, trainer.views)
+    rows = truth.score(trainer.run(inputs, seed=seed), frames, trainer.views)
     if "raters" in frames["validation"]:
       # Of patients the maps were not fitted to.
-      spread = truth_lib.annotator_sd(frames["validation"]["raters"])
+      spread = truth.annotator_sd(frames["validation"]["raters"])
       rows = [row | {"annotator_sd": spread} for row in rows]
-    file = compare_lib.unit_file(self._directory, setting, standardise, seed)
+    file = compare.unit_file(self._directory, setting, standardise, seed)
     write_text(file, json.dumps(seal({"rows": rows})) + "\n")
 
 
@@ -238,12 +237,10 @@ def train_and_evaluate(config, workdir):
 def _run(config, settings, dataset, workdir):
   claim.claim(workdir, settings, dataset)
   directory = pathlib.Path(workdir) / UNITS
-  jobs = compare_lib.units_of(config)
+  jobs = compare.units_of(config)
   if config.study.null_repeats:
-    jobs += [(compare_lib.NULL, "none", seed) for seed in range(config.study.null_cohorts)]
-  left = [
-    job for job in jobs if compare_lib.read_unit(compare_lib.unit_file(directory, *job)) is None
-  ]
+    jobs += [(compare.NULL, "none", seed) for seed in range(config.study.null_cohorts)]
+  left = [job for job in jobs if compare.read_unit(compare.unit_file(directory, *job)) is None]
   objective = Objective(config)
   with progress.bar(
     total=len(jobs),
@@ -253,7 +250,7 @@ def _run(config, settings, dataset, workdir):
     hidden=not left,
   ) as bar:
     _run_all(config, directory, left, bar.update)
-  content = compare_lib.summarize(config, objective, directory)
+  content = compare.summarize(config, objective, directory)
   results.write(workdir, report.NAME, config=settings, dataset=dataset, **content)
   print(report.text(results.read(workdir, report.NAME)))
 
@@ -261,7 +258,7 @@ def _run(config, settings, dataset, workdir):
 def seed_of(config, setting, seed):
   """The phantom's seed of a unit: no two of them simulate the same patients."""
   # The same patients however the experts are standardised.
-  names = (*config.study.settings, compare_lib.NULL)
+  names = (*config.study.settings, compare.NULL)
   return config.seed + 1000 * (1 + names.index(setting)) + seed
 
 
