@@ -85,7 +85,7 @@ def check_positive(config, *names):
   """Refuses numbers that are not finite and above 0 (`UserError`)."""
   for name in names:
     found = value(config, name)
-    if not (found > 0 and math.isfinite(found)):
+    if found is None or not (found > 0 and math.isfinite(found)):
       raise UserError(f"config.{name}: {found} must be a positive number.")
 
 

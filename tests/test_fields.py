@@ -3,6 +3,7 @@
 import pathlib
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import paper, seg, which_target
 from lus_jax import fields
@@ -72,3 +73,15 @@ def test_every_field_is_told_with_its_value_and_its_own_comment():
   assert scale.endswith("# the target is divided by it")
   text = fields.describe(which_target.get_config(), fields.CONFIGS / "which_target.py")
   assert "  --config.study.workers=0  # processes that train side by side; 0: one a core" in text
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, float("inf"), float("nan")])
+def test_what_is_no_number_of_its_range_is_refused_by_name(value):
+  config = ConfigDict({"a": {"b": value}})
+  with pytest.raises(UserError, match=r"config.a.b: .* must be a positive number"):
+    fields.check_positive(config, "a.b")
+  if value is None or value < 1:
+    with pytest.raises(UserError, match=r"config.a.b: .* must be at least 1"):
+      fields.check_least(config, {"a.b": 1})
+  # A config of an older version lacks it.
+  fields.check_least(config, {"a.c": 1})

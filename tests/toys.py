@@ -206,6 +206,19 @@ def pretended():
   return pretend
 
 
+def change(config, changes):
+  """The config with other values, by dotted name, of fields that it has."""
+  for name, value in changes.items():
+    *path, field = name.split(".")
+    part = config
+    for key in path:
+      part = part[key]
+    assert field in part, name
+    with part.ignore_type():
+      part[field] = value
+  return config
+
+
 @pytest.fixture(scope="session")
 def task_config():
   """`make(task, **changes)`: the tiny config of a clinical task, in two folds."""
@@ -215,15 +228,7 @@ def task_config():
       task
     ].get_config("tiny")
     config.folds.n = 2
-    for name, value in changes.items():
-      *path, field = name.split(".")
-      part = config
-      for key in path:
-        part = part[key]
-      assert field in part, name
-      with part.ignore_type():
-        part[field] = value
-    return config
+    return change(config, changes)
 
   return make
 

@@ -39,11 +39,7 @@ def predict(trained, clip, *, frames, probability=None):
     filled = np.arange(n) % len(numbers)
     members = sweep.to_host(probability(weights, sweep.members, fitted[filled], where[filled]))
     for i, (number, image) in enumerate(zip(numbers, images, strict=True)):
-      yield (
-        number,
-        image,
-        [restore(member[i], box, *image.shape) for member in members],
-      )
+      yield number, image, [restore(member[i], box, *image.shape) for member in members]
 
 
 def _batches(clip, frames, n):

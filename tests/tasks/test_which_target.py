@@ -26,16 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def config(**changes):
-  found = configs.get_config("tiny")
-  for name, value in changes.items():
-    *path, field = name.split(".")
-    part = found
-    for key in path:
-      part = part[key]
-    assert field in part, name
-    with part.ignore_type():
-      part[field] = value
-  return found
+  return toys.change(configs.get_config("tiny"), changes)
 
 
 def noise(seed, n=SEEDS):
