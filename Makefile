@@ -17,7 +17,7 @@ demo: $(VENV)/.run
 	  --config.data.prepared_dir=$(WORKDIR)/data
 
 test: $(VENV)/.test lint
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --durations=10 $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
 
 # Breaks things on purpose, for about a quarter of an hour: tests/faults/README.md.
 faults: $(VENV)/.test

@@ -5,15 +5,18 @@ import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+# In one piece a program takes less work to compile; the other core has tests of its own.
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+  os.environ.get("XLA_FLAGS", "") + " --xla_cpu_parallel_codegen_split_count=1"
 )
 
-# Test workers and the programs they start share what is compiled.
+# Test workers and the programs they start share what is compiled, small programs too.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
   str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
 )
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
@@ -24,9 +27,27 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 pytest_plugins = ("tests.toys",)
 
 
+# With `--no-loadscope-reorder`; else files of many tests go first, and those of few long ones last.
+LONGEST = (
+  "tasks/test_toy_runs.py",
+  "tasks/test_run_segmentation.py",
+  "tasks/test_which_target.py",
+  "tasks/test_run_clinical.py",
+  "models/test_fpn.py",
+  "models/test_mobilenet_v2.py",
+  "test_processes.py",
+  "tasks/test_run_raters.py",
+  "models/test_ordinal.py",
+  "training/test_loop.py",
+  "test_core_alone.py",
+)
+
+
 def pytest_collection_modifyitems(items):
   """The longest files first, so that no process is left with them while the others are idle."""
-  items.sort(key=lambda item: "tasks" not in item.path.parts)
+  files = [pathlib.Path(__file__).parent / name for name in LONGEST]
+  assert all(file.is_file() for file in files)
+  items.sort(key=lambda item: files.index(item.path) if item.path in files else len(files))
 
 
 REAL_DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"

@@ -56,12 +56,11 @@ print("main:", parallel.from_main([10 + parallel.is_main()]))
 
 
 def start(*args):
-  # One device each.
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   return subprocess.Popen(
     [sys.executable, "-c", SCRIPT, *map(str, args)],
     cwd=ROOT,
-    env=environment | {"JAX_PLATFORMS": "cpu"},
+    # One device each.
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

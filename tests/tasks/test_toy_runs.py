@@ -28,9 +28,6 @@ SCRIPT = """
 import sys
 
 sys.path.insert(0, "tests/tasks")
-import jax
-
-jax.config.update("jax_num_cpu_devices", 2)
 import test_run_segmentation, test_study
 from lus_jax import main, models
 from lus_jax.tasks.segmentation import run
@@ -51,7 +48,7 @@ def start(what, prepared, workdir):
   return subprocess.Popen(
     [sys.executable, "-c", SCRIPT, what, os.fspath(prepared), os.fspath(workdir)],
     cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
