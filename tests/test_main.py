@@ -18,18 +18,57 @@ from lus_jax.errors import UserError
 from lus_jax.training import claim
 
 ROOT = pathlib.Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.fspath(ROOT)}
 
 
-def run(*args, check=False, cwd=ROOT):
+def run(*args, cwd=ROOT):
+  """The command in a process of its own."""
   return subprocess.run(
     [sys.executable, "-m", "lus_jax.main", *map(str, args)],
     cwd=cwd,
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.fspath(ROOT)},
+    env=ENVIRONMENT,
     capture_output=True,
     text=True,
-    check=check,
     timeout=300,
   )
+
+
+# Runs the command, line by line, each in a copy of itself: what takes seconds to import is there.
+SERVER = """
+import json, os, runpy, sys
+
+import lus_jax.tasks.study, lus_jax.tasks.which_target.run, tfds_builders.tables
+
+for line in sys.stdin:
+  argv, out, err = json.loads(line)
+  if (pid := os.fork()) == 0:
+    for number, file in enumerate((os.devnull, out, err)):
+      os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
+    sys.argv = argv
+    runpy.run_module("lus_jax.main", run_name="__main__", alter_sys=True)
+  print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+  """`run` of a copy of one process that has imported everything."""
+  assert "lus_jax.main" not in SERVER.partition("for line")[0]  # it is read anew by every copy
+  files = [os.fspath(tmp_path_factory.mktemp("streams") / name) for name in ("out", "err")]
+  options = {"cwd": ROOT, "env": ENVIRONMENT, "text": True}
+  pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+  with subprocess.Popen([sys.executable, "-c", SERVER], **pipes, **options) as server:
+
+    def run(*args):
+      for file in files:
+        pathlib.Path(file).write_text("")
+      print(json.dumps([["main", *map(str, args)], *files]), file=server.stdin, flush=True)
+      code = int(server.stdout.readline())
+      texts = (pathlib.Path(file).read_text() for file in files)
+      return subprocess.CompletedProcess(args, code, *texts)
+
+    yield run
+    server.stdin.close()
 
 
 @pytest.mark.parametrize(
@@ -76,17 +115,31 @@ def run(*args, check=False, cwd=ROOT):
     ),
   ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, args, message):
+def test_a_mistake_is_one_line_and_leaves_nothing(copied, tmp_path, args, message):
   workdir = tmp_path / "run"
   if args:
     prepared = tmp_path / "data"
     args = [*args, f"--workdir={workdir}", f"--config.data.prepared_dir={prepared}"]
-  result = run(*args)
+  result = copied(*args)
   assert result.returncode == 2, result.stderr
   lines = result.stderr.strip().splitlines()
   assert len(lines) == 1, result.stderr
   assert lines[0].startswith("error: ")
   assert message in lines[0]
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_of_its_own_says_no_more(tmp_path):
+  # Nothing that is imported greets on stderr.
+  args = (
+    "--config=covid_blues",
+    f"--workdir={tmp_path / 'run'}",
+    "--config.channels.workdir=/no/such",
+  )
+  result = run(*args, f"--config.data.prepared_dir={tmp_path / 'data'}")
+  assert result.returncode == 2
+  (line,) = result.stderr.strip().splitlines()
+  assert line.startswith("error: ") and "/no/such holds no segmentation run" in line
   assert list(tmp_path.iterdir()) == []
 
 
@@ -114,10 +167,10 @@ def prepared(tmp_path_factory):
   ],
 )
 def test_what_the_data_cannot_give_is_one_line_and_no_run_is_begun(
-  prepared, tmp_path, args, message
+  copied, prepared, tmp_path, args, message
 ):
   small = ("image_size=32", "phantom.n_patients=3", "phantom.n_frames=1")
-  result = run(
+  result = copied(
     "--config=configs/seg.py:tiny",
     f"--workdir={tmp_path / 'run'}",
     f"--config.data.prepared_dir={prepared}",
@@ -141,11 +194,11 @@ def test_what_the_data_cannot_give_is_one_line_and_no_run_is_begun(
     (lambda path: (path.mkdir(), (path / "run.json").write_text("{")), "run.json is damaged"),
   ],
 )
-def test_a_directory_that_is_something_else_is_left_alone(tmp_path, make, message):
+def test_a_directory_that_is_something_else_is_left_alone(copied, tmp_path, make, message):
   workdir = tmp_path / "run"
   make(workdir)
   before = sorted(tmp_path.rglob("*"))
-  result = run(
+  result = copied(
     "--config=configs/seg.py:tiny",
     f"--workdir={workdir}",
     f"--config.data.prepared_dir={tmp_path / 'data'}",

@@ -15,6 +15,7 @@ import pytest
 
 from lus_jax import palette, report
 from lus_jax.errors import UserError
+from lus_jax.report import __main__ as report_main
 from lus_jax.report import cells as cells_lib
 from lus_jax.report import command as command_lib
 from lus_jax.report import figures, page, paper, segmentation
@@ -319,7 +320,7 @@ def test_the_summary_says_what_may_not_be_concluded(built):
   assert "never seen" not in other
 
 
-def test_a_model_below_a_baseline_is_named(make_run):
+def test_a_model_below_a_baseline_is_named(make_run, undrawn):
   workdir = make_run(**SMALL)
   file = workdir / "results" / "segmentation.json"
   content = json.loads(file.read_text())
@@ -683,14 +684,15 @@ def test_a_damaged_file_is_exit_code_2_and_one_line(make_run):
   assert len(result.stderr.splitlines()) == 1
 
 
-def test_nothing_to_report_is_exit_code_2_and_one_line(tmp_path):
+def test_nothing_to_report_is_exit_code_2_and_one_line(tmp_path, monkeypatch, capsys):
   (tmp_path / "results").mkdir()
-  result = command_line(tmp_path)
-  assert result.returncode == 2
-  assert result.stdout == ""
-  assert result.stderr.startswith("error: ")
-  assert "no readable results file" in result.stderr
-  assert len(result.stderr.splitlines()) == 1
+  monkeypatch.setattr(sys, "argv", ["report", "--workdir", str(tmp_path)])
+  assert report_main.main() == 2
+  result = capsys.readouterr()
+  assert result.out == ""
+  assert result.err.startswith("error: ")
+  assert "no readable results file" in result.err
+  assert len(result.err.splitlines()) == 1
   assert not (tmp_path / "report").exists()
 
 
@@ -708,7 +710,7 @@ def record(workdir, part, *words):
   (workdir / part / "run.json").write_text(json.dumps(content))
 
 
-def test_the_page_shows_the_commands_that_the_run_recorded(make_run):
+def test_the_page_shows_the_commands_that_the_run_recorded(make_run, undrawn):
   workdir = make_run(**SMALL)
   assert not Parser(report.build(workdir).read_text()).find("pre", class_="command")
   words = ["--config", "configs/seg.py:tiny", "--workdir", "my runs/a"]

@@ -10,11 +10,12 @@ from PIL import Image
 from scipy import optimize
 
 from configs import raters as raters_config
-from lus_jax import predict, results
+from lus_jax import models, predict, results
 from lus_jax.data import datasets, pipeline
 from lus_jax.errors import UserError
 from lus_jax.inference import trained as trained_lib
 from lus_jax.tasks.segmentation import run
+from tests import toys
 
 THRESHOLDS = (1.0, 0.5, 0.2)
 PLAIN = ["threshold_1", "threshold_0.5", "threshold_0.2"]
@@ -63,10 +64,18 @@ def prepared(tmp_path_factory):
   return tmp_path_factory.mktemp("data")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def toy_networks():
+  """Toys in place of the real networks, with a head at a quarter of the size as theirs."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(models, "build_model", toys.build_head)
+    yield
+
+
 @pytest.fixture(scope="module")
 def workdir(prepared, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "run"
-  run.train_and_evaluate(make_config(prepared), workdir)
+  run.train_and_evaluate(make_config(prepared, **{"optimizer.learning_rate": 3e-2}), workdir)
   return workdir
 
 
