@@ -143,6 +143,22 @@ def value(files, name, *path, show=number):
   return Value(f"{name}.json#{pointer}", content, show(content))
 
 
+def interval(*at, key, show=number, before=" ["):
+  """The parts of `Cells` of the number under a key and the interval beside it, where there is one.
+
+  Args:
+    *at: of both, as `value` takes it.
+    key: of the number.
+    show: makes text of a number.
+    before: what stands between the number and the interval.
+  """
+  first = value(*at, key, show=show)
+  if value(*at, "interval", show=str).value is None:
+    return [first]
+  low, high = (value(*at, "interval", k, show=show) for k in (0, 1))
+  return [first, before, low, ", ", high, "]"]
+
+
 def count(integer):
   """An integer, or a dash where undefined."""
   return "-" if integer is None else f"{integer:d}"

@@ -6,13 +6,12 @@
 import functools
 import json
 
-from lus_jax.report import cells as cells_lib
-from lus_jax.report import paper, text
+from lus_jax.report import cells, paper, text
 from lus_jax.report.cells import Cells, Column, Table, value
 from lus_jax.splits import SPLITS
 
-_SOURCE = functools.partial(value, show=cells_lib.source)
-_PROBABILITY = functools.partial(value, show=cells_lib.probability)
+_SOURCE = functools.partial(value, show=cells.source)
+_PROBABILITY = functools.partial(value, show=cells.probability)
 _LABELS = {
   "accuracy3_no_same_day": "3-class accuracy, two days",
   "accuracy2_no_same_day": "2-class accuracy, two days",
@@ -46,19 +45,8 @@ def _spread(*at):
   return [value(*at, "mean"), " ± ", value(*at, "sd")]
 
 
-def _interval(*at, key, show=cells_lib.number):
-  """The number under a key and the interval beside it, where there is one."""
-  files, name, *path = at
-  interval = functools.reduce(lambda content, part: content[part], path, files[name])["interval"]
-  first = value(*at, key, show=show)
-  if interval is None:
-    return [first]
-  low, high = (value(*at, "interval", k, show=show) for k in (0, 1))
-  return [first, " [", low, ", ", high, "]"]
-
-
 def _metric(*at):
-  return Cells([*_spread(*at), "\n", *_interval(*at, key="estimate")])
+  return Cells([*_spread(*at), "\n", *cells.interval(*at, key="estimate")])
 
 
 _METRIC_PARTS = ("mean", "sd", "estimate", "low", "high")
@@ -69,7 +57,7 @@ def _reported(task, threshold, metric):
   if figures is None:
     return ""
   mean, sd = (
-    cells_lib.Value(
+    cells.Value(
       f"reported#/{task}/{threshold}/{metric}/{k}", figures[k], paper.as_reported(task, figures[k])
     )
     for k in (0, 1)
@@ -113,13 +101,13 @@ def more_scores(files, name):
   rows = []
   for i in text.in_order(content["summary"]):
     at = (files, name, "summary", i)
-    counts = [value(*at, key, show=cells_lib.count) for key in ("n_patients", "n_folds")]
+    counts = [value(*at, key, show=cells.count) for key in ("n_patients", "n_folds")]
     rows.append(
       [
         _SOURCE(*at, "threshold"),
         *counts,
         *(_metric(*at, "metrics", m) for m in more),
-        *(value(*at, "metrics", m, "undefined_resamples", show=cells_lib.count) for m in undefined),
+        *(value(*at, "metrics", m, "undefined_resamples", show=cells.count) for m in undefined),
       ]
     )
   return Table(f"{name}_more_scores", header, rows)
@@ -134,17 +122,17 @@ def differences(files, name):
   )
   header = ["threshold"]
   for metric, against in columns:
-    other = task.baseline if against in task.baselines.values() else cells_lib.source(against)
+    other = task.baseline if against in task.baselines.values() else cells.source(against)
     title = f"{label(content, metric)}, minus {other}"
     header.append(Column(title, ("difference", "low", "high")))
   rows = []
   for i in text.in_order(content["summary"]):
-    cells = dict.fromkeys(columns, "")
+    found = dict.fromkeys(columns, "")
     for j, one in enumerate(content["summary"][i]["differences"]):
       at = (files, name, "summary", i, "differences", j)
-      shown = _interval(*at, key="difference", show=signed)
-      cells[one["metric"], one["against"]] = Cells(shown)
-    rows.append([_SOURCE(files, name, "summary", i, "threshold"), *cells.values()])
+      shown = cells.interval(*at, key="difference", show=signed)
+      found[one["metric"], one["against"]] = Cells(shown)
+    rows.append([_SOURCE(files, name, "summary", i, "threshold"), *found.values()])
   return Table(f"{name}_differences", header, rows)
 
 
@@ -176,7 +164,7 @@ def _all_rows(files, name, part, show, *, file=None, table=None):
   file = file or name
   keys = dict.fromkeys(key for row in files[file][part] for key in row)
   keys.pop("threshold")
-  show = {key: show.get(key, cells_lib.number) for key in keys}
+  show = {key: show.get(key, cells.number) for key in keys}
   titles = [label(files[name], key).replace("_", " ") for key in keys]
   return Table(
     f"{name}_{table or part}",
@@ -193,7 +181,7 @@ def _all_rows(files, name, part, show, *, file=None, table=None):
 
 def every_fold(files, name):
   """Every network that was tested."""
-  show = dict.fromkeys(("fold", "best_epoch", "n_patients"), cells_lib.count)
+  show = dict.fromkeys(("fold", "best_epoch", "n_patients"), cells.count)
   return _all_rows(
     files, name, "rows", show | {"precision_defined": json.dumps}, table="every_fold"
   )
@@ -206,13 +194,13 @@ def per_patient(files, name):
 
 def predictions(files, name):
   """Every prediction, for the CSV file."""
-  show = dict.fromkeys(("fold", "day", "label", "predicted"), cells_lib.count)
+  show = dict.fromkeys(("fold", "day", "label", "predicted"), cells.count)
   return _all_rows(files, name, "predictions", show | {"patient": str, "votes": json.dumps})
 
 
 def history(files, name):
   """Every epoch of every network, for the CSV file."""
-  show = {"epoch": cells_lib.count, "member": str, "fold": cells_lib.count}
+  show = {"epoch": cells.count, "member": str, "fold": cells.count}
   return _all_rows(files, name, "rows", show, file=f"{name}_history", table="history")
 
 
@@ -228,7 +216,7 @@ def confusion(files, name):
         _SOURCE(files, name, "confusion", i, "threshold"),
         truth,
         *(
-          value(files, name, "confusion", i, "matrix", j, k, show=cells_lib.count)
+          value(files, name, "confusion", i, "matrix", j, k, show=cells.count)
           for k in range(len(classes))
         ),
       ]
@@ -240,14 +228,13 @@ def confusion(files, name):
 
 def folds(files, name):
   """Which patients every fold trained, selected and was tested on."""
-  parts = SPLITS
   return Table(
     f"{name}_folds",
-    ["fold", *(part for part in parts)],
+    ["fold", *SPLITS],
     [
       [
-        value(files, name, "folds", i, "fold", show=cells_lib.count),
-        *(value(files, name, "folds", i, part, show=_names) for part in parts),
+        value(files, name, "folds", i, "fold", show=cells.count),
+        *(value(files, name, "folds", i, part, show=_names) for part in SPLITS),
       ]
       for i in range(len(files[name]["folds"]))
     ],
@@ -272,8 +259,8 @@ def facts(files, name):
     "primary": text.primary(content),
     "rotates": text.rotates(content),
     "with_auroc": "auroc" in text.shown_metrics(content),
-    "patients": at("summary", 0, "n_patients", show=cells_lib.count),
-    "folds": at("summary", 0, "n_folds", show=cells_lib.count),
+    "patients": at("summary", 0, "n_patients", show=cells.count),
+    "folds": at("summary", 0, "n_folds", show=cells.count),
     "scale": at("config", "target_scale", show="{:g}".format)
     if content["config"].get("target_scale", 1) != 1
     else None,
@@ -286,8 +273,8 @@ def facts(files, name):
     else _PROBABILITY(files, name, "summary", first, "smallest_attainable_p"),
     "found": [
       {
-        "threshold": cells_lib.source(summary[i]["threshold"]),
-        "against": cells_lib.source(summary[i]["comparisons"][j]["against"]),
+        "threshold": cells.source(summary[i]["threshold"]),
+        "against": cells.source(summary[i]["comparisons"][j]["against"]),
         "direction": text.direction(summary[i]["comparisons"][j]),
         "difference": at("summary", i, "comparisons", j, "difference", show=signed),
         "p": _PROBABILITY(files, name, "summary", i, "comparisons", j, "p_holm"),
@@ -308,7 +295,7 @@ def facts(files, name):
     else None,
     "left_out": [
       {
-        "count": at("left_out", i, "count", show=cells_lib.count),
+        "count": at("left_out", i, "count", show=cells.count),
         "what": one["what"],
         "why": one["why"],
         "which": _names(one["which"]),

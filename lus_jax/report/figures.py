@@ -15,9 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lus_jax import palette
-from lus_jax.report import cells as cells_lib
-from lus_jax.report import paper
-from lus_jax.report import text as text_lib
+from lus_jax.report import cells, paper, text
 
 WIDTH = 6.4  # inches
 _STYLE = {
@@ -78,7 +76,7 @@ def _threshold_axis(axis, thresholds):
   thresholds = sorted(set(thresholds))
   if len(thresholds) <= 9:
     axis.set_ticks([100 * t for t in thresholds])
-    axis.set_ticklabels([cells_lib.percent(t).rstrip("%") for t in thresholds])
+    axis.set_ticklabels([cells.percent(t).rstrip("%") for t in thresholds])
 
 
 def _shades(names):
@@ -127,23 +125,21 @@ def matrix(rows):
   figure = new_figure((1.2 + 0.62 * max(3, len(models))) * len(seeds))
   panels = figure.subplots(len(seeds), squeeze=False)[:, 0]
   for seed, axes in zip(seeds, panels, strict=True):
-    cells = {
+    iou_at = {
       (row["model_threshold"], row["evaluation_threshold"]): row["iou"]
       for row in rows
       if row["seed"] == seed
     }
-    grid = np.array([_floats(cells.get((m, e)) for e in evaluations) for m in models])
+    grid = np.array([_floats(iou_at.get((m, e)) for e in evaluations) for m in models])
     axes.set_facecolor(_GREY)
     image = axes.imshow(grid, cmap="cividis", vmin=0, vmax=top, aspect="auto")
     if grid.shape[1] <= 9:
       for (i, j), iou in np.ndenumerate(grid):
-        text = "-" if math.isnan(iou) else f"{iou:.2f}"
+        shown = "-" if math.isnan(iou) else f"{iou:.2f}"
         colour = "black" if math.isnan(iou) or iou > 0.55 * top else "white"
-        axes.text(j, i, text, ha="center", va="center", color=colour)
-    axes.set_xticks(
-      range(len(evaluations)), [cells_lib.percent(t).rstrip("%") for t in evaluations]
-    )
-    axes.set_yticks(range(len(models)), [cells_lib.percent(t).rstrip("%") for t in models])
+        axes.text(j, i, shown, ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(evaluations)), [cells.percent(t).rstrip("%") for t in evaluations])
+    axes.set_yticks(range(len(models)), [cells.percent(t).rstrip("%") for t in models])
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="evaluated at threshold, %", ylabel="model of threshold, %")
@@ -163,7 +159,7 @@ def reliability(rows, classes):
     classes: K names.
   """
   ordered = sorted(rows, key=lambda row: row["threshold"])
-  return _reliability([(cells_lib.percent(row["threshold"]), row) for row in ordered], classes, ".")
+  return _reliability([(cells.percent(row["threshold"]), row) for row in ordered], classes, ".")
 
 
 def member_reliability(rows, classes):
@@ -174,7 +170,7 @@ def member_reliability(rows, classes):
     classes: K names.
   """
   # Names have no order that shades could show.
-  named = [(text_lib.unseeded(row["member"]), row) for row in rows]
+  named = [(text.unseeded(row["member"]), row) for row in rows]
   return _reliability(named, classes, palette.MARKERS)
 
 
@@ -233,7 +229,7 @@ def curves(rows):
   """
   members = list(dict.fromkeys(row["member"] for row in rows))
   # Seeds of one member share its colour.
-  labels = {name: text_lib.unseeded(name) for name in members}
+  labels = {name: text.unseeded(name) for name in members}
   first = sorted({row["member"] for row in rows}, key=_order)
   shades = _shades(list(dict.fromkeys(labels[name] for name in first)))
   quantities = {
@@ -389,7 +385,7 @@ def by_source(content):
   panels = figure.subplots(len(task.metrics), sharex=True, squeeze=False)[:, 0]
   handles = {}
   for (key, name), axes in zip(task.metrics.items(), panels, strict=True):
-    baseline = text_lib.baselines(content).get(key)
+    baseline = text.baselines(content).get(key)
     if baseline is not None:
       # Every source is compared with the same predictor.
       level = summary[0]["metrics"][baseline]["estimate"]
@@ -412,7 +408,7 @@ def by_source(content):
       errors = [[max(0, found["estimate"] - low)], [max(0, high - found["estimate"])]]
       bars = axes.errorbar(x, found["estimate"], errors, capsize=4, linestyle="none", **style)
       words = "all patients, 95% interval" if with_interval else "all patients"
-      handles[words if not isinstance(threshold, str) else cells_lib.source(threshold)] = bars
+      handles[words if not isinstance(threshold, str) else cells.source(threshold)] = bars
     axes.set_ylabel(name)
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(0, bottom) if bottom < 0.05 else bottom, top)
@@ -428,8 +424,8 @@ def _source_axis(axes, places):
   words = [t for t in places if isinstance(t, str)]
   axes.set_xticks(
     [places[t] for t in [*numbers, *words]],
-    [cells_lib.percent(t).rstrip("%") for t in numbers]
-    + [cells_lib.source(t).replace(" ", "\n") for t in words],
+    [cells.percent(t).rstrip("%") for t in numbers]
+    + [cells.source(t).replace(" ", "\n") for t in words],
   )
   axes.set_xlabel("confidence threshold, %" if numbers else "")
   low, high = min(places.values()), max(places.values())
@@ -453,7 +449,7 @@ def confusion(content):
   Args:
     content: of a clinical task's results file.
   """
-  matrices = [content["confusion"][i] for i in text_lib.in_order(content["confusion"])]
+  matrices = [content["confusion"][i] for i in text.in_order(content["confusion"])]
   figure, panels = _grid(len(matrices), 2.2)
   for one, axes in zip(matrices, panels.flat, strict=False):
     counts = np.array(one["matrix"])
@@ -470,7 +466,7 @@ def confusion(content):
     axes.set_yticks(ticks, one["classes"])
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    axes.set_title(cells_lib.source(one["threshold"]), fontsize=13)
+    axes.set_title(cells.source(one["threshold"]), fontsize=13)
   figure.supxlabel("predicted", fontsize=13)
   figure.supylabel("true", fontsize=13)
   return figure
@@ -493,7 +489,7 @@ def predicted(content):
   scale = content["config"].get("target_scale", 1)
   low, high = low - margin, high + margin
   figure, panels = _grid(len(thresholds), 2.1)
-  for k, i in enumerate(text_lib.in_order([{"threshold": t} for t in thresholds])):
+  for k, i in enumerate(text.in_order([{"threshold": t} for t in thresholds])):
     axes = panels.flat[k]
     points = [np.mean(pairs, axis=0) for pairs in days[thresholds[i]].values()]
     x, y = zip(*points, strict=True)
@@ -508,8 +504,8 @@ def predicted(content):
       raw = axes.secondary_xaxis("top", functions=(lambda x: x * scale, lambda x: x / scale))
       raw.xaxis.set_major_locator(MaxNLocator(3))
       raw.tick_params(labelsize=11, colors="#555555")
-    axes.set_title(cells_lib.source(thresholds[i]), fontsize=13)
-  name = text_lib.target(content)
+    axes.set_title(cells.source(thresholds[i]), fontsize=13)
+  name = text.target(content)
   unit = name if scale == 1 else f"{name} / {scale:g} (on top: not divided)"
   figure.supxlabel(f"measured {unit}", fontsize=13)
   figure.supylabel("predicted, mean of the views", fontsize=13)
@@ -524,7 +520,7 @@ def source_curves(rows, score):
     score: what the score is called.
   """
   found = list(dict.fromkeys(row["threshold"] for row in rows))
-  found = [found[i] for i in text_lib.in_order([{"threshold": t} for t in found])]
+  found = [found[i] for i in text.in_order([{"threshold": t} for t in found])]
   shades = _shades(sorted(t for t in found if not isinstance(t, str)))
   quantities = {
     "train_loss": "training loss",
@@ -545,7 +541,7 @@ def source_curves(rows, score):
         "none": {"color": palette.css(5), "linestyle": "--"},
         "true": {"color": "black", "linestyle": "-."},
       }.get(threshold) or {"color": shades[threshold]}
-      (handles[cells_lib.source(threshold)],) = axes.plot(
+      (handles[cells.source(threshold)],) = axes.plot(
         epochs,
         [np.mean(by_epoch[epoch]) for epoch in epochs],
         marker="." if len(epochs) < 15 else None,

@@ -24,10 +24,10 @@ from lus_jax.report import (
   pictures,
   raters,
   schema,
+  segmentation,
   text,
   which_target,
 )
-from lus_jax.report import segmentation as segmentation_lib
 
 DIRECTORY = "report"
 FILES = ("segmentation", "segmentation_matrix", "history", "cases", "dataset")
@@ -41,8 +41,8 @@ def write(workdir):
   """Writes the report of a run; see `lus_jax.report.build`."""
   files, tasks, problems = _read(workdir)
   page = _Page(files, problems)
-  segmentation = not files.keys().isdisjoint((*FILES, *MORE_FILES))
-  if segmentation:
+  has_segmentation = not files.keys().isdisjoint((*FILES, *MORE_FILES))
+  if has_segmentation:
     _segmentation(page)
     _more(page)
   if which_target.NAME in files:
@@ -84,7 +84,7 @@ def write(workdir):
   html = environment.get_template("template.html").render(
     shown=page.context,
     problems=problems,
-    segmentation=segmentation,
+    segmentation=has_segmentation,
     more={name for name in MORE_FILES if name in files},
     tasks=sections,
     targets=which_target.NAME in files,
@@ -100,26 +100,26 @@ def write(workdir):
 
 def _segmentation(page):
   """Makes the parts of the page that show the segmentation."""
-  page.section("scores.table", segmentation_lib.scores, "segmentation")
-  page.section("more_scores.table", segmentation_lib.more_scores, "segmentation")
-  page.section("per_class.table", segmentation_lib.per_class, "segmentation")
-  page.section("outlines.table", segmentation_lib.outlines, "segmentation")
-  page.section("calibration.table", segmentation_lib.calibration, "segmentation")
-  page.section("reliability.table", segmentation_lib.reliability, "segmentation")
-  page.section("matrix.table", segmentation_lib.matrix, "segmentation_matrix")
-  page.section("history.table", segmentation_lib.history, "history")
-  page.section("cases.table", segmentation_lib.cases, "cases")
-  page.section("data_set.table", segmentation_lib.data_set, "dataset")
-  page.section("painted.table", segmentation_lib.painted, "dataset")
+  page.section("scores.table", segmentation.scores, "segmentation")
+  page.section("more_scores.table", segmentation.more_scores, "segmentation")
+  page.section("per_class.table", segmentation.per_class, "segmentation")
+  page.section("outlines.table", segmentation.outlines, "segmentation")
+  page.section("calibration.table", segmentation.calibration, "segmentation")
+  page.section("reliability.table", segmentation.reliability, "segmentation")
+  page.section("matrix.table", segmentation.matrix, "segmentation_matrix")
+  page.section("history.table", segmentation.history, "history")
+  page.section("cases.table", segmentation.cases, "cases")
+  page.section("data_set.table", segmentation.data_set, "dataset")
+  page.section("painted.table", segmentation.painted, "dataset")
   page.figure("per_class", "segmentation", figures.per_class, with_classes=True)
   page.figure("reliability", "segmentation", figures.reliability, with_classes=True)
   page.figure("matrix", "segmentation_matrix", figures.matrix)
   page.figure("curves", "history", figures.curves)
   page.figure("painted", "dataset", figures.painted, with_classes=True)
-  page.section("examples", segmentation_lib.examples, "examples")
+  page.section("examples", segmentation.examples, "examples")
   if page.context["examples"]:
-    page.section("pictures.files", lambda _: segmentation_lib.drawn(page.context["examples"]))
-  page.section("summary", segmentation_lib.summary)
+    page.section("pictures.files", lambda _: segmentation.drawn(page.context["examples"]))
+  page.section("summary", segmentation.summary)
 
 
 def _more(page):
@@ -136,7 +136,7 @@ def _more(page):
   ):
     page.section(f"{name}.table", make, *needs)
   for name, keys in (("raters", ("member",)), ("calibration", ("member", "method"))):
-    make = functools.partial(segmentation_lib.reliability, name=name, keys=keys)
+    make = functools.partial(segmentation.reliability, name=name, keys=keys)
     page.section(f"{name}_reliability.table", make, name)
   page.section("raters_curve.files", raters.curve_figure, "raters")
   page.section("raters_reliability.files", raters.reliability_figure, "raters")

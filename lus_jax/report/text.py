@@ -3,8 +3,7 @@
 import functools
 import re
 
-from lus_jax.report import cells as cells_lib
-from lus_jax.report import paper
+from lus_jax.report import cells, paper
 from lus_jax.words import many, plural
 
 COLUMNS = {"iou": "IoU", "weighted_ce": "WeightedCE", "ce": "CE", "trimap": "Trimap"}
@@ -42,12 +41,12 @@ def segmentation(results):
     seed = [row.get("seed", "")] if with_seed else []
     return [
       name,
-      cells_lib.percent(row["threshold"]),
+      cells.percent(row["threshold"]),
       *seed,
       row.get("best_epoch") or "",
-      *(cells_lib.number(row.get(key)) for key in [*COLUMNS, *MORE]),
+      *(cells.number(row.get(key)) for key in [*COLUMNS, *MORE]),
       *(
-        ["|"] + [cells_lib.number(reported[key]) if reported else "" for key in COLUMNS]
+        ["|"] + [cells.number(reported[key]) if reported else "" for key in COLUMNS]
         if beside
         else []
       ),
@@ -63,7 +62,7 @@ def segmentation(results):
   return "\n".join(
     [
       f"Table 1. Segmentation of {results['dataset']['name']} ({sizes}), on the test split.",
-      cells_lib.text_table(header, rows),
+      cells.text_table(header, rows),
       *([_OWN_NOTE] if len(results["config"]["sweep"]["thresholds"]) > 1 else []),
       *(f"Note: {line}." for line in remarks(results)),
       *([_REPORTED_NOTE] if beside else []),
@@ -106,12 +105,12 @@ def remarks(content):
   """What the scores of segmentation.json cannot show by themselves, in words without full stops."""
   thresholds = {row["threshold"] for row in content["rows"]}
   for name, absent in absent_classes(content["rows"]).items():
-    at = "" if set(absent) == thresholds else f" at {', '.join(map(cells_lib.percent, absent))}"
+    at = "" if set(absent) == thresholds else f" at {', '.join(map(cells.percent, absent))}"
     yield f"no test label shows {name}{at}: it counts for no model and no baseline there"
   for row in content["rows"]:
     if (output := output_of(row)) is not None:
       seed = f", seed {row['seed']}" if len({r["seed"] for r in content["rows"]}) > 1 else ""
-      yield f"the model of {cells_lib.percent(row['threshold'])}{seed} {OUTPUTS[output]}"
+      yield f"the model of {cells.percent(row['threshold'])}{seed} {OUTPUTS[output]}"
 
 
 RATER_SCORES = {
@@ -160,11 +159,11 @@ def raters(content):
   def lines(name, row, keys):
     """A row of scores, and one of their intervals."""
     intervals = [row["intervals"].get(key) if key else None for key in keys]
-    yield [name, *(cells_lib.number(row[key]) if key else "" for key in keys)]
+    yield [name, *(cells.number(row[key]) if key else "" for key in keys)]
     if with_intervals:
       yield [
         "",
-        *(f"[{cells_lib.number(x[0])}, {cells_lib.number(x[1])}]" if x else "" for x in intervals),
+        *(f"[{cells.number(x[0])}, {cells.number(x[1])}]" if x else "" for x in intervals),
       ]
 
   networks, people = content["rows"], content["humans"]
@@ -182,7 +181,7 @@ def raters(content):
     [
       f"Several raters of {content['dataset']['name']} "
       f"({plural(len(content['images']), 'test image')}, {patients(n_patients)}).",
-      cells_lib.text_table(["member", *scores.values()], rows),
+      cells.text_table(["member", *scores.values()], rows),
       "A person is compared with the other persons and with their consensus, a network with all "
       "and with the same consensuses.",
       "[ ]: 95% intervals over patients, one at a time."
@@ -289,11 +288,11 @@ def clinical(content):
 
   as_printed = functools.partial(paper.as_reported, content["task"])
 
-  def spread(pair, show=cells_lib.number):
+  def spread(pair, show=cells.number):
     return f"{show(pair[0])} +- {show(pair[1])}" if pair else ""
 
   def line(name, row, keys):
-    cells = [row["metrics"][key] if key else None for key in keys]
+    found = [row["metrics"][key] if key else None for key in keys]
     reported = (beside or {}).get(row["threshold"], {}) if name is None else {}
     figures = [
       spread(reported.get(key), as_printed)
@@ -301,8 +300,8 @@ def clinical(content):
       for key in task.metrics
     ]
     return [
-      name or cells_lib.source(row["threshold"]),
-      *(spread((cell["mean"], cell["sd"])) if cell else "" for cell in cells),
+      name or cells.source(row["threshold"]),
+      *(spread((cell["mean"], cell["sd"])) if cell else "" for cell in found),
       *(["|", *figures] if beside else []),
     ]
 
@@ -310,10 +309,10 @@ def clinical(content):
     """A row of means over folds, and one over all test patients with intervals where they are."""
     keys = list(keys)
     yield line(name, row, keys)
-    cells = [row["metrics"][key] if key else None for key in keys]
-    if any(cell and cell["interval"] for cell in cells):
+    found = [row["metrics"][key] if key else None for key in keys]
+    if any(cell and cell["interval"] for cell in found):
       empty = ["|", *("" for _ in task.metrics)] if beside else []
-      yield ["", *(_with_interval(cell) for cell in cells), *empty]
+      yield ["", *(_with_interval(cell) for cell in found), *empty]
 
   rows = [x for i in in_order(summary) for x in lines(None, summary[i], metrics)]
   rows.append(None)
@@ -335,7 +334,7 @@ def clinical(content):
   return "\n".join(
     [
       f"{caption}. {title(content)} ({content['dataset']['name']}): {n}, {folds(content)}.",
-      cells_lib.text_table(header, rows),
+      cells.text_table(header, rows),
       _ROTATED_NOTE if rotates(content) else _TASK_NOTE,
       *([_INTERVAL_NOTE] if with_intervals else []),
       *_pooled_share(content),
@@ -353,8 +352,8 @@ def _with_interval(cell):
   """'0.512 [0.401, 0.622]' of a metric, '' of none or where it has no interval."""
   if not cell or not cell["interval"]:
     return ""
-  low, high = map(cells_lib.number, cell["interval"])
-  return f"{cells_lib.number(cell['estimate'])} [{low}, {high}]"
+  low, high = map(cells.number, cell["interval"])
+  return f"{cells.number(cell['estimate'])} [{low}, {high}]"
 
 
 def beside_blind(content):
@@ -376,7 +375,7 @@ def beside_blind(content):
       has_interval = True
       if interval[0] > 0 or interval[1] < 0:
         wins = (interval[1] < 0) == lower_wins
-        (better if wins else worse).append(cells_lib.source(row["threshold"]))
+        (better if wins else worse).append(cells.source(row["threshold"]))
   return (better, worse) if has_interval else None
 
 
@@ -431,8 +430,8 @@ def comparison(content, i, j):
   row = content["summary"][i]
   one = row["comparisons"][j]
   return (
-    f"{cells_lib.source(row['threshold'])} has a {direction(one)} {primary(content)} than "
-    f"{cells_lib.source(one['against'])} (corrected p {cells_lib.probability(one['p_holm'])})"
+    f"{cells.source(row['threshold'])} has a {direction(one)} {primary(content)} than "
+    f"{cells.source(one['against'])} (corrected p {cells.probability(one['p_holm'])})"
   )
 
 
@@ -457,7 +456,7 @@ def member_label(name):
   match = re.fullmatch(r"(threshold|svls|ordinal\w*?)_([\d.e-]+)(?:_(.+))?", name)
   if match is not None:
     kind, threshold, options = match.groups()
-    parts = ["" if kind == "threshold" else kind, cells_lib.percent(float(threshold)), options]
+    parts = ["" if kind == "threshold" else kind, cells.percent(float(threshold)), options]
     name = " ".join(filter(None, parts))
   return name + (f", seed {seed}" if seed else "")
 

@@ -183,13 +183,7 @@ def table_name(setting, weights):
 
 def _with_interval(*at, key, show=cells.number):
   """The number under a key and, below it, the interval beside it, where there is one."""
-  files, name, *path = at
-  content = functools.reduce(lambda found, part: found[part], path, files[name])
-  first = value(*at, key, show=show)
-  if content["interval"] is None:
-    return Cells([first])
-  low, high = (value(*at, "interval", k, show=show) for k in (0, 1))
-  return Cells([first, "\n[", low, ", ", high, "]"])
+  return Cells(cells.interval(*at, key=key, show=show, before="\n["))
 
 
 _signed_with_interval = functools.partial(_with_interval, key="difference", show="{:+.3f}".format)
