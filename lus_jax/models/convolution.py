@@ -47,8 +47,13 @@ def conv(x, kernel, stride=1):
 def direct_conv(x, kernel, stride=1):
   """`conv` by XLA."""
   padding = (kernel.shape[0] // 2,) * 2
+  order = "HWIO"
+  if jax.default_backend() == "gpu":
+    # As cuDNN wants it. Left to XLA, the weights themselves, and all that the optimizer keeps of
+    # them, are copied into that order and back in every step.
+    kernel, order = jnp.transpose(kernel, (3, 0, 1, 2)), "OHWI"
   return lax.conv_general_dilated(
-    x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", order, "NHWC")
   )
 
 
@@ -105,3 +110,50 @@ def _patches(x, size, stride):
     x[:, i : i + height : stride, j : j + width : stride] for i in range(size) for j in range(size)
   ]
   return jnp.concatenate(taps, axis=-1)
+
+
+def upsampled_conv(x, kernel):
+  """A 3x3 convolution of an image enlarged by 2 (nearest neighbours), without the enlarged image.
+
+  Every pixel of x lies under 4x4 outputs: it is the transpose of a 4x4 convolution of stride 2,
+  with four products an output in place of nine.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [3, 3, C, D] of x's dtype.
+
+  Returns:
+    [B, 2 H, 2 W, D].
+  """
+  # Of a pixel's outputs the middle ones see it under two taps, which add up.
+  adds = jnp.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], jnp.float32)
+  kernel = kernel.astype(jnp.float32)
+  spread = jnp.einsum("at,bs,tscd->cabd", adds, adds, kernel, precision="highest")
+  return _spread_conv(x, spread.astype(x.dtype))
+
+
+@jax.custom_vjp
+def _spread_conv(x, kernel):
+  """The transpose of `_gather_conv`."""
+  batch, height, width, _ = x.shape
+  shape = (batch, 2 * height, 2 * width, kernel.shape[-1])
+  gather = functools.partial(_gather_conv, kernel=kernel)
+  return jax.linear_transpose(gather, jax.ShapeDtypeStruct(shape, x.dtype))(x)[0]
+
+
+def _gather_conv(y, kernel):
+  """A 4x4 convolution of stride 2: [B, 2 H, 2 W, D], [C, 4, 4, D] -> [B, H, W, C]."""
+  return lax.conv_general_dilated(
+    y, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "OHWI", "NHWC")
+  )
+
+
+def _spread_backward(residuals, dy):
+  x, kernel = residuals
+  # As cuDNN knows it; of the transpose itself the kernel's gradient would be a convolution of
+  # images over images.
+  _, of_kernel = jax.vjp(lambda kernel: _gather_conv(dy, kernel), kernel)
+  return _gather_conv(dy, kernel), *of_kernel(x)
+
+
+_spread_conv.defvjp(lambda x, kernel: (_spread_conv(x, kernel), (x, kernel)), _spread_backward)

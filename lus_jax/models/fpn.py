@@ -4,13 +4,18 @@ The decoder is the one of Kirillov et al., "A Unified Architecture for Instance 
 Segmentation", in the form that segmentation_models_pytorch made common.
 """
 
+import functools
+import math
+
 import jax
 from flax import nnx
 from jax import numpy as jnp
 
+from lus_jax.models import convolution
 from lus_jax.models.layers import (
   Conv,
   GroupNorm,
+  last_axis,
   scale_channels,
   upsample_bilinear,
   upsample_nearest,
@@ -39,10 +44,10 @@ class SegmentationBranch(nnx.Module):
       c_in = channels
     self.convs, self.norms = nnx.List(convs), nnx.List(norms)
 
-  def __call__(self, x):
-    """Maps [B, h, w, C] to [B, H / 4, W / 4, channels]."""
-    for convolution, norm in zip(self.convs, self.norms, strict=True):
-      x = jax.nn.relu(norm(convolution(x)))
+  def __call__(self, x, first=None):
+    """Maps [B, h, w, C], or what the first convolution made of it, to [B, H / 4, W / 4, c]."""
+    for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+      x = norm(conv(x) if first is None or i else first, ceiling=math.inf)
       if self.upsamplings:
         x = upsample_bilinear(x, 2)
     return x
@@ -121,18 +126,45 @@ class FPN(nnx.Module):
       image.astype(self.dtype), ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0))
     )
     features = self.encoder(image, train=train)
+    on_gpu = jax.default_backend() == "gpu"
     level = None
     merged = None
     # From the coarsest level to the finest.
-    for feature, lateral, branch in zip(
-      reversed(features), reversed(self.laterals), reversed(self.branches), strict=True
-    ):
-      level = lateral(feature) + (0 if level is None else upsample_nearest(level, 2))
-      merged = branch(level) + (0 if merged is None else merged)
+    for i in reversed(range(len(features))):
+      first = None
+      if on_gpu and i == 0:
+        first = self._finest(features[0], level)
+      else:
+        level = self.laterals[i](features[i]) + (0 if level is None else upsample_nearest(level, 2))
+      merged = self.branches[i](level, first) + (0 if merged is None else merged)
     rngs = None if key is None else nnx.Rngs(dropout=key)
-    merged = self.dropout(merged, deterministic=not train, rngs=rngs)
-    logits = self.segmentation_head(merged).astype(jnp.float32)
+    drop = functools.partial(self.dropout, deterministic=not train, rngs=rngs)
+    if on_gpu and train:
+      logits = self._head_of_kept(merged, drop).astype(jnp.float32)
+    else:
+      logits = self.segmentation_head(drop(merged)).astype(jnp.float32)
     return upsample_logits(logits, height, width) if upsample else logits
+
+  def _finest(self, feature, coarser):
+    """The first convolution of the finest branch, of a level that is never made.
+
+    That level is the largest map of the network. It is the sum of a 1x1 convolution and of an
+    enlarged map, and both can be one with the 3x3 convolution behind them.
+    """
+    lateral, branch = self.laterals[0], self.branches[0].convs[0].kernel[...]
+    kernel = jnp.einsum("cl,stld->stcd", lateral.kernel[0, 0], branch, precision="highest")
+    y = convolution.conv(feature, kernel.astype(self.dtype))
+    coarser = coarser + last_axis(lateral.bias[...].astype(self.dtype), coarser)
+    return y + convolution.upsampled_conv(coarser, branch.astype(self.dtype))
+
+  def _head_of_kept(self, merged, drop):
+    """The head behind a dropout that is put into its weights, image by image."""
+    batch, _, _, channels = merged.shape
+    kept = drop(jnp.ones((batch, 1, 1, channels)))
+    head = self.segmentation_head
+    kernel = (kept[:, 0, 0, :, None] * head.kernel[0]).astype(self.dtype)
+    logits = jnp.einsum("bhwc,bck->bhwk", merged, kernel)
+    return logits + last_axis(head.bias[...].astype(self.dtype), logits)
 
 
 def _by_level(initializer, levels):

@@ -1,13 +1,15 @@
 """The few layers that flax lacks or defines otherwise than the PyTorch networks we follow."""
 
 import functools
+import math
 
 import jax
 import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from lus_jax.models import convolution
+from lus_jax.models import convolution, norms
+from lus_jax.models.max_pool import max_pool
 
 # He initialisation over the fan out, as torchvision's ResNets.
 he_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -29,26 +31,39 @@ class BatchNorm(nnx.Module):
     self.mean = nnx.BatchStat(jnp.zeros(channels))
     self.var = nnx.BatchStat(jnp.ones(channels))
 
-  def __call__(self, x, *, train):
-    """Normalises x [..., C]; in training with the batch's statistics, which it also records."""
+  def __call__(self, x, *, train, ceiling=None, pool=False):
+    """Normalises x [..., C]; in training with the batch's statistics, which it also records.
+
+    With a `ceiling` the result is clamped to 0 and that: infinite for ReLU, 6 for ReLU6. With
+    `pool` the maxima of `max_pool` follow, of x [B, H, W, C].
+    """
+    n = x.size // x.shape[-1]
+    if train and jax.default_backend() == "gpu":
+      scale, bias, shift = self.scale[...], self.bias[...], self.mean[...]
+      y, mean, var = norms.batch_norm(x, scale, bias, shift, self.epsilon, ceiling, pool)
+      self._record(mean, var, n)
+      return y.astype(self.dtype)
     if train:
       axes = tuple(range(x.ndim - 1))
-      n = x.size // x.shape[-1]
       mean = jnp.mean(x, axes, dtype=jnp.float32)
       # The second pass costs little and keeps the digits that E[x^2] - E[x]^2 would cancel. The
       # variance's derivative by the mean is 0: not taking it saves the backward pass a sum.
-      centre = _last_axis(jax.lax.stop_gradient(mean), x)
+      centre = last_axis(jax.lax.stop_gradient(mean), x)
       var = jnp.mean(jnp.square(x.astype(jnp.float32) - centre), axes)
-      m = self.momentum
-      self.mean[...] = m * self.mean[...] + (1 - m) * mean
-      self.var[...] = m * self.var[...] + (1 - m) * var * (n / max(n - 1, 1))
+      self._record(mean, var, n)
     else:
       mean, var = self.mean[...], self.var[...]
     scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
     shift = self.bias[...] - mean * scale
     # In float32 even where the network computes in bfloat16: a rounded shift would move the mean.
-    y = x.astype(jnp.float32) * _last_axis(scale, x) + _last_axis(shift, x)
-    return y.astype(self.dtype)
+    y = x.astype(jnp.float32) * last_axis(scale, x) + last_axis(shift, x)
+    y = activation(y.astype(self.dtype), ceiling)
+    return max_pool(y) if pool else y
+
+  def _record(self, mean, var, n):
+    m = self.momentum
+    self.mean[...] = m * self.mean[...] + (1 - m) * mean
+    self.var[...] = m * self.var[...] + (1 - m) * var * (n / max(n - 1, 1))
 
 
 class GroupNorm(nnx.Module):
@@ -65,8 +80,14 @@ class GroupNorm(nnx.Module):
     self.scale = nnx.Param(jnp.ones(channels))
     self.bias = nnx.Param(jnp.zeros(channels))
 
-  def __call__(self, x):
-    """Normalises x [B, H, W, C] over space and each group of neighbouring channels."""
+  def __call__(self, x, *, ceiling=None):
+    """Normalises x [B, H, W, C] over space and each group of neighbouring channels.
+
+    `ceiling` is that of `BatchNorm`.
+    """
+    if jax.default_backend() == "gpu":
+      options = (self.num_groups, self.epsilon, ceiling)
+      return norms.group_norm(x, self.scale[...], self.bias[...], *options).astype(self.dtype)
     batch, height, width, channels = x.shape
     per_group = channels // self.num_groups
 
@@ -82,10 +103,39 @@ class GroupNorm(nnx.Module):
     scale = self.scale[...][None] * jax.lax.rsqrt(var + self.epsilon)
     shift = self.bias[...][None] - mean * scale
     y = x.astype(jnp.float32) * scale[:, None, None] + shift[:, None, None]
-    return y.astype(self.dtype)
+    return activation(y.astype(self.dtype), ceiling)
 
 
-def _last_axis(vector, x):
+def activation(x, ceiling):
+  """min(max(x, 0), ceiling), its gradient 0 at both ends, as PyTorch's; x itself for None."""
+  if ceiling is None:
+    return x
+  if ceiling == math.inf:
+    return relu(x)
+  return jax.lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), ceiling, x.dtype))
+
+
+def relu(x):
+  """max(x, 0), the gradient 0 at 0."""
+  return _relu_by_result(x) if jax.default_backend() == "gpu" else jax.nn.relu(x)
+
+
+@jax.custom_vjp
+def _relu_by_result(x):
+  """`relu` whose gradient reads its result, which is kept anyway, and not what x was made of."""
+  return jax.nn.relu(x)
+
+
+def _relu_backward(y, dy):
+  # Without the barrier XLA makes the result anew of all that it was made of.
+  return (jnp.where(jax.lax.optimization_barrier(y) > 0, dy, jnp.zeros_like(dy)),)
+
+
+_relu_by_result.defvjp(lambda x: (jax.nn.relu(x),) * 2, _relu_backward)
+
+
+def last_axis(vector, x):
+  """A vector [C] as an array of x's rank, [1, .., 1, C]."""
   return jax.lax.broadcast_in_dim(vector, (1,) * (x.ndim - 1) + vector.shape, (x.ndim - 1,))
 
 
@@ -105,7 +155,7 @@ class Conv(nnx.Module):
   def __call__(self, x):
     """Maps [B, H, W, c_in] to [B, ceil(H / stride), ceil(W / stride), c_out]."""
     y = convolution.conv(x, self.kernel[...].astype(self.dtype), self.stride)
-    return y if self.bias is None else y + _last_axis(self.bias[...].astype(self.dtype), y)
+    return y if self.bias is None else y + last_axis(self.bias[...].astype(self.dtype), y)
 
 
 def scale_channels(channels, width):
@@ -155,7 +205,15 @@ def _upsample_by_sums(x, factor):
   bytes, too. Automatic differentiation would make scatters of the gradient.
   """
   rows, columns = (_aligned_weights(n, factor) for n in x.shape[1:3])
-  return _sum_along(_sum_along(x, rows, 1), columns, 2)
+  if factor > 2:
+    return _sum_along(_sum_along(x, rows, 1), columns, 2)
+  # In one: rows alone would be written and read again.
+  total = 0
+  for row, of_row in _neighbours(rows):
+    for column, of_column in _neighbours(columns):
+      weights = (of_row[:, None] * of_column)[None, ..., None]
+      total += weights * x[:, row[:, None], column].astype(jnp.float32)
+  return total.astype(x.dtype)
 
 
 def _upsample_backward(factor, _, dy):
@@ -194,14 +252,20 @@ def _resizing_weights(size, to):
 
 def _sum_along(x, matrix, axis):
   """A matrix [N, n] times an axis [n] of x; of every row the few neighbours that are not 0."""
+  shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+  terms = [
+    weights.reshape(shape) * jnp.take(x, place, axis, mode="clip").astype(jnp.float32)
+    for place, weights in _neighbours(matrix)
+  ]
+  return sum(terms).astype(x.dtype)
+
+
+def _neighbours(matrix):
+  """Of every row of a matrix [N, n] the places that are not 0, in turn: places and weights."""
   count = np.count_nonzero(matrix, axis=1).max()
   first = np.minimum((matrix != 0).argmax(axis=1), matrix.shape[1] - count)
-  shape = [-1 if i == axis else 1 for i in range(x.ndim)]
-  terms = []
-  for place in first + np.arange(count)[:, None]:
-    weights = matrix[np.arange(len(matrix)), place].reshape(shape)
-    terms.append(weights * jnp.take(x, place, axis, mode="clip").astype(jnp.float32))
-  return sum(terms).astype(x.dtype)
+  rows = np.arange(len(matrix))
+  return [(place, matrix[rows, place]) for place in first + np.arange(count)[:, None]]
 
 
 def upsample_nearest(x, factor):

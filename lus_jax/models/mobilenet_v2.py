@@ -6,7 +6,6 @@ form; Lin et al., "TSM: Temporal Shift Module for Efficient Video Understanding"
 
 import jax
 from flax import nnx
-from jax import lax
 from jax import numpy as jnp
 
 from lus_jax.models.convolution import patch_conv
@@ -51,7 +50,7 @@ class ConvNorm(nnx.Module):
 
   def __call__(self, x, *, train):
     """Maps [B, H, W, c_in] to [.., c_out]."""
-    return relu6(self.bn(self.conv(x), train=train))
+    return self.bn(self.conv(x), train=train, ceiling=6)
 
 
 class InvertedResidual(nnx.Module):
@@ -82,9 +81,9 @@ class InvertedResidual(nnx.Module):
     """Maps frames [B * n_segment, H, W, c_in] to [.., H / stride, W / stride, c_out]."""
     y = temporal_shift(x, n_segment) if self.shifted else x
     if self.expand is not None:
-      y = relu6(self.expand_bn(self.expand(y), train=train))
+      y = self.expand_bn(self.expand(y), train=train, ceiling=6)
     y = depthwise_conv(y, self.depthwise[...].astype(self.dtype), self.stride)
-    y = relu6(self.depthwise_bn(y, train=train))
+    y = self.depthwise_bn(y, train=train, ceiling=6)
     y = self.project_bn(self.project(y), train=train)
     return x + y if self.residual else y
 
@@ -157,11 +156,6 @@ class MobileNetV2(nnx.Module):
     for layer in self.hidden:
       x = jax.nn.relu(layer(x))
     return self.head(x)
-
-
-def relu6(x):
-  """min(max(x, 0), 6); the gradient is 0 at both ends, as PyTorch's."""
-  return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6, x.dtype))
 
 
 def round_channels(channels):

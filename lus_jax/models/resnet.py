@@ -1,11 +1,11 @@
 """ResNet encoders (He et al. 2016) in torchvision's form: strides 4, 8, 16 and 32."""
 
-import jax
+import math
+
 from flax import nnx
 from jax import numpy as jnp
 
-from lus_jax.models.layers import BatchNorm, Conv, scale_channels
-from lus_jax.models.max_pool import max_pool
+from lus_jax.models.layers import BatchNorm, Conv, relu, scale_channels
 
 # Blocks per stage, and whether they are bottlenecks.
 DEPTHS = {
@@ -29,9 +29,9 @@ class BasicBlock(nnx.Module):
 
   def __call__(self, x, *, train):
     """Maps [B, H, W, C] to [B, H / stride, W / stride, channels]."""
-    y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
+    y = self.bn1(self.conv1(x), train=train, ceiling=math.inf)
     y = self.bn2(self.conv2(y), train=train)
-    return jax.nn.relu(y + (x if self.downsample is None else self.downsample(x, train=train)))
+    return relu(y + (x if self.downsample is None else self.downsample(x, train=train)))
 
 
 class Bottleneck(nnx.Module):
@@ -51,10 +51,10 @@ class Bottleneck(nnx.Module):
 
   def __call__(self, x, *, train):
     """Maps [B, H, W, C] to [B, H / stride, W / stride, 4 * channels]."""
-    y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
-    y = jax.nn.relu(self.bn2(self.conv2(y), train=train))
+    y = self.bn1(self.conv1(x), train=train, ceiling=math.inf)
+    y = self.bn2(self.conv2(y), train=train, ceiling=math.inf)
     y = self.bn3(self.conv3(y), train=train)
-    return jax.nn.relu(y + (x if self.downsample is None else self.downsample(x, train=train)))
+    return relu(y + (x if self.downsample is None else self.downsample(x, train=train)))
 
 
 class Downsample(nnx.Module):
@@ -111,8 +111,7 @@ class ResNet(nnx.Module):
 
   def __call__(self, x, *, train):
     """Maps images [B, H, W, C] to features at strides 4, 8, 16 and 32."""
-    x = jax.nn.relu(self.bn1(self.conv1(x), train=train))
-    x = max_pool(x)
+    x = self.bn1(self.conv1(x), train=train, ceiling=math.inf, pool=True)
     features = []
     for stage in self.stages:
       for block in stage:

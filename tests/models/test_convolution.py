@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from lus_jax.models import convolution
+from lus_jax.models import convolution, layers
 from lus_jax.models.convolution import conv, direct_conv, patch_conv
 from lus_jax.models.winograd import winograd_conv
 
@@ -136,3 +136,17 @@ def test_elsewhere_than_on_a_cpu_xla_convolves(monkeypatch):
   monkeypatch.setattr(convolution, "direct_conv", lambda x, kernel, stride: ("xla", stride))
   x, kernel = jnp.ones((1, 32, 32, 64)), jnp.ones((3, 3, 64, 256))
   assert conv(x, kernel, 2) == ("xla", 2)
+
+
+def test_an_enlarged_image_is_convolved_without_being_made(key):
+  x, kernel, _ = random_inputs(key, (2, 5, 7, 6), 3, 4, 1)
+  dy = jax.random.normal(jax.random.fold_in(key, 1), (2, 10, 14, 4))
+
+  def reference(x, kernel):
+    return direct_conv(layers.upsample_nearest(x, 2), kernel)
+
+  y, vjp = jax.vjp(convolution.upsampled_conv, x, kernel)
+  expected, expected_vjp = jax.vjp(reference, x, kernel)
+  np.testing.assert_allclose(y, expected, atol=1e-4)
+  for a, b in zip(vjp(dy), expected_vjp(dy), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-3)

@@ -60,21 +60,22 @@ def test_value_and_gradients_are_those_of_a_grouped_convolution(key, shape, stri
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_on_a_gpu_every_reduction_has_one_sum(key, monkeypatch):
-  # Nine at once ask for more shared memory than a block of threads has there.
-  inputs = random_inputs(key, (2, 7, 5, 3), 2)
+@pytest.mark.parametrize(
+  ("shape", "stride"), [*CASES, pytest.param((2, 3, 61, 2), 1, id="runs_of_different_lengths")]
+)
+def test_on_a_gpu_the_kernels_gradient_is_summed_in_threads(key, monkeypatch, shape, stride):
+  # Nine long sums at once ask for more shared memory than a block of threads has there; those of
+  # fewer values than a warp has threads ask for none.
+  inputs = random_inputs(key, shape, stride)
 
-  def run():
-    ours = both(depthwise_conv, 2)
-    equations = jax.make_jaxpr(ours)(*inputs).eqns
-    most = max(len(x.outvars) for x in equations if x.primitive.name.startswith("reduce"))
-    return most, jax.jit(ours)(*inputs)
-
-  nine, on_cpu = run()
+  on_cpu = jax.jit(both(depthwise_conv, stride))(*inputs)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  one, on_gpu = run()
-  assert (nine, one) == (9, 1)
-  for a, b in zip(on_gpu, on_cpu, strict=True):
+  ours = both(depthwise_conv, stride)
+  sums = [x for x in jax.make_jaxpr(ours)(*inputs).eqns if x.primitive.name.startswith("reduce")]
+  assert max(len(x.outvars) for x in sums) == 1
+  runs = [x for x in sums if x.params["axes"] == (3,)]
+  assert len(runs) == 9 and max(x.invars[0].aval.shape[3] for x in runs) < 32
+  for a, b in zip(jax.jit(ours)(*inputs), on_cpu, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 

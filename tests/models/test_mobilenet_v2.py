@@ -9,7 +9,8 @@ from jax import numpy as jnp
 
 from lus_jax import models
 from lus_jax.errors import UserError
-from lus_jax.models.mobilenet_v2 import InvertedResidual, MobileNetV2, StemConv, relu6
+from lus_jax.models import layers
+from lus_jax.models.mobilenet_v2 import InvertedResidual, MobileNetV2, StemConv
 from lus_jax.training.state import Network
 
 CONFIG = SimpleNamespace(width=0.25, dtype="float32")
@@ -137,8 +138,10 @@ def test_the_stem_is_a_strided_convolution(key):
 
 def test_relu6_and_its_gradient():
   x = jnp.float32([-1, 0, 2, 6, 7])
-  np.testing.assert_array_equal(relu6(x), [0, 0, 2, 6, 6])
-  np.testing.assert_array_equal(jax.vmap(jax.grad(relu6))(x), [0, 0, 1, 0, 0])
+  np.testing.assert_array_equal(layers.activation(x, 6), [0, 0, 2, 6, 6])
+  np.testing.assert_array_equal(
+    jax.vmap(jax.grad(lambda x: layers.activation(x, 6)))(x), [0, 0, 1, 0, 0]
+  )
 
 
 def test_a_block_sees_its_neighbours_through_two_folds_and_zeros_beyond_the_clip(key):
