@@ -67,7 +67,7 @@ def video_task(task, size, *, target):
   config.optimizer.restart_factor = 2  # each period is so many times as long as the one before
 
   config.sweep = ConfigDict()
-  config.sweep.strategy = "auto"  # or loop, vmap, sharded
+  config.sweep.strategy = "auto"  # or loop, vmap, grouped, sharded
 
   config.train = ConfigDict()
   config.train.epochs = 50

@@ -147,10 +147,12 @@ def mesh_shape(members, devices):
   return 1, devices
 
 
-def make_mesh(members):
-  """The mesh of all devices of all processes for so many members."""
-  shape = mesh_shape(members, len(jax.devices()))
-  return jax.make_mesh(shape, (MEMBER, DATA), axis_types=(AxisType.Auto,) * 2)
+def make_mesh(members, devices=None):
+  """The mesh of these devices, or all of all processes, for so many members."""
+  devices = devices or jax.devices()
+  shape = mesh_shape(members, len(devices))
+  kinds = (AxisType.Auto,) * 2
+  return jax.make_mesh(shape, (MEMBER, DATA), axis_types=kinds, devices=devices)
 
 
 def check_batch(mesh, batch_size, *, rows=1):

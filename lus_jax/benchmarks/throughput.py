@@ -207,7 +207,7 @@ class Ours:
     self.row["compile_s"] = round(time.perf_counter() - since, 2)
     used = program.memory_analysis()
     # One member (or, under `sharded`, one round) is computed while the other states wait.
-    waiting = jax.tree.leaves([] if strategy == "vmap" else self._state[1:])
+    waiting = jax.tree.leaves(self._state[1:])
     self.row["memory_bytes"] = sum(x.addressable_shards[0].data.nbytes for x in waiting) + (
       used.argument_size_in_bytes
       + used.output_size_in_bytes

@@ -109,7 +109,7 @@ class Trained:
       own | {"calibration": calibration.parameters(one)}
       for own, one in zip(self.sweep.members, fitted, strict=True)
     ]
-    return dataclasses.replace(self, sweep=Sweep(members, self.sweep.strategy))
+    return dataclasses.replace(self, sweep=dataclasses.replace(self.sweep, members=members))
 
   def logits(self, weights, own, inputs):
     """What becomes of an image, calibrated where there is a calibration; for `sweep.compile`.

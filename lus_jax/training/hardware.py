@@ -11,6 +11,7 @@ from lus_jax import parallel
 from lus_jax.data.pipeline import CACHE_SHARE
 from lus_jax.models import designs
 from lus_jax.training import claim as claim_lib
+from lus_jax.training.sweep import GROUP
 from lus_jax.words import plural
 
 PAPER_BATCH, PAPER_SIZE = 16, 512
@@ -24,6 +25,9 @@ WORKSPACE = 2
 CLASS_ARRAYS = 8
 # Weights, gradients, Adam's two moments, the best weights, a copy for the checkpoint.
 STATES = 6
+# Of the video network, at width 1: activations per pixel of a frame, by the memory of its compiled
+# programs (python -m lus_jax.benchmarks.compile --what tsm).
+VIDEO_ELEMENTS = 250
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +98,7 @@ def step_memory(config, *, models, batch, classes, strategy, devices=1):
     strategy: of the sweep, resolved.
     devices: over which 'sharded' lays models and batches.
   """
-  at_once = models if strategy == "vmap" else 1
+  at_once = {"vmap": models, "grouped": min(models, GROUP)}.get(strategy, 1)
   if strategy == "sharded":
     rows, columns = parallel.mesh_shape(models, devices)
     models, at_once = -(-models // rows), 1 / columns
@@ -143,6 +147,22 @@ def _room(device):
   return device.memory * (1 - CACHE_SHARE)  # the rest is for the frames
 
 
+def choose_group(config, device, *, clips):
+  """The most video networks whose training step, of all at once, fits a device's memory.
+
+  Args:
+    config: a clinical task's config, its dtype resolved.
+    device: a `Device`.
+    clips: of a batch.
+
+  Returns:
+    At most `sweep.GROUP`, at least 1.
+  """
+  pixels = clips * config.clip.n_segment * config.clip.image_size**2
+  width = config.model.width * (2 if config.model.dtype == "bfloat16" else 4)
+  return max(1, min(GROUP, int(_room(device) // (pixels * VIDEO_ELEMENTS * width))))
+
+
 def too_large(config, device, *, models, strategy):
   """What to say before a run whose training step may not fit the memory; empty if it does.
 
@@ -160,7 +180,7 @@ def too_large(config, device, *, models, strategy):
     return ""
   halves = [batch >> i for i in range(1, batch.bit_length())]
   fits = [b for b in halves if step_memory(config, batch=b, **part) <= room]
-  if strategy == "vmap":
+  if strategy in ("vmap", "grouped"):
     mend = "--config.sweep.strategy=loop needs the memory of one model at a time"
   elif fits:
     mend = f"--config.train.batch_size={fits[0]} fits"

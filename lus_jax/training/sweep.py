@@ -2,13 +2,15 @@
 
 A member is a pytree of scalars (its threshold, its seed, ...): what makes it differ from the
 others. Functions of one member, `fn(state, member, *shared)`, run over all of them under one of
-three strategies:
+these strategies:
 
 - `loop`: one compiled program, called member by member. The state is a list of T states.
-- `vmap`: one program for all members, with batched weights. The state has a leading axis T.
-- `sharded`: members lie over several devices (`lus_jax.parallel`), m at once, in rounds. The state
-  is a list of rounds with a leading axis m; where T leaves places of the last round empty, the last
-  member is computed there again.
+- `vmap`: one program for all members, with batched weights.
+- `grouped`: one such program for a few members, called group by group.
+- `sharded`: members lie over several devices (`lus_jax.parallel`), several at once, in rounds.
+
+Under the last three the state is a list of rounds (groups; under `vmap` one) with a leading axis m;
+where T leaves places of the last round empty, the last member is computed there again.
 
 With `loop`, seven members together equal seven alone to the bit.
 """
@@ -21,19 +23,30 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 from jax.experimental import multihost_utils
+from jax.experimental.layout import Format, Layout
+from jax.sharding import SingleDeviceSharding
 
 from lus_jax import parallel
 from lus_jax.errors import UserError
 
-# What the benchmark showed fastest (lus_jax/benchmarks/RESULTS.md), and where nothing was measured,
-# on GPUs, the one that needs least memory. A vmapped convolution becomes a
-# grouped one, which is several times slower than a loop over members on CPU backends.
-FASTEST = {"cpu": "loop"}
-STRATEGIES = ("auto", "loop", "vmap", "sharded")
+STRATEGIES = ("auto", "loop", "vmap", "grouped", "sharded")
+# Members of a group: compiled for GPUs (lus_jax/benchmarks/RESULTS.md), more of them move no fewer
+# bytes a member and need as much more memory.
+GROUP = 9
 
 
-def choose_strategy(strategy):
-  """Resolves 'auto' for the present backend; refuses unknown names (`UserError`)."""
+def choose_strategy(strategy, *, video=False):
+  """Resolves 'auto' for the present backend; refuses unknown names (`UserError`).
+
+  On a CPU a mapped convolution, which is a grouped one, is several times slower than a loop over
+  members. So it is on GPUs (lus_jax/benchmarks/RESULTS.md has the bytes), but for the video
+  networks, which have no convolution that stays one: mapped, nine of them move a seventh fewer
+  bytes each and need a ninth of the kernels.
+
+  Args:
+    strategy: of `STRATEGIES`.
+    video: whether the members are video networks.
+  """
   if strategy not in STRATEGIES:
     raise UserError(
       f"config.sweep.strategy: '{strategy}' is not known; choose one of {', '.join(STRATEGIES)}."
@@ -43,7 +56,7 @@ def choose_strategy(strategy):
     # CPU devices of one process are the same cores.
     if several or (jax.device_count() > 1 and jax.default_backend() != "cpu"):
       return "sharded"
-    return FASTEST.get(jax.default_backend(), "loop")
+    return "grouped" if video and jax.default_backend() == "gpu" else "loop"
   if several and strategy != "sharded":
     raise UserError(
       f"config.sweep.strategy: '{strategy}' is for one process, and there are "
@@ -52,22 +65,42 @@ def choose_strategy(strategy):
   return strategy
 
 
+def lies_as_cudnn_reads():
+  """Whether convolution kernels lie in another order than row by row (`Sweep.formats`)."""
+  return jax.default_backend() == "gpu"
+
+
 @dataclasses.dataclass(frozen=True)
 class Sweep:
   """T members under one strategy.
 
   Attributes:
     members: a list of T pytrees of NumPy scalars, alike in structure.
-    strategy: 'loop', 'vmap' or 'sharded'.
+    strategy: 'loop', 'vmap', 'grouped' or 'sharded'.
+    group: the most members of a group, under `grouped`.
+    devices: that `sharded` lays them over; by default all there are.
   """
 
   members: list[Any]
   strategy: str
+  group: int = GROUP
+  devices: tuple[Any, ...] | None = None
 
   @functools.cached_property
   def mesh(self):
     """What batches are laid over under `sharded` (`lus_jax.parallel`); None otherwise."""
-    return parallel.make_mesh(len(self.members)) if self.strategy == "sharded" else None
+    if self.strategy != "sharded":
+      return None
+    return parallel.make_mesh(len(self.members), self.devices)
+
+  @property
+  def at_once(self):
+    """m, the members that one call computes, a leading axis of all it takes; 0 without the axis."""
+    n = len(self.members)
+    if self.strategy == "sharded":
+      return self.mesh.shape[parallel.MEMBER]
+    # Groups alike in size leave fewest places empty.
+    return {"loop": 0, "vmap": n}.get(self.strategy, -(-n // -(-n // self.group)))
 
   def compile(self, fn, *, updates_state=False):
     """Compiles `fn(state, own, *shared)`, a pure function of one member, for all of them.
@@ -78,45 +111,71 @@ class Sweep:
 
     Returns:
       A function of the sweep's state, a list of T `own` (often `members`), and the shared
-      arguments. Results are lists of T under `loop`, have a leading axis T under `vmap` and
-      are lists of rounds under `sharded`; `to_host` makes them alike. Its `lower`, of the same
-      arguments, is that of `jax.jit`: of the first member's or round's call under those two.
+      arguments. Results are lists of T under `loop`, else lists of rounds with a leading axis m;
+      `to_host` makes them alike. Its `lower`, of the same arguments, is that of `jax.jit` of the
+      first member's or round's call.
     """
-    donate = (0,) if updates_state else ()
-    if self.strategy == "vmap":
-
-      def mapped(state, own, *shared):
-        return jax.vmap(lambda s, o: fn(s, o, *shared))(state, own)
-
-      compiled = jax.jit(mapped, donate_argnums=donate)
-
-      def stacked(own):
-        return jax.tree.map(lambda *x: np.stack(x), *own)
-
-      def together(state, own, *shared):
-        return compiled(state, stacked(own), *shared)
-
-      together.lower = lambda state, own, *shared: compiled.lower(state, stacked(own), *shared)
-      return together
     if self.strategy == "sharded":
-      compiled = jax.jit(
-        parallel.map_members(fn, self.mesh),
-        donate_argnums=donate,
-        out_shardings=parallel.member_sharding(self.mesh),
-      )
-    else:
-      compiled = jax.jit(fn, donate_argnums=donate)
+      fn = parallel.map_members(fn, self.mesh)
+    elif self.strategy != "loop":
+      fn = _mapped(fn)
+    made = []
 
-    def looped(states, own, *shared):
-      results = [compiled(s, o, *shared) for s, o in zip(states, self._rounds(own), strict=True)]
+    def program(*arguments):
+      if not made:
+        made.append(self._jit(fn, arguments, updates_state))
+      return made[0]
+
+    def called(states, own, *shared):
+      each = [(s, o, *shared) for s, o in zip(states, self._rounds(own), strict=True)]
+      results = [program(*each[0])(*arguments) for arguments in each]
       if isinstance(results[0], tuple):
         return tuple(list(x) for x in zip(*results, strict=True))
       return results
 
-    looped.lower = lambda states, own, *shared: compiled.lower(
-      states[0], self._rounds(own)[0], *shared
-    )
-    return looped
+    def lower(states, own, *shared):
+      arguments = states[0], self._rounds(own)[0], *shared
+      return program(*arguments).lower(*arguments)
+
+    called.lower = lower
+    return called
+
+  def _jit(self, fn, arguments, updates_state):
+    results = None if self.mesh is None else self._sharding
+    if updates_state and lies_as_cudnn_reads():
+      state = self.formats(arguments[0])
+      several = isinstance(jax.eval_shape(fn, *arguments), tuple)
+      results = (state, results) if several else state
+    options = {} if results is None else {"out_shardings": results}
+    return jax.jit(fn, donate_argnums=(0,) if updates_state else (), **options)
+
+  @property
+  def _sharding(self):
+    if self.mesh is not None:
+      return parallel.member_sharding(self.mesh)
+    return SingleDeviceSharding(self.devices[0] if self.devices else jax.local_devices()[0])
+
+  def formats(self, state):
+    """Where, and in what order, the arrays of one member or round lie on a GPU.
+
+    Kernels [size, size, c, d] of convolutions are in memory as cuDNN reads them, d first: otherwise
+    each would be copied into that order in every step, with all that the optimizer keeps of it.
+
+    Args:
+      state: a pytree of arrays or shapes.
+
+    Returns:
+      A pytree of `jax.experimental.layout.Format`, or of shardings.
+    """
+    lead = bool(self.at_once)
+
+    def of(x):
+      if x.ndim != lead + 4 or min(x.shape[-4:-1]) < 2:
+        return self._sharding
+      order = (*range(lead), x.ndim - 1, *range(lead, x.ndim - 1))
+      return Format(Layout(major_to_minor=order), self._sharding)
+
+    return jax.tree.map(of, state)
 
   def take(self, state, numbers, members=None):
     """Some of the members, in any order and as often as wanted: a `Sweep` and its state.
@@ -126,7 +185,8 @@ class Sweep:
       numbers: places in it.
       members: what the new sweep's members are; the same by default.
     """
-    sweep = Sweep(members or [self.members[i] for i in numbers], self.strategy)
+    members = members or [self.members[i] for i in numbers]
+    sweep = dataclasses.replace(self, members=members)
     if list(numbers) == list(range(len(self.members))):
       return sweep, state
     if self.strategy == "loop":
@@ -136,49 +196,60 @@ class Sweep:
 
   def map(self, fn, state):
     """Picks or renames parts of the state, the same of every member."""
-    return fn(state) if self.strategy == "vmap" else [fn(one) for one in state]
+    return [fn(one) for one in state]
 
   def to_host(self, results):
     """Brings results to the host, of every process, as a list of T pytrees of NumPy arrays."""
     if self.strategy == "sharded":
-      gathered = [multihost_utils.process_allgather(x, tiled=True) for x in results]
-      m = self.mesh.shape[parallel.MEMBER]
-      each = [jax.tree.map(lambda x, i=i: x[i], x) for x in gathered for i in range(m)]
-      return each[: len(self.members)]
-    results = jax.device_get(results)
+      results = [multihost_utils.process_allgather(x, tiled=True) for x in results]
+    else:
+      results = jax.device_get(results)
     if self.strategy == "loop":
       return results
-    return [jax.tree.map(lambda x, i=i: x[i], results) for i in range(len(self.members))]
+    each = [jax.tree.map(lambda x, i=i: x[i], x) for x in results for i in range(self.at_once)]
+    return each[: len(self.members)]
 
   def stack(self, state):
     """The state with a leading axis T, whatever the strategy: what checkpoints hold."""
-    if self.strategy == "vmap":
-      # A copy: the next step reuses the state's memory while a checkpoint is still being written.
-      return jax.tree.map(jnp.copy, state)
     if self.strategy == "sharded":
       return jax.tree.map(lambda *x: np.stack(x), *self.to_host(state))
-    return jax.tree.map(lambda *x: jnp.stack(x), *state)
+    if self.strategy == "loop":
+      return jax.tree.map(lambda *x: jnp.stack(x), *state)
+    # A copy: the next step reuses the state's memory while a checkpoint is still being written.
+    return jax.tree.map(lambda *x: jnp.copy(jnp.concatenate(x)[: len(self.members)]), *state)
 
   def unstack(self, state):
     """The inverse of `stack`; the list's states share no memory."""
-    if self.strategy == "vmap":
-      return jax.tree.map(jnp.asarray, state)
     return self.place([jax.tree.map(lambda x, i=i: x[i], state) for i in range(len(self.members))])
 
   def place(self, states):
     """The sweep's state from a list of T states, of jax or NumPy arrays."""
-    if self.strategy == "vmap":
-      return jax.tree.map(lambda *x: jnp.stack(x), *states)
     if self.strategy == "sharded":
-      return [parallel.by_member(self.mesh, x) for x in self._rounds(states)]
-    return [jax.tree.map(jnp.asarray, state) for state in states]
+      rounds = [parallel.by_member(self.mesh, x) for x in self._rounds(states)]
+    elif self.strategy == "loop":
+      rounds = [jax.tree.map(jnp.asarray, state) for state in states]
+    else:
+      rounds = [jax.tree.map(lambda *x: jnp.stack(x), *x) for x in self._groups(states)]
+    if not lies_as_cudnn_reads():
+      return rounds
+    return [jax.device_put(one, self.formats(one)) for one in rounds]
 
   def _rounds(self, items):
-    """T items as they are computed; under `sharded` m at once, stacked on the host."""
-    if self.strategy != "sharded":
+    """T items as they are computed: m at once, stacked on the host."""
+    if self.strategy == "loop":
       return items
-    m = self.mesh.shape[parallel.MEMBER]
+    return [jax.tree.map(lambda *x: np.stack(x), *one) for one in self._groups(items)]
+
+  def _groups(self, items):
+    m = self.at_once
     items = [*items, *items[-1:] * (-len(items) % m)]
-    return [
-      jax.tree.map(lambda *x: np.stack(x), *items[i : i + m]) for i in range(0, len(items), m)
-    ]
+    return [items[i : i + m] for i in range(0, len(items), m)]
+
+
+def _mapped(fn):
+  """`fn(state, own, *shared)` over a leading axis of its first two arguments."""
+
+  def mapped(state, own, *shared):
+    return jax.vmap(lambda s, o: fn(s, o, *shared))(state, own)
+
+  return mapped

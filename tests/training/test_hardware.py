@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from configs import raters, readmission, seg
+from configs import raters, readmission, seg, sf_ratio
 from lus_jax import models
 from lus_jax.errors import UserError
 from lus_jax.models import designs
@@ -267,3 +267,13 @@ def test_the_first_steps_are_timed_without_the_compilation(monkeypatch, seconds,
       at = i + 1
   assert printed == ["line"] * (expected is not None)
   assert (told, at) == (([expected[0]], expected[1]) if expected else ([], None))
+
+
+def test_the_group_of_video_networks_is_what_fits_the_memory():
+  config, _ = hardware.resolve(sf_ratio.get_config(), H200, models=9)
+  # 16 x 8 x 224 x 224 pixels x 250 x 2 bytes are 3.2 GB a network.
+  assert hardware.choose_group(config, H200, clips=16) == 9
+  assert hardware.choose_group(config, RTX3060, clips=16) == int(9 * GIB * 0.5 // 3.211e9) == 1
+  assert hardware.choose_group(config, RTX3060, clips=2) == 9
+  config.model.dtype = "float32"
+  assert hardware.choose_group(config, RTX3060, clips=4) == 3

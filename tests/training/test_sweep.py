@@ -11,6 +11,7 @@ from lus_jax import losses, parallel
 from lus_jax.errors import UserError
 from lus_jax.models.fpn import FPN
 from lus_jax.training import state as state_lib
+from lus_jax.training import sweep as sweep_lib
 from lus_jax.training.sweep import Sweep, choose_strategy
 from tests import toys
 
@@ -135,10 +136,10 @@ def test_members_differ_in_their_threshold_alone():
   assert seeded[0, 0] != seeded[0, 1]  # another seed drops other channels
 
 
-@pytest.mark.parametrize("strategy", ["loop", "vmap", "sharded"])
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "grouped", "sharded"])
 def test_stack_and_unstack_are_inverses(strategy):
   members = [{"threshold": np.float32(t)} for t in THRESHOLDS]
-  sweep = Sweep(members, strategy)
+  sweep = Sweep(members, strategy, group=2)
   stacked = {"a": jnp.arange(6.0).reshape(3, 2)}
   state = sweep.unstack(stacked)
   np.testing.assert_array_equal(sweep.stack(state)["a"], stacked["a"])
@@ -182,9 +183,9 @@ def test_auto_is_sharded_on_several_gpus_and_in_several_processes(monkeypatch):
     choose_strategy("loop")
 
 
-@pytest.mark.parametrize("strategy", ["loop", "vmap", "sharded"])
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "grouped", "sharded"])
 def test_some_members_are_taken_in_any_order_and_twice(strategy):
-  sweep = Sweep([{"threshold": np.float32(t)} for t in THRESHOLDS], strategy)
+  sweep = Sweep([{"threshold": np.float32(t)} for t in THRESHOLDS], strategy, group=2)
   state = sweep.place([{"a": np.arange(2.0) + 10 * i} for i in range(3)])
 
   def tell(state, own, shared):
@@ -204,3 +205,50 @@ def test_some_members_are_taken_in_any_order_and_twice(strategy):
   assert [x.tolist() for x in found] == [[25, 26], [26, 27], [7, 8], [18, 19]]
   same, held = sweep.take(state, [0, 1, 2], own[:3])
   assert held is state and same.members == own[:3]
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "grouped", "sharded"])
+def test_on_a_gpu_kernels_lie_as_cudnn_reads_them_and_stay_so(monkeypatch, strategy):
+  monkeypatch.setattr(sweep_lib, "lies_as_cudnn_reads", lambda: True)
+  sweep = Sweep([{"by": np.float32(i)} for i in range(3)], strategy, group=2)
+  kernel, pointwise = np.arange(54.0).reshape(3, 3, 2, 3), np.ones((1, 1, 2, 3))
+  state = sweep.place([{"kernel": kernel + i, "pointwise": pointwise, "b": i} for i in range(3)])
+
+  def step(state, own, more):
+    return jax.tree.map(lambda x: x + own["by"] + more, state), own["by"]
+
+  step = sweep.compile(step, updates_state=True)
+  # Each round's arrays are used up, so that their memory is used again.
+  before = state
+  for _ in range(2):
+    state, result = step(state, sweep.members, np.float32(1))
+  assert before[0]["kernel"].is_deleted()
+  lead = (0,) * (strategy != "loop")
+  for one in state:
+    order = tuple(n + len(lead) for n in (3, 0, 1, 2))
+    assert one["kernel"].format.layout.major_to_minor == (*lead, *order)
+    plain = tuple(range(4 + len(lead)))
+    assert one["pointwise"].format.layout.major_to_minor == plain
+  for i, one in enumerate(sweep.to_host(state)):
+    np.testing.assert_array_equal(one["kernel"], kernel + i + 2 * (i + 1))
+  np.testing.assert_array_equal(sweep.stack(state)["kernel"][2], kernel + 2 + 6)
+  assert sweep.to_host(result) == [0, 1, 2]
+  # A function of the whole state that returns it alone.
+  kept = sweep.compile(lambda state, own: jax.tree.map(lambda x: x, state), updates_state=True)
+  assert kept(state, sweep.members)[0]["kernel"].format.layout.major_to_minor[-1] != plain[-1]
+
+
+def test_groups_are_alike_in_size():
+  members = [{"by": np.float32(i)} for i in range(10)]
+  assert Sweep(members, "grouped", group=9).at_once == 5
+  assert Sweep(members[:9], "grouped", group=9).at_once == 9
+  assert Sweep(members, "grouped", group=4).at_once == 4  # 12 places, 2 of them empty
+  assert Sweep(members, "vmap").at_once == 10 and Sweep(members, "loop").at_once == 0
+
+
+def test_auto_maps_groups_of_video_networks_on_a_gpu(monkeypatch):
+  assert choose_strategy("auto", video=True) == "loop"
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  assert choose_strategy("auto", video=True) == "grouped"
+  assert choose_strategy("auto") == "loop"

@@ -228,7 +228,9 @@ def _train_and_evaluate(config, workdir, device, why):
   # What a second run could not use is refused before anything that takes long.
   ablations = [a for a in config.channels.ablations if a != "true" or dataset.simulated]
   names, places, members = train.make_members(list(trained.thresholds), ablations, len(splits))
-  sweep = Sweep(members, choose_strategy(config.sweep.strategy))
+  strategy = choose_strategy(config.sweep.strategy, video=True)
+  group = hardware.choose_group(config, device, clips=task.clips_per_batch)
+  sweep = Sweep(members, strategy, group)
   parallel.check_batch(
     sweep.mesh, config.train.batch_size, rows=task.clips_per_batch // config.train.batch_size
   )
