@@ -81,6 +81,45 @@ class _Confidences:
       yield batch["confidence"], _prepare(batch)["where"] & mask[:, None, None, None]
 
 
+def make_cut_sums(trained):
+  """What cut-offs are chosen by, of one view: `(weights, member, inputs) -> sums`, for a sweep."""
+
+  def cut_sums(weights, member, inputs):
+    return metrics.cut_sums(
+      logits=trained.logits(weights, member, inputs),
+      confidence=inputs["confidence"],
+      where=inputs["where"],
+      threshold=member["threshold"],
+    )
+
+  return cut_sums
+
+
+def make_test_sums(trained):
+  """What one view is tested by: `(weights, member, inputs) -> sums`, with its `predicted` pixels.
+
+  Inputs are those of `augment.prepare`, with `near` and perhaps `visibility`.
+  """
+  sums_of = _sums_of(trained)
+
+  def test_sums(weights, member, inputs):
+    logits = trained.logits(weights, member, inputs)
+    return sums_of(logits=logits, threshold=member["threshold"], **_arguments(inputs)) | {
+      "predicted": jax.nn.sigmoid(logits) >= 0.5
+    }
+
+  return test_sums
+
+
+def _sums_of(trained):
+  config = trained.config
+  return functools.partial(
+    metrics.image_sums,
+    evaluation_thresholds=np.asarray(config.sweep.thresholds, np.float32),
+    subthreshold_weight=config.loss.subthreshold_weight,
+  )
+
+
 def evaluate(trained, *, train, validation, test, thin):
   """Evaluates frozen models, and the baselines, on the test split.
 
@@ -97,27 +136,8 @@ def evaluate(trained, *, train, validation, test, thin):
   config, sweep = trained.config, trained.sweep
   aimed_at = ["confidence" if view.threshold is None else "label" for view in trained.views]
   thresholds = np.asarray(config.sweep.thresholds, np.float32)
-  sums_of = functools.partial(
-    metrics.image_sums,
-    evaluation_thresholds=thresholds,
-    subthreshold_weight=config.loss.subthreshold_weight,
-  )
-
-  def cut_sums(weights, member, inputs):
-    return metrics.cut_sums(
-      logits=trained.logits(weights, member, inputs),
-      confidence=inputs["confidence"],
-      where=inputs["where"],
-      threshold=member["threshold"],
-    )
-
-  def test_sums(weights, member, inputs):
-    logits = trained.logits(weights, member, inputs)
-    return sums_of(logits=logits, threshold=member["threshold"], **_arguments(inputs)) | {
-      "predicted": jax.nn.sigmoid(logits) >= 0.5
-    }
-
-  cut_sums, test_sums = sweep.compile(cut_sums), sweep.compile(test_sums)
+  sums_of = _sums_of(trained)
+  cut_sums, test_sums = map(sweep.compile, (make_cut_sums(trained), make_test_sums(trained)))
   on_validation = collect(
     lambda inputs, batch: sweep.to_host(cut_sums(trained.weights, sweep.members, inputs)),
     validation,

@@ -5,6 +5,7 @@ models and videos find them again, and other ones never do.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -89,6 +90,21 @@ class Growing:
     write_text(self._measured, json.dumps(measured))
     self._partial.replace(self.file)
     self._note.unlink()
+
+
+def resized(x, size):
+  """Frames or maps [B, H, W, C], 0 to 255, as uint8 [B, size, size, C]."""
+  return jnp.rint(layers.resize(x.astype(jnp.float32), size, size)).astype(jnp.uint8)
+
+
+def make_maps(trained, size):
+  """The maps of one view: `(weights, member, frames, where) -> uint8 [B, size, size, K]`."""
+
+  def maps(weights, member, frames, where):
+    probability = trained.probability(weights, member, frames.astype(jnp.float32) / 255, where)
+    return resized(255 * probability, size)
+
+  return maps
 
 
 def make(dataset, table, trained, *, size, workdir, keep=()):
@@ -177,18 +193,8 @@ def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, map
     f.open(start)
   pending = {f.file for f in unfinished}
 
-  @jax.jit
-  def resize(x):
-    return jnp.rint(layers.resize(x.astype(jnp.float32), size, size)).astype(jnp.uint8)
-
-  def segment(one):
-    def fn(weights, member, frames, where):
-      p = one.probability(weights, member, frames.astype(jnp.float32) / 255, where)
-      return resize(255 * p)
-
-    return one.sweep.compile(fn)
-
-  segments = [segment(one) for one in trained]
+  resize = jax.jit(functools.partial(resized, size=size))
+  segments = [one.sweep.compile(make_maps(one, size)) for one in trained]
   with progress.bar(total=n, initial=start, unit="frame", what="segmentation channels") as bar:
     for i, (at, batch) in enumerate(
       read_frames(dataset, table, start, with_truth=truth is not None)

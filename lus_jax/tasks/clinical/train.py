@@ -92,6 +92,30 @@ def make_plan(setup, store):
   return plan
 
 
+def make_run(network, kind):
+  """One member's outputs: `(weights, member, inputs) -> [M, outputs]`."""
+
+  def run(weights, member, inputs):
+    clips = member_clips(inputs, member, kind)
+    return network(weights["params"], weights["batch_stats"], clips)[0]
+
+  return run
+
+
+def make_loss(network, task, kind):
+  """One member's loss: `(params, batch_stats, member, inputs, key) -> (loss, batch_stats)`."""
+
+  def loss_fn(params, batch_stats, member, inputs, key):
+    own = {
+      name: x[member["fold"]] for name, x in inputs.items() if name not in ("image", "channels")
+    }
+    clip = member_clips(inputs, member, kind)
+    found, batch_stats = network(params, batch_stats, clip, train=True)
+    return task.loss(found, params["bias"], own), batch_stats
+
+  return loss_fn
+
+
 def make_outputs(setup, store):
   """Runs the networks over a split: `(weights, split)` to a list of [videos, outputs], by member.
 
@@ -99,16 +123,7 @@ def make_outputs(setup, store):
   """
 
   sweep, task = setup.sweep, setup.task
-
-  def run(weights, member, inputs):
-    outputs, _ = setup.network(
-      weights["params"],
-      weights["batch_stats"],
-      member_clips(inputs, member, setup.config.channels.kind),
-    )
-    return outputs
-
-  run = sweep.compile(run)
+  run = sweep.compile(make_run(setup.network, setup.config.channels.kind))
   size = task.clips_per_batch
 
   def outputs(weights, split):
@@ -162,14 +177,6 @@ def fit(setup, started, store):
   state = sweep.place(states)
   outputs = make_outputs(setup, store)
 
-  def loss_fn(params, batch_stats, member, inputs, key):
-    own = {
-      name: x[member["fold"]] for name, x in inputs.items() if name not in ("image", "channels")
-    }
-    clip = member_clips(inputs, member, config.channels.kind)
-    found, batch_stats = network(params, batch_stats, clip, train=True)
-    return task.loss(found, params["bias"], own), batch_stats
-
   def judge(state, split, function, *, best):
     weights = _weights(sweep, state, best=best)
     return [
@@ -188,7 +195,7 @@ def fit(setup, started, store):
       loop.Task(
         names=setup.names,
         prepare=lambda batch, key: batch,
-        loss_fn=loss_fn,
+        loss_fn=make_loss(network, task, config.channels.kind),
         tx=tx,
         schedule=schedule,
         validate=lambda state: (judge(state, "validation", task.validate, best=False), {}),

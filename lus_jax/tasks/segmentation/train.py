@@ -85,6 +85,29 @@ def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights
   return networks[0], sweep.place(states)
 
 
+def make_evaluation(network, objective):
+  """One member on validation images: `(state, member, inputs) -> sums, first predictions`."""
+
+  def evaluate(state, member, inputs):
+    raw, _ = objective.logits(network, state.params, state.batch_stats, inputs["image"])
+
+    def one_loss(raw, one):
+      return objective.loss(raw[None], jax.tree.map(lambda x: x[None], one), member)
+
+    output = objective.output(raw, inputs, member)
+    sums = metrics.iou_sums(
+      logits=output,
+      confidence=inputs["confidence"],
+      where=inputs["where"],
+      threshold=member["threshold"],
+    )
+    return {"loss": jax.vmap(one_loss)(raw, inputs), **sums}, jax.nn.sigmoid(
+      output[:N_PANELS]
+    ) >= 0.5
+
+  return evaluate
+
+
 def make_validation(network, sweep, frames, config, objective, classes=()):
   """The validation after an epoch: IoU at the member's own threshold, and its loss.
 
@@ -104,24 +127,7 @@ def make_validation(network, sweep, frames, config, objective, classes=()):
     labels and predictions.
   """
 
-  def evaluate(state, member, inputs):
-    raw, _ = objective.logits(network, state.params, state.batch_stats, inputs["image"])
-
-    def one_loss(raw, one):
-      return objective.loss(raw[None], jax.tree.map(lambda x: x[None], one), member)
-
-    output = objective.output(raw, inputs, member)
-    sums = metrics.iou_sums(
-      logits=output,
-      confidence=inputs["confidence"],
-      where=inputs["where"],
-      threshold=member["threshold"],
-    )
-    return {"loss": jax.vmap(one_loss)(raw, inputs), **sums}, jax.nn.sigmoid(
-      output[:N_PANELS]
-    ) >= 0.5
-
-  evaluate = sweep.compile(evaluate)
+  evaluate = sweep.compile(make_evaluation(network, objective))
 
   def validate(state):
     rows, panels = [], []

@@ -1,0 +1,518 @@
+"""Compiles every program of a run for a GPU that need not be there, and says what it will cost.
+
+  python -m lus_jax.benchmarks.compile --target h200
+  python -m lus_jax.benchmarks.compile --what fpn --program train --strategy loop,sharded8
+
+Whether it compiles, its memory, its kernels and the bytes these move are facts of the versions that
+are installed. Floors are the times that bytes, or FLOP, take at the data sheet's rates; the guess
+adds what kernels reach of them (`lus_jax.benchmarks.cards`); neither is a measurement. Needs
+`pip install 'lus_jax[cuda12]'` (5 GB), and no GPU. Every program has a process of its own, since a
+failed check inside XLA ends the process. With --out, JSON grows row by row.
+"""
+
+import argparse
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax import numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from lus_jax import command_line, models, parallel, progress
+from lus_jax.benchmarks import cards, throughput
+from lus_jax.data import augment
+from lus_jax.errors import UserError
+from lus_jax.evaluation import segmentation as evaluation
+from lus_jax.files import write_text
+from lus_jax.inference import channels
+from lus_jax.inference.trained import Trained
+from lus_jax.models import flops, resnet
+from lus_jax.tasks.clinical import questions
+from lus_jax.tasks.clinical import train as clinical
+from lus_jax.tasks.segmentation import train as segmentation
+from lus_jax.training import state as state_lib
+from lus_jax.training.objective import Objective
+from lus_jax.training.sweep import GROUP, Sweep
+
+# Programs of a run, by what they belong to.
+PROGRAMS = {
+  "fpn": ("augment", "train", "keep_best", "validate", "choose_cuts", "test", "calibrate"),
+  "raters": ("augment", "train", "validate"),
+  "predict": ("probability",),
+  "channels": ("resize", "maps"),
+  "tsm": ("train_sf_change", "train_sf_ratio", "train_readmission", "keep_best", "outputs"),
+}
+# How a sweep may run: with the devices it is laid over, and the members it maps at once.
+STRATEGIES = ("loop", "vmap", "grouped", "sharded2", "sharded8")
+DEFAULT_STRATEGIES = {"tsm": ("loop", "grouped")}
+# Programs that are no sweep's.
+SINGLE = ("augment", "resize")
+# Members, sizes and heads of the paper's run; one of every kind of target and loss for `raters`.
+SIZES = {"fpn": 512, "raters": 512, "predict": 512, "channels": 512, "tsm": 224}
+BATCHES = {"fpn": 16, "raters": 16, "predict": 4, "channels": 32, "tsm": 16}
+RATERS = ("A", "B", "C")
+KINDS = (
+  *("soft", "softseg", "svls", "majority", "staple", "rater(A)", "random_rater", "ordinal"),
+  *("threshold(.6, loss=dice)", "threshold(.6, loss=focal)", "threshold(.6, loss=trimap)"),
+)
+VIDEO_SIZE, FRAMES = 224, 8
+LIMIT = 1800  # seconds that one program may take to compile
+
+
+class Absent:
+  """The run of which programs are compiled: abstract arrays on described devices.
+
+  Attributes:
+    members_on_device: that one call computes, on one device.
+
+  Args:
+    args: of a row: `what`, `program`, `strategy`, `target`, `size`, `batch`, `dtype`, `encoder`,
+      `classes`, `members`.
+  """
+
+  def __init__(self, args):
+    self.args = args
+    found = re.fullmatch(r"sharded(\d+)", args.strategy)
+    self._devices = cards.describe(args.target, devices=int(found[1]) if found else 1)
+    self.strategy = "sharded" if found else args.strategy
+    config = SimpleNamespace(
+      encoder=args.encoder, width=1.0, dropout=0.2, dtype=args.dtype, init_from=""
+    )
+    self._model = config
+    # A device has a share of one member's batch where several devices share it.
+    self.members_on_device = 1
+    self._key = jax.eval_shape(lambda: jax.random.key(0))
+
+  def sweep(self, members):
+    """A `Sweep` of these members over the described devices."""
+    sweep = Sweep(members, self.strategy, devices=tuple(self._devices))
+    self.members_on_device = sweep.at_once or 1
+    if sweep.mesh:
+      self.members_on_device = 1 / sweep.mesh.shape[parallel.DATA]
+    return sweep
+
+  def compile(self, sweep, fn, state, own, shared, *, batch_axes=None, updates_state=False):
+    """The compiled program of `sweep.compile(fn)`, of one member's abstract state."""
+    leading, n = sweep.at_once, len(sweep.members)
+    if leading:
+      state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((leading, *x.shape), x.dtype), state)
+    state = jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      state,
+      sweep.formats(state),
+    )
+    batch_axes = batch_axes or {}
+    placed = []
+    for x in shared:
+      if isinstance(x, dict):
+        x = {name: self._split(sweep.mesh, one, batch_axes.get(name, 0)) for name, one in x.items()}
+      else:
+        x = _placed(x, self._whole(sweep.mesh))
+      placed.append(x)
+    states = [state] * (-(-n // leading) if leading else n)
+    compiled = sweep.compile(fn, updates_state=updates_state)
+    return compiled.lower(states, own, *placed).compile()
+
+  def compile_single(self, fn, *arguments):
+    """The compiled program of a function that every member shares."""
+    return jax.jit(fn).lower(*_placed(arguments, self._on_one)).compile()
+
+  @property
+  def _on_one(self):
+    return SingleDeviceSharding(self._devices[0])
+
+  def _whole(self, mesh):
+    return NamedSharding(mesh, PartitionSpec()) if mesh else self._on_one
+
+  def _split(self, mesh, x, axis):
+    spec = PartitionSpec(*[None] * axis, parallel.DATA)
+    return _placed(x, NamedSharding(mesh, spec) if mesh else self._on_one)
+
+  # What is compiled.
+
+  def program(self):
+    """Compiles the program that the row names."""
+    what, name = self.args.what, self.args.program
+    if what == "tsm":
+      return self._video(name)
+    return self._segmentation(what, name)
+
+  def _segmentation(self, what, name):
+    args = self.args
+    raters = what == "raters"
+    thresholds = throughput.THRESHOLDS[: args.members]
+    config = SimpleNamespace(
+      sweep=SimpleNamespace(thresholds=thresholds, members=KINDS if raters else (), seeds=1),
+      loss=throughput.LOSS,
+      model=self._model,
+    )
+    objective = Objective(config).with_raters(RATERS if raters else ())
+    batch = stored_frames(args, raters=RATERS if raters else ())
+    inputs = jax.eval_shape(augment.prepare, batch)
+    if name == "augment":
+      run = functools.partial(augment.prepare, augmentation=throughput.AUGMENT)
+      return self.compile_single(run, batch, self._key)
+    if name == "resize":
+      return self.compile_single(
+        functools.partial(channels.resized, size=VIDEO_SIZE), batch["confidence"]
+      )
+    network = abstract_network(
+      lambda: models.build_model(
+        self._model, in_channels=1, classes=args.classes, levels=objective.head, seed=0
+      )
+    )
+    tx = optax.adam(optax.cosine_decay_schedule(1e-4, 1000))
+    state = abstract_state(network, tx)
+    _, members = objective.of_all_seeds()
+    sweep = self.sweep(members)
+    if name == "train":
+      step = state_lib.make_train_step(segmentation.make_loss(network, objective), tx)
+      return self.compile(sweep, step, state, members, (inputs, self._key), updates_state=True)
+    if name == "keep_best":
+      best = [np.bool_(True)] * len(members)
+      return self.compile(sweep, state_lib.keep_best, state, best, (), updates_state=True)
+    if name == "validate":
+      fn = segmentation.make_evaluation(network, objective)
+      return self.compile(sweep, fn, state, members, (inputs,))
+    views, scalars = objective.views()
+    fitted = {"temperature": np.ones(args.classes, np.float32)}
+    if name != "calibrate":
+      scalars = [own | {"calibration": fitted} for own in scalars]
+    trained = Trained(
+      config=config,
+      dataset={},
+      patients={},
+      network=network,
+      objective=objective,
+      views=views,
+      sweep=self.sweep(scalars),
+      weights=None,
+    )
+    weights = {"params": state.params, "batch_stats": state.batch_stats}
+    where = jax.ShapeDtypeStruct((args.batch, args.size, args.size, 1), bool)
+    image = batch["image"]
+    if name == "choose_cuts":
+      fn, shared = evaluation.make_cut_sums(trained), (inputs,)
+    elif name == "test":
+      near = jax.ShapeDtypeStruct(batch["confidence"].shape, bool)
+      fn, shared = evaluation.make_test_sums(trained), (inputs | {"near": near},)
+    elif name == "calibrate":
+      fn, shared = trained.logits, (inputs,)
+    elif name == "probability":
+      image = jax.ShapeDtypeStruct(image.shape, jnp.float32)
+      fn, shared = trained.probability, (image, where)
+    else:
+      fn, shared = channels.make_maps(trained, VIDEO_SIZE), (image, where)
+    return self.compile(trained.sweep, fn, weights, scalars, shared)
+
+  def _video(self, name):
+    args = self.args
+    task = {
+      "train_sf_change": questions.SfChange,
+      "train_readmission": questions.Readmission,
+    }.get(name, questions.SfRatio)
+    network = abstract_network(
+      lambda: models.build_video_model(
+        self._model,
+        in_channels=1 + args.classes,
+        outputs=task.outputs,
+        hidden=task.hidden,
+        seed=0,
+      )
+    )
+    tx = optax.adam(optax.cosine_decay_schedule(1e-4, 1000))
+    state = abstract_state(network, tx)
+    *_, members = clinical.make_members(throughput.THRESHOLDS, ("none", "true"), 1)
+    sweep = self.sweep(members[: args.members])
+    own = sweep.members
+    shape = (1, args.batch, FRAMES, args.size, args.size)
+    inputs = {
+      "image": jax.ShapeDtypeStruct((*shape, 1), jnp.uint8),
+      "channels": jax.ShapeDtypeStruct(
+        (1, len(throughput.THRESHOLDS) + 1, *shape[1:], args.classes), jnp.uint8
+      ),
+    }
+    axes = {"image": 1, "channels": 2}
+    if name == "outputs":
+      weights = {"params": state.params, "batch_stats": state.batch_stats}
+      run = clinical.make_run(network, "probability")
+      return self.compile(sweep, run, weights, own, (inputs,), batch_axes=axes)
+    if name == "keep_best":
+      best = [np.bool_(True)] * len(own)
+      return self.compile(sweep, state_lib.keep_best, state, best, (), updates_state=True)
+    targets, target_axes = _targets(task, args.batch)
+    # A task's loss needs nothing of its data.
+    loss = clinical.make_loss(network, task.__new__(task), "probability")
+    step = state_lib.make_train_step(loss, tx)
+    shared = (inputs | targets, self._key)
+    axes |= target_axes
+    return self.compile(sweep, step, state, own, shared, batch_axes=axes, updates_state=True)
+
+
+def _placed(tree, sharding):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def _targets(task, batch):
+  """What a training batch of a clinical task holds beside its clips, and over which axis."""
+  if task is questions.SfChange:
+    pairs = (1, batch, batch)
+    return {
+      "label": jax.ShapeDtypeStruct(pairs, jnp.int32),
+      "counts": jax.ShapeDtypeStruct(pairs, bool),
+    }, {"label": 1, "counts": 1}
+  if task is questions.SfRatio:
+    return {"target": jax.ShapeDtypeStruct((1, batch), jnp.float32)}, {"target": 1}
+  views = batch // 2
+  return {
+    "label": jax.ShapeDtypeStruct((1, 2), jnp.int32),
+    "present": jax.ShapeDtypeStruct((1, 2, views), bool),
+  }, {"label": 1, "present": 1}
+
+
+def abstract_network(build):
+  """A `Network` whose weights are shapes alone."""
+  return state_lib.Network(nnx.eval_shape(build))
+
+
+def abstract_state(network, tx):
+  """One member's `State` of shapes alone."""
+  create = functools.partial(state_lib.create_state, tx=tx)
+  return jax.eval_shape(create, network.params, network.batch_stats)
+
+
+def stored_frames(args, *, raters=()):
+  """A batch of stored frames, of shapes alone."""
+  b, side, k = args.batch, args.size, args.classes
+  pixels = {"image": (b, side, side, 1), "confidence": (b, side, side, k)}
+  others = {"labelled": ((b, k), bool), "valid_box": ((b, 4), np.int32)}
+  if raters:
+    pixels |= {"staple": (b, side, side, k), "raters": (b, len(raters), side, side, k)}
+    others["drawn"] = ((b, len(raters)), bool)
+  return {name: jax.ShapeDtypeStruct(shape, jnp.uint8) for name, shape in pixels.items()} | {
+    name: jax.ShapeDtypeStruct(shape, kind) for name, (shape, kind) in others.items()
+  }
+
+
+def flop_of(args, *, members_at_once):
+  """FLOP of one call of a program on one device, by `lus_jax.models.flops`; 0 of what has none."""
+  if args.program in ("augment", "resize", "keep_best"):
+    return 0
+  if args.what == "tsm":
+    task = {"train_sf_change": questions.SfChange, "train_readmission": questions.Readmission}.get(
+      args.program, questions.SfRatio
+    )
+    forward = flops.video(
+      size=args.size,
+      n_segment=FRAMES,
+      in_channels=1 + args.classes,
+      outputs=task.outputs,
+      hidden=task.hidden,
+    )
+  else:
+    forward = flops.fpn(args.encoder, size=args.size, in_channels=1, classes=args.classes)
+  passes = flops.TRAINING if args.program.startswith("train") else 1
+  return passes * forward * args.batch * members_at_once
+
+
+def compile_row(args):
+  """Compiles one program in this process.
+
+  Args:
+    args: of a row, as `Absent` takes them.
+
+  Returns:
+    A dict for JSON: `kernels`, `gigabytes` they move, `flop`, `memory_gib` (arguments, results and
+    temporaries of one device), `floor_ms` by `bandwidth_ms` and `matrix_ms`, `guess_ms`,
+    `peak_share` that the floor allows, `compile_s`; of one device, and `members_at_once` members.
+  """
+  since = time.perf_counter()
+  absent = Absent(args)
+  compiled = absent.program()
+  took = time.perf_counter() - since
+  card = cards.CARDS[args.target]
+  launches = cards.kernels(compiled.as_text())
+  if args.hlo:
+    write_text(args.hlo, compiled.as_text())
+  used = compiled.memory_analysis()
+  memory = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
+  memory -= used.alias_size_in_bytes
+  at_once = absent.members_on_device
+  moved = sum(k.moved for k in launches)
+  flop = flop_of(args, members_at_once=at_once)
+  times = {
+    "bandwidth_ms": 1e3 * moved / card.bandwidth,
+    "matrix_ms": 1e3 * flop / card.rate(args.dtype),
+  }
+  floor = max(times.values())
+  return {
+    "kernels": len(launches),
+    "gigabytes": round(moved / 1e9, 3),
+    "flop": flop,
+    "memory_gib": round(memory / 2**30, 3),
+    "memory_share": round(memory / card.memory, 4),
+    **{name: round(value, 3) for name, value in times.items()},
+    "floor_ms": round(floor, 3),
+    "guess_ms": round(1e3 * cards.seconds(launches, card, args.dtype), 3),
+    "peak_share": round(times["matrix_ms"] / floor, 4) if floor else 0,
+    "members_at_once": at_once,
+    "compile_s": round(took, 1),
+    "kinds": [[kind, n, round(b / 1e9, 3)] for kind, n, b in cards.by_kind(launches)],
+  }
+
+
+def rows_of(args):
+  """What is asked for, one namespace a program."""
+  rows = []
+  for target in args.target:
+    for what in args.what:
+      for program in PROGRAMS[what]:
+        if args.program and program not in args.program:
+          continue
+        strategies = args.strategy or DEFAULT_STRATEGIES.get(what, ("loop",))
+        for strategy in ("loop",) if program in SINGLE else strategies:
+          rows.append(
+            {
+              "what": what,
+              "program": program,
+              "target": target,
+              "strategy": strategy,
+              "size": args.size or SIZES[what],
+              "batch": args.batch or BATCHES[what],
+              "dtype": args.dtype,
+              "encoder": args.encoder,
+              "classes": args.classes,
+              "members": args.members or (GROUP if what == "tsm" else len(throughput.THRESHOLDS)),
+              "hlo": args.hlo,
+            }
+          )
+  return rows
+
+
+def run(row):
+  """Compiles one row in a process of its own; an abort is a reason and not the end."""
+  command = [sys.executable, "-m", "lus_jax.benchmarks.compile", "--row", json.dumps(row)]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
+  kept = {name: value for name, value in row.items() if name != "hlo"} | {"jax": jax.__version__}
+  try:
+    done = subprocess.run(
+      command, capture_output=True, text=True, timeout=LIMIT, env=environment, check=False
+    )
+  except subprocess.TimeoutExpired:
+    return kept | {"ok": False, "reason": f"not compiled within {LIMIT} s"}
+  if done.returncode == 0:
+    return kept | {"ok": True} | json.loads(done.stdout.splitlines()[-1])
+  return kept | {"ok": False, "reason": reason(done.stderr, done.returncode)}
+
+
+def reason(text, code):
+  """Why a compilation failed, in a line, of what it printed and its exit code."""
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  telling = re.compile(r"Check failed|RESOURCE_EXHAUSTED|^[\w.]*(Error|Exception)\b|ptxas")
+  found = [line for line in lines if telling.search(line)]
+  last = (found or lines or ["no word"])[-1]
+  ended = f"aborted by signal {-code}: " if code < 0 else ""
+  return f"{ended}{last:.300}"
+
+
+def table(rows):
+  """Rows as Markdown."""
+  columns = {
+    "what": lambda r: f"{r['what']} {r['program']}",
+    "card": lambda r: r["target"],
+    "strategy": lambda r: r["strategy"] if r["program"] not in SINGLE else "",
+    "kernels": lambda r: r["kernels"],
+    "GB moved": lambda r: f"{r['gigabytes']:.2f}",
+    "GFLOP": lambda r: f"{r['flop'] / 1e9:.0f}",
+    "memory GiB": lambda r: f"{r['memory_gib']:.2f} ({r['memory_share']:.0%})",
+    "by bandwidth ms": lambda r: f"{r['bandwidth_ms']:.2f}",
+    "by matrix rate ms": lambda r: f"{r['matrix_ms']:.2f}",
+    "guess ms": lambda r: f"{r['guess_ms']:.2f}",
+    "share of peak at most": lambda r: f"{r['peak_share']:.0%}",
+    "compiled in s": lambda r: f"{r['compile_s']:.0f}",
+  }
+  lines = [list(columns), ["---"] * len(columns)]
+  for row in rows:
+    if row["ok"]:
+      lines.append([str(cell(row)) for cell in columns.values()])
+    else:
+      first = [cell(row) for cell in list(columns.values())[:3]]
+      lines.append([*first, f"fails: {row['reason']}", *[""] * (len(columns) - 4)])
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def parse(argv):
+  """Reads a command line into a namespace.
+
+  Raises:
+    UserError: a name is not known.
+    SystemExit: an option or value is unknown, as argparse has it.
+  """
+
+  def names(known):
+    def read(text):
+      found = [x for x in text.split(",") if x]
+      for name in found:
+        if name not in known:
+          raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join(known)}")
+      return found
+
+    return read
+
+  parser = argparse.ArgumentParser(
+    prog="python -m lus_jax.benchmarks.compile",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  every = list(dict.fromkeys(name for programs in PROGRAMS.values() for name in programs))
+  parser.add_argument("--what", type=names(PROGRAMS), default=list(PROGRAMS), help="of these runs")
+  parser.add_argument("--program", type=names(every), help="only these programs")
+  parser.add_argument("--target", type=names(cards.CARDS), default=["h100"])
+  parser.add_argument("--strategy", type=names(STRATEGIES), help="how the sweep is run")
+  parser.add_argument("--size", type=int, help="H and W in pixels; the paper's by default")
+  parser.add_argument("--batch", type=int, help="images, or clips")
+  parser.add_argument("--classes", type=int, default=6)
+  parser.add_argument("--members", type=int, help="of the sweep")
+  parser.add_argument("--encoder", choices=resnet.DEPTHS, default="resnet34")
+  parser.add_argument("--dtype", choices=models.DTYPES, default="bfloat16")
+  parser.add_argument("--out", help="a JSON file, written row by row")
+  parser.add_argument("--hlo", help="a file for the optimised program of the last row")
+  parser.add_argument("--row", help=argparse.SUPPRESS)
+  return parser.parse_args(argv)
+
+
+def _main(argv):
+  args = parse(argv)
+  if args.row:
+    print(json.dumps(compile_row(SimpleNamespace(**json.loads(args.row)))))
+    return 0
+  cards.check()
+  todo, rows = rows_of(args), []
+  if not todo:
+    raise UserError("--program: none of these belongs to what --what names.")
+  command = " ".join(["python -m lus_jax.benchmarks.compile", *argv])
+  for row in progress.bar(todo, total=len(todo), unit="program", what="compiling"):
+    rows.append(run(row))
+    if args.out:
+      write_text(args.out, json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+  print(f"jax {jax.__version__}, {args.dtype}; one device's share\n\n{table(rows)}")
+  return 0 if all(row["ok"] for row in rows) else 1
+
+
+def main(argv=None):
+  """Compiles and prints a table; returns the exit code (1: something does not compile)."""
+  argv = sys.argv[1:] if argv is None else argv
+  return command_line.run(lambda: _main(argv))
+
+
+if __name__ == "__main__":
+  sys.exit(main())
