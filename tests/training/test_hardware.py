@@ -271,9 +271,9 @@ def test_the_first_steps_are_timed_without_the_compilation(monkeypatch, seconds,
 
 def test_the_group_of_video_networks_is_what_fits_the_memory():
   config, _ = hardware.resolve(sf_ratio.get_config(), H200, models=9)
-  # 16 x 8 x 224 x 224 pixels x 250 x 2 bytes are 3.2 GB a network.
+  # 16 x 8 x 224 x 224 pixels x 250 x 2 bytes are 3.2 GB a network; a quarter is left for frames.
   assert hardware.choose_group(config, H200, clips=16) == 9
-  assert hardware.choose_group(config, RTX3060, clips=16) == int(9 * GIB * 0.5 // 3.211e9) == 1
+  assert hardware.choose_group(config, RTX3060, clips=16) == int(0.75 * 9 * GIB / 3.211e9) == 2
   assert hardware.choose_group(config, RTX3060, clips=2) == 9
   config.model.dtype = "float32"
-  assert hardware.choose_group(config, RTX3060, clips=4) == 3
+  assert hardware.choose_group(config, RTX3060, clips=16) == 1
