@@ -220,3 +220,17 @@ def test_what_a_program_costs_counts_the_flop_of_its_members():
   assert compile_lib.flop_of(row, members_at_once=1) == pytest.approx(3 * 54.0e9 * 16, rel=2e-3)
   row.program = "keep_best"
   assert compile_lib.flop_of(row, members_at_once=1) == 0
+
+
+def test_the_papers_study_is_predicted_from_its_programs_alone():
+  names = [name for calls in compile_lib.CALLS.values() for name in calls]
+  made = [
+    {"what": w, "program": p, "ok": True, "guess_ms": 2.0, "members_at_once": 1} for w, p in names
+  ]
+  mapped = made[names.index(("tsm", "train_sf_ratio"))] | {"guess_ms": 9.0, "members_at_once": 9}
+  sweep, tasks, both = compile_lib.predict([*made, mapped])
+  # 2,200 steps of 7 models by 2 ms; 700 steps of 45 networks by 1 ms.
+  assert "fpn train 31," in sweep and "tsm train_sf_ratio 32," in tasks
+  seconds = [int(line.split(": ")[1].split()[0]) for line in (sweep, tasks)]
+  assert both == f"together {sum(seconds) / 60:.0f} min"
+  assert compile_lib.predict(made[1:]) == []
