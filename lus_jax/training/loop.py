@@ -18,6 +18,8 @@ from lus_jax.words import plural
 
 # Epochs of the same validation loss that are no chance.
 STUCK = 3
+# Epochs that show pictures: about so many, evenly spread.
+SHOWN = 20
 # Of scores: 1 since classes that no validation frame shows count for nobody.
 RULE = 1
 # Seconds between two times that several processes ask each other whether to stop, or a step where
@@ -37,8 +39,8 @@ class Task:
     schedule: `step -> learning rate`, for the curves.
     validate: `sweep state -> rows, images`: a list of T dicts of numbers, `loss` and `score`, of
       which the latter selects the best epoch (higher is better, of equals the lower loss; None,
-      undefined, never wins), perhaps dicts of numbers by class, and pictures for the writer,
-      [n, H, W, 3] uint8 by name.
+      undefined, never wins), perhaps dicts of numbers by class, and by name functions that make
+      pictures for the writer, [n, H, W, 3] uint8; they are called in the epochs that show some.
     unit: what a batch is counted in, for the curves of the speed.
     work: what an estimate of the run's time is made of; None for no estimate.
   """
@@ -177,7 +179,8 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
         )
       _warn_of_stuck(meta["history"], task.names)
       _write_validation(writer, step, rows, task)
-      writer.write_images(step, images)
+      if shows(epoch, config.epochs):
+        writer.write_images(step, {name: make() for name, make in images.items()})
       scores = [row["score"] for row in rows if row["score"] is not None]
       if scores:
         bar.set_postfix(epoch=epoch, score=f"{np.mean(scores):.3f}", refresh=False)
@@ -233,6 +236,11 @@ def _check_weights(sweep, state, names, step, epoch):
     for one in sweep.to_host(sweep.map(lambda one: one.params, state))
   ]
   _check_finite([[value if np.isfinite(value) else np.nan for value in sums]], names, step, epoch)
+
+
+def shows(epoch, epochs):
+  """Whether pictures of an epoch are written: of the first, the last and about `SHOWN` between."""
+  return epoch in (1, epochs) or epoch % -(-epochs // SHOWN) == 0
 
 
 def is_better(row, best):
