@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from lus_jax import parallel, progress, signals
+from lus_jax import parallel, progress, signals, timing
 from lus_jax.errors import UserError
 from lus_jax.training import estimate
 from lus_jax.training import state as state_lib
@@ -126,7 +126,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
     signals.stop(f"{place} of {config.epochs} is saved; the same command goes on from there.")
 
   asked, compiling = Asked(), True
-  with bar, signals.deferred():
+  with bar, signals.deferred(), timing.part("training"):
     for epoch in range(meta["epoch"] + 1, config.epochs + 1):
       pending, since = [], time.perf_counter()
       for i in range(done, steps_per_epoch):
@@ -155,7 +155,8 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
         if told:
           stop(epoch, i + 1)
       try:
-        rows, images = validated(task, state)
+        with timing.part("validation"):
+          rows, images = validated(task, state)
       except signals.Stopped:
         stop(epoch, steps_per_epoch)
       if old_rule:
@@ -180,7 +181,8 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       _warn_of_stuck(meta["history"], task.names)
       _write_validation(writer, step, rows, task)
       if shows(epoch, config.epochs):
-        writer.write_images(step, {name: make() for name, make in images.items()})
+        with timing.part("pictures"):
+          writer.write_images(step, {name: make() for name, make in images.items()})
       scores = [row["score"] for row in rows if row["score"] is not None]
       if scores:
         bar.set_postfix(epoch=epoch, score=f"{np.mean(scores):.3f}", refresh=False)
@@ -191,7 +193,8 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       elif asked(now=True):
         stop(epoch, 0)
     # What could not be written is known before anything is made of the models.
-    checkpoints.wait()
+    with timing.part("saving"):
+      checkpoints.wait()
     if asked(now=True):
       signals.stop()
   writer.flush()
@@ -329,10 +332,13 @@ def _split(stacked):
 
 
 def _save(checkpoints, sweep, state, meta):
-  resumable, best = _split(sweep.stack(state))
-  # The copy: orbax writes in the background while the history grows.
-  epoch = meta["epoch"] + ("steps" in meta)
-  checkpoints.save(epoch, resumable, best, copy.deepcopy(meta))
+  with timing.part("saving"):
+    resumable, best = _split(sweep.stack(state))
+    # The copy: orbax writes in the background while the history grows.
+    epoch = meta["epoch"] + ("steps" in meta)
+    # Before, so that a run that is killed has what belongs to the checkpoint it goes on from.
+    timing.keep()
+    checkpoints.save(epoch, resumable, best, copy.deepcopy(meta))
 
 
 def _restore(checkpoints, sweep, state):

@@ -45,6 +45,8 @@ def test_pictures_are_the_painted_frames_thinned():
       [np.zeros_like(confidence[i])] + [labels.label(confidence[i], t) for t in THRESHOLDS],
       [confidence[i], drawn[i], drawn[i]],
     )
-    full = [[palette.overlay(frames["image"][i], np.asarray(x, float)) for x in row] for row in rows]
+    full = [
+      [palette.overlay(frames["image"][i], np.asarray(x, float)) for x in row] for row in rows
+    ]
     half = [np.concatenate([cell[::2, ::2] for cell in row], axis=1) for row in full]
     np.testing.assert_array_equal(picture, np.concatenate(half))

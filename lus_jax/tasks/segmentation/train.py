@@ -133,13 +133,13 @@ def make_validation(network, sweep, frames, config, objective, classes=()):
       result, predictions = evaluate(state, sweep.members, inputs)
       if not shown:
         shown.append((thinned(inputs), predictions))
-      return sweep.to_host(result)
+      return result
 
     def panels():
       inputs, predictions = shown[0]
       return _panels(inputs, sweep.to_host(predictions), objective.members)
 
-    for images in segmentation.collect(sums, frames, config.train.batch_size):
+    for images in segmentation.collect(sums, frames, config.train.batch_size, finish=sweep.to_host):
       loss = float(np.mean(images.pop("loss"), dtype=np.float64))
       iou, per_class, _ = metrics.mean_iou(**images)
       rows.append({"score": _defined(iou), "loss": loss})
