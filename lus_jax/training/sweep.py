@@ -187,7 +187,12 @@ class Sweep:
     ]
 
 
-# Each a single program: one for every array would be a hundred compilations.
+# Each a single program, where one for every shape would be a hundred compilations.
 _copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-_stacked = jax.jit(lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees))
 _picked = jax.jit(lambda tree, i: jax.tree.map(lambda x: x[i], tree))
+# One for every shape: a single one of all arrays of 35 states takes XLA 20 s.
+_stack = jax.jit(lambda *x: jnp.stack(x))
+
+
+def _stacked(trees):
+  return jax.tree.map(_stack, *trees)

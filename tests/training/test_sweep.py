@@ -224,7 +224,8 @@ def test_states_are_made_and_stacked_by_one_program_each(strategy):
     apart = sweep.unstack(sweep.stack(state))
   finally:
     jax.monitoring.unregister_event_duration_listener(heard)
-  assert len(compiled) <= 3, compiled
+  # One stacks arrays of each shape.
+  assert len(compiled) <= 2 + len({x.shape for x in jax.tree.leaves(states[0])})
   for one, other in zip(sweep.to_host(state), sweep.to_host(apart), strict=True):
     jax.tree.map(np.testing.assert_array_equal, one, other)
   # A step reuses the memory of every array.
