@@ -43,6 +43,8 @@ class Task:
       pictures for the writer, [n, H, W, 3] uint8; they are called in the epochs that show some.
     unit: what a batch is counted in, for the curves of the speed.
     work: what an estimate of the run's time is made of; None for no estimate.
+    first_look: `(rows, pictures) -> text`, called with those of the first epoch that is done: what
+      there is to see before the last one; None for nothing.
   """
 
   names: list[str]
@@ -53,6 +55,7 @@ class Task:
   validate: Callable
   unit: str = "image"
   work: estimate.Work | None = None
+  first_look: Callable | None = None
 
 
 def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoints, writer):
@@ -182,7 +185,10 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       _write_validation(writer, step, rows, task)
       if shows(epoch, config.epochs):
         with timing.part("pictures"):
-          writer.write_images(step, {name: make() for name, make in images.items()})
+          pictures = {name: make() for name, make in images.items()}
+          writer.write_images(step, pictures)
+          if epoch == 1 and task.first_look:
+            progress.say(task.first_look(rows, pictures))
       scores = [row["score"] for row in rows if row["score"] is not None]
       if scores:
         bar.set_postfix(epoch=epoch, score=f"{np.mean(scores):.3f}", refresh=False)

@@ -186,6 +186,7 @@ def test_one_command_gives_all_tables_and_the_report(finished, prepared_phantom,
     for row in content["rows"]:
       assert all(x is None or math.isfinite(x) for x in row.values() if not isinstance(x, str))
     assert f"{content['summary'][0]['metrics'][content['primary']]['mean']:.3f}" in page
+  assert (finished / "first_epoch.png").is_file()
   assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("*.part*"))
   assert len(list((finished / "channels").rglob("*.npy"))) == 4
 

@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 from flax import nnx
+from PIL import Image
 
 from configs import seg
 from lus_jax import labels, palette
 from lus_jax.data import augment, pipeline
-from lus_jax.tasks.segmentation import train
+from lus_jax.tasks.segmentation import advice, train
 from lus_jax.training import state as state_lib
 from lus_jax.training.objective import Objective
 from lus_jax.training.sweep import Sweep
@@ -50,3 +51,21 @@ def test_pictures_are_the_painted_frames_thinned():
     ]
     half = [np.concatenate([cell[::2, ::2] for cell in row], axis=1) for row in full]
     np.testing.assert_array_equal(picture, np.concatenate(half))
+
+
+def test_the_first_epoch_is_shown_with_a_table_and_a_picture(tmp_path):
+  pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 12, 3), np.uint8)
+  rows = [{"score": 0.25, "loss": 0.5}, {"score": None, "loss": 1.0}]
+  text = advice.first_look(
+    tmp_path, ["one", "two"], rows, {"validation_frames": pictures}, frames=1, epochs=9
+  )
+  assert text.splitlines() == [
+    "After epoch 1 of 9, on 1 validation frame; IoU at each model's own threshold:",
+    "model    IoU   loss",
+    "-------------------",
+    "  one  0.250  0.500",
+    "  two      -  1.000",
+    f"Labels (above) and predictions (below): {tmp_path / 'first_epoch.png'}",
+  ]
+  shown = np.asarray(Image.open(tmp_path / "first_epoch.png"))
+  np.testing.assert_array_equal(shown, pictures.reshape(-1, 12, 3))

@@ -1,6 +1,7 @@
 """The segmentation task: one network per confidence threshold, all trained on the same batches."""
 
 import contextlib
+import functools
 import os
 import pathlib
 
@@ -201,6 +202,9 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
         schedule=schedule,
         work=work,
         classes=dataset.classes,
+        first_look=functools.partial(
+          advice_lib.first_look, workdir, names, frames=validation.size, epochs=config.train.epochs
+        ),
       )
       state, meta = loop.fit(
         task,

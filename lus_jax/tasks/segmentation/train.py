@@ -184,7 +184,18 @@ def _panels(inputs, predictions, members):
 
 
 def make_task(
-  network, sweep, names, validation, config, objective, *, tx, schedule, work=None, classes=()
+  network,
+  sweep,
+  names,
+  validation,
+  config,
+  objective,
+  *,
+  tx,
+  schedule,
+  work=None,
+  classes=(),
+  first_look=None,
 ):
   """What `lus_jax.training.loop.fit` needs to know of segmentation."""
   return loop.Task(
@@ -195,6 +206,7 @@ def make_task(
     schedule=schedule,
     validate=make_validation(network, sweep, validation, config, objective, classes),
     work=work,
+    first_look=first_look,
   )
 
 
