@@ -10,11 +10,6 @@ NAME = timing.NAME
 _LEFT_OUT = "report"
 
 
-def seconds(value):
-  """Seconds to a tenth."""
-  return f"{value:,.1f}"
-
-
 def _places(content):
   """The place of each row by part and run, and of each of `runs` by name, in their order."""
   runs = {x["run"]: i for i, x in enumerate(content["runs"]) if x["run"] != _LEFT_OUT}
@@ -28,7 +23,7 @@ def table(files):
   rows, runs, parts = _places(files[NAME])
 
   def cell(*path):
-    return cells.value(files, NAME, *path, "seconds", show=seconds)
+    return cells.value(files, NAME, *path, "seconds")
 
   lines = [
     [part, *(cell("rows", rows[part, run]) if (part, run) in rows else "" for run in runs)]
