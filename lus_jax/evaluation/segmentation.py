@@ -110,24 +110,27 @@ def evaluate(trained, *, train, validation, test, thin):
     subthreshold_weight=config.loss.subthreshold_weight,
   )
 
-  def cut_sums(weights, member, inputs):
+  def cut_sums(logits, member, inputs):
     return metrics.cut_sums(
-      logits=trained.logits(weights, member, inputs),
+      logits=logits,
       confidence=inputs["confidence"],
       where=inputs["where"],
       threshold=member["threshold"],
     )
 
-  def test_sums(weights, member, inputs):
-    logits = trained.logits(weights, member, inputs)
+  def test_sums(logits, member, inputs):
     return sums_of(logits=logits, threshold=member["threshold"], **_arguments(inputs)) | {
       "predicted": jax.nn.sigmoid(logits) >= 0.5,
       "drawn": labels.label(inputs["confidence"], member["threshold"]) > 0,
     }
 
   cut_sums, test_sums = sweep.compile(cut_sums), sweep.compile(test_sums)
+
+  def judged(sums, inputs):
+    return sums(_logits(trained, inputs), sweep.members, inputs)
+
   on_validation = collect(
-    lambda inputs, batch: cut_sums(trained.weights, sweep.members, inputs),
+    lambda inputs, batch: judged(cut_sums, inputs),
     validation,
     config.train.batch_size,
     finish=sweep.to_host,
@@ -157,7 +160,7 @@ def evaluate(trained, *, train, validation, test, thin):
       for baseline in fitted.values()
       for one in zip(baseline.logits, baseline.cut, thresholds, strict=True)
     ]
-    return inputs["where"], test_sums(trained.weights, sweep.members, inputs), of_baselines
+    return inputs["where"], judged(test_sums, inputs), of_baselines
 
   def finish(computed):
     where, results, of_baselines = computed
@@ -199,24 +202,30 @@ def predict(trained, batch):
     float32 [V, B, H, W, K] on the host.
   """
 
-  def probability(weights, own, inputs):
-    return jax.nn.sigmoid(trained.logits(weights, own, inputs))
+  size, n, parts = len(batch["image"]), trained.config.train.batch_size, []
+  # In batches of the size that was evaluated: the last image fills the last one up.
+  for start in range(0, size, n):
+    indices = np.minimum(np.arange(start, start + n), size - 1)
+    found = _logits(trained, _prepare({name: x[indices] for name, x in batch.items()}))
+    parts.append(np.stack(trained.sweep.to_host(found)))
+  return np.asarray(jax.nn.sigmoid(np.concatenate(parts, axis=1)[:, :size]))
 
-  compiled = trained.sweep.compile(probability)
-  found = compiled(trained.weights, trained.sweep.members, _prepare(batch))
-  return np.stack(trained.sweep.to_host(found))
+
+def _logits(trained, inputs):
+  """Logits of every view: the network is a program that all that becomes of its output shares."""
+  inputs = {name: inputs[name] for name in ("image", "where")}
+  return trained.compiled_logits(trained.weights, trained.sweep.members, inputs)
 
 
 def _over_batches(trained, frames, what):
   """Logits of every view [V, n, H, W, K] on the host, with their inputs and batch, n at a time."""
   sweep = trained.sweep
-  compiled = sweep.compile(trained.logits)
 
   def started():
     for batch in _batches(frames, trained.config.train.batch_size, what):
       mask = batch.pop("mask")
       inputs = _prepare(batch)
-      yield mask, batch, inputs, compiled(trained.weights, sweep.members, inputs)
+      yield mask, batch, inputs, _logits(trained, inputs)
 
   for mask, batch, inputs, found in ahead.dispatched(started()):
     found = np.stack(sweep.to_host(found))

@@ -99,6 +99,8 @@ class Trained:
 
   def only(self, numbers):
     """These views alone, by their number."""
+    if list(numbers) == list(range(len(self.views))):
+      return self
     sweep, weights = self.sweep.take(self.weights, numbers)
     views = [self.views[i] for i in numbers]
     return dataclasses.replace(self, views=views, sweep=sweep, weights=weights)
@@ -129,6 +131,11 @@ class Trained:
     return calibration.calibrate(
       own.get("calibration", {}), self.objective.output(raw, inputs, own)
     )
+
+  @functools.cached_property
+  def compiled_logits(self):
+    """`logits`, compiled by the sweep: `(weights, members, inputs)` to its results."""
+    return self.sweep.compile(self.logits)
 
   def probability(self, weights, own, image, where):
     """Probabilities [B, H, W, K] of `logits`, 0 outside of the original frame."""
