@@ -16,6 +16,4 @@ def get_config(size="paper"):
   config.model.init_from = "sf_change"
   config.optimizer.learning_rate *= 0.1
   config.train.batch_size = 2  # patients, of up to 12 clips each
-  if size == "demo":
-    config.train.epochs = config.optimizer.restart_epochs = 4
   return config

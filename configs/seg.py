@@ -93,17 +93,18 @@ def get_config(size="paper"):
   if size == "paper":
     pass
   elif size == "demo":
-    # 3 epochs of 161 steps of 2 frames for 7 models: 6,762 model-image steps. Of fewer frames of
-    # your own, more epochs.
+    # 3 epochs of about 130 steps of 2 frames for 7 models: 5,400 model-image steps. Of fewer frames
+    # of your own, more epochs.
     config.data.image_size = 96
-    config.data.phantom.n_patients = 37
-    config.data.phantom.n_frames = 8
+    config.data.phantom.n_patients = 37  # fewer leave fewer than 4 to test
+    config.data.phantom.n_frames = 6
+    config.data.phantom.missing_views = 0.4
     config.model.encoder = "resnet18"
     config.model.width = 0.5
     config.model.dtype = "float32"
     config.optimizer.learning_rate = 2e-3
     config.train.epochs = 3
-    config.train.steps = 480
+    config.train.steps = 360
     config.train.checkpoint_every = 1
     config.train.batch_size = 2
   elif size == "tiny":

@@ -18,6 +18,12 @@ def get_config(size="paper"):
   config.folds.cv = "rotate"
   config.folds.leakage = "strict"
   config.data.phantom.n_patients = 126
+  if size == "demo":
+    # For claims, which the demo's haste would not bear.
+    config.data.phantom.n_frames, config.data.phantom.missing_views = 8, 0.25
+    config.segmentation.train.steps = 480
+    for name in ("sf_change", "sf_ratio"):
+      config[name].train.epochs = config[name].optimizer.restart_epochs = 6
   if size == "tiny":
     config.data.phantom.n_patients = 16
     config.folds.n = 2

@@ -24,7 +24,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import optax
-from flax import nnx
 from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -46,7 +45,7 @@ from lus_jax.training.sweep import GROUP, Sweep
 
 # Programs of a run, by what they belong to.
 PROGRAMS = {
-  "fpn": ("augment", "train", "keep_best", "validate", "choose_cuts", "test", "calibrate"),
+  "fpn": ("augment", "train", "keep_best", "validate", "logits", "choose_cuts", "test"),
   "raters": ("augment", "train", "validate"),
   "predict": ("probability",),
   "channels": ("resize", "maps"),
@@ -76,6 +75,7 @@ CALLS = {
     ("fpn", "train"): 2200 * 7,
     ("fpn", "validate"): 500 * 7,
     ("fpn", "keep_best"): 100 * 7,
+    ("fpn", "logits"): 2 * 5 * 7,
     ("fpn", "choose_cuts"): 5 * 7,
     ("fpn", "test"): 5 * 7,
   },
@@ -127,15 +127,19 @@ class Absent:
       self.members_on_device = 1 / sweep.mesh.shape[parallel.DATA]
     return sweep
 
-  def compile(self, sweep, fn, state, own, shared, *, batch_axes=None, updates_state=False):
-    """The compiled program of `sweep.compile(fn)`, of one member's abstract state."""
+  def compile(
+    self, sweep, fn, state, own, shared, *, batch_axes=None, updates_state=False, weights=True
+  ):
+    """The compiled program of `sweep.compile(fn)`, of one member's abstract state.
+
+    Without `weights` the state is of another kind of arrays.
+    """
     leading, n = sweep.at_once, len(sweep.members)
     if leading:
       state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((leading, *x.shape), x.dtype), state)
+    where = sweep.formats(state) if weights else jax.tree.map(lambda _: sweep.sharding, state)
     state = jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      state,
-      sweep.formats(state),
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, where
     )
     batch_axes = batch_axes or {}
     placed = []
@@ -192,7 +196,7 @@ class Absent:
       return self.compile_single(
         functools.partial(channels.resized, size=VIDEO_SIZE), batch["confidence"]
       )
-    network = abstract_network(
+    network = state_lib.outline(
       lambda: models.build_model(
         self._model, in_channels=1, classes=args.classes, levels=objective.head, seed=0
       )
@@ -212,8 +216,7 @@ class Absent:
       return self.compile(sweep, fn, state, members, (inputs,))
     views, scalars = objective.views()
     fitted = {"temperature": np.ones(args.classes, np.float32)}
-    if name != "calibrate":
-      scalars = [own | {"calibration": fitted} for own in scalars]
+    scalars = [own | {"calibration": fitted} for own in scalars]
     trained = Trained(
       config=config,
       dataset={},
@@ -227,13 +230,14 @@ class Absent:
     weights = {"params": state.params, "batch_stats": state.batch_stats}
     where = jax.ShapeDtypeStruct((args.batch, args.size, args.size, 1), bool)
     image = batch["image"]
-    if name == "choose_cuts":
-      fn, shared = evaluation.make_cut_sums(trained), (inputs,)
-    elif name == "test":
-      near = jax.ShapeDtypeStruct(batch["confidence"].shape, bool)
-      fn, shared = evaluation.make_test_sums(trained), (inputs | {"near": near},)
-    elif name == "calibrate":
-      fn, shared = trained.logits, (inputs,)
+    logits = jax.ShapeDtypeStruct(batch["confidence"].shape, jnp.float32)
+    if name in ("choose_cuts", "test"):
+      near = jax.ShapeDtypeStruct(logits.shape, bool)
+      fn = evaluation.cut_sums_of if name == "choose_cuts" else evaluation.make_test_sums(config)
+      shared = (inputs if name == "choose_cuts" else inputs | {"near": near},)
+      return self.compile(trained.sweep, fn, logits, scalars, shared, weights=False)
+    if name == "logits":
+      fn, shared = trained.logits, ({name: inputs[name] for name in ("image", "where")},)
     elif name == "probability":
       image = jax.ShapeDtypeStruct(image.shape, jnp.float32)
       fn, shared = trained.probability, (image, where)
@@ -247,7 +251,7 @@ class Absent:
       "train_sf_change": questions.SfChange,
       "train_readmission": questions.Readmission,
     }.get(name, questions.SfRatio)
-    network = abstract_network(
+    network = state_lib.outline(
       lambda: models.build_video_model(
         self._model,
         in_channels=1 + args.classes,
@@ -306,11 +310,6 @@ def _targets(task, batch):
   }, {"label": 1, "present": 1}
 
 
-def abstract_network(build):
-  """A `Network` whose weights are shapes alone."""
-  return state_lib.Network(nnx.eval_shape(build))
-
-
 def abstract_state(network, tx):
   """One member's `State` of shapes alone."""
   create = functools.partial(state_lib.create_state, tx=tx)
@@ -332,7 +331,7 @@ def stored_frames(args, *, raters=()):
 
 def flop_of(args, *, members_at_once):
   """FLOP of one call of a program on one device, by `lus_jax.models.flops`; 0 of what has none."""
-  if args.program in ("augment", "resize", "keep_best"):
+  if args.program in ("augment", "resize", "keep_best", "choose_cuts", "test"):
     return 0
   if args.what == "tsm":
     task = {"train_sf_change": questions.SfChange, "train_readmission": questions.Readmission}.get(

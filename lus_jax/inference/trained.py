@@ -67,7 +67,7 @@ class Trained:
     config: the run's config.
     dataset: what its results files say of its data set.
     patients: the patients of each split.
-    network: a `Network`.
+    network: a `Network`; of one that was loaded, its initial weights are shapes alone.
     objective: the run's `Objective`.
     views: what each model puts out: the thresholds first.
     sweep: a `Sweep` over the views: what is known of each, and its calibration.
@@ -99,6 +99,8 @@ class Trained:
 
   def only(self, numbers):
     """These views alone, by their number."""
+    if list(numbers) == list(range(len(self.views))):
+      return self
     sweep, weights = self.sweep.take(self.weights, numbers)
     views = [self.views[i] for i in numbers]
     return dataclasses.replace(self, views=views, sweep=sweep, weights=weights)
@@ -129,6 +131,11 @@ class Trained:
     return calibration.calibrate(
       own.get("calibration", {}), self.objective.output(raw, inputs, own)
     )
+
+  @functools.cached_property
+  def compiled_logits(self):
+    """`logits`, compiled by the sweep: `(weights, members, inputs)` to its results."""
+    return self.sweep.compile(self.logits)
 
   def probability(self, weights, own, image, where):
     """Probabilities [B, H, W, K] of `logits`, 0 outside of the original frame."""
@@ -235,8 +242,8 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
   n = len(views) // objective.seeds if every else objective.n_thresholds
   names = [view.name for view in views[:n]]
   views = [dataclasses.replace(view, name=objective.without_seed(view.name)) for view in views[:n]]
-  network = state_lib.Network(
-    models.build_model(
+  network = state_lib.outline(
+    lambda: models.build_model(
       config.model,
       in_channels=1,
       classes=len(claim["dataset"]["classes"]),

@@ -141,7 +141,7 @@ class Sweep:
     return called
 
   def _jit(self, fn, arguments, updates_state):
-    results = None if self.mesh is None else self._sharding
+    results = None if self.mesh is None else self.sharding
     if updates_state and lies_as_cudnn_reads():
       state = self.formats(arguments[0])
       several = isinstance(jax.eval_shape(fn, *arguments), tuple)
@@ -150,7 +150,8 @@ class Sweep:
     return jax.jit(fn, donate_argnums=(0,) if updates_state else (), **options)
 
   @property
-  def _sharding(self):
+  def sharding(self):
+    """Where arrays of one member or round lie."""
     if self.mesh is not None:
       return parallel.member_sharding(self.mesh)
     return SingleDeviceSharding(self.devices[0] if self.devices else jax.local_devices()[0])
@@ -171,9 +172,9 @@ class Sweep:
 
     def of(x):
       if x.ndim != lead + 4 or min(x.shape[-4:-1]) < 2:
-        return self._sharding
+        return self.sharding
       order = (*range(lead), x.ndim - 1, *range(lead, x.ndim - 1))
-      return Format(Layout(major_to_minor=order), self._sharding)
+      return Format(Layout(major_to_minor=order), self.sharding)
 
     return jax.tree.map(of, state)
 
@@ -214,13 +215,15 @@ class Sweep:
     if self.strategy == "sharded":
       return jax.tree.map(lambda *x: np.stack(x), *self.to_host(state))
     if self.strategy == "loop":
-      return jax.tree.map(lambda *x: jnp.stack(x), *state)
-    # A copy: the next step reuses the state's memory while a checkpoint is still being written.
-    return jax.tree.map(lambda *x: jnp.copy(jnp.concatenate(x)[: len(self.members)]), *state)
+      return _stacked(state)
+    return _joined(state, len(self.members))
 
   def unstack(self, state):
     """The inverse of `stack`; the list's states share no memory."""
-    return self.place([jax.tree.map(lambda x, i=i: x[i], state) for i in range(len(self.members))])
+    numbers = range(len(self.members))
+    if all(isinstance(x, jax.Array) for x in jax.tree.leaves(state)):
+      return self.place([_picked(state, i) for i in numbers])
+    return self.place([jax.tree.map(lambda x, i=i: x[i], state) for i in numbers])
 
   def place(self, states):
     """The sweep's state from a list of T states, of jax or NumPy arrays."""
@@ -229,7 +232,7 @@ class Sweep:
     elif self.strategy == "loop":
       rounds = [jax.tree.map(jnp.asarray, state) for state in states]
     else:
-      rounds = [jax.tree.map(lambda *x: jnp.stack(x), *x) for x in self._groups(states)]
+      rounds = [_stacked(one) for one in self._groups(states)]
     if not lies_as_cudnn_reads():
       return rounds
     return [jax.device_put(one, self.formats(one)) for one in rounds]
@@ -253,3 +256,19 @@ def _mapped(fn):
     return jax.vmap(lambda s, o: fn(s, o, *shared))(state, own)
 
   return mapped
+
+
+# Each a single program, where one for every shape would be a hundred compilations.
+_picked = jax.jit(lambda tree, i: jax.tree.map(lambda x: x[i], tree))
+# One for every shape: a single one of all arrays of 35 states takes XLA 20 s.
+_stack = jax.jit(lambda *x: jnp.stack(x))
+
+
+def _stacked(trees):
+  return jax.tree.map(_stack, *trees)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _joined(rounds, n):
+  # A copy: the next step reuses the state's memory while a checkpoint is still being written.
+  return jax.tree.map(lambda *x: jnp.copy(jnp.concatenate(x)[:n]), *rounds)
