@@ -111,11 +111,8 @@ def read(out, threshold, frame, classes=CLASSES):
 def test_masks_are_what_the_evaluation_sees(strategy, tmp_path, monkeypatch, model):
   trained = model
   if strategy == "vmap":
-    trained = dataclasses.replace(
-      trained,
-      sweep=dataclasses.replace(trained.sweep, strategy="vmap"),
-      weights=trained.sweep.stack(trained.weights),
-    )
+    sweep = dataclasses.replace(trained.sweep, strategy="vmap")
+    trained = dataclasses.replace(trained, sweep=sweep, weights=sweep.place(trained.weights))
   monkeypatch.setattr(trained_lib, "load", lambda workdir, every=False, option="": trained)
   frames = clip(SIZE, SIZE)
   np.save(tmp_path / "clip.npy", frames)

@@ -131,6 +131,7 @@ def toy_trained():
       }
     )
     objective = objective_lib.Objective(config)
+    sweep = Sweep([objective.scalars(member) for member in objective.members], strategy)
     return trained.Trained(
       config=config,
       objective=objective,
@@ -138,8 +139,8 @@ def toy_trained():
       dataset={"name": "toy", "classes": ["a", "b"]},
       patients={"train": ["p0"], "validation": ["p1"], "test": ["p2"]},
       network=network,
-      sweep=Sweep([objective.scalars(member) for member in objective.members], strategy),
-      weights=states if strategy == "loop" else jax.tree.map(lambda *x: jnp.stack(x), *states),
+      sweep=sweep,
+      weights=sweep.place(states),
     )
 
   return make

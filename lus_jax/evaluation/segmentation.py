@@ -89,7 +89,10 @@ class _Confidences:
 
 
 def cut_sums_of(logits, member, inputs):
-  """What cut-offs are chosen by, of one view's logits; for `sweep.compile`."""
+  """What cut-offs are chosen by, of one view's logits [B, H, W, K]; for `sweep.compile`.
+
+  Inputs are those of `augment.prepare`.
+  """
   return metrics.cut_sums(
     logits=logits,
     confidence=inputs["confidence"],

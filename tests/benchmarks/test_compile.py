@@ -149,6 +149,7 @@ def test_an_abort_is_a_row_and_not_the_end(plugin, monkeypatch, tmp_path, capsys
     "bandwidth_ms": 0.4,
     "matrix_ms": 0.1,
     "guess_ms": 0.6,
+    "members_at_once": 1,
     "peak_share": 0.25,
     "compile_s": 7.0,
   }

@@ -167,7 +167,7 @@ def test_few_frames_get_more_epochs():
     return config.train.epochs
 
   assert epochs(323) == 3  # the phantom's demo
-  assert epochs(32) == 30 and epochs(9) == 120 and epochs(1) == 480
+  assert epochs(32) == 23 and epochs(9) == 90 and epochs(1) == 360
   assert epochs(5000) == 3
   assert epochs(32, **{"train.epochs": 40}) == 40
   assert epochs(32, **{"train.steps": 0}) == 3
@@ -179,7 +179,7 @@ def test_many_short_epochs_share_a_checkpoint():
     config.update_from_flattened_dict(changes)
     return hardware.loop_settings(resolve(config, CPU, frames=frames)[0]).checkpoint_every
 
-  assert every(323) == 1 and every(30) == 3 and every(9) == 12
+  assert every(323) == 1 and every(30) == 2 and every(9) == 9
   assert every(9, raters) == 20 and every(9, **{"train.checkpoint_every": 50}) == 50
   assert every(9, **{"train.steps": 0}) == 1
 
@@ -203,7 +203,7 @@ def test_a_run_goes_on_with_the_epochs_that_came_of_its_data(tmp_path):
   begun, _ = resolve(seg.get_config("demo"), CPU, frames=32)
   claim.claim(tmp_path, json.loads(begun.to_json()), {})
   config = hardware.as_begun(seg.get_config("demo"), tmp_path)
-  assert config.train.epochs == 30
+  assert config.train.epochs == 23
   more = seg.get_config("demo")
   more.train.epochs = 50
   assert hardware.as_begun(more, tmp_path).train.epochs == 50

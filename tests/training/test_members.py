@@ -324,9 +324,7 @@ def run(objective, strategy, raw, inputs, key):
 
   state = sweep.place([{"x": np.zeros(())} for _ in sweep.members])
   found = sweep.compile(fn)(state, sweep.members, raw, inputs, key)
-  if strategy == "loop":
-    return [float(x) for x in found[0]], np.stack(found[1])
-  return [float(x) for x in found[0]], np.asarray(found[1])
+  return [float(x) for x in sweep.to_host(found[0])], np.stack(sweep.to_host(found[1]))
 
 
 def make_raw(objective):
