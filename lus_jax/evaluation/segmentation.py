@@ -210,19 +210,22 @@ def evaluate(trained, *, train, validation, test, thin):
   )
 
 
-def predict(trained, batch):
+def predict(trained, batch, *, batch_size=None):
   """Probabilities of frozen models.
 
   Args:
     trained: a `lus_jax.inference.trained.Trained`.
     batch: stored frames, as `lus_jax.data.augment.prepare` takes them.
+    batch_size: how many at a time; the size that was evaluated needs no other program. All by
+      default.
 
   Returns:
     float32 [V, B, H, W, K] on the host.
   """
 
-  size, n, parts = len(batch["image"]), trained.config.train.batch_size, []
-  # In batches of the size that was evaluated: the last image fills the last one up.
+  size, parts = len(batch["image"]), []
+  n = batch_size or size
+  # The last image fills the last batch up.
   for start in range(0, size, n):
     indices = np.minimum(np.arange(start, start + n), size - 1)
     found = _logits(trained, _prepare({name: x[indices] for name, x in batch.items()}))

@@ -164,7 +164,7 @@ def _predicted(trained, dataset, chosen, fields):
   test = dataset.splits["test"]
   arrays = pipeline.load([test[i] for i in chosen], fields)
   batch = {name: arrays[name] for name in pipeline.fields_of(dataset)}
-  probability = segmentation.predict(trained, batch)
+  probability = segmentation.predict(trained, batch, batch_size=trained.config.train.batch_size)
   return arrays, np.rint(255 * probability).astype(np.uint8)
 
 
