@@ -201,7 +201,7 @@ class Machine:
   def describe(self):
     """The machine, in words."""
     kind = jax.devices()[0].device_kind
-    return f"{jax.device_count()} x {kind}, {_cores()} cores, {platform.system()}"
+    return f"{jax.device_count()} x {kind}, {cores()} cores, {platform.system()}"
 
   def matmul_rate(self, dtype):
     """FLOP/s, as `lus_jax.training.peak` measures it."""
@@ -319,7 +319,7 @@ class Torch:
     self._torch = torch = peers.import_torch()
     self._device = {"gpu": "cuda"}.get(args.backend, "cpu")
     on_gpu = self._device == "cuda"
-    torch.set_num_threads(_cores())
+    torch.set_num_threads(cores())
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     peak = memory.Peak(torch if on_gpu else None)
@@ -455,7 +455,8 @@ def _row(args, thresholds, side):
   return row | {"members": thresholds * row.get("folds", 1), "width": args.width, "side": side}
 
 
-def _cores():
+def cores():
+  """How many of the machine's cores are ours."""
   # macOS cannot say how many of its cores are ours.
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
