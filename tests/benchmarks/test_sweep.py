@@ -30,26 +30,52 @@ def here(monkeypatch):
 def test_a_whole_sweep_is_measured_by_its_parts(toy_networks, here, tmp_path, capsys):
   out = tmp_path / "sweep.json"
   since = time.perf_counter()
-  options = [*SMALL, "--epochs=2", "--checkpoint-every=1", f"--out={out}"]
-  assert sweep.main([*options, "--scale", "devices=2"]) == 0
+  options = [*SMALL, "--classes=1", "--epochs=2", "--checkpoint-every=1", f"--out={out}"]
+  assert sweep.main(options) == 0
   took = time.perf_counter() - since
-  result = json.loads(out.read_text())
-  base, scaled = result["rows"]
-  assert (base["scaled"], base["strategy"]) == (None, "loop")
-  # Of several devices a sweep only makes use where it is laid over them.
-  assert (scaled["scaled"], scaled["strategy"], scaled["devices"]) == ("devices", "sharded", 2)
-  assert here[0] == {} and here[1]["XLA_FLAGS"].endswith("device_count=2")
-  for row in result["rows"]:
-    assert row["ok"] and list(row["seconds"]) == list(sweep.PARTS)
-    # No second counts twice, and all but a few moments count.
-    parts = sum(row["seconds"].values())
-    assert 0.8 * row["total_s"] < parts < row["total_s"] + 0.05 < took
-    assert row["seconds"]["compiling"] > 0 and row["seconds"]["saving"] > 0
-    # 2 epochs of 2 steps of 2 images, for 2 models.
-    assert row["steps"] == 4
-    assert row["model_images_per_s"] == pytest.approx(16 / row["seconds"]["training"], rel=0.1)
-    assert 0 <= row["score"] <= 1
-  assert f"| {base['total_s']:.1f} |" in capsys.readouterr().out
+  (row,) = json.loads(out.read_text())["rows"]
+  assert row["ok"] and (row["scaled"], row["strategy"], row["devices"]) == (None, "loop", 1)
+  assert list(row["seconds"]) == list(sweep.PARTS)
+  # No second counts twice, and all but a few moments count.
+  parts = sum(row["seconds"].values())
+  assert 0.8 * row["total_s"] < parts < row["total_s"] + 0.05 < took
+  assert row["seconds"]["compiling"] > 0 and row["seconds"]["saving"] > 0
+  # 2 epochs of 2 steps of 2 images, for 2 models.
+  assert row["steps"] == 4
+  assert row["model_images_per_s"] == pytest.approx(16 / row["seconds"]["training"], rel=0.1)
+  assert 0 <= row["score"] <= 1
+  assert f"| {row['total_s']:.1f} |" in capsys.readouterr().out
+
+
+FOUND = {
+  "seconds": dict.fromkeys(sweep.PARTS, 1.0), "total_s": 7.0, "memory_bytes": None,
+  "model_images_per_s": 1.0, "peak_share": 0.1, "devices": 1,
+}  # fmt: skip
+
+
+def test_one_thing_at_a_time_is_changed(here, monkeypatch, tmp_path):
+  monkeypatch.setattr(
+    sweep, "run", lambda args: FOUND | {"strategy": args.strategy, "devices": args.devices}
+  )
+  out = tmp_path / "sweep.json"
+  scale = ["--scale", "members=1,7", "devices=1,2", f"--out={out}"]
+  assert sweep.main([*SMALL, *scale]) == 0
+  rows = json.loads(out.read_text())["rows"]
+  names = ("scaled", "members", "devices", "strategy")
+  assert [tuple(row[name] for name in names) for row in rows] == [
+    (None, 2, None, "auto"),
+    ("members", 1, None, "auto"),
+    ("members", 7, None, "auto"),
+    ("devices", 2, 1, "auto"),
+    # Of several devices a sweep only makes use where it is laid over them.
+    ("devices", 2, 2, "sharded"),
+  ]
+  assert here[:3] == [{}] * 3
+  assert [x["XLA_FLAGS"].split("=")[-1] for x in here[3:]] == ["1", "2"]
+  args = sweep.parse([*SMALL, "--devices=2"])
+  args.backend = "gpu"
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+  assert sweep.environment_of(args) == {"CUDA_VISIBLE_DEVICES": "4,5"}
 
 
 def test_what_is_compiled_within_a_part_is_not_counted_there():
@@ -91,10 +117,7 @@ def test_a_row_that_fails_is_one_and_not_the_end(here, monkeypatch, tmp_path, ca
   def run(args):
     if args.batch == 4:
       raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-    return {
-      "seconds": dict.fromkeys(sweep.PARTS, 1.0), "total_s": 7.0, "memory_bytes": None,
-      "model_images_per_s": 1.0, "peak_share": 0.1, "strategy": "loop", "devices": 1,
-    }  # fmt: skip
+    return FOUND | {"strategy": "loop"}
 
   monkeypatch.setattr(sweep, "run", run)
   out = tmp_path / "sweep.json"
