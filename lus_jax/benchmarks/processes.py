@@ -96,16 +96,18 @@ class Apart:
     *arguments: of it, which can be pickled.
     environment: variables that the process has besides ours; None as a value takes one away.
     limit: seconds that it may take to make the object, and later for each call.
-    wait: whether to wait until it is made; without, the first `ask` does.
+
+  Attributes:
+    limit: as given; may be changed between calls.
 
   Raises:
     Failed: it could not be made, the process ended by itself, or took too long.
   """
 
-  def __init__(self, make, *arguments, environment=None, limit=1800, wait=True):
+  def __init__(self, make, *arguments, environment=None, limit=1800):
     context = multiprocessing.get_context("spawn")
     self._connection, theirs = context.Pipe()
-    self._limit, self._pending = limit, True
+    self.limit = limit
     with tempfile.NamedTemporaryFile(prefix="worker_", suffix=".log", delete=False) as log:
       self._log = pathlib.Path(log.name)
     self._process = context.Process(
@@ -114,8 +116,7 @@ class Apart:
     with _environment(environment or {}):
       self._process.start()
     theirs.close()
-    if wait:
-      self._receive()
+    self._receive()
 
   def ask(self, name, *arguments):
     """Calls a method of what was made, and waits for the result.
@@ -123,18 +124,15 @@ class Apart:
     Raises:
       Failed: it raised an exception, the process ended by itself, or took too long. It is no more.
     """
-    if self._pending:
-      self._receive()
     with contextlib.suppress(BrokenPipeError):  # why it ended, `_receive` says
       self._connection.send((name, arguments))
     return self._receive()
 
   def _receive(self):
-    self._pending = False
     try:
-      if not self._connection.poll(self._limit):
+      if not self._connection.poll(self.limit):
         self._kill()
-        raise Failed(f"took more than {self._limit:g} s")
+        raise Failed(f"took more than {self.limit:g} s")
       content, failure = self._connection.recv()
     except (EOFError, ConnectionResetError):
       self._process.join()

@@ -27,6 +27,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import math
 import os
 import pathlib
 import platform
@@ -78,6 +79,8 @@ BACKENDS = {
 # Steps that are issued before waiting: an accelerator computes while the host prepares the next.
 QUEUED = {"cpu": 1, "gpu": 5}
 ROUNDS = 2
+# Of `--budget`, the share that is left for the samples.
+RESERVE = 0.15
 # Not a strategy of the sweep: one network predicts every threshold.
 ORDINAL = "ordinal"
 # What `--strategy all` leaves out: an FPN's convolutions, mapped over models, become grouped ones,
@@ -619,9 +622,17 @@ def measure(args, *, keep=lambda result: None):
     "rows": [],
     "finished": False,
   }
-  start = (
-    processes.Here if args.in_process else functools.partial(processes.Apart, limit=args.limit)
-  )
+  end = time.monotonic() + (args.budget or math.inf)
+
+  def apart(make, *arguments, environment=None):
+    # The last of the time is for the samples.
+    left = end - time.monotonic() - RESERVE * (args.budget or 0)
+    if left <= 0:
+      raise processes.Failed("no time is left", expected=True)
+    limit = min(args.limit, left)
+    return processes.Apart(make, *arguments, environment=environment, limit=limit)
+
+  start = processes.Here if args.in_process else apart
   runs, augmentation, rates = runs_of(args), [], collections.defaultdict(list)
   queued = QUEUED.get(args.backend, QUEUED["gpu"])
 
@@ -895,6 +906,9 @@ def parse(argv):
   )
   parser.add_argument(
     "--limit", type=positive, default=1800, metavar="S", help="seconds to compile a row, or to wait"
+  )
+  parser.add_argument(
+    "--budget", type=positive, metavar="S", help="seconds after which no row is begun any more"
   )
   parser.add_argument(
     "--in-process",

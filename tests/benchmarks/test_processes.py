@@ -54,7 +54,7 @@ def test_a_worker_holds_what_it_made_and_has_its_own_environment():
 )
 def test_what_ends_a_worker_is_a_reason(how, reason, out_of_memory, expected, capsys):
   worker = processes.Apart(Adder, 3)
-  worker._limit = 0.5 if how == "sleep" else 60
+  worker.limit = 0.5 if how == "sleep" else 60
   with pytest.raises(processes.Failed) as failed:
     worker.ask("fail", how)
   assert failed.value.reason.startswith(reason)
