@@ -41,10 +41,10 @@ class Peak:
   def _now(self, of_xla, of_process_, of_torch):
     if self._torch is not None:
       return getattr(self._torch.cuda, of_torch)()
+    if jax.default_backend() == "cpu":
+      return of_process(of_process_)[0]
     stats = [device.memory_stats() for device in jax.local_devices()]
-    if all(stats):
-      return max(each[of_xla] for each in stats)
-    return of_process(of_process_)[0]
+    return max(each[of_xla] for each in stats) if all(stats) else None
 
   def bytes(self):
     """Bytes of one device, or of the process; None where the system cannot say."""

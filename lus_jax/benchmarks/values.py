@@ -321,17 +321,19 @@ def _adam(sizes, dtype):
   return compute, gradients, {}
 
 
-_AS_IT_RUNS = ("highest", "default", "bfloat16")
+# The longest first, for several are computed at once.
 CASES = {
+  "fpn resnet34": Case(
+    functools.partial(_segmentation, "resnet34", ""), ("highest", "default", "bfloat16")
+  ),
+  "video": Case(_video, ("highest", "bfloat16")),
+  "fpn resnet50": Case(functools.partial(_segmentation, "resnet50", "")),
+  "fpn resnet18, ordinal": Case(functools.partial(_segmentation, "resnet18", "ordinal")),
   "kernels": Case(_kernels),
   "losses": Case(_losses),
   "evaluation": Case(_evaluation),
   "augmentation": Case(_augmentation, floor=_EDGES),
   "adam": Case(_adam),
-  "fpn resnet34": Case(functools.partial(_segmentation, "resnet34", ""), _AS_IT_RUNS),
-  "video": Case(_video, _AS_IT_RUNS),
-  "fpn resnet18, ordinal": Case(functools.partial(_segmentation, "resnet18", "ordinal")),
-  "fpn resnet50": Case(functools.partial(_segmentation, "resnet50", "")),
 }
 
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from lus_jax.benchmarks import check, peers, processes, sweep, throughput
@@ -55,8 +56,9 @@ def test_a_part_that_fails_is_a_row_and_all_is_in_one_file(parts, tmp_path, monk
   assert result["fpn"]["rows"][0]["reason"] == "no time is left"
   assert result["without_peer"] == "PyTorch's side needs torch."
   # What a part leaves of its time is the next one's: none took any here.
-  assert [parts[what].budget for what in ("fpn", "tsm", "predict")] == [53, 69, 79]
-  assert parts["sweep"].limit == 99 and parts["fpn"].peer is None
+  seconds = [*(parts[what].budget for what in ("fpn", "tsm", "predict")), parts["sweep"].limit]
+  assert seconds == pytest.approx([54, 70, 80, 100], abs=2)
+  assert parts["fpn"].peer is None
   printed = capsys.readouterr().out
   assert printed.count("| no time is left |") == 3
   assert "not measured: nothing could be measured (out of memory)" in printed
@@ -88,7 +90,7 @@ def test_a_case_that_ends_its_process_does_not_end_the_others(monkeypatch):
     def ask(self, name, case, how, noises=(0.0,)):
       if self.as_gpu and case == "kernels":
         raise processes.Failed("the process ended by SIGABRT")
-      return [{"loss": __import__("numpy").ones(1)} for _ in noises]
+      return [{"loss": np.ones(1)} for _ in noises]
 
     def stop(self):
       started.append("stopped")
