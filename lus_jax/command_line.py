@@ -1,7 +1,10 @@
 """What every command does: it notes its words, and ends with 0, 2 (a user's mistake) or 130."""
 
 import contextlib
+import os
 import sys
+
+import jax
 
 from lus_jax import files
 from lus_jax.errors import UserError
@@ -33,6 +36,18 @@ def recorded(module, argv):
 def given():
   """The words of the command that is being run; None where Python called."""
   return _given
+
+
+def keep_compiled(directory):
+  """Keeps compiled programs in a directory, for the next run; empty: nowhere.
+
+  Small programs too: by themselves they take a moment each, and a run has hundreds.
+  """
+  directory = os.path.expanduser(directory or "")
+  # Without a home directory there is none.
+  if directory and not directory.startswith("~"):
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def run(command, *, interrupted="Interrupted."):

@@ -19,11 +19,10 @@ if __name__ == "__main__":
 # The writers' TensorFlow greets on stderr; its errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
-from lus_jax import command_line, fields, files, parallel, report
+from lus_jax import command_line, fields, files, parallel, report, timing
 from lus_jax.errors import UserError, say_warnings_plainly
 
 CLINICAL = ("sf_change", "sf_ratio", "readmission")
@@ -86,7 +85,9 @@ def run(config, workdir):
     raise UserError(f"config.task: '{config.task}' is not known; choose one of {known}.")
   task.train_and_evaluate(config, workdir)
   if parallel.is_main():
-    print(f"Report: {report.build(workdir)}")
+    with timing.reported(workdir):
+      page = report.build(workdir)
+    print(f"Report: {page}")
   parallel.sync("end")
 
 
@@ -158,10 +159,7 @@ def parse(argv):
       "python -m lus_jax.main --config configs/seg.py --workdir runs/seg"
     )
   say_warnings_plainly()
-  cache = os.path.expanduser(CACHE.value)
-  # Without a home directory there is none.
-  if cache and not cache.startswith("~"):
-    jax.config.update("jax_compilation_cache_dir", cache)
+  command_line.keep_compiled(CACHE.value)
   return config
 
 

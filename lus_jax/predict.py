@@ -20,7 +20,6 @@ import os
 import pathlib
 import sys
 
-import jax
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -338,10 +337,7 @@ def _parse(argv):
       "python -m lus_jax.predict --workdir runs/seg --input clip.mp4 --out masks"
     )
   say_warnings_plainly()
-  cache = os.path.expanduser(values.compilation_cache)
-  # Without a home directory there is none.
-  if cache and not cache.startswith("~"):
-    jax.config.update("jax_compilation_cache_dir", cache)
+  command_line.keep_compiled(values.compilation_cache)
   return {
     "workdir": values.workdir,
     "source": values.input,

@@ -40,3 +40,9 @@ def restart(shown):
   """Takes rate and time left of a `bar` from here on: what came before was mostly compilation."""
   shown.initial = shown.n
   shown.start_t = shown.last_print_t = time.time()
+
+
+def say(text):
+  """Prints a text above the bars that are shown, of the main process alone."""
+  if parallel.is_main():
+    tqdm.write(text)

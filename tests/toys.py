@@ -15,7 +15,7 @@ from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from configs import readmission, seg, sf_change, sf_ratio
-from lus_jax import lock, models, results
+from lus_jax import lock, models, results, timing
 from lus_jax.data import datasets, summary
 from lus_jax.inference import trained
 from lus_jax.models import fpn, layers
@@ -238,7 +238,9 @@ def contents():
   """`read(workdir) -> bytes by name` of the results files of a run."""
 
   def read(workdir):
-    return {p.name: p.read_bytes() for p in (pathlib.Path(workdir) / "results").iterdir()}
+    files = (pathlib.Path(workdir) / "results").iterdir()
+    # But for the one that no two runs have alike.
+    return {p.name: p.read_bytes() for p in files if p.stem != timing.NAME}
 
   return read
 

@@ -11,18 +11,16 @@ Every row is a process of its own, so that one that aborts or runs out of memory
 reason. With --scale one thing at a time is changed; the first row is the one they all differ from.
 Prints a table and, with --out, writes JSON, row by row.
 
-Parts exclude each other: `arrays` makes the frames, `building` the networks and their state,
-`compiling` is what JAX traces and XLA compiles wherever it is needed, `training` the steps of all
-epochs, `validation` what follows each of them, `saving` the time that checkpoints take from the
-rest, `evaluation` cut-offs, test scores and baselines.
+Parts are those of `lus_jax.timing` and exclude each other: `data` makes the frames, `networks` the
+networks and their state, `compiling` is what JAX traces and XLA compiles wherever it is needed,
+`training` the steps of all epochs, `validation` and `pictures` what follows them, `saving` the time
+that checkpoints take from the rest, `evaluation` cut-offs, test scores and baselines.
 """
 
 import argparse
 import contextlib
 import copy
-import dataclasses
 import datetime
-import functools
 import importlib.util
 import json
 import os
@@ -34,7 +32,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
-from lus_jax import command_line, models
+from lus_jax import command_line, models, timing
 from lus_jax.benchmarks import memory, processes, throughput
 from lus_jax.data.pipeline import Frames
 from lus_jax.errors import UserError
@@ -50,7 +48,9 @@ from lus_jax.training.objective import Objective
 from lus_jax.training.peak import matmul_rate
 from lus_jax.training.sweep import STRATEGIES, Sweep, choose_strategy
 
-PARTS = ("arrays", "building", "compiling", "training", "validation", "saving", "evaluation")
+PARTS = (
+  *("data", "networks", "compiling", "training", "validation", "pictures", "saving", "evaluation"),
+)
 # The paper's: 355 labelled frames of 32 patients, as many a patient for the other 10.
 DEFAULTS = {
   "gpu": {
@@ -63,66 +63,6 @@ DEFAULTS = {
   },
 }  # fmt: skip
 SCALED = ("members", "batch", "size", "devices")
-_COMPILING = tuple(
-  f"/jax/core/compile/{name}_duration"
-  for name in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
-)
-
-
-class Clock:
-  """Seconds by part; while an inner part lasts, the outer one's time stands still."""
-
-  def __init__(self):
-    self.seconds = dict.fromkeys(PARTS, 0.0)
-    self._part, self._since, self._compiled = None, time.perf_counter(), []
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-  def _enter(self, part):
-    now = time.perf_counter()
-    if self._part is not None:
-      self.seconds[self._part] += now - self._since
-    before, self._part, self._since = self._part, part, now
-    return before
-
-  @contextlib.contextmanager
-  def part(self, name):
-    """Within it, time counts for this part."""
-    before = self._enter(name)
-    try:
-      yield
-    finally:
-      self._enter(before)
-
-  def timed(self, name, function):
-    """The function, its time counted for this part."""
-
-    @functools.wraps(function)
-    def call(*args, **kwargs):
-      with self.part(name):
-        return function(*args, **kwargs)
-
-    return call
-
-  def _listen(self, event, seconds, **_):
-    if event not in _COMPILING or self._part is None:
-      return
-    start = time.perf_counter() - seconds
-    # A trace within a trace was reported before it.
-    while self._compiled and self._compiled[-1][0] >= start:
-      seconds -= self._compiled.pop()[1]
-    self._compiled.append((start, time.perf_counter() - start))
-    self.seconds["compiling"] += seconds
-    self.seconds[self._part] -= seconds
-
-
-class _TimedCheckpoints:
-  """`Checkpoints` whose time counts as saving."""
-
-  def __init__(self, checkpoints, clock):
-    self._checkpoints, self._clock = checkpoints, clock
-
-  def __getattr__(self, name):
-    return self._clock.timed("saving", getattr(self._checkpoints, name))
 
 
 class Order:
@@ -213,76 +153,72 @@ def run(args):
   Raises:
     UserError: the sizes do not go together.
   """
-  since, clock, peak = time.perf_counter(), Clock(), memory.Peak()
+  since, peak = time.perf_counter(), memory.Peak()
   config = make_config(args)
   strategy = choose_strategy(args.strategy)
-  with clock.part("arrays"):
-    arrays = [
-      make_frames(n, size=args.size, classes=args.classes, seed=i)
-      for i, n in enumerate(args.frames)
-    ]
-  with clock.part("building"):
-    objective = Objective(config)
-    names, members = objective.of_all_seeds()
-    sweep = Sweep(members, strategy)
-    frames = {
-      name: Frames(x, cache="device", mesh=sweep.mesh)
-      for name, x in zip(("train", "validation", "test"), arrays, strict=True)
-    }
-    order = Order(frames["train"].size, args.batch)
-    batches = frames["train"].training_batches(args.batch, seed=0, order=order)
-    steps_per_epoch = frames["train"].size // args.batch
-    tx, schedule = train.make_optimizer(config.optimizer, args.epochs * steps_per_epoch)
-    network, state = train.initial_state(
-      config, objective, sweep, in_channels=1, classes=args.classes, tx=tx
-    )
-    jax.block_until_ready(state)
   classes = tuple(f"class_{k}" for k in range(args.classes))
-  task = train.make_task(
-    network,
-    sweep,
-    names,
-    frames["validation"],
-    config,
-    objective,
-    tx=tx,
-    schedule=schedule,
-    classes=classes,
-  )
-  task = dataclasses.replace(task, validate=clock.timed("validation", task.validate))
-  with tempfile.TemporaryDirectory() as workdir:
-    with clock.part("building"):
-      checkpoints = _TimedCheckpoints(checkpoints_lib.Checkpoints(workdir), clock)
-      writer = writers.create_writer(workdir)
-    with (
-      clock.part("training"),
-      contextlib.closing(checkpoints),
-      contextlib.closing(writer),
-    ):
-      state, meta = loop.fit(
-        task,
-        sweep,
-        state,
-        batches,
-        config=config.train,
-        steps_per_epoch=steps_per_epoch,
-        key=jax.random.key(0),
-        checkpoints=checkpoints,
-        writer=writer,
+  outlines = importlib.util.find_spec("surface_distance") is not None
+  with contextlib.ExitStack() as stack:
+    clock = stack.enter_context(timing.recorded("sweep"))
+    workdir = stack.enter_context(tempfile.TemporaryDirectory())
+    with timing.part("data"):
+      arrays = [
+        make_frames(n, size=args.size, classes=args.classes, seed=i)
+        for i, n in enumerate(args.frames)
+      ]
+    with timing.part("networks"):
+      objective = Objective(config)
+      names, members = objective.of_all_seeds()
+      sweep = Sweep(members, strategy)
+      frames = {
+        name: Frames(x, cache="device", mesh=sweep.mesh)
+        for name, x in zip(("train", "validation", "test"), arrays, strict=True)
+      }
+      order = Order(frames["train"].size, args.batch)
+      batches = frames["train"].training_batches(args.batch, seed=0, order=order)
+      steps_per_epoch = frames["train"].size // args.batch
+      tx, schedule = train.make_optimizer(config.optimizer, args.epochs * steps_per_epoch)
+      network, state = train.initial_state(
+        config, objective, sweep, in_channels=1, classes=args.classes, tx=tx
       )
       jax.block_until_ready(state)
-  outlines = importlib.util.find_spec("surface_distance") is not None
-  with clock.part("evaluation"):
-    trained = freeze(
+      checkpoints = stack.enter_context(contextlib.closing(checkpoints_lib.Checkpoints(workdir)))
+      writer = stack.enter_context(contextlib.closing(writers.create_writer(workdir)))
+    task = train.make_task(
       network,
       sweep,
-      state,
+      names,
+      frames["validation"],
+      config,
       objective,
-      config=config,
-      dataset={"classes": list(classes)},
-      patients={},
+      tx=tx,
+      schedule=schedule,
+      classes=classes,
     )
-    segmentation.evaluate(trained, thin=classes if outlines else None, **frames)
+    state, meta = loop.fit(
+      task,
+      sweep,
+      state,
+      batches,
+      config=config.train,
+      steps_per_epoch=steps_per_epoch,
+      key=jax.random.key(0),
+      checkpoints=checkpoints,
+      writer=writer,
+    )
+    with timing.part("saving"):
+      checkpoints.wait()
+    with timing.part("evaluation"):
+      trained = freeze(
+        network,
+        sweep,
+        state,
+        objective,
+        config=config,
+        dataset={"classes": list(classes)},
+        patients={},
+      )
+      segmentation.evaluate(trained, thin=classes if outlines else None, **frames)
   total = time.perf_counter() - since
   images = args.epochs * steps_per_epoch * args.batch * len(names)
   rate = images / clock.seconds["training"]
@@ -297,7 +233,7 @@ def run(args):
     "devices": devices,
     "device": jax.devices()[0].device_kind,
     "steps": args.epochs * steps_per_epoch,
-    "seconds": {name: round(value, 2) for name, value in clock.seconds.items()},
+    "seconds": {name: round(clock.seconds[name], 2) for name in PARTS},
     "total_s": round(total, 2),
     "model_images_per_s": round(rate, 3),
     "peak_share": round(rate * flop / (matmul_rate(args.dtype) * several), 4),

@@ -8,7 +8,7 @@ from concurrent import futures
 import jax
 import numpy as np
 
-from lus_jax import parallel
+from lus_jax import ahead, parallel
 from lus_jax.errors import UserError
 
 # What a training or evaluation step needs of a stored frame.
@@ -139,15 +139,21 @@ class Frames:
     Yields:
       Batches with the fields and `mask` [B], False for the examples that fill up the last batch.
     """
-    for start in range(0, self.size, batch_size):
+
+    def read(start):
       indices = np.arange(start, start + batch_size)
       mask = indices < self.size
       indices = np.where(mask, indices, 0)
       if self._on_device is not None:
-        batch = _take(self._on_device, indices)
+        return indices, mask
+      with futures.ThreadPoolExecutor() as pool:
+        return self._read(indices, map=pool.map), mask
+
+    parts = map(read, range(0, self.size, batch_size))
+    for batch, mask in parts if self._on_device is not None else ahead.in_thread(parts):
+      if self._on_device is not None:
+        batch = _take(self._on_device, batch)
       else:
-        with futures.ThreadPoolExecutor() as pool:
-          batch = self._read(indices, map=pool.map)
         batch = parallel.replicate(self._mesh, batch)
       yield batch | {"mask": mask}
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from lus_jax import labels, parallel, progress
+from lus_jax import ahead, labels, parallel, progress
 from lus_jax.data import augment
 from lus_jax.evaluation import baselines, metrics, raters, reliability
 from lus_jax.inference import calibration
@@ -31,11 +31,13 @@ class Evaluation:
   image_iou: np.ndarray
 
 
-def collect(function, frames, batch_size, *, what=None):
+def collect(function, frames, batch_size, *, finish, what=None):
   """Runs a function over a split and gathers its per-image results.
 
   Args:
-    function: `(inputs, batch) -> list of T dicts` of host arrays with a leading image axis.
+    function: `(inputs, batch) -> what is computed of a batch`, for which it does not wait.
+    finish: makes a list of T dicts of host arrays with a leading image axis of that, while the next
+      batch is being computed.
     frames: `lus_jax.data.pipeline.Frames`.
     batch_size: B.
     what: is done, for a progress bar; None for none.
@@ -43,11 +45,16 @@ def collect(function, frames, batch_size, *, what=None):
   Returns:
     A list of T dicts of arrays over all images, without the ones that only filled a batch.
   """
-  kept = []
-  for batch in _batches(frames, batch_size, what):
-    mask = batch.pop("mask")
-    results = function(_prepare(batch), batch)
-    kept.append([{name: x[mask] for name, x in result.items()} for result in results])
+
+  def started():
+    for batch in _batches(frames, batch_size, what):
+      mask = batch.pop("mask")
+      yield mask, function(_prepare(batch), batch)
+
+  kept = [
+    [{name: x[mask] for name, x in result.items()} for result in finish(computed)]
+    for mask, computed in ahead.dispatched(started())
+  ]
   return [
     {name: np.concatenate([result[name] for result in member]) for name in member[0]}
     for member in zip(*kept, strict=True)
@@ -115,14 +122,16 @@ def evaluate(trained, *, train, validation, test, thin):
   def test_sums(weights, member, inputs):
     logits = trained.logits(weights, member, inputs)
     return sums_of(logits=logits, threshold=member["threshold"], **_arguments(inputs)) | {
-      "predicted": jax.nn.sigmoid(logits) >= 0.5
+      "predicted": jax.nn.sigmoid(logits) >= 0.5,
+      "drawn": labels.label(inputs["confidence"], member["threshold"]) > 0,
     }
 
   cut_sums, test_sums = sweep.compile(cut_sums), sweep.compile(test_sums)
   on_validation = collect(
-    lambda inputs, batch: sweep.to_host(cut_sums(trained.weights, sweep.members, inputs)),
+    lambda inputs, batch: cut_sums(trained.weights, sweep.members, inputs),
     validation,
     config.train.batch_size,
+    finish=sweep.to_host,
     what=f"choosing cut-offs of {plural(len(sweep.members), 'output')}",
   )
 
@@ -144,19 +153,26 @@ def evaluate(trained, *, train, validation, test, thin):
 
   def all_sums(inputs, batch):
     inputs = _with_near(inputs, batch)
-    results = sweep.to_host(test_sums(trained.weights, sweep.members, inputs))
-    for member, result in zip(sweep.members, results, strict=True):
-      predicted = result.pop("predicted")
+    of_baselines = [
+      baseline_sums(*one, inputs)
+      for baseline in fitted.values()
+      for one in zip(baseline.logits, baseline.cut, thresholds, strict=True)
+    ]
+    return inputs["where"], test_sums(trained.weights, sweep.members, inputs), of_baselines
+
+  def finish(computed):
+    where, results, of_baselines = computed
+    results, where = sweep.to_host(results), np.asarray(where)
+    for result in results:
+      masks = {"prediction": result.pop("predicted"), "labels": result.pop("drawn")}
       # The costliest thing on the host, and what the other processes find is not written.
       if thin is not None and parallel.is_main():
-        result |= _surface_scores(predicted, inputs, member["threshold"])
-    for baseline in fitted.values():
-      each = zip(baseline.logits, baseline.cut, thresholds, strict=True)
-      results += [jax.device_get(baseline_sums(*one, inputs)) for one in each]
-    return results
+        dice, hd95 = metrics.surface_scores(**masks, where=where)
+        result |= {"surface_dice": dice, "hd95": hd95}
+    return results + jax.device_get(of_baselines)
 
   what = f"testing {plural(len(sweep.members), 'output')}"
-  on_test = collect(all_sums, test, config.train.batch_size, what=what)
+  on_test = collect(all_sums, test, config.train.batch_size, finish=finish, what=what)
   n_members = len(sweep.members)
   summarize = functools.partial(
     metrics.summarize, classes=trained.classes, thin=thin or (), evaluation_thresholds=thresholds
@@ -196,10 +212,15 @@ def _over_batches(trained, frames, what):
   """Logits of every view [V, n, H, W, K] on the host, with their inputs and batch, n at a time."""
   sweep = trained.sweep
   compiled = sweep.compile(trained.logits)
-  for batch in _batches(frames, trained.config.train.batch_size, what):
-    mask = batch.pop("mask")
-    inputs = _prepare(batch)
-    found = np.stack(sweep.to_host(compiled(trained.weights, sweep.members, inputs)))
+
+  def started():
+    for batch in _batches(frames, trained.config.train.batch_size, what):
+      mask = batch.pop("mask")
+      inputs = _prepare(batch)
+      yield mask, batch, inputs, compiled(trained.weights, sweep.members, inputs)
+
+  for mask, batch, inputs, found in ahead.dispatched(started()):
+    found = np.stack(sweep.to_host(found))
     inputs = {name: np.asarray(inputs[name])[mask] for name in ("confidence", "where")}
     batch = {name: np.asarray(x)[mask] for name, x in batch.items()}
     yield found[:, mask], inputs, batch
@@ -308,7 +329,7 @@ def _joined(parts):
 
 
 def _with_near(inputs, batch):
-  inputs = inputs | {"near": metrics.near_confidence(np.asarray(batch["confidence"]))}
+  inputs = inputs | {"near": metrics.near_confidence(batch["confidence"])}
   if "evidence" in batch:
     inputs["visibility"] = jnp.asarray(batch["evidence"], jnp.float32) / 255
   return inputs
@@ -317,12 +338,3 @@ def _with_near(inputs, batch):
 def _arguments(inputs):
   names = ("confidence", "where", "near", "visibility")
   return {name: inputs[name] for name in names if name in inputs}
-
-
-def _surface_scores(predicted, inputs, threshold):
-  dice, hd95 = metrics.surface_scores(
-    prediction=predicted,
-    labels=np.asarray(labels.label(inputs["confidence"], threshold), bool),
-    where=np.asarray(inputs["where"]),
-  )
-  return {"surface_dice": dice, "hd95": hd95}

@@ -16,8 +16,8 @@ import numpy as np
 from absl import logging
 from jax import numpy as jnp
 
+from lus_jax import ahead, lock, parallel, progress
 from lus_jax import files as files_lib
-from lus_jax import lock, parallel, progress
 from lus_jax.errors import UserError
 from lus_jax.files import write_text
 from lus_jax.models import layers
@@ -189,22 +189,28 @@ def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, map
     return one.sweep.compile(fn)
 
   segments = [segment(one) for one in trained]
+  wanted = [any(f.file in pending for f in row) for row in maps]
+
+  def started():
+    batches = read_frames(dataset, table, start, with_truth=truth is not None)
+    for at, batch in ahead.in_thread(batches):
+      pictures = ((image, "frames"), (truth, "truth"))
+      shown = [(f, resize(batch[name])) for f, name in pictures if f in growing]
+      seen = [
+        compiled(one.weights, one.sweep.members, batch["frames"], batch["where"]) if any_ else None
+        for one, compiled, any_ in zip(trained, segments, wanted, strict=True)
+      ]
+      yield at, batch["count"], shown, seen
+
   with progress.bar(total=n, initial=start, unit="frame", what="segmentation channels") as bar:
-    for i, (at, batch) in enumerate(
-      read_frames(dataset, table, start, with_truth=truth is not None)
-    ):
-      m = batch["count"]
-      if image in growing:
-        image.array[at : at + m] = np.asarray(resize(batch["frames"]))[:m]
-      if truth in growing:
-        truth.array[at : at + m] = np.asarray(resize(batch["truth"]))[:m]
-      for one, compiled, row in zip(trained, segments, maps, strict=True):
-        if not any(f.file in pending for f in row):
-          continue
-        results = compiled(one.weights, one.sweep.members, batch["frames"], batch["where"])
-        for f, result in zip(row, one.sweep.to_host(results), strict=True):
-          if f in growing:
-            f.array[at : at + m] = result[:m]
+    for i, (at, m, shown, seen) in enumerate(ahead.dispatched(started())):
+      found = [(f, np.asarray(x)) for f, x in shown]
+      for one, row, results in zip(trained, maps, seen, strict=True):
+        if results is not None:
+          found += zip(row, one.sweep.to_host(results), strict=True)
+      for f, x in found:
+        if f in growing:
+          f.array[at : at + m] = x[:m]
       if (i + 1) % BATCHES_PER_NOTE == 0:
         for f in growing:
           f.note(at + m)

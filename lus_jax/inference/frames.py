@@ -2,13 +2,15 @@
 
 import numpy as np
 
+from lus_jax import ahead
 from lus_jax.media import readers
 from lus_jax.media.letterbox import letterbox, restore
 
 # Frames that go through the networks together: more would hold more maps of all thresholds.
 _BATCH = 4
 # Frames decoded together, a multiple of the batch. A video is decoded once for each of these runs,
-# which costs far less than the networks do and keeps a long one out of memory.
+# which costs far less than the networks do and keeps a long one out of memory; the next is decoded
+# while the networks look at one.
 DECODED = 256
 
 
@@ -31,21 +33,29 @@ def predict(trained, clip, *, frames, probability=None):
   sweep, weights = trained.sweep, trained.weights
   probability = probability or sweep.compile(trained.probability)
   n = min(_BATCH, len(frames))
-  for numbers, images in _batches(clip, frames, n):
-    fitted, box = fit(images, trained.config.data.image_size)
-    where = np.zeros(fitted.shape, bool)
-    where[:, box[0] : box[2], box[1] : box[3]] = True
-    # The last batch is filled up: another size would be another compilation.
-    filled = np.arange(n) % len(numbers)
-    members = sweep.to_host(probability(weights, sweep.members, fitted[filled], where[filled]))
+
+  def started():
+    for numbers, images in _batches(clip, frames, n):
+      fitted, box = fit(images, trained.config.data.image_size)
+      where = np.zeros(fitted.shape, bool)
+      where[:, box[0] : box[2], box[1] : box[3]] = True
+      # The last batch is filled up: another size would be another compilation.
+      filled = np.arange(n) % len(numbers)
+      yield numbers, images, box, probability(weights, sweep.members, fitted[filled], where[filled])
+
+  for numbers, images, box, found in ahead.dispatched(started()):
+    members = sweep.to_host(found)
     for i, (number, image) in enumerate(zip(numbers, images, strict=True)):
       yield number, image, [restore(member[i], box, *image.shape) for member in members]
 
 
 def _batches(clip, frames, n):
-  for start in range(0, len(frames), DECODED):
-    numbers = frames[start : start + DECODED]
-    images = readers.read(clip, numbers)
+  def decoded():
+    for start in range(0, len(frames), DECODED):
+      numbers = frames[start : start + DECODED]
+      yield numbers, readers.read(clip, numbers)
+
+  for numbers, images in ahead.in_thread(decoded()):
     for i in range(0, len(numbers), n):
       yield numbers[i : i + n], images[i : i + n]
 

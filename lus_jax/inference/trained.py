@@ -67,7 +67,7 @@ class Trained:
     config: the run's config.
     dataset: what its results files say of its data set.
     patients: the patients of each split.
-    network: a `Network`.
+    network: a `Network`; of one that was loaded, its initial weights are shapes alone.
     objective: the run's `Objective`.
     views: what each model puts out: the thresholds first.
     sweep: a `Sweep` over the views: what is known of each, and its calibration.
@@ -235,8 +235,8 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
   n = len(views) // objective.seeds if every else objective.n_thresholds
   names = [view.name for view in views[:n]]
   views = [dataclasses.replace(view, name=objective.without_seed(view.name)) for view in views[:n]]
-  network = state_lib.Network(
-    models.build_model(
+  network = state_lib.outline(
+    lambda: models.build_model(
       config.model,
       in_channels=1,
       classes=len(claim["dataset"]["classes"]),

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 from jax import numpy as jnp
 
+from lus_jax.models import initial
 from lus_jax.models.layers import (
   Conv,
   GroupNorm,
@@ -21,8 +22,6 @@ from lus_jax.models.resnet import ResNet
 STRIDE = 32
 CHANNELS_PER_GROUP = 4  # GroupNorm(32) at 128 channels
 
-_he_uniform = nnx.initializers.he_uniform()
-
 
 class SegmentationBranch(nnx.Module):
   """Convolutions that bring one pyramid level to stride 4, doubling the size after each.
@@ -34,7 +33,7 @@ class SegmentationBranch(nnx.Module):
     self.upsamplings = upsamplings
     convs, norms = [], []
     for _ in range(max(1, upsamplings)):
-      convs.append(Conv(c_in, channels, 3, dtype=dtype, rngs=rngs, kernel_init=_he_uniform))
+      convs.append(Conv(c_in, channels, 3, dtype=dtype, rngs=rngs, kernel_init=initial.he_uniform))
       norms.append(GroupNorm(channels, num_groups=channels // CHANNELS_PER_GROUP, dtype=dtype))
       c_in = channels
     self.convs, self.norms = nnx.List(convs), nnx.List(norms)
@@ -84,7 +83,9 @@ class FPN(nnx.Module):
     self.dtype = dtype
     self.encoder = ResNet(encoder, in_channels=in_channels, width=width, dtype=dtype, rngs=rngs)
     self.laterals = nnx.List(
-      Conv(c, pyramid_channels, 1, bias=True, dtype=dtype, rngs=rngs, kernel_init=_he_uniform)
+      Conv(
+        c, pyramid_channels, 1, bias=True, dtype=dtype, rngs=rngs, kernel_init=initial.he_uniform
+      )
       for c in self.encoder.out_channels
     )
     self.branches = nnx.List(
@@ -100,7 +101,7 @@ class FPN(nnx.Module):
       bias=True,
       dtype=dtype,
       rngs=rngs,
-      kernel_init=_by_level(nnx.initializers.xavier_uniform(), levels),
+      kernel_init=_by_level(initial.xavier_uniform, levels),
     )
 
   def __call__(self, image, *, train, key=None, upsample=True):

@@ -7,10 +7,7 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from lus_jax.models import convolution
-
-# He initialisation over the fan out, as torchvision's ResNets.
-he_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+from lus_jax.models import convolution, initial
 
 
 class BatchNorm(nnx.Module):
@@ -96,7 +93,7 @@ class Conv(nnx.Module):
   """
 
   def __init__(
-    self, c_in, c_out, size, *, stride=1, bias=False, dtype, rngs, kernel_init=he_fan_out
+    self, c_in, c_out, size, *, stride=1, bias=False, dtype, rngs, kernel_init=initial.he_fan_out
   ):
     self.stride, self.dtype = stride, dtype
     self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, c_in, c_out)))

@@ -9,9 +9,10 @@ from flax import nnx
 from jax import lax
 from jax import numpy as jnp
 
+from lus_jax.models import initial
 from lus_jax.models.convolution import patch_conv
 from lus_jax.models.depthwise import depthwise_conv
-from lus_jax.models.layers import BatchNorm, Conv, he_fan_out
+from lus_jax.models.layers import BatchNorm, Conv
 from lus_jax.models.temporal_shift import temporal_shift
 
 # Expansion, channels, blocks, stride of the first block.
@@ -35,7 +36,7 @@ class StemConv(nnx.Module):
 
   def __init__(self, c_in, c_out, *, dtype, rngs):
     self.dtype = dtype
-    self.kernel = nnx.Param(he_fan_out(rngs.params(), (3, 3, c_in, c_out)))
+    self.kernel = nnx.Param(initial.he_fan_out(rngs.params(), (3, 3, c_in, c_out)))
 
   def __call__(self, x):
     """Maps [B, H, W, c_in] to [B, ceil(H / 2), ceil(W / 2), c_out]."""
@@ -73,7 +74,7 @@ class InvertedResidual(nnx.Module):
     self.shifted = self.residual and expands
     self.expand = Conv(c_in, channels, 1, dtype=dtype, rngs=rngs) if expands else None
     self.expand_bn = BatchNorm(channels, dtype=dtype) if expands else None
-    self.depthwise = nnx.Param(he_fan_out(rngs.params(), (3, 3, 1, channels)))
+    self.depthwise = nnx.Param(initial.he_fan_out(rngs.params(), (3, 3, 1, channels)))
     self.depthwise_bn = BatchNorm(channels, dtype=dtype)
     self.project = Conv(channels, c_out, 1, dtype=dtype, rngs=rngs)
     self.project_bn = BatchNorm(c_out, dtype=dtype)

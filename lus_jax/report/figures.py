@@ -592,6 +592,30 @@ def painted(rows, classes):
   return figure
 
 
+def times(runs, parts, seconds):
+  """A bar a run, divided into its parts.
+
+  Args:
+    runs: R names.
+    parts: P names.
+    seconds: [P, R].
+  """
+  figure = new_figure(2 + 0.5 * len(runs) + 0.3 * -(-len(parts) // 3))
+  axes = figure.subplots()
+  left = np.zeros(len(runs))
+  for k, (part, width) in enumerate(zip(parts, seconds, strict=True)):
+    # Where colours start over, hatched.
+    style = {"color": palette.css(k), "hatch": "//" * (k // len(palette.PALETTE))}
+    axes.barh(range(len(runs)), width, left=left, label=part, edgecolor="white", **style)
+    left = left + width
+  axes.set_yticks(range(len(runs)), runs)
+  axes.invert_yaxis()
+  axes.grid(axis="y", visible=False)
+  axes.set(xlabel="seconds")
+  _legend(figure, *axes.get_legend_handles_labels(), 3)
+  return figure
+
+
 def pictures(columns):
   """Labels above, predictions below, a column a threshold.
 

@@ -25,6 +25,7 @@ from lus_jax.report import (
   raters,
   schema,
   text,
+  timing,
   which_target,
 )
 from lus_jax.report import segmentation as segmentation_lib
@@ -47,6 +48,9 @@ def write(workdir):
     _more(page)
   if which_target.NAME in files:
     _targets(page)
+  for name, make in ((f"{timing.NAME}.table", timing.table), ("continued", timing.continued)):
+    page.section(name, make, timing.NAME)
+  page.section(f"{timing.NAME}.files", lambda files: timing.bars(files[timing.NAME]), timing.NAME)
   numbers = table_numbers([page.files[name] for name in tasks])
   sections = [
     _task(page, name, place, number)
@@ -288,7 +292,7 @@ def _read(workdir):
       raise UserError(f"{directory / name}.json is damaged (of no known task); {results.MEND}")
     return read(name, of=task)
 
-  for name in sorted(present - {*FILES, *MORE_FILES, which_target.NAME}):
+  for name in sorted(present - {*FILES, *MORE_FILES, which_target.NAME, timing.NAME}):
     if name.removesuffix(_HISTORY) in present - {name}:
       continue  # read beside the task it belongs to
     try:
@@ -319,6 +323,8 @@ def _read(workdir):
   for name in tasks:
     if (content := read(name + _HISTORY, of="history")) is not None:
       files[name + _HISTORY] = content
+  if timing.NAME in present:
+    files[timing.NAME] = read(timing.NAME)
   if with_segmentation:
     if os.path.lexists(directory / EXAMPLES):
       files["examples"] = _read_examples(directory / EXAMPLES, files)

@@ -391,11 +391,21 @@ def _target_check():
   )
 
 
+_seconds = {"run": _text, "seconds": _number}
+_timing = _object(
+  {
+    "rows": _list(_object(_seconds | {"part": _text}), filled=True),
+    "runs": _list(_object(_seconds | {"sittings": _count}), filled=True),
+  }
+)
+
+
 def check(name, content, *, of=None):
   """Checks the content of a results file.
 
   Args:
-    name: of the file: one of a segmentation run, or 'which_target'; of a task it may be any.
+    name: of the file: one of a segmentation run, 'which_target' or 'timing'; of a task it may be
+      any.
     content: of the file.
     of: a task, or 'history' for the history of one.
 
@@ -407,6 +417,8 @@ def check(name, content, *, of=None):
     _task_history(content, "#")
   elif of is not None:
     _task_check(of)(content, "#")
+  elif name == "timing":
+    _timing(content, "#")
   elif name == "which_target":
     _target_check()(content, "#")
   else:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from lus_jax import parallel, progress, signals
+from lus_jax import parallel, progress, signals, timing
 from lus_jax.errors import UserError
 from lus_jax.training import estimate
 from lus_jax.training import state as state_lib
@@ -18,6 +18,8 @@ from lus_jax.words import plural
 
 # Epochs of the same validation loss that are no chance.
 STUCK = 3
+# Epochs that show pictures: about so many, evenly spread.
+SHOWN = 20
 # Of scores: 1 since classes that no validation frame shows count for nobody.
 RULE = 1
 # Seconds between two times that several processes ask each other whether to stop, or a step where
@@ -37,10 +39,12 @@ class Task:
     schedule: `step -> learning rate`, for the curves.
     validate: `sweep state -> rows, images`: a list of T dicts of numbers, `loss` and `score`, of
       which the latter selects the best epoch (higher is better, of equals the lower loss; None,
-      undefined, never wins), perhaps dicts of numbers by class, and pictures for the writer,
-      [n, H, W, 3] uint8 by name.
+      undefined, never wins), perhaps dicts of numbers by class, and by name functions that make
+      pictures for the writer, [n, H, W, 3] uint8; they are called in the epochs that show some.
     unit: what a batch is counted in, for the curves of the speed.
     work: what an estimate of the run's time is made of; None for no estimate.
+    first_look: `(rows, pictures) -> text`, called with those of the first epoch that is done: what
+      there is to see before the last one; None for nothing.
   """
 
   names: list[str]
@@ -51,6 +55,7 @@ class Task:
   validate: Callable
   unit: str = "image"
   work: estimate.Work | None = None
+  first_look: Callable | None = None
 
 
 def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoints, writer):
@@ -124,7 +129,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
     signals.stop(f"{place} of {config.epochs} is saved; the same command goes on from there.")
 
   asked, compiling = Asked(), True
-  with bar, signals.deferred():
+  with bar, signals.deferred(), timing.part("training"):
     for epoch in range(meta["epoch"] + 1, config.epochs + 1):
       pending, since = [], time.perf_counter()
       for i in range(done, steps_per_epoch):
@@ -153,7 +158,8 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
         if told:
           stop(epoch, i + 1)
       try:
-        rows, images = validated(task, state)
+        with timing.part("validation"):
+          rows, images = validated(task, state)
       except signals.Stopped:
         stop(epoch, steps_per_epoch)
       if old_rule:
@@ -177,7 +183,12 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
         )
       _warn_of_stuck(meta["history"], task.names)
       _write_validation(writer, step, rows, task)
-      writer.write_images(step, images)
+      if shows(epoch, config.epochs):
+        with timing.part("pictures"):
+          pictures = {name: make() for name, make in images.items()}
+          writer.write_images(step, pictures)
+          if epoch == 1 and task.first_look:
+            progress.say(task.first_look(rows, pictures))
       scores = [row["score"] for row in rows if row["score"] is not None]
       if scores:
         bar.set_postfix(epoch=epoch, score=f"{np.mean(scores):.3f}", refresh=False)
@@ -188,7 +199,8 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       elif asked(now=True):
         stop(epoch, 0)
     # What could not be written is known before anything is made of the models.
-    checkpoints.wait()
+    with timing.part("saving"):
+      checkpoints.wait()
     if asked(now=True):
       signals.stop()
   writer.flush()
@@ -233,6 +245,11 @@ def _check_weights(sweep, state, names, step, epoch):
     for one in sweep.to_host(sweep.map(lambda one: one.params, state))
   ]
   _check_finite([[value if np.isfinite(value) else np.nan for value in sums]], names, step, epoch)
+
+
+def shows(epoch, epochs):
+  """Whether pictures of an epoch are written: of the first, the last and about `SHOWN` between."""
+  return epoch in (1, epochs) or epoch % -(-epochs // SHOWN) == 0
 
 
 def is_better(row, best):
@@ -321,10 +338,13 @@ def _split(stacked):
 
 
 def _save(checkpoints, sweep, state, meta):
-  resumable, best = _split(sweep.stack(state))
-  # The copy: orbax writes in the background while the history grows.
-  epoch = meta["epoch"] + ("steps" in meta)
-  checkpoints.save(epoch, resumable, best, copy.deepcopy(meta))
+  with timing.part("saving"):
+    resumable, best = _split(sweep.stack(state))
+    # The copy: orbax writes in the background while the history grows.
+    epoch = meta["epoch"] + ("steps" in meta)
+    # Before, so that a run that is killed has what belongs to the checkpoint it goes on from.
+    timing.keep()
+    checkpoints.save(epoch, resumable, best, copy.deepcopy(meta))
 
 
 def _restore(checkpoints, sweep, state):

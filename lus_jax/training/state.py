@@ -1,6 +1,7 @@
 """The state of one model, its compiled step, and the frozen network behind it."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -65,6 +66,15 @@ class Network:
     return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
+def outline(build):
+  """The `Network` of the model that a function builds, with shapes and types in place of weights.
+
+  Nothing is computed: for weights that are about to be read.
+  """
+  return Network(nnx.eval_shape(build))
+
+
+@functools.partial(jax.jit, static_argnames="tx")
 def create_state(params, batch_stats, tx):
   """A fresh `State`, whose arrays are its own: steps reuse their memory."""
 

@@ -154,21 +154,24 @@ class Sweep:
     """The state with a leading axis T, whatever the strategy: what checkpoints hold."""
     if self.strategy == "vmap":
       # A copy: the next step reuses the state's memory while a checkpoint is still being written.
-      return jax.tree.map(jnp.copy, state)
+      return _copied(state)
     if self.strategy == "sharded":
       return jax.tree.map(lambda *x: np.stack(x), *self.to_host(state))
-    return jax.tree.map(lambda *x: jnp.stack(x), *state)
+    return _stacked(state)
 
   def unstack(self, state):
     """The inverse of `stack`; the list's states share no memory."""
     if self.strategy == "vmap":
       return jax.tree.map(jnp.asarray, state)
-    return self.place([jax.tree.map(lambda x, i=i: x[i], state) for i in range(len(self.members))])
+    numbers = range(len(self.members))
+    if all(isinstance(x, jax.Array) for x in jax.tree.leaves(state)):
+      return self.place([_picked(state, i) for i in numbers])
+    return self.place([jax.tree.map(lambda x, i=i: x[i], state) for i in numbers])
 
   def place(self, states):
     """The sweep's state from a list of T states, of jax or NumPy arrays."""
     if self.strategy == "vmap":
-      return jax.tree.map(lambda *x: jnp.stack(x), *states)
+      return _stacked(states)
     if self.strategy == "sharded":
       return [parallel.by_member(self.mesh, x) for x in self._rounds(states)]
     return [jax.tree.map(jnp.asarray, state) for state in states]
@@ -182,3 +185,14 @@ class Sweep:
     return [
       jax.tree.map(lambda *x: np.stack(x), *items[i : i + m]) for i in range(0, len(items), m)
     ]
+
+
+# Each a single program, where one for every shape would be a hundred compilations.
+_copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+_picked = jax.jit(lambda tree, i: jax.tree.map(lambda x: x[i], tree))
+# One for every shape: a single one of all arrays of 35 states takes XLA 20 s.
+_stack = jax.jit(lambda *x: jnp.stack(x))
+
+
+def _stacked(trees):
+  return jax.tree.map(_stack, *trees)

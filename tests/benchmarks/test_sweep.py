@@ -27,7 +27,15 @@ def here(monkeypatch):
   return environments
 
 
-def test_a_whole_sweep_is_measured_by_its_parts(toy_networks, here, tmp_path, capsys):
+def test_a_whole_sweep_is_measured_by_its_parts(toy_networks, here, tmp_path, monkeypatch, capsys):
+  evaluated = []
+
+  # With the real one, tests/test_core_alone.py.
+  def evaluate(trained, *, train, validation, test, thin):
+    evaluated.append((len(trained.views), train.size, validation.size, test.size, thin))
+    time.sleep(0.05)
+
+  monkeypatch.setattr(sweep.segmentation, "evaluate", evaluate)
   out = tmp_path / "sweep.json"
   since = time.perf_counter()
   options = [*SMALL, "--classes=1", "--epochs=2", "--checkpoint-every=1", f"--out={out}"]
@@ -40,6 +48,8 @@ def test_a_whole_sweep_is_measured_by_its_parts(toy_networks, here, tmp_path, ca
   parts = sum(row["seconds"].values())
   assert 0.8 * row["total_s"] < parts < row["total_s"] + 0.05 < took
   assert row["seconds"]["compiling"] > 0 and row["seconds"]["saving"] > 0
+  assert row["seconds"]["evaluation"] == pytest.approx(0.05, abs=0.02)
+  assert evaluated == [(2, 5, 3, 2, ("class_0",) if row["outlines"] else None)]
   # 2 epochs of 2 steps of 2 images, for 2 models.
   assert row["steps"] == 4
   assert row["model_images_per_s"] == pytest.approx(16 / row["seconds"]["training"], rel=0.1)
@@ -76,21 +86,6 @@ def test_one_thing_at_a_time_is_changed(here, monkeypatch, tmp_path):
   args.backend = "gpu"
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
   assert sweep.environment_of(args) == {"CUDA_VISIBLE_DEVICES": "4,5"}
-
-
-def test_what_is_compiled_within_a_part_is_not_counted_there():
-  clock = sweep.Clock()
-  with clock.part("training"):
-    with clock.part("validation"):
-      time.sleep(0.02)
-    time.sleep(0.03)
-    clock._listen(sweep._COMPILING[0], 0.01)
-    # What was traced around it was reported with its own time.
-    clock._listen(sweep._COMPILING[0], 0.02)
-  found = {name: value for name, value in clock.seconds.items() if value}
-  assert found["compiling"] == pytest.approx(0.02, abs=5e-3)
-  assert found["validation"] == pytest.approx(0.02, abs=1e-2)
-  assert found["training"] == pytest.approx(0.01, abs=1e-2)
 
 
 def test_frames_are_drawn_without_grain_every_epoch_once():

@@ -228,10 +228,13 @@ def digest(value):
 
 
 def results_of(workdir, prepared):
-  """The bytes of a run's results files, by name, wherever its prepared data are."""
-  folder = pathlib.Path(workdir) / "results"
+  """The bytes of a run's results files, by name, wherever its prepared data are.
+
+  But for its times: of no other file two runs have others.
+  """
+  files = [path for path in (pathlib.Path(workdir) / "results").glob("*") if path.stem != "timing"]
   where = os.fspath(prepared).encode()
-  return {path.name: path.read_bytes().replace(where, b"DATA") for path in folder.glob("*")}
+  return {path.name: path.read_bytes().replace(where, b"DATA") for path in files}
 
 
 def left_behind(*folders):

@@ -179,7 +179,7 @@ def test_the_files_are_there_and_alike(workdir):
   names = {path.name for path in (workdir / "results").iterdir()}
   expected = {"segmentation", "segmentation_matrix", "members", "raters", "calibration"}
   expected |= {"dataset", "history", "cases"}
-  assert names == {f"{name}.json" for name in expected} | {"examples.npz"}
+  assert names == {f"{name}.json" for name in (*expected, "timing")} | {"examples.npz"}
   for name in expected:
     content = results.read(workdir, name)
     assert content["dataset"]["raters"] == ["A", "B", "C"]

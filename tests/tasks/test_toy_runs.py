@@ -95,11 +95,16 @@ def test_a_killed_run_ends_with_the_same_bytes(unbroken, prepared, tmp_path, con
   # In the first epoch, right after a checkpoint, and while the next one is under way.
   for sign, wait in (("run.json", 1.0), ("checkpoints/1", 0.0), ("checkpoints/2", 0.1)):
     kill_when(start("segmentation", prepared, workdir), workdir / sign, wait=wait)
-  assert not (workdir / "results").exists()
+  assert [file.name for file in (workdir / "results").iterdir()] == ["timing.json"]
   process = start("segmentation", prepared, workdir)
   _, said = process.communicate(timeout=300)
   assert process.returncode == 0, said
   assert contents(workdir) == contents(unbroken)
+  times = results.read(workdir, "timing")
+  parts = {row["part"] for row in times["rows"]}
+  assert {"data", "compiling", "training", "validation", "saving", "evaluation"} <= parts
+  # The first may have been killed before it noted anything.
+  assert [x["sittings"] for x in times["runs"]] in ([3], [4])
 
 
 def test_more_epochs_go_on_with_a_finished_run(unbroken, prepared, tmp_path, capsys):
@@ -181,6 +186,7 @@ def test_one_command_gives_all_tables_and_the_report(finished, prepared_phantom,
     for row in content["rows"]:
       assert all(x is None or math.isfinite(x) for x in row.values() if not isinstance(x, str))
     assert f"{content['summary'][0]['metrics'][content['primary']]['mean']:.3f}" in page
+  assert (finished / "first_epoch.png").is_file()
   assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("*.part*"))
   assert len(list((finished / "channels").rglob("*.npy"))) == 4
 
@@ -194,6 +200,7 @@ def test_a_killed_study_goes_on_in_the_second_task(finished, prepared_phantom, t
       file.unlink()
   done = ("checkpoints", "channels", "sf_change")
   done += tuple(f"results/{file.name}" for file in (workdir / "results").iterdir())
+  done = tuple(name for name in done if name != "results/timing.json")  # of all tasks
   before = stamps(workdir, *done)
   process = start("study", prepared_phantom, workdir)
   kill_when(process, workdir / "sf_ratio" / "checkpoints" / "1")

@@ -103,7 +103,7 @@ def run(
       values = scores.pop(0)
     own = losses.pop(0) if isinstance(losses, list) else losses
     rows = [{"score": v, "loss": loss} for v, loss in zip(values, own, strict=True)]
-    return rows, {"picture": len(epochs)}
+    return rows, {"picture": lambda: len(epochs)}
 
   task = loop.Task(
     names=["one", "two"],
@@ -348,3 +348,9 @@ def test_curves_have_a_value_for_every_member(tmp_path):
   last = writer.scalars[STEPS_PER_EPOCH * CONFIG.epochs]
   speed = last["speed/model_images_per_second"] / last["speed/images_per_second"]
   assert speed == pytest.approx(2)
+
+
+@pytest.mark.parametrize("epochs, shown", [(1, [1]), (3, [1, 2, 3]), (100, [1, *range(5, 101, 5)])])
+def test_pictures_are_made_about_twenty_times_a_run(epochs, shown):
+  assert [epoch for epoch in range(1, epochs + 1) if loop.shows(epoch, epochs)] == shown
+  assert sum(loop.shows(epoch, 1999) for epoch in range(1, 2000)) == 21

@@ -204,3 +204,30 @@ def test_some_members_are_taken_in_any_order_and_twice(strategy):
   assert [x.tolist() for x in found] == [[25, 26], [26, 27], [7, 8], [18, 19]]
   same, held = sweep.take(state, [0, 1, 2], own[:3])
   assert held is state and same.members == own[:3]
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap"])
+def test_states_are_made_and_stacked_by_one_program_each(strategy):
+  compiled = []
+
+  def heard(event, seconds, **_):
+    compiled.extend([event] if event.endswith("backend_compile_duration") else [])
+
+  # Of shapes that no other test has compiled.
+  params = {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(7), "deep": {"scale": jnp.ones((2, 11))}}
+  stats, tx = {"mean": jnp.zeros((13,))}, optax.adam(1e-3)
+  sweep = Sweep([{"threshold": np.float32(t)} for t in THRESHOLDS], strategy)
+  jax.monitoring.register_event_duration_secs_listener(heard)
+  try:
+    states = [state_lib.create_state(params, stats, tx) for _ in THRESHOLDS]
+    state = sweep.place(states)
+    apart = sweep.unstack(sweep.stack(state))
+  finally:
+    jax.monitoring.unregister_event_duration_listener(heard)
+  # One stacks arrays of each shape.
+  assert len(compiled) <= 2 + len({x.shape for x in jax.tree.leaves(states[0])})
+  for one, other in zip(sweep.to_host(state), sweep.to_host(apart), strict=True):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+  # A step reuses the memory of every array.
+  held = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, stats, states))]
+  assert len(set(held)) == len(held)

@@ -77,8 +77,8 @@ def initial_weights(setup, summary):
       "--config.data, --config.channels and --config.folds."
     )
   source = questions.TASKS[content["task"]]
-  theirs = state.Network(
-    models.build_video_model(
+  theirs = state.outline(
+    lambda: models.build_video_model(
       config.model,
       in_channels=train.in_channels(network),
       outputs=source.outputs,

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from lus_jax import fields, lock, models, parallel, results
+from lus_jax import fields, lock, models, parallel, results, timing
 from lus_jax.data import clips, datasets, folds, pipeline
 from lus_jax.errors import UserError
 from lus_jax.inference import channels
@@ -29,7 +29,7 @@ KINDS = ("probability", "binary")
 PAIRS = ("in_batch", "sampled")
 DAYS = ("difference", "single")
 # Names of other results files and folders of a run.
-RESERVED = ("checkpoints", "tensorboard", "channels", "results", "report", "study")
+RESERVED = ("checkpoints", "tensorboard", "channels", "results", "report", "study", "timing")
 RESERVED += trained_lib.RESULTS
 
 
@@ -190,18 +190,20 @@ def train_and_evaluate(config, workdir):
   device = hardware.find_device()
   config, why = hardware.resolve(hardware.as_begun(config, directory), device, models=1)
   claim.check_claim(directory, claim.settings(config), more_epochs=True)
-  with lock.hold(directory):
-    _train_and_evaluate(config, workdir, device, why)
+  with lock.hold(directory), timing.recorded(config.name) as clock:
+    _train_and_evaluate(config, workdir, device, why, clock)
 
 
-def _train_and_evaluate(config, workdir, device, why):
+def _train_and_evaluate(config, workdir, device, why, clock):
   directory, settings = pathlib.Path(workdir) / config.name, claim.settings(config)
   # Before any process can have written it.
   begun = claim.read_claim(directory) is not None
   before = claim.fewer_epochs(directory, config.train)
+  clock.enter("networks")
   whole = trained_lib.load(os.path.expanduser(config.channels.workdir) or workdir)
   chosen = trained_lib.choose_thresholds(config, whole)
   trained = whole.only(chosen)
+  clock.enter("data")
   with parallel.main_first("videos"):
     dataset = open_videos(config, trained)
   table = clips.read_table(dataset, tuple(dict.fromkeys((*config.folds.balance, config.target))))
@@ -232,6 +234,7 @@ def _train_and_evaluate(config, workdir, device, why):
   parallel.check_batch(
     sweep.mesh, config.train.batch_size, rows=task.clips_per_batch // config.train.batch_size
   )
+  clock.enter("networks")
   network = state.Network(
     models.build_video_model(
       config.model,
@@ -264,6 +267,7 @@ def _train_and_evaluate(config, workdir, device, why):
     summary["initial"] = (
       torch_weights.digest(file) if torch_weights.is_file(file) else initial.digest_of(started)
     )
+  clock.enter("other")
   files = (config.name, f"{config.name}_history")
   # What is refused keeps its results.
   claim.check_claim(directory, settings, summary, more_epochs=True)
@@ -277,18 +281,22 @@ def _train_and_evaluate(config, workdir, device, why):
   parallel.sync("claim")
 
   if not results.exists(workdir, *files):
+    clock.keep_in(workdir, goes_on=begun, config=settings, dataset=dataset.summary())
     trained_by_fold, keep = [trained], set(whole.fingerprints)
     if strict:
-      by_fold = fold_segmentations(config, whole, splits, workdir)
+      with timing.part("fold segmentations"):
+        by_fold = fold_segmentations(config, whole, splits, workdir)
       trained_by_fold = [one.only(chosen) for one in by_fold]
       keep = keep.union(*(one.fingerprints for one in by_fold))
       seen = [[*one.patients["train"], *one.patients["validation"]] for one in trained_by_fold]
       folds.audit(splits, leakage="strict", segmentation=seen)
-    store = make_store(setup, trained_by_fold, keep)
+    with timing.part("channels"):
+      store = make_store(setup, trained_by_fold, keep)
     notes = finish.notes_on(setup)
     print(finish.describe(setup, notes))
     print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=store.cache))
     meta, tested = train.fit(setup, started, store)
+    clock.enter("evaluation")
     finish.write_results(setup, meta, tested, notes)
   parallel.sync("task results")
   print(text.clinical(results.read(workdir, config.name)))

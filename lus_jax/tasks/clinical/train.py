@@ -7,6 +7,7 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
+from lus_jax import ahead, timing
 from lus_jax.evaluation import ratio
 from lus_jax.models import flops
 from lus_jax.training import checkpoints as checkpoints_lib
@@ -113,12 +114,15 @@ def make_outputs(setup, store):
 
   def outputs(weights, split):
     videos = [task.videos(f, split) for f in range(len(setup.splits))]
-    parts = []
-    for start in range(0, max(map(len, videos)), size):
-      # Folds that are through repeat their last video.
-      chosen = [v[np.minimum(np.arange(start, start + size), len(v) - 1)] for v in videos]
-      inputs = store.finish(store.load({"frames": store.clips(np.stack(chosen))}))
-      parts.append(sweep.to_host(run(weights, sweep.members, inputs)))
+
+    def started():
+      for start in range(0, max(map(len, videos)), size):
+        # Folds that are through repeat their last video.
+        chosen = [v[np.minimum(np.arange(start, start + size), len(v) - 1)] for v in videos]
+        inputs = store.finish(store.load({"frames": store.clips(np.stack(chosen))}))
+        yield run(weights, sweep.members, inputs)
+
+    parts = [sweep.to_host(found) for found in ahead.dispatched(started())]
     return [
       np.concatenate([part[i] for part in parts])[: len(videos[member["fold"]])]
       for i, member in enumerate(sweep.members)
@@ -158,8 +162,9 @@ def fit(setup, started, store):
   """
   config, sweep, network, task = setup.config, setup.sweep, setup.network, setup.task
   tx, schedule = make_optimizer(config.optimizer, task.steps_per_epoch, config.train.epochs)
-  states = [state_lib.create_state(one["params"], one["batch_stats"], tx) for one in started]
-  state = sweep.place(states)
+  with timing.part("networks"):
+    states = [state_lib.create_state(one["params"], one["batch_stats"], tx) for one in started]
+    state = sweep.place(states)
   outputs = make_outputs(setup, store)
 
   def loss_fn(params, batch_stats, member, inputs, key):
@@ -218,7 +223,8 @@ def fit(setup, started, store):
       writer=writer,
     )
     print(f"testing the best epochs of {plural(len(setup.names), 'model')}", flush=True)
-    tested = judge(state, "test", task.evaluate, best=True)
+    with timing.part("evaluation"):
+      tested = judge(state, "test", task.evaluate, best=True)
     step = config.train.epochs * task.steps_per_epoch
     found = {name: ratio.fold_row(row) for name, (row, _) in zip(setup.names, tested, strict=True)}
     writers.write_table(writer, step, found, list(next(iter(found.values()))))

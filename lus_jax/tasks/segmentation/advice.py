@@ -1,9 +1,14 @@
 """What a segmentation run tells of its data and its models."""
 
+import io
+import pathlib
+
 import jax
 import numpy as np
 from absl import logging
+from PIL import Image
 
+from lus_jax.files import write_bytes
 from lus_jax.labels import label
 from lus_jax.models import designs
 from lus_jax.report import cells
@@ -14,6 +19,36 @@ from lus_jax.words import many, plural
 SAME, SAME_BINARY, N_LOOKED = 0.99, 0.9, 100
 # Validation frames below which the choice of epochs is called chance.
 FEW = 5
+# In the run's directory, a picture of what its models draw after their first epoch.
+FIRST_LOOK = "first_epoch.png"
+
+
+def first_look(workdir, names, rows, pictures, *, frames, epochs):
+  """What a run has to show when its first epoch is done; writes a picture of it.
+
+  Args:
+    workdir: the run's directory.
+    names: of the members.
+    rows: of the validation, as `loop.Task.validate` gives them.
+    pictures: by name, [n, H, W, 3] uint8.
+    frames: of the validation split.
+    epochs: of the training.
+  """
+  file = pathlib.Path(workdir) / FIRST_LOOK
+  buffer = io.BytesIO()
+  Image.fromarray(np.concatenate(pictures["validation_frames"])).save(buffer, "PNG")
+  write_bytes(file, buffer.getvalue())
+  table = cells.text_table(
+    ["model", "IoU", "loss"],
+    [
+      [name, cells.number(row["score"]), cells.number(row["loss"])]
+      for name, row in zip(names, rows, strict=True)
+    ],
+  )
+  return (
+    f"After epoch 1 of {epochs}, on {plural(frames, 'validation frame')}; IoU at each model's own "
+    f"threshold:\n{table}\nLabels (above) and predictions (below): {file}"
+  )
 
 
 def warn_of_unscored(names, best, epochs):

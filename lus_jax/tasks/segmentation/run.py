@@ -1,6 +1,7 @@
 """The segmentation task: one network per confidence threshold, all trained on the same batches."""
 
 import contextlib
+import functools
 import os
 import pathlib
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from lus_jax import fields, lock, losses, models, parallel, results
+from lus_jax import fields, lock, losses, models, parallel, results, timing
 from lus_jax.data import augment, datasets, labelling, pipeline, summary
 from lus_jax.errors import UserError
 from lus_jax.inference import calibration, trained
@@ -88,11 +89,11 @@ def train_and_evaluate(config, workdir, patients=None):
   objective, strategy = check(config)
   config = hardware.as_begun(config, workdir)
   claim_lib.check_claim(workdir, claim_lib.settings(config), more_epochs=True)
-  with lock.hold(workdir):
-    _train_and_evaluate(config, objective, strategy, workdir, patients)
+  with lock.hold(workdir), timing.recorded("segmentation") as clock:
+    _train_and_evaluate(config, objective, strategy, workdir, patients, clock)
 
 
-def _train_and_evaluate(config, objective, strategy, workdir, patients):
+def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
   device = hardware.find_device()
   before = claim_lib.fewer_epochs(workdir, config.train)
   if before is not None:
@@ -101,6 +102,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients):
   common = {"models": objective.n_models, "strategy": strategy}
   if not finished and (warning := hardware.too_large(config, device, **common)):
     logging.warning(warning)
+  clock.enter("data")
   with parallel.main_first("data"):
     dataset = datasets.open_dataset(config.data, "frames")
   if patients is not None:
@@ -129,6 +131,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients):
   )
   batches = train.training_batches(config.train.batch_size, seed=config.seed)
   steps_per_epoch = train.size // config.train.batch_size
+  clock.enter("networks")
   tx, schedule = train_lib.make_optimizer(config.optimizer, config.train.epochs * steps_per_epoch)
   file = config.model.init_from
   network, state = train_lib.initial_state(
@@ -140,6 +143,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients):
     tx=tx,
     weights=torch_weights.read(file) if file else None,
   )
+  clock.enter("other")
   # Splits of equal sizes can be of other patients, and files of one name of other weights.
   own = {} if patients is None else {"patients": patients}
   if file:
@@ -157,7 +161,10 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients):
       f"learning rate, which now falls to 0 at the last of these, begins again at {rate:.2g}.",
       flush=True,
     )
+  begun = claim_lib.read_claim(workdir) is not None
   claim_lib.claim(workdir, settings, dataset.summary() | own, more_epochs=True)
+  if not finished:
+    clock.keep_in(workdir, goes_on=begun, config=settings, dataset=dataset.summary())
   steps = config.train.epochs * steps_per_epoch
   print(advice_lib.describe(config, dataset, network, sweep, steps, why), flush=True)
   print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=cache), flush=True)
@@ -195,6 +202,9 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients):
         schedule=schedule,
         work=work,
         classes=dataset.classes,
+        first_look=functools.partial(
+          advice_lib.first_look, workdir, names, frames=validation.size, epochs=config.train.epochs
+        ),
       )
       state, meta = loop.fit(
         task,
@@ -216,6 +226,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients):
         fields=(*pipeline.fields_of(dataset), *extra),
         mesh=sweep.mesh,
       )
+      clock.enter("evaluation")
       counted = summary.summarize(dataset)
       finish.finish(
         trained.freeze(

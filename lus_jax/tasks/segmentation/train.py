@@ -100,9 +100,13 @@ def make_validation(network, sweep, frames, config, objective, classes=()):
 
   Returns:
     `sweep state -> rows, images`: T dicts with `score` (the mean IoU), `loss` (mean over images)
-    and `score_per_class` (a dict by name), and pictures of the first frames with every member's
-    labels and predictions.
+    and `score_per_class` (a dict by name), and what makes pictures of the first frames with every
+    member's labels and predictions.
   """
+
+  def thin(x):
+    stride = -(-max(x.shape[1:3]) // PANEL_SIZE)
+    return x[:N_PANELS, ::stride, ::stride]
 
   def evaluate(state, member, inputs):
     raw, _ = objective.logits(network, state.params, state.batch_stats, inputs["image"])
@@ -117,29 +121,32 @@ def make_validation(network, sweep, frames, config, objective, classes=()):
       where=inputs["where"],
       threshold=member["threshold"],
     )
-    return {"loss": jax.vmap(one_loss)(raw, inputs), **sums}, jax.nn.sigmoid(
-      output[:N_PANELS]
-    ) >= 0.5
+    return {"loss": jax.vmap(one_loss)(raw, inputs), **sums}, jax.nn.sigmoid(thin(output)) >= 0.5
 
   evaluate = sweep.compile(evaluate)
+  thinned = jax.jit(lambda inputs: {name: thin(inputs[name]) for name in ("image", "confidence")})
 
   def validate(state):
-    rows, panels = [], []
+    rows, shown = [], []
 
     def sums(inputs, batch):
       result, predictions = evaluate(state, sweep.members, inputs)
-      if not panels:
-        panels.append(_panels(inputs, sweep.to_host(predictions), objective.members))
-      return sweep.to_host(result)
+      if not shown:
+        shown.append((thinned(inputs), predictions))
+      return result
 
-    for images in segmentation.collect(sums, frames, config.train.batch_size):
+    def panels():
+      inputs, predictions = shown[0]
+      return _panels(inputs, sweep.to_host(predictions), objective.members)
+
+    for images in segmentation.collect(sums, frames, config.train.batch_size, finish=sweep.to_host):
       loss = float(np.mean(images.pop("loss"), dtype=np.float64))
       iou, per_class, _ = metrics.mean_iou(**images)
       rows.append({"score": _defined(iou), "loss": loss})
       if classes:
         each = zip(classes, per_class.tolist(), strict=True)
         rows[-1]["score_per_class"] = {name: _defined(value) for name, value in each}
-    return rows, {"validation_frames": panels[0]}
+    return rows, {"validation_frames": panels}
 
   return validate
 
@@ -152,19 +159,14 @@ def _panels(inputs, predictions, members):
   """Pictures [n, 2 h, (1 + T) w, 3]: the frame and its labels over the confidence and predictions.
 
   The label of a member without a threshold is the confidence.
-
-  Frames are thinned to at most `PANEL_SIZE` pixels: a picture an epoch has to stay small.
   """
-  image, confidence = (
-    np.asarray(inputs[name][:N_PANELS], np.float32) for name in ("image", "confidence")
-  )
-  stride = -(-max(image.shape[1:3]) // PANEL_SIZE)
+  image, confidence = (np.asarray(inputs[name], np.float32) for name in ("image", "confidence"))
   panels = []
   for i in range(len(image)):
     grey = np.rint(255 * image[i])
 
     def cell(weights, grey=grey):
-      return palette.overlay(grey, np.asarray(weights, float))[::stride, ::stride]
+      return palette.overlay(grey, np.asarray(weights, float))
 
     labels = [
       confidence[i] if one.is_soft else np.asarray(label(confidence[i], one.threshold))
@@ -182,7 +184,18 @@ def _panels(inputs, predictions, members):
 
 
 def make_task(
-  network, sweep, names, validation, config, objective, *, tx, schedule, work=None, classes=()
+  network,
+  sweep,
+  names,
+  validation,
+  config,
+  objective,
+  *,
+  tx,
+  schedule,
+  work=None,
+  classes=(),
+  first_look=None,
 ):
   """What `lus_jax.training.loop.fit` needs to know of segmentation."""
   return loop.Task(
@@ -193,6 +206,7 @@ def make_task(
     schedule=schedule,
     validate=make_validation(network, sweep, validation, config, objective, classes),
     work=work,
+    first_look=first_look,
   )
 
 

@@ -17,7 +17,7 @@ from concurrent import futures
 
 import jax
 
-from lus_jax import fields, lock, progress, results
+from lus_jax import command_line, fields, lock, progress, results
 from lus_jax.data import labelling, pipeline
 from lus_jax.errors import UserError
 from lus_jax.evaluation import truth
@@ -151,8 +151,7 @@ def _start_worker(config, directory, cache):
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
   # Of XLA's thread pools; read when the backend starts.
   os.environ["NPROC"] = "1"
-  if cache:
-    jax.config.update("jax_compilation_cache_dir", cache)
+  command_line.keep_compiled(cache)
   _worker = Worker(config, directory)
 
 
