@@ -633,7 +633,7 @@ def measure(args, *, keep=lambda result: None):
     return processes.Apart(make, *arguments, environment=environment, limit=limit)
 
   start = processes.Here if args.in_process else apart
-  runs, augmentation, rates = runs_of(args), [], collections.defaultdict(list)
+  runs, alone, augmentation, rates = runs_of(args), [], [], collections.defaultdict(list)
   queued = QUEUED.get(args.backend, QUEUED["gpu"])
 
   def keep_all(*, finished=False):
@@ -647,6 +647,12 @@ def measure(args, *, keep=lambda result: None):
     result["broken"] = any(run.failed and not run.failed.expected for run in runs)
     keep(result)
 
+  def set_aside(run, beside):
+    # What is out of memory may be so only beside the others.
+    if run.failed and run.failed.out_of_memory and beside and run not in alone:
+      alone.append(run)
+      run.failed = None
+
   def sample_all(chosen):
     for _ in range(ROUNDS):
       for dtype in sorted({run.row["dtype"] for run in chosen}):
@@ -654,34 +660,32 @@ def measure(args, *, keep=lambda result: None):
       if args.what == "fpn":
         augmentation.extend(machine.ask("augmentation", queued, args.steps))
       for run in chosen:
-        if not run.failed:
+        if run.worker:
           run.sample(queued, args.steps)
+          set_aside(run, len(chosen) > 1)
       keep_all()
 
   machine = start(Machine, args)
   try:
     result["machine"] = machine.ask("describe")
-    alone = []
     for run in runs:
       beside = any(other.worker for other in runs)
       run.start(start)
-      if run.failed and run.failed.out_of_memory and beside:
-        # Perhaps only beside the others.
-        alone.append(run)
-        run.failed = None
-      else:
-        keep_all()
+      set_aside(run, beside)
+      keep_all()
     sample_all([run for run in runs if run.worker])
     if args.profile:
       first = next((run for run in runs if run.worker and run.make is Ours), None)
-      result |= {"profile": first.worker.ask("profile")} if first else {}
+      try:
+        result |= {"profile": first.worker.ask("profile")} if first else {}
+      except processes.Failed as failed:
+        print(f"no profile: {failed.reason}", file=sys.stderr)
     for run in alone:
       for other in runs:
         other.stop()
       run.start(start)
       run.row["in_turn"] = False
-      if not run.failed:
-        sample_all([run])
+      sample_all([run] if run.worker else [])
   finally:
     for run in runs:
       run.stop()

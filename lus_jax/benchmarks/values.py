@@ -38,7 +38,7 @@ from lus_jax.training.objective import Objective
 
 # How a device computes: its rounding relative to the number, and what is never called different.
 ROUNDINGS = {"highest": 2.0**-24, "default": 2.0**-11, "bfloat16": 2.0**-8}
-FLOORS = {"highest": 3e-5, "default": 1e-2, "bfloat16": 3e-2}
+FLOORS = {"highest": 1e-4, "default": 1e-2, "bfloat16": 3e-2}
 FACTOR = 20
 MOST = 0.3
 # Of an array that is small beside the others of its kind, differences count by the others' size.

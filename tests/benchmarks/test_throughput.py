@@ -93,7 +93,7 @@ def test_more_members_than_thresholds_are_other_seeds(toy_networks):
 class Worker:
   """In place of `processes.Here`: rows take 1 ms, and one that is not alone may take too much."""
 
-  running, large, fails = [], (), {}
+  running, large, grows, fails = [], (), (), {}
 
   def __init__(self, make, *arguments, environment=None):
     self.what = arguments[-1] if len(arguments) > 1 else None
@@ -107,6 +107,8 @@ class Worker:
     if name == "describe" and self.what:
       return {"compile_s": 1.0, "memory_bytes": 2**20, "program_bytes": None}
     if name == "samples":
+      if self.what in self.grows and len(self.running) > 2:
+        raise processes.Failed("out of memory", out_of_memory=True)
       return [1e-3] * arguments[1]
     return {"describe": "a machine", "matmul_rate": 1e12, "augmentation": [1e-3]}[name]
 
@@ -121,8 +123,10 @@ def worker(monkeypatch):
   return lambda **values: [monkeypatch.setattr(Worker, *item) for item in values.items()]
 
 
-def test_what_does_not_fit_beside_the_others_is_measured_alone(worker, tmp_path, capsys):
-  worker(large=("vmap",), fails={"sharded": processes.Failed("refused", expected=True)})
+@pytest.mark.parametrize("when", ["large", "grows"])
+def test_what_does_not_fit_beside_the_others_is_measured_alone(when, worker, tmp_path, capsys):
+  # Some before it is compiled, some in a step.
+  worker(**{when: ("vmap",)}, fails={"sharded": processes.Failed("refused", expected=True)})
   result = run(tmp_path, "--strategy", "loop", "vmap", "sharded", "--thresholds=2")
   rows = {row["strategy"]: row for row in result["rows"]}
   assert (rows["loop"]["ok"], rows["vmap"]["ok"], rows["sharded"]["ok"]) == (True, True, False)
