@@ -133,14 +133,16 @@ def measure(args, *, keep=lambda result: None):
     keep: is given what there is so far, again and again.
 
   Returns:
-    A dict of `date`, `device`, `versions`, `values`, a key for every other part with what its
-    benchmark says, or the `reason`, `seconds` by part, and `ok`: whether every value is right.
+    A dict of `date`, `device`, `versions`, `load_before`, `values`, a key for every other part with
+    what its benchmark says, or the `reason`, `seconds` by part, and `ok`: whether every value is
+    right.
   """
   kind = "cpu" if args.cpu else "gpu"
   result = {
     "date": datetime.date.today().isoformat(),
     "device": jax.devices()[0].device_kind,
     "versions": versions(),
+    "load_before": round(os.getloadavg()[0], 2),
     "seconds": {},
     "ok": True,
   }
@@ -198,6 +200,8 @@ def describe(result):
     f"{result['date']}; {result['device']}",
     ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
   ]
+  if note := throughput.load_note(result["load_before"]):
+    texts.append(note)
   for part in PARTS:
     if part not in result:
       continue

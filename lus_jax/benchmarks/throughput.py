@@ -793,6 +793,16 @@ def _number(value, spec, unit=1):
   return "" if value is None else format(value / unit, spec)
 
 
+def load_note(load):
+  """A line on what the load average before a measurement means for it; None where it is small."""
+  if load <= 0.5:
+    return None
+  return (
+    f"note: other programs were running (load {load}). Threads that wait for each other suffer "
+    "most, PyTorch's on a CPU above all: not a fair comparison."
+  )
+
+
 def _describe(args, result):
   network = f"{args.frames} frames" if args.what == "tsm" else args.encoder
   rates = ", ".join(f"{rate / 1e12:.3g} ({dtype})" for dtype, rate in result["matmul_rate"].items())
@@ -809,11 +819,8 @@ def _describe(args, result):
       "PyTorch trains one model after another, so every ratio is to its rate with one model; the "
       "best PyTorch is the fastest of the same dtype."
     )
-  if result["load_before"] > 0.5:
-    lines.append(
-      f"note: other programs were running (load {result['load_before']}). Threads that wait for "
-      "each other suffer most, PyTorch's on a CPU above all: not a fair comparison."
-    )
+  if note := load_note(result["load_before"]):
+    lines.append(note)
   measured = [row for row in result["rows"] if row["ok"]]
   of_ordinal = [row for row in measured if row["strategy"] == ORDINAL]
   one = [r["ms_per_step"] for r in measured if (r["side"], r["members"]) == ("ours", 1)]
