@@ -5,6 +5,7 @@ measured: the CPU computes everything twice, the second time with weights and pi
 much as the device's numbers are rounded, and the device may differ `FACTOR` times as much as these
 two do: it rounds after each of the many operations on the way, not only at their start. Below
 `FLOORS` nothing is called different: there the CPU's own fast convolutions (Winograd's) differ too.
+Units are kept from the kinks of their activations, where rounding would decide of whole gradients.
 
 A GPU multiplies float32 matrices in TF32 unless it is told otherwise. So each case is compared at
 the precision 'highest', which is float32, where a wrong formula shows: it may never differ by more
@@ -31,7 +32,15 @@ from lus_jax.benchmarks import throughput
 from lus_jax.data import augment
 from lus_jax.evaluation import metrics
 from lus_jax.inference import calibration
-from lus_jax.models import convolution, depthwise, layers, max_pool, ordinal, temporal_shift
+from lus_jax.models import (
+  convolution,
+  depthwise,
+  layers,
+  max_pool,
+  ordinal,
+  resnet,
+  temporal_shift,
+)
 from lus_jax.tasks.segmentation import train as train_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.objective import Objective
@@ -43,6 +52,9 @@ FACTOR = 20
 MOST = 0.3
 # Of an array that is small beside the others of its kind, differences count by the others' size.
 SMALL = 1e-3
+# In a network moments are taken in one pass or two, whose digits differ by the square of the mean
+# in standard deviations, here a hundred; and of very many windows a maximum or two is tied.
+_NETWORK = 5e-3
 # A pixel on the edge of a rotated frame is in or out by the last digit of a coordinate.
 _EDGES = 5e-3
 RATERS = ("A", "B", "C")
@@ -84,24 +96,40 @@ def _frames(sizes):
   return augment.prepare(frames)
 
 
-def _well_conditioned(params):
-  """Norms whose every number matters, as training leaves them: those of random weights are 1 and 0.
+def _well_conditioned(params, last):
+  """Norms whose every number matters, and whose units are far from the kink of what follows them.
 
-  Residual branches are small beside their shortcuts, for every norm divides by what the layers
-  before it rounded.
+  Of a unit on a kink rounding chooses the side, which changes gradients by far more than it changes
+  numbers. So the norms before ReLU and ReLU6 have a mean of ten standard deviations, above 0, or
+  below it in a quarter of the channels where no shortcut is added; along the shortcuts of a stage
+  what its first block adds once is enough.
+
+  Args:
+    params: of a network.
+    last: the name of a block's norm after which its shortcut is added; '' for none such.
   """
   r = np.random.default_rng(1)
 
   def change(path, x):
-    name = path[-1].key
+    names = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
+    *outer, name = names
+    norm = outer[-1] if outer else ""
+    adds = norm == last
+    later = adds and outer[-2] != "0"
     if name == "scale":
-      return r.uniform(0.2, 0.5, x.shape).astype(np.float32)
-    return r.normal(0, 0.1, x.shape).astype(np.float32) if name == "bias" else x
+      return (r.uniform(0.2, 0.4, x.shape) * (0.3 if later else 1)).astype(np.float32)
+    if name != "bias":
+      return x
+    before_activation = "norms" in outer or norm.endswith("bn") or norm.startswith("bn")
+    if not before_activation or later or "downsample" in outer or norm == "project_bn":
+      return r.normal(0, 0.1, x.shape).astype(np.float32)
+    off = r.random(x.shape) < (0 if adds else 0.25)
+    return np.where(off, -3, 3).astype(np.float32)
 
   return jax.tree_util.tree_map_with_path(change, params)
 
 
-def _value_and_gradients(network, loss_fn, member, inputs):
+def _value_and_gradients(network, loss_fn, member, inputs, *, last=""):
   def compute(noisy, fixed):
     inputs = fixed | {"image": noisy["image"]}
     (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -116,7 +144,7 @@ def _value_and_gradients(network, loss_fn, member, inputs):
     }
 
   noisy = {
-    "params": _well_conditioned(network.params),
+    "params": _well_conditioned(network.params, last),
     "batch_stats": network.batch_stats,
     "image": inputs["image"],
   }
@@ -133,9 +161,10 @@ def _segmentation(encoder, kind, sizes, dtype):
   )
   # The last: the one of this kind, or label(confidence, .2).
   member = objective.scalars(objective.members[-1 if kind else -2])
-  return _value_and_gradients(
-    network, train_lib.make_loss(network, objective), member, _frames(sizes)
-  )
+  loss_fn = train_lib.make_loss(network, objective)
+  _, bottleneck = resnet.DEPTHS[encoder]
+  last = "bn3" if bottleneck else "bn2"
+  return _value_and_gradients(network, loss_fn, member, _frames(sizes), last=last)
 
 
 def _video(sizes, dtype):
@@ -324,11 +353,13 @@ def _adam(sizes, dtype):
 # The longest first, for several are computed at once.
 CASES = {
   "fpn resnet34": Case(
-    functools.partial(_segmentation, "resnet34", ""), ("highest", "default", "bfloat16")
+    functools.partial(_segmentation, "resnet34", ""), ("highest", "default", "bfloat16"), _NETWORK
   ),
-  "video": Case(_video, ("highest", "bfloat16")),
-  "fpn resnet50": Case(functools.partial(_segmentation, "resnet50", "")),
-  "fpn resnet18, ordinal": Case(functools.partial(_segmentation, "resnet18", "ordinal")),
+  "video": Case(_video, ("highest", "bfloat16"), _NETWORK),
+  "fpn resnet50": Case(functools.partial(_segmentation, "resnet50", ""), floor=_NETWORK),
+  "fpn resnet18, ordinal": Case(
+    functools.partial(_segmentation, "resnet18", "ordinal"), floor=_NETWORK
+  ),
   "kernels": Case(_kernels),
   "losses": Case(_losses),
   "evaluation": Case(_evaluation),
