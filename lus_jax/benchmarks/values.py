@@ -114,7 +114,7 @@ def _well_conditioned(params, last):
     names = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
     *outer, name = names
     norm = outer[-1] if outer else ""
-    adds = norm == last
+    adds = last != "" and norm == last
     later = adds and outer[-2] != "0"
     if name == "scale":
       return (r.uniform(0.2, 0.4, x.shape) * (0.3 if later else 1)).astype(np.float32)
