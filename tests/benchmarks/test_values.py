@@ -40,6 +40,15 @@ def test_a_gpus_way_gives_a_cpus_values(name):
   assert all(np.any(x) for x in right.values())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", values.CASES)
+def test_every_case_can_be_made(name):
+  for how in values.CASES[name].how:
+    dtype = "bfloat16" if how == "bfloat16" else "float32"
+    function, noisy, fixed = values.CASES[name].make(SIZES, dtype)
+    assert isinstance(jax.eval_shape(function, noisy, fixed), dict)
+
+
 def test_differences_count_by_what_rounding_explains():
   r = np.random.default_rng(0)
   right = {
