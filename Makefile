@@ -6,11 +6,12 @@ VENV ?= .venv
 WORKDIR ?= runs/demo
 PYTEST_ARGS ?=
 FAULTS_ARGS ?=
+CHECK_ARGS ?=
 
 # Huge pages for large arrays shorten a training step on a CPU (glibc only).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test faults lint pictures clean
+.PHONY: demo test faults lint gpu-check pictures clean
 
 demo: $(VENV)/.run
 	$(VENV)/bin/python -m lus_jax.main --config configs/paper.py:demo --workdir $(WORKDIR) \
@@ -38,6 +39,12 @@ $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
 	touch $@ $(VENV)/.run
+
+# On a machine with a GPU, in under ten minutes: is it right there, and how fast. Without .venv any
+# Python that has jax, flax, optax and orbax will do, and PyTorch beside them if there is to be a
+# comparison. CHECK_ARGS=--cpu is its small form.
+gpu-check:
+	$(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m lus_jax.benchmarks.check --out gpu-check.json $(CHECK_ARGS)
 
 # The README's pictures: of the phantom, and of the demo's report (needs Chromium).
 pictures: demo

@@ -21,6 +21,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from lus_jax import models
+from lus_jax.benchmarks import sweep as sweep_benchmark
 from lus_jax.benchmarks import throughput
 from lus_jax.data.pipeline import Frames
 from lus_jax.evaluation.segmentation import evaluate
@@ -108,7 +109,27 @@ assert 0 <= evaluation.members[0]["iou"] <= 1
 assert set(evaluation.baselines) == {"prevalence", "mean_map"}
 models.build_model = real
 options = "--what predict --size 32 --batch 1 --width .125 --classes 1 --thresholds 1 --steps 1"
-assert throughput.main([*options.split(), "--strategy", "loop"]) == 0
+assert throughput.main([*options.split(), "--strategy", "loop", "--in-process"]) == 0
+
+for name in [*sys.modules, "surface_distance"]:
+  if name.split(".")[0] == "surface_distance":
+    sys.modules[name] = None
+
+
+class Toy(nnx.Module):
+  def __init__(self, outputs):
+    rngs = nnx.Rngs(0)
+    self.conv = layers.Conv(1, outputs, 3, dtype=jnp.float32, rngs=rngs)
+    self.norm = layers.BatchNorm(outputs)
+
+  def __call__(self, image, *, train, key=None):
+    return self.norm(self.conv(image), train=train)
+
+
+models.build_model = lambda config, *, classes, **_: Toy(classes)
+options = "--size 32 --batch 2 --members 2 --classes 1 --frames 4 2 2 --checkpoint-every 1"
+row = sweep_benchmark.run(sweep_benchmark.parse(options.split()))
+assert row["steps"] == 4 and row["score"] > 0 and not row["outlines"], row
 assert not any(sys.modules.get(name) for name in BLOCKED)
 print("trained alone")
 """

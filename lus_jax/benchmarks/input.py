@@ -29,6 +29,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
+from lus_jax.benchmarks import memory
 from lus_jax.data import clips, datasets, pipeline
 from lus_jax.files import write_text
 from lus_jax.results import versions
@@ -114,16 +115,6 @@ def _clips(directory, *, n_frames, batch, cache, scale):
   return len(n_frames), store.batches(plan)
 
 
-def memory():
-  """Bytes of this process: its own, and with mapped files (None where the system cannot say)."""
-  try:
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-  except OSError:
-    return None, None
-  sizes = dict(line.split(":", 1) for line in lines)
-  return tuple(1024 * int(sizes[name].split()[0]) for name in ("RssAnon", "VmRSS"))
-
-
 def measure(directory, n_frames, what, *, size, batch, cache, scale, pieces):
   """Draws batches and waits for each.
 
@@ -149,7 +140,7 @@ def measure(directory, n_frames, what, *, size, batch, cache, scale, pieces):
     since = time.perf_counter()
     for _ in range(PIECE):
       jax.block_until_ready(next(batches))
-      used.append(memory())
+      used.append(memory.of_process("RssAnon", "VmRSS"))
     seconds.append((time.perf_counter() - since) / (PIECE * batch))
   own, mapped = zip(*used, strict=True)
   return {

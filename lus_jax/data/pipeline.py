@@ -88,7 +88,7 @@ class Frames:
     elif arrays:
       self._source = [{k: v[i] for k, v in source.items()} for i in range(self.size)]
 
-  def training_batches(self, batch_size, *, seed, threads=4):
+  def training_batches(self, batch_size, *, seed, threads=4, order=None):
     """An endless iterator of training batches.
 
     Every epoch is a new permutation; what does not fill its last batch is left out that time.
@@ -97,6 +97,8 @@ class Frames:
       batch_size: B.
       seed: of the order.
       threads: reading threads of the streaming mode.
+      order: an endless iterator of the frames' numbers [B], with `get_state` and `set_state`, in
+        place of the seed's; for frames on the device, where grain is not installed.
 
     Returns:
       A `Batches`.
@@ -104,14 +106,21 @@ class Frames:
     Raises:
       UserError: fewer frames than one batch needs, or a batch that devices cannot share.
     """
-    import grain
-
     if batch_size > self.size:
       raise UserError(
         f"config.train.batch_size: {batch_size} is more than the {self.size} training frames; "
         f"use --config.train.batch_size={max(1, self.size // 2)} or less."
       )
     parallel.check_batch(self._mesh, batch_size)
+
+    def finish(batch):
+      batch = parallel.split(self._mesh, batch, batch_size)
+      return batch if self._on_device is None else _take(self._on_device, batch)
+
+    if order is not None:
+      return Batches(order, finish)
+    import grain
+
     order = grain.MapDataset.range(self.size).shuffle(seed=seed)
     order = order.batch(batch_size, drop_remainder=True).repeat()
     # All processes agree on the order, and each takes its own rows.
@@ -122,11 +131,6 @@ class Frames:
       options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     else:
       options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-
-    def finish(batch):
-      batch = parallel.split(self._mesh, batch, batch_size)
-      return batch if self._on_device is None else _take(self._on_device, batch)
-
     return Batches(iter(order.to_iter_dataset(options)), finish)
 
   def evaluation_batches(self, batch_size):

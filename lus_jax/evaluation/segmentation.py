@@ -133,7 +133,8 @@ def evaluate(trained, *, train, validation, test, thin):
     train: `Frames` that the baselines are fitted to.
     validation: `Frames` on which cut-offs are chosen.
     test: `Frames` to evaluate on; with the field `evidence` also against the true visibility.
-    thin: the classes whose surface Dice is reported.
+    thin: the classes whose surface Dice is reported; None for no scores of outlines at all, which
+      need `surface_distance`.
 
   Returns:
     An `Evaluation`.
@@ -187,7 +188,7 @@ def evaluate(trained, *, train, validation, test, thin):
     for result in results:
       masks = {"prediction": result.pop("predicted"), "labels": result.pop("drawn")}
       # The costliest thing on the host, and what the other processes find is not written.
-      if parallel.is_main():
+      if thin is not None and parallel.is_main():
         dice, hd95 = metrics.surface_scores(**masks, where=where)
         result |= {"surface_dice": dice, "hd95": hd95}
     return results + jax.device_get(of_baselines)
@@ -196,7 +197,7 @@ def evaluate(trained, *, train, validation, test, thin):
   on_test = collect(all_sums, test, config.train.batch_size, finish=finish, what=what)
   n_members = len(sweep.members)
   summarize = functools.partial(
-    metrics.summarize, classes=trained.classes, thin=thin, evaluation_thresholds=thresholds
+    metrics.summarize, classes=trained.classes, thin=thin or (), evaluation_thresholds=thresholds
   )
   members = [
     summarize(sums, target=target, best_cut=metrics.best_cuts(chosen_on))
