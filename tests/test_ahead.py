@@ -1,4 +1,7 @@
+import os
+import signal
 import threading
+import time
 
 import pytest
 
@@ -55,3 +58,16 @@ def test_what_was_begun_is_handed_on_before_an_exception():
   assert next(found) == 0
   with pytest.raises(OSError, match="damaged"):
     next(found)
+
+
+def test_ctrl_c_reaches_who_waits_for_a_thread():
+  def items():
+    yield 0
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+    yield 1
+
+  found = ahead.in_thread(items())
+  with pytest.raises(KeyboardInterrupt):
+    for _ in found:
+      time.sleep(0.01)
