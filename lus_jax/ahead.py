@@ -27,7 +27,7 @@ def dispatched(items):
   while True:
     try:
       item = next(items, end)
-    except BaseException:
+    except Exception:
       yield from held
       raise
     yield from held

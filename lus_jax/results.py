@@ -35,7 +35,7 @@ def versions():
 def write(workdir, name, *, config, dataset, **content):
   """Writes `<workdir>/results/<name>.json`.
 
-  The same run gives the same bytes: no time and no speed stands in a results file.
+  The same run gives the same bytes: no time and no speed stands in a results file but timing.json.
 
   Args:
     workdir: the run's directory.

@@ -36,6 +36,10 @@ _COMPILING = tuple(
   f"/jax/core/compile/{name}_duration"
   for name in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
 )
+_FIELDS = {
+  "rows": {"run": str, "part": str, "seconds": (int, float)},
+  "runs": {"run": str, "sittings": int, "seconds": (int, float)},
+}
 # Clocks of the runs that are under way in this process: a task may train segmentations of its own.
 _clocks = []
 # Directories that this process wrote times to.
@@ -116,7 +120,11 @@ def _read(workdir):
   if results.exists(workdir, NAME):
     try:
       content = results.read(workdir, NAME)
-      return {name: list(content[name]) for name in ("rows", "runs")}
+      for name, kinds in _FIELDS.items():
+        for row in content[name]:
+          if not all(isinstance(row[field], kind) for field, kind in kinds.items()):
+            raise TypeError(f"{workdir}/{results.DIRECTORY}/{NAME}.json is damaged.")
+      return {name: list(content[name]) for name in _FIELDS}
     except (UserError, KeyError, TypeError) as error:
       # Not worth a run.
       logging.warning("%s The times of the run are counted anew.", error)

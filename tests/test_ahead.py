@@ -61,13 +61,18 @@ def test_what_was_begun_is_handed_on_before_an_exception():
 
 
 def test_ctrl_c_reaches_who_waits_for_a_thread():
+  # A shell makes commands in the background deaf to it.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
   def items():
     yield 0
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.2)
     yield 1
 
-  found = ahead.in_thread(items())
-  with pytest.raises(KeyboardInterrupt):
-    for _ in found:
-      time.sleep(0.01)
+  try:
+    with pytest.raises(KeyboardInterrupt):
+      for _ in ahead.in_thread(items()):
+        time.sleep(0.01)
+  finally:
+    signal.signal(signal.SIGINT, before)

@@ -150,3 +150,26 @@ def test_the_page_shows_every_second_but_its_own():
   ((run, sittings),) = report.continued({"timing": content})
   assert (run, sittings.value, sittings.at) == ("segmentation", 2, "timing.json#/runs/0/sittings")
   assert report.bars(content)["svg"].count(b"sf_ratio") == 1
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"rows": [1]},
+    {"rows": [{"run": "segmentation", "seconds": 1.0}]},
+    {"rows": [{"run": "segmentation", "part": "training", "seconds": "3"}]},
+    {"runs": [{"run": "segmentation"}]},
+    {"runs": None},
+  ],
+  ids=str,
+)
+def test_a_damaged_file_is_counted_anew_with_a_warning(tmp_path, wait, caplog, change):
+  results.write(tmp_path, timing.NAME, **COMMON, **({"rows": [], "runs": []} | change))
+  with timing.recorded("segmentation") as clock:
+    clock.keep_in(tmp_path, goes_on=True, **COMMON)
+    wait(2)
+  assert read(tmp_path) == (
+    {("segmentation", "other"): 2},
+    [{"run": "segmentation", "sittings": 1, "seconds": 2}],
+  )
+  assert "counted anew" in caplog.text

@@ -14,9 +14,7 @@ failed check inside XLA ends the process. With --out, JSON grows row by row.
 import argparse
 import functools
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -28,7 +26,7 @@ from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lus_jax import command_line, models, parallel, progress
-from lus_jax.benchmarks import cards, throughput
+from lus_jax.benchmarks import cards, processes, throughput, values
 from lus_jax.data import augment
 from lus_jax.errors import UserError
 from lus_jax.evaluation import segmentation as evaluation
@@ -59,11 +57,6 @@ SINGLE = ("augment", "resize")
 # Members, sizes and heads of the paper's run; one of every kind of target and loss for `raters`.
 SIZES = {"fpn": 512, "raters": 512, "predict": 512, "channels": 512, "tsm": 224}
 BATCHES = {"fpn": 16, "raters": 16, "predict": 4, "channels": 32, "tsm": 16}
-RATERS = ("A", "B", "C")
-KINDS = (
-  *("soft", "softseg", "svls", "majority", "staple", "rater(A)", "random_rater", "ordinal"),
-  *("threshold(.6, loss=dice)", "threshold(.6, loss=focal)", "threshold(.6, loss=trimap)"),
-)
 VIDEO_SIZE, FRAMES = 224, 8
 LIMIT = 1800  # seconds that one program may take to compile
 # The paper's study on the phantom, in calls of programs: 355 training frames, 76 of validation and
@@ -182,12 +175,12 @@ class Absent:
     raters = what == "raters"
     thresholds = throughput.THRESHOLDS[: args.members]
     config = SimpleNamespace(
-      sweep=SimpleNamespace(thresholds=thresholds, members=KINDS if raters else (), seeds=1),
+      sweep=SimpleNamespace(thresholds=thresholds, members=values.KINDS if raters else (), seeds=1),
       loss=throughput.LOSS,
       model=self._model,
     )
-    objective = Objective(config).with_raters(RATERS if raters else ())
-    batch = stored_frames(args, raters=RATERS if raters else ())
+    objective = Objective(config).with_raters(values.RATERS if raters else ())
+    batch = stored_frames(args, raters=values.RATERS if raters else ())
     inputs = jax.eval_shape(augment.prepare, batch)
     if name == "augment":
       run = functools.partial(augment.prepare, augmentation=throughput.AUGMENT)
@@ -426,28 +419,15 @@ def rows_of(args):
 
 def run(row):
   """Compiles one row in a process of its own; an abort is a reason and not the end."""
-  command = [sys.executable, "-m", "lus_jax.benchmarks.compile", "--row", json.dumps(row)]
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
   kept = {name: value for name, value in row.items() if name != "hlo"} | {"jax": jax.__version__}
+  environment = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
   try:
-    done = subprocess.run(
-      command, capture_output=True, text=True, timeout=LIMIT, env=environment, check=False
+    found = processes.call(
+      compile_row, SimpleNamespace(**row), environment=environment, limit=LIMIT
     )
-  except subprocess.TimeoutExpired:
-    return kept | {"ok": False, "reason": f"not compiled within {LIMIT} s"}
-  if done.returncode == 0:
-    return kept | {"ok": True} | json.loads(done.stdout.splitlines()[-1])
-  return kept | {"ok": False, "reason": reason(done.stderr, done.returncode)}
-
-
-def reason(text, code):
-  """Why a compilation failed, in a line, of what it printed and its exit code."""
-  lines = [line.strip() for line in text.splitlines() if line.strip()]
-  telling = re.compile(r"Check failed|RESOURCE_EXHAUSTED|^[\w.]*(Error|Exception)\b|ptxas")
-  found = [line for line in lines if telling.search(line)]
-  last = (found or lines or ["no word"])[-1]
-  ended = f"aborted by signal {-code}: " if code < 0 else ""
-  return f"{ended}{last:.300}"
+  except processes.Failed as failed:
+    return kept | {"ok": False, "reason": failed.reason}
+  return kept | {"ok": True} | found
 
 
 def predict(rows):
@@ -539,15 +519,11 @@ def parse(argv):
   parser.add_argument("--dtype", choices=models.DTYPES, default="bfloat16")
   parser.add_argument("--out", help="a JSON file, written row by row")
   parser.add_argument("--hlo", help="a file for the optimised program of the last row")
-  parser.add_argument("--row", help=argparse.SUPPRESS)
   return parser.parse_args(argv)
 
 
 def _main(argv):
   args = parse(argv)
-  if args.row:
-    print(json.dumps(compile_row(SimpleNamespace(**json.loads(args.row)))))
-    return 0
   cards.check()
   todo, rows = rows_of(args), []
   if not todo:

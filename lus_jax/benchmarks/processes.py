@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 
 from lus_jax.errors import UserError
@@ -24,6 +25,9 @@ _OUT_OF_MEMORY = re.compile(
 _TELLING = re.compile(r"Check failed|RESOURCE_EXHAUSTED|^[\w.]*(Error|Exception)\b|ptxas|fatal")
 # Seconds until a worker that was told to end is killed.
 _GRACE = 5
+
+
+_STARTING = threading.Lock()
 
 
 class Failed(Exception):
@@ -113,7 +117,8 @@ class Apart:
     self._process = context.Process(
       target=_serve, args=(theirs, os.fspath(self._log), make, arguments)
     )
-    with _environment(environment or {}):
+    # The variables are those of this whole process, of all its threads.
+    with _STARTING, _environment(environment or {}):
       self._process.start()
     theirs.close()
     self._receive()
@@ -172,8 +177,10 @@ class Apart:
 def _died(code, words):
   """The `Failed` of a process that ended by itself, by its exit code and last words."""
   lines = [line.strip() for line in words.splitlines() if line.strip()]
-  told = next((line for line in lines if _TELLING.search(line)), lines[-1] if lines else "no word")
-  if _OUT_OF_MEMORY.search(words) or code == -signal.SIGKILL:
+  telling = next((line for line in lines if _TELLING.search(line)), None)
+  told = telling or (lines[-1] if lines else "no word")
+  # XLA warns of memory that it can do without, too.
+  if _OUT_OF_MEMORY.search(telling or words) or code == -signal.SIGKILL:
     return Failed("out of memory (the process was ended)", out_of_memory=True)
   ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
   return Failed(f"the process {ended}: {told:.300}")

@@ -939,7 +939,7 @@ def parse(argv):
   args.strategies = []
   for name in args.strategy:
     if name != "all":
-      args.strategies.append(choose_strategy(name))
+      args.strategies.append(choose_strategy(name, video=args.what == "tsm"))
       continue
     args.strategies += [
       strategy

@@ -1,7 +1,8 @@
 """Initial weights drawn by few programs: the numbers of `jax.nn.initializers`, to the bit.
 
 There every shape is a compilation of its own, fifty for an FPN. But the numbers that a key draws
-begin every longer sequence of the same key, so that a few lengths serve all shapes.
+begin every longer sequence of the same key, so that a few lengths serve all shapes. Within another
+compiled program the last digit may be another one.
 """
 
 import functools

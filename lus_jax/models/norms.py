@@ -44,7 +44,8 @@ def _sums(a, b, axes):
   images = math.prod(kept[:-1])
   rows = a.size // images // a.shape[-1]
   # In two steps, the first with enough sums for a GPU to be busy.
-  each = math.gcd(rows, max(_ROWS, rows * images // _SUMS))
+  most = max(_ROWS, rows * images // _SUMS)
+  each = max(n for n in range(1, most + 1) if rows % n == 0)
   a, b = (x.reshape(images, rows // each, each, a.shape[-1]) for x in (a, b))
   for axis in (2, 1):
     a, b = _two_sums(a, b, axis)
@@ -129,10 +130,11 @@ def group_norm(x, scale, bias, num_groups, epsilon, ceiling):
 def _group_forward(x, scale, bias, num_groups, epsilon, ceiling):
   # Sums over space; groups are put together from their channels, a few numbers.
   scale, bias = (v.reshape(1, 1, 1, -1) for v in (scale, bias))
-  mean, var = moments(x, jnp.zeros((1, 1, 1, 1)), (1, 2))
-  second = _of_group(var + jnp.square(mean), num_groups)
-  mean = _of_group(mean, num_groups)
-  inverse = lax.rsqrt(jnp.maximum(second - jnp.square(mean), 0) + epsilon)
+  # Any pixel is nearer to the mean than 0 where that matters.
+  mean, var = moments(x, x[:, :1, :1].astype(jnp.float32), (1, 2))
+  of_channel, mean = mean, _of_group(mean, num_groups)
+  var = _of_group(var + jnp.square(of_channel - mean), num_groups)
+  inverse = lax.rsqrt(var + epsilon)
   factor = scale * inverse
   shift = bias - mean * factor
   y = _clamped(_affine(x, factor, shift), ceiling).astype(x.dtype)

@@ -324,7 +324,10 @@ def _read(workdir):
     if (content := read(name + _HISTORY, of="history")) is not None:
       files[name + _HISTORY] = content
   if timing.NAME in present:
-    files[timing.NAME] = read(timing.NAME)
+    try:
+      files[timing.NAME] = read(timing.NAME)
+    except UserError as error:  # no reason to show nothing
+      problems.append(str(error))
   if with_segmentation:
     if os.path.lexists(directory / EXAMPLES):
       files["examples"] = _read_examples(directory / EXAMPLES, files)

@@ -1,5 +1,6 @@
 import os
 import time
+from concurrent import futures
 
 import pytest
 
@@ -70,3 +71,19 @@ def test_without_a_process_what_is_broken_keeps_its_traceback():
     here.ask("fail", "bug")
   with pytest.raises(processes.Failed, match="out of memory"):
     here.ask("fail", "memory")
+
+
+def test_workers_that_start_at_once_keep_their_environments_apart():
+  wanted = ["yes", None] * 3
+  with futures.ThreadPoolExecutor(len(wanted)) as pool:
+    started = [
+      pool.submit(processes.Apart, Adder, 0, environment={"LUS_JAX_TEST": value})
+      for value in wanted
+    ]
+    workers = [of.result() for of in started]
+  try:
+    assert [worker.ask("variable") for worker in workers] == wanted
+    assert "LUS_JAX_TEST" not in os.environ
+  finally:
+    for worker in workers:
+      worker.stop()

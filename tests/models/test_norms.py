@@ -1,4 +1,5 @@
 import math
+import re
 
 import jax
 import numpy as np
@@ -122,3 +123,25 @@ def test_on_a_gpu_networks_give_the_same_by_other_operations(key, on_gpu, name):
   for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True):
     scale = float(jnp.abs(a).max())
     np.testing.assert_allclose(a, b, atol=1e-3 * scale + 1e-6 * largest)
+
+
+def test_sums_are_in_steps_whatever_the_batch(key):
+  # 14 clips of 8 frames of 56 x 56: a power of two divides that many pixels, but few of it those of
+  # the batch before.
+  x = jax.ShapeDtypeStruct((14 * 8, 56, 56, 3), jnp.float32)
+  text = str(jax.make_jaxpr(lambda x: norms.moments(x, jnp.zeros((1, 1, 1, 3)), (0, 1, 2)))(x))
+  steps = [int(n) for n in re.findall(r"f32\[1,\d+,(\d+),3\] = reshape", text)]
+  assert [n for n in steps if n > 1] == [64, 64]
+  images = jax.random.normal(key, (3, 7, 11, 2))
+  mean, var = norms.moments(images, jnp.zeros((1, 1, 1, 2)), (0, 1, 2))
+  np.testing.assert_allclose(mean.ravel(), np.mean(images, (0, 1, 2)), atol=1e-6)
+  np.testing.assert_allclose(var.ravel(), np.var(images, (0, 1, 2)), rtol=1e-5)
+
+
+def test_group_norm_keeps_its_digits_far_from_0(key, on_gpu):
+  x = 1000 + jax.random.normal(key, (2, 16, 16, 12))
+  x64 = np.asarray(x, np.float64).reshape(2, 256, 3, 4)
+  centred = x64 - x64.mean((1, 3), keepdims=True)
+  expected = (centred / np.sqrt((centred**2).mean((1, 3), keepdims=True))).reshape(x.shape)
+  found = on_gpu(lambda x: group_norm(x, jnp.ones(12), jnp.zeros(12)), x)
+  np.testing.assert_allclose(found, expected, atol=0.05)
