@@ -27,7 +27,7 @@ def dispatched(items):
   while True:
     try:
       item = next(items, end)
-    except Exception:
+    except BaseException:
       yield from held
       raise
     yield from held

@@ -209,20 +209,19 @@ def split(mesh, tree, n, *, axis=0):
 
 def replicate(mesh, tree):
   """Brings arrays, the same in every process, to every device; to the default one without mesh."""
-  return jax.device_put(tree) if mesh is None else _put(tree, NamedSharding(mesh, PartitionSpec()))
+  if mesh is None:
+    return jax.device_put(tree)
+  return jax.tree.map(lambda x: _put(x, NamedSharding(mesh, PartitionSpec())), tree)
 
 
-def by_member(mesh, tree):
-  """Brings arrays, the same in every process, to the devices, their first axis over members."""
-  return _put(tree, member_sharding(mesh))
+def by_member(tree, formats):
+  """Brings arrays, the same in every process, to the devices, as `Sweep.formats` lays them."""
+  return jax.tree.map(_put, tree, formats)
 
 
-def _put(tree, sharding):
-  return jax.tree.map(
-    # Copies: devices of a CPU may otherwise share the array's own memory, which steps reuse.
-    lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: np.array(x[index])),
-    tree,
-  )
+def _put(x, where):
+  # A copy: devices of a CPU may otherwise share the array's own memory, which steps reuse.
+  return jax.make_array_from_callback(x.shape, where, lambda index: np.array(x[index]))
 
 
 def map_members(fn, mesh):

@@ -153,7 +153,8 @@ def test_members_are_mapped_without_a_member_axis():
     shapes.append((state.shape, own.shape, x.shape))
     return state * own + x
 
-  state = parallel.by_member(mesh(2, 1), np.ones((2, 3), np.float32))
+  where = parallel.member_sharding(mesh(2, 1))
+  state = parallel.by_member(np.ones((2, 3), np.float32), where)
   own = np.array([2, 3], np.float32)
   found = jax.jit(parallel.map_members(fn, mesh(2, 1)))(state, own, np.arange(3, dtype=np.float32))
   np.testing.assert_array_equal(found, [[2, 3, 4], [3, 4, 5]])

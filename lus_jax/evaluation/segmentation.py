@@ -14,9 +14,6 @@ from lus_jax.evaluation import baselines, metrics, raters, reliability
 from lus_jax.inference import calibration
 from lus_jax.words import plural
 
-# Bytes of a batch's logits beyond which the next batch has to wait for them to be used.
-_LARGE = 2**28
-
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -253,10 +250,7 @@ def _over_batches(trained, frames, what):
       inputs = _prepare(batch)
       yield mask, batch, inputs, _logits(trained, inputs)
 
-  size, classes = trained.config.data.image_size, len(trained.classes)
-  batch_bytes = 4 * len(trained.views) * trained.config.train.batch_size * size**2 * classes
-  batches = started() if batch_bytes > _LARGE else ahead.dispatched(started())
-  for mask, batch, inputs, found in batches:
+  for mask, batch, inputs, found in ahead.dispatched(started()):
     found = np.stack(sweep.to_host(found))
     inputs = {name: np.asarray(inputs[name])[mask] for name in ("confidence", "where")}
     batch = {name: np.asarray(x)[mask] for name, x in batch.items()}

@@ -157,10 +157,11 @@ class Sweep:
     return SingleDeviceSharding(self.devices[0] if self.devices else jax.local_devices()[0])
 
   def formats(self, state):
-    """Where, and in what order, the arrays of one member or round lie on a GPU.
+    """Where, and in what order, the arrays of one member or round lie.
 
-    Kernels [size, size, c, d] of convolutions are in memory as cuDNN reads them, d first: otherwise
-    each would be copied into that order in every step, with all that the optimizer keeps of it.
+    On a GPU kernels [size, size, c, d] of convolutions are in memory as cuDNN reads them, d first:
+    otherwise each would be copied into that order in every step, with all that the optimizer keeps
+    of it.
 
     Args:
       state: a pytree of arrays or shapes.
@@ -171,7 +172,7 @@ class Sweep:
     lead = bool(self.at_once)
 
     def of(x):
-      if x.ndim != lead + 4 or min(x.shape[-4:-1]) < 2:
+      if not lies_as_cudnn_reads() or x.ndim != lead + 4 or min(x.shape[-4:-1]) < 2:
         return self.sharding
       order = (*range(lead), x.ndim - 1, *range(lead, x.ndim - 1))
       return Format(Layout(major_to_minor=order), self.sharding)
@@ -228,8 +229,8 @@ class Sweep:
   def place(self, states):
     """The sweep's state from a list of T states, of jax or NumPy arrays."""
     if self.strategy == "sharded":
-      rounds = [parallel.by_member(self.mesh, x) for x in self._rounds(states)]
-    elif self.strategy == "loop":
+      return [parallel.by_member(x, self.formats(x)) for x in self._rounds(states)]
+    if self.strategy == "loop":
       rounds = [jax.tree.map(jnp.asarray, state) for state in states]
     else:
       rounds = [_stacked(one) for one in self._groups(states)]
