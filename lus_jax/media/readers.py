@@ -109,6 +109,11 @@ def _format(path):
   return path.suffix.lower().replace("jpeg", "jpg").replace("tiff", "tif")
 
 
+def is_media(path):
+  """Whether a file has the name of a video or picture that is read."""
+  return path.suffix.lower() in (*containers.SUFFIXES, *PICTURES, ".gif", ".npy")
+
+
 def numbered_pictures(folder):
   """Lists the pictures of a folder, of one format, in the order of the numbers in their names.
 

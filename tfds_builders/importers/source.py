@@ -1,0 +1,169 @@
+"""What an importer finds before anything is written: clips, and what was drawn on their frames."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from lus_jax.errors import UserError
+from lus_jax.media import readers
+from tfds_builders import tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """A video or still.
+
+  Attributes:
+    name: of it in the data set, without suffix: 'a/b'. Patterns are searched in it.
+    path: the file, or the folder of numbered pictures.
+    patient: who it shows, where the source says so; '' is unknown.
+    day: a whole number or a date, as text, likewise.
+    view: likewise.
+  """
+
+  name: str
+  path: pathlib.Path
+  patient: str = ""
+  day: str = ""
+  view: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+  """What one person drew on one frame.
+
+  Attributes:
+    clip: the name of a `Clip`.
+    frame: counted from 0.
+    draw: makes the masks of a `readers.Media`: uint8 [h, w] by class, 255 = 100 %; a class that is
+      missing is absent, and `tables.IGNORE` is what does not count.
+    annotator: who it was; '' is unknown.
+  """
+
+  clip: str
+  frame: int
+  draw: Callable[[readers.Media], dict[str, np.ndarray]]
+  annotator: str = ""
+
+
+@dataclasses.dataclass
+class Source:
+  """All that an importer found.
+
+  Attributes:
+    clips: by name.
+    labels: of their frames.
+    classes: K names, in the order of the tool.
+    notes: what a user should know, as lines.
+    skipped: names of what is left out, by what it is in the plural ('points').
+    missing_is_unlabelled: whether a class that was not drawn on a labelled frame is unknown there.
+    cut: shapes that leave their picture and were cut at its border.
+    media: headers of clips that the importer has read already, by name.
+  """
+
+  clips: dict[str, Clip]
+  labels: list[Label]
+  classes: list[str]
+  notes: list[str] = dataclasses.field(default_factory=list)
+  skipped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+  missing_is_unlabelled: bool = False
+  cut: list[str] = dataclasses.field(default_factory=list)
+  media: dict[str, readers.Media] = dataclasses.field(default_factory=dict)
+
+  def skip(self, what, name):
+    """Counts something that cannot be imported: `what` in the plural, and where it stands."""
+    self.skipped.setdefault(what, []).append(name)
+
+  def header(self, name):
+    """The `readers.Media` of a clip, read once (`UserError`: it is damaged)."""
+    if name not in self.media:
+      self.media[name] = readers.probe(self.clips[name].path)
+    return self.media[name]
+
+
+class Videos:
+  """The clips in a folder and those below it, found by what annotation tools call them.
+
+  Args:
+    folder: a path.
+    option: which named it, for messages.
+    clips_are_folders: whether the pictures of a folder are the frames of one clip.
+  """
+
+  def __init__(self, folder, option="--videos", *, clips_are_folders=False):
+    if not folder.is_dir():
+      raise UserError(f"{folder} does not exist or is no folder; mend {option}.")
+    self.folder, self.option = folder, option
+    self.found, self.others = {}, []
+    self._collect(folder, clips_are_folders)
+    if not self.found:
+      raise UserError(f"{folder} holds no video or picture ({readers.FORMATS}); mend {option}.")
+    tables.refuse_same_files(path for path in self.found.values() if path.is_file())
+    self._by_name = {}
+    for name, path in self.found.items():
+      # As tools name files: with and without folders, with and without suffix.
+      whole = name + ("" if path.is_dir() else path.suffix)
+      for key in {name, whole, name.rpartition("/")[2], whole.rpartition("/")[2]}:
+        self._by_name.setdefault(key.casefold(), []).append(name)
+
+  def _collect(self, folder, clips_are_folders):
+    paths = tables.visible(folder)
+    if clips_are_folders and any(p.suffix.lower() in readers.PICTURES for p in paths):
+      self._add(folder)
+      paths = [path for path in paths if path.suffix.lower() not in readers.PICTURES]
+    for path in paths:
+      if path.is_dir():
+        if path.is_symlink():
+          raise UserError(f"{path} is a link to a folder; name the folder itself.")
+        self._collect(path, clips_are_folders)
+      elif readers.is_media(path):
+        self._add(path)
+      else:
+        self.others.append(path)
+
+  def _add(self, path):
+    relative = path.relative_to(self.folder)
+    stem = relative.name if path.is_dir() else relative.stem
+    name = tables.normal(stem if path == self.folder else (relative.parent / stem).as_posix())
+    name = name or tables.normal(self.folder.resolve().name)
+    if name in self.found:
+      raise UserError(f"{path} and {self.found[name].name} have one name; rename one of them.")
+    self.found[name] = path
+
+  def find(self, text, where):
+    """The name of the clip that a tool calls `text`: a path, a file's name, with suffix or without.
+
+    Args:
+      text: what the tool says; / or \\ between folders, of which leading ones may be the tool's.
+      where: stands in front of messages.
+
+    Raises:
+      UserError: there is none, or several.
+    """
+    parts = tables.normal(text).replace("\\", "/").split("/")
+    for start in range(len(parts)):
+      key = "/".join(parts[start:])
+      # Tools that convert videos leave another suffix.
+      for one in (key, str(pathlib.PurePosixPath(key).with_suffix("")) if key else ""):
+        names = self._by_name.get(one.casefold(), ())
+        if len(names) == 1:
+          return names[0]
+        if names:
+          raise UserError(
+            f"{where}: {tables.shown(text)} may be {tables.shown_list(names, 3)}, all in "
+            f"{self.folder}; rename them apart, or name a folder that holds one of them."
+          )
+    raise UserError(
+      f"{where}: {tables.shown(text)} is not in {self.folder}; put it there, or mend {self.option}."
+    )
+
+  def clips(self, names=None):
+    """A `Clip` for each of some names, of all by default."""
+    return {name: Clip(name, self.found[name]) for name in (self.found if names is None else names)}
+
+  def note_others(self, source):
+    """Counts what is no video or picture as skipped."""
+    for path in self.others:
+      source.skip("files that are neither videos nor pictures", path.name)
