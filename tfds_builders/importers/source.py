@@ -83,6 +83,23 @@ class Source:
     return self.media[name]
 
 
+def _tails(text):
+  """A path without capitals, whole and without its leading folders: 'a/b', 'b'."""
+  # No disk is deeper than this, and the characters grow with its square.
+  parts = tables.normal(text).replace("\\", "/").casefold().split("/")[-64:]
+  return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
+def _spellings(text):
+  """Keys under which what a tool calls `text` may be known, the longest first."""
+  for key in _tails(text):
+    yield key
+    # Tools that convert videos leave another suffix.
+    stem = key.removesuffix(pathlib.PurePosixPath(key).suffix)
+    if stem != key:
+      yield stem
+
+
 class Videos:
   """The clips in a folder and those below it, found by what annotation tools call them.
 
@@ -101,12 +118,12 @@ class Videos:
     if not self.found:
       raise UserError(f"{folder} holds no video or picture ({readers.FORMATS}); mend {option}.")
     tables.refuse_same_files(path for path in self.found.values() if path.is_file())
-    self._by_name = {}
+    self._by_name, self._by_picture = {}, None
     for name, path in self.found.items():
       # As tools name files: with and without folders, with and without suffix.
       whole = name + ("" if path.is_dir() else path.suffix)
-      for key in {name, whole, name.rpartition("/")[2], whole.rpartition("/")[2]}:
-        self._by_name.setdefault(key.casefold(), []).append(name)
+      for key in {*_tails(name), *_tails(whole)}:
+        self._by_name.setdefault(key, []).append(name)
 
   def _collect(self, folder, clips_are_folders):
     paths = tables.visible(folder)
@@ -142,20 +159,52 @@ class Videos:
     Raises:
       UserError: there is none, or several.
     """
-    parts = tables.normal(text).replace("\\", "/").split("/")
-    for start in range(len(parts)):
-      key = "/".join(parts[start:])
-      # Tools that convert videos leave another suffix.
-      for one in (key, str(pathlib.PurePosixPath(key).with_suffix("")) if key else ""):
-        names = self._by_name.get(one.casefold(), ())
-        if len(names) == 1:
-          return names[0]
-        if names:
-          raise UserError(
-            f"{where}: {tables.shown(text)} may be {tables.shown_list(names, 3)}, all in "
-            f"{self.folder}; rename them apart, or name a folder that holds one of them."
-          )
-    raise UserError(
+    for key in _spellings(text):
+      names = self._by_name.get(key, ())
+      if len(names) == 1:
+        return names[0]
+      if names:
+        raise self._ambiguous(text, names, where)
+    raise self._missing(text, where)
+
+  def find_frame(self, text, where):
+    """The clip and frame, counted from 0, of what a tool calls a picture: `text` as in `find`.
+
+    Of a folder whose pictures are the frames of one clip, it is one of them; what is no picture of
+    such a folder is the first frame of a clip.
+
+    Raises:
+      UserError: there is none, or several.
+    """
+    if self._by_picture is None:
+      self._by_picture = {}
+      for name, path in self.found.items():
+        if path.is_dir():
+          for i, file in enumerate(readers.numbered_pictures(path)):
+            whole = f"{name}/{tables.normal(file.name)}"
+            for key in {*_tails(whole), *_tails(whole.removesuffix(file.suffix))}:
+              self._by_picture.setdefault(key, []).append((name, i))
+    for key in _spellings(text):
+      frames = self._by_picture.get(key, ())
+      if len(frames) == 1:
+        return frames[0]
+      if frames:
+        raise self._ambiguous(text, [name for name, _ in frames], where)
+      names = self._by_name.get(key, ())
+      if len(names) == 1:
+        return names[0], 0
+      if names:
+        raise self._ambiguous(text, names, where)
+    raise self._missing(text, where)
+
+  def _ambiguous(self, text, names, where):
+    return UserError(
+      f"{where}: {tables.shown(text)} may be {tables.shown_list(names, 3)}, all in {self.folder}; "
+      "rename them apart, or name a folder that holds one of them."
+    )
+
+  def _missing(self, text, where):
+    return UserError(
       f"{where}: {tables.shown(text)} is not in {self.folder}; put it there, or mend {self.option}."
     )
 
