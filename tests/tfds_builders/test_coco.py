@@ -58,6 +58,10 @@ def annotation(segmentation, image=10, category=3, **more):
   return {"image_id": image, "category_id": category, "segmentation": segmentation, **more}
 
 
+def runs(counts, size=(H, W)):
+  return annotation({"size": size, "counts": counts})
+
+
 @pytest.fixture
 def folder(tmp_path):
   (tmp_path / "videos").mkdir()
@@ -249,13 +253,13 @@ def test_frames_of_clips(folder, capsys):
     ({"annotations": [annotation([[1, -(10**400), 3, 4, 5, 60]])]}, "nowhere near"),
     ({"annotations": [annotation([[101, 102, 103, 104, 110, 90]])]}, "lies outside of its pic"),
     ({"annotations": [annotation([[0.1, 0.1, 0.9, 0.1, 0.5, 0.9]])]}, "shares of the picture"),
-    ({"annotations": [annotation({"size": [W, H], "counts": [W * H]})]}, "run lengths for [30, 20]"),
-    ({"annotations": [annotation({"size": [H, W], "counts": [5]})]}, "do not fill 30 x 20"),
-    ({"annotations": [annotation({"size": [H, W], "counts": [2**70]})]}, "do not fill 30 x 20"),
-    ({"annotations": [annotation({"size": [H, W], "counts": "oooooooooo0"})]}, "are too long"),
-    ({"annotations": [annotation({"size": [H, W], "counts": "p"})]}, "no COCO text"),
-    ({"annotations": [annotation({"size": [H, W], "counts": "5o"})]}, "no COCO text"),
-    ({"annotations": [annotation({"size": [10**9, 10**9], "counts": "5"})]}, "run lengths for [10000"),
+    ({"annotations": [runs([W * H], [W, H])]}, "run lengths for [30, 20]"),
+    ({"annotations": [runs([5])]}, "do not fill 30 x 20"),
+    ({"annotations": [runs([2**70])]}, "do not fill 30 x 20"),
+    ({"annotations": [runs("oooooooooo0")]}, "are too long"),
+    ({"annotations": [runs("p")]}, "no COCO text"),
+    ({"annotations": [runs("5o")]}, "no COCO text"),
+    ({"annotations": [runs("5", [10**9, 10**9])]}, "run lengths for [10000"),
     ({"annotations": [annotation({"counts": []})]}, "without \"size\""),
     ({"annotations": [annotation("x")]}, "neither a list nor run lengths"),
     ({"categories": [{"id": 3, "name": "b"}, {"id": 4, "name": "b"}]}, "two categories are called"),
@@ -264,7 +268,7 @@ def test_frames_of_clips(folder, capsys):
     ({"images": [{"id": 10, "file_name": "../c.png"}]}, "'../c.png' is not in"),
     ({"images": [{"id": 10, "file_name": "/etc/passwd"}]}, "'/etc/passwd' is not in"),
     ({"images": [{"id": 10}]}, "has no 'file_name'"),
-    ({"images": [{"id": 10, "file_name": "a.png", "width": 31, "height": 20}]}, "31 x 20 pixels, but"),
+    ({"images": [{"id": 10, "file_name": "a.png", "width": 3, "height": 2}]}, "3 x 2 pixels, but"),
     ({"images": [{"id": i, "file_name": "a.png"} for i in (10, 11)]}, "labelled twice"),
   ],
 )  # fmt: skip

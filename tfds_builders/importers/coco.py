@@ -257,7 +257,8 @@ class _File:
     if beside != (root := videos.folder.resolve()) and beside.is_relative_to(root):
       # Pictures lie beside the file, where those of other folders may have their names.
       names.insert(0, f"{beside.relative_to(root).as_posix()}/{text}")
-    return place(self._source, videos, videos.first_known(names), where, self._asked["pattern"])
+    name = next(filter(videos.knows, names), text)
+    return place(self._source, videos, name, where, self._asked["pattern"])
 
   def check_size(self, image, media):
     """Refuses an image of another size than its picture (`UserError`)."""

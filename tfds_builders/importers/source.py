@@ -192,13 +192,10 @@ class Videos:
         raise self._ambiguous(text, names, where)
     raise self._missing(text, where)
 
-  def first_known(self, texts):
-    """The first of what a tool may call a picture that is known here; if none is, the first."""
+  def knows(self, text):
+    """Whether any picture, video or folder is called so."""
     self._index_pictures()
-    for text in texts:
-      if any(key in self._by_picture or key in self._by_name for key in _spellings(text)):
-        return text
-    return texts[0]
+    return any(key in self._by_picture or key in self._by_name for key in _spellings(text))
 
   def _index_pictures(self):
     if self._by_picture is None:
