@@ -31,13 +31,24 @@ import sys
 from lus_jax import command_line, notices
 from lus_jax.errors import UserError
 from lus_jax.media import nifti
-from tfds_builders.importers import cvat, palette, polygons, raters, videos, write
+from tfds_builders.importers import (
+  coco,
+  cvat,
+  label_studio,
+  palette,
+  polygons,
+  raters,
+  videos,
+  write,
+)
 from tfds_builders.importers import options as options_lib
 from tfds_builders.multirater_folder import manifest
 
 # Importers of frames: each finds a `Source`, which `write` writes.
 FORMATS = {
+  "coco": coco,
   "cvat": cvat,
+  "label_studio": label_studio,
   "palette": palette,
   "polygons": polygons,
   "videos": videos,
