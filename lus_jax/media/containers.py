@@ -1,5 +1,6 @@
 """Reads mp4 and avi."""
 
+import collections
 import math
 import struct
 from typing import NamedTuple
@@ -148,22 +149,22 @@ def probe(path):
   return (stated if slots else n_frames), shown, rate, turned, slots
 
 
-def read(path, frames, n_frames, slots):
+def stream(path, frames, n_frames, slots):
   """Decodes a video once, whole.
 
   Args:
     path: mp4 or avi.
-    frames: which frames to return.
+    frames: which frames to give, rising.
     n_frames: how many there are.
     slots: as `probe` says.
 
-  Returns:
+  Yields:
     Grey pictures as shown, [h, w] uint8 each.
 
   Raises:
     UserError: it is damaged.
   """
-  wanted, images, n_decoded = set(frames), {}, 0
+  wanted, n_decoded = collections.deque(frames), 0
   # Where frames are empty, each stored one stays until the next.
   shown_at = slots or range(n_frames)
   with _damage(path), _open(path) as container:
@@ -174,12 +175,13 @@ def read(path, frames, n_frames, slots):
     for frame in container.decode(stream):
       if n_decoded < len(shown_at):
         end = shown_at[n_decoded + 1] if n_decoded + 1 < len(shown_at) else n_frames
-        repeats = wanted.intersection(range(shown_at[n_decoded], end))
-        if repeats:
-          limits.check_pixels(path, frame.height, frame.width)
-          image = frame.to_ndarray(format="gray")
-          images |= dict.fromkeys(repeats, stills.turn(image, _orientation(path, frame)))
+        image = None
+        while wanted and wanted[0] < end:
+          wanted.popleft()
+          if image is None:
+            limits.check_pixels(path, frame.height, frame.width)
+            image = stills.turn(frame.to_ndarray(format="gray"), _orientation(path, frame))
+          yield image
       n_decoded += 1
   if n_decoded < len(shown_at):
     raise UserError(f"{path} is damaged at frame {shown_at[n_decoded]}; {_MEND}.")
-  return [images[i] for i in frames]

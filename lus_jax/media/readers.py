@@ -184,24 +184,23 @@ def _probe_pictures(path, pictures, numbers=None):
   )
 
 
-def _read_gif(media, frames):
+def _stream_gif(media, frames):
   # In one pass, as a frame is drawn on the one before.
-  wanted, images = set(frames), {}
+  wanted = set(frames)
   with stills.opened(media.path) as image:
     for i in range(max(wanted, default=-1) + 1):
       stills.seek(image, media.path, i)
       if i in wanted:
-        images[i], _ = stills.grey(image, media.path)
-  return [images[i] for i in frames]
+        yield stills.grey(image, media.path)[0]
 
 
-def _read_pictures(media, frames):
-  images, largest = [], []
+def _stream_pictures(media, frames):
+  largest = []
   for i in frames:
     with stills.opened(media.files[i]) as image:
       pixels, of_dark = stills.grey(image, media.files[i])
-    images.append(pixels)
     largest.append(of_dark)
+    yield pixels
   if None not in largest and max(largest, default=0):
     notices.warn(
       "%s: the largest of its 16-bit values is %d of 65535, so it is nearly black; if its scale is "
@@ -209,7 +208,6 @@ def _read_pictures(media, frames):
       media.path,
       max(largest),
     )
-  return images
 
 
 def _load_npy(path, axes):
@@ -322,12 +320,47 @@ def probe(path, *, npy_axes=None):
   return _probe_pictures(path, (path,))
 
 
-def read(media, frames=None):
-  """Reads frames as grey values, as they are shown; a compressed video is decoded once, whole.
+def stream(media, frames=None):
+  """Reads frames one after the other, so that a long video need not fit into memory.
+
+  A compressed video is decoded once, whole: whether it is damaged is known at the end only.
 
   Args:
     media: what `probe` returned.
-    frames: which frames, counted from 0; all by default.
+    frames: which frames, counted from 0, rising; all by default.
+
+  Yields:
+    Grey values as they are shown, uint8 [h, w].
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  frames = range(media.n_frames) if frames is None else frames
+  suffix = media.files[0].suffix.lower()
+  if suffix in containers.SUFFIXES:
+    images = containers.stream(media.path, frames, media.n_frames, media.slots)
+  elif suffix == ".npy":
+    # Copies, as what is mapped stays in memory while it is held.
+    array = _load_npy(media.path, media.npy_axes)
+    images = (np.array(array[i]) for i in frames)
+  elif suffix == ".gif":
+    images = _stream_gif(media, frames)
+  else:
+    images = _stream_pictures(media, frames)
+  for image in images:
+    if image.shape != (media.height, media.width):
+      raise UserError(
+        f"{media.path} changes its frame size on the way; frames of one video must have one size."
+      )
+    yield image
+
+
+def read(media, frames=None):
+  """Reads frames as grey values, as they are shown; see `stream`.
+
+  Args:
+    media: what `probe` returned.
+    frames: which frames, counted from 0, in any order; all by default.
 
   Returns:
     uint8 [len(frames), h, w].
@@ -335,28 +368,23 @@ def read(media, frames=None):
   Raises:
     UserError: the file is damaged, or too much is asked for at once.
   """
-  frames = range(media.n_frames) if frames is None else frames
-  suffix = media.files[0].suffix.lower()
-  n_bytes = len(frames) * media.height * media.width
+  frames = range(media.n_frames) if frames is None else list(frames)
+  check_total(media.path, len(frames), media.height, media.width)
+  rising = sorted(set(frames))
+  images = np.empty((len(rising), media.height, media.width), np.uint8)
+  for i, image in zip(range(len(rising)), stream(media, rising), strict=True):
+    images[i] = image
+  return images if rising == list(frames) else images[np.searchsorted(rising, frames)]
+
+
+def check_total(path, n, height, width):
+  """Refuses more frames than are held together: n of height x width pixels (`UserError`)."""
+  n_bytes = n * height * width
   if n_bytes > limits.MAX_TOTAL:
     raise UserError(
-      f"{media.path} has {n_bytes / 2**30:.0f} GiB of frames, more than "
+      f"{path} has {n_bytes / 2**30:.0f} GiB of frames, more than "
       f"{limits.MAX_TOTAL // 2**30} are read together; cut it into parts, or make it smaller."
     )
-  if suffix in containers.SUFFIXES:
-    images = containers.read(media.path, frames, media.n_frames, media.slots)
-  elif suffix == ".npy":
-    images = _load_npy(media.path, media.npy_axes)[list(frames)]
-  elif suffix == ".gif":
-    images = _read_gif(media, frames)
-  else:
-    images = _read_pictures(media, frames)
-  for image in images:
-    if image.shape != (media.height, media.width):
-      raise UserError(
-        f"{media.path} changes its frame size on the way; frames of one video must have one size."
-      )
-  return np.stack(images)
 
 
 def _check_mask_type(path, image, *, palette=False, colours=False):
