@@ -1,17 +1,28 @@
 """Copies of videos and pictures without what tells whose they are, and pseudonyms for names."""
 
 import base64
+import collections
 import contextlib
+import dataclasses
 import datetime
+import fractions
 import hmac
+import math
 import os
 import pathlib
 import re
 import secrets
+import shutil
 import unicodedata
+
+import av
+import numpy as np
+from PIL import Image
 
 from lus_jax import files
 from lus_jax.errors import UserError
+from lus_jax.media import readers, tags
+from lus_jax.words import plural
 
 # Dates are moved back by one day to ten years.
 _MOST_DAYS = 3650
@@ -192,3 +203,179 @@ def _make_key(path):
       "place."
     ) from error
   return _read_key(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Removed:
+  """What the copy of a video or picture has no longer: names of attributes, never their values.
+
+  Attributes:
+    removed: how often each attribute or tag was removed, by its name.
+    replaced: names of those that have a pseudonym or another date in the copy.
+    n_frames: how many frames there are.
+    n_blanked: how many of all their pixels lie outside the scan area and are 0 now.
+  """
+
+  removed: dict[str, int]
+  replaced: frozenset[str]
+  n_frames: int
+  n_blanked: int
+
+
+def rewrite(media, box, target, pseudonyms, *, patient=None, keep_pixels=False):
+  """Writes a copy without what tells whose a video or picture is, whole or not at all.
+
+  Its frames are what `readers.read` gives, as shown, without loss: DICOM becomes DICOM (grey, RLE),
+  a video or a GIF with a rate a grey AVI (FFV1), a picture or a folder of them PNG (numbered from
+  0), npy npy with the axes it had. Text that is burned into the scan area stays.
+
+  Args:
+    media: what `readers.probe` returned.
+    box: the scan area, (top, left, bottom, right) as shown; what is outside becomes 0.
+    target: where the copy goes, without a suffix.
+    pseudonyms: `Pseudonyms`, for the ids, dates and UIDs of DICOM.
+    patient: the patient's real id; by default what DICOM says.
+    keep_pixels: leaves the pixels outside the box.
+
+  Returns:
+    The path of the copy, a file or a folder, and a `Removed`.
+
+  Raises:
+    UserError: the file is damaged, or the disk refuses the copy.
+  """
+  frames = readers.read(media)
+  top, left, bottom, right = box
+  n_blanked = 0 if keep_pixels else frames.size - len(frames) * (bottom - top) * (right - left)
+  if not keep_pixels:
+    frames[:, :top], frames[:, bottom:] = 0, 0
+    frames[:, :, :left], frames[:, :, right:] = 0, 0
+  suffix = media.files[0].suffix.lower()
+  target = pathlib.Path(target)
+  if suffix == ".dcm":
+    # Imported here: pydicom is large, and few need it.
+    from lus_jax.media import dicom_copy
+
+    header = dicom_copy.read_header(media.files[0])
+    patient = dicom_copy.patient_id(header) if patient is None else patient
+    content, removed, replaced = dicom_copy.make(header, frames, pseudonyms, patient)
+    path = _beside(target, ".dcm")
+    files.write_bytes(path, content)
+  else:
+    removed, replaced = collections.Counter(), frozenset()
+    for _, name, _ in tags.read(media):
+      removed[tags.public_name(name)] += 1
+    if suffix == ".npy":
+      path = _write_npy(target, frames, media.npy_axes)
+    elif math.isfinite(media.frames_per_second):
+      path = _write_video(target, frames, media.frames_per_second)
+    elif media.path.is_dir() or len(frames) > 1:
+      path = _write_folder(target, frames)
+    else:
+      path = _write_picture(target, frames[0])
+  return path, Removed(dict(removed), frozenset(replaced), len(frames), n_blanked)
+
+
+def _beside(target, suffix):
+  # Not `with_suffix`, which takes the end of a name with a dot for one.
+  return target.with_name(target.name + suffix)
+
+
+@contextlib.contextmanager
+def _written(path):
+  """Yields a temporary path, which becomes the path; nothing stays of it where that fails."""
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    if path.is_dir():
+      shutil.rmtree(path)
+    temporary.replace(path)
+  except OSError as error:
+    reason = files.refusal(error)
+    if reason is None:
+      raise
+    raise UserError(
+      f"{path} cannot be written ({reason}); make room or mend the permissions, and repeat the "
+      "command."
+    ) from error
+  finally:
+    if temporary.is_dir():
+      shutil.rmtree(temporary, ignore_errors=True)
+    else:
+      with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+def _write_npy(target, frames, axes):
+  path = _beside(target, ".npy")
+  with _written(path) as temporary, temporary.open("wb") as file:
+    np.save(file, np.moveaxis(frames, 0, -1) if axes == "hwn" else frames)
+  return path
+
+
+def _save_png(frame, path):
+  Image.fromarray(frame).save(path, format="PNG")
+
+
+def _write_picture(target, frame):
+  path = _beside(target, ".png")
+  with _written(path) as temporary:
+    _save_png(frame, temporary)
+  return path
+
+
+def _write_folder(target, frames):
+  with _written(target) as temporary:
+    temporary.mkdir()
+    for i, frame in enumerate(frames):
+      _save_png(frame, temporary / f"{i:06d}.png")
+  return target
+
+
+def _write_video(target, frames, rate):
+  path = _beside(target, ".avi")
+  # The rate as a fraction of whole numbers, as 30000/1001, which files hold.
+  rate = fractions.Fraction(rate).limit_denominator(10**6)
+  exact = {"fflags": "+bitexact"}  # no name or version of a program
+  with _written(path) as temporary, av.open(temporary, "w", format="avi", options=exact) as video:
+    stream = video.add_stream("ffv1", rate=rate, options={"level": "3", "slicecrc": "1"})
+    stream.height, stream.width = frames.shape[1:]
+    stream.pix_fmt = "gray"
+    for i, pixels in enumerate(frames):
+      frame = av.VideoFrame.from_ndarray(pixels, format="gray")
+      frame.pts = i
+      frame.time_base = 1 / rate
+      video.mux(stream.encode(frame))
+    video.mux(stream.encode())
+  return path
+
+
+def report(removed):
+  """Says what an import removed, as lines of text: names of attributes with counts, no values.
+
+  Args:
+    removed: the `Removed` of each copy.
+  """
+  times, copies, replaced = (collections.Counter() for _ in range(3))
+  for one in removed:
+    times.update(one.removed)
+    copies.update(one.removed.keys())
+    replaced.update(one.replaced)
+  blanked = [one for one in removed if one.n_blanked]
+  lines = [f"De-identified: {len(removed)} videos and stills."]
+  if blanked:
+    n_pixels, n_frames = sum(x.n_blanked for x in blanked), sum(x.n_frames for x in blanked)
+    lines.append(
+      f"Outside the scan area: {plural(n_pixels, 'pixel')} of {plural(n_frames, 'frame')} in "
+      f"{len(blanked)} of them blanked."
+    )
+  if kept := len(removed) - len(blanked):
+    lines.append(f"No pixels blanked: in {kept} of them.")
+  lines += [
+    f"{name}: replaced by a pseudonym, or a date shifted, in {n} of them."
+    for name, n in sorted(replaced.items())
+  ]
+  for name, n in sorted(copies.items()):
+    often = f" ({times[name]} times)" if times[name] > n else ""
+    lines.append(f"{name}: removed from {n} of them{often}.")
+  return lines

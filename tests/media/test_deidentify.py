@@ -1,15 +1,22 @@
 """Pseudonyms, copies without what tells whose they are, and what looks like it does."""
 
 import datetime
+import errno
 import hmac
 import os
 import re
 import stat
+import struct
+from fractions import Fraction
 
+import av
+import numpy as np
 import pytest
+from PIL import ExifTags, Image, ImageDraw, PngImagePlugin
 
+from lus_jax import files
 from lus_jax.errors import UserError
-from lus_jax.media import deidentify
+from lus_jax.media import deidentify, readers
 
 
 @pytest.fixture
@@ -168,3 +175,244 @@ def test_names_of_the_real_data_sets_are_not_suspicious(real_data):
   }
   assert len(found) > 100
   assert not {name: what for name, what in found.items() if what}
+
+
+# Copies.
+
+BOX = (5, 11, 37, 49)
+NAME = "Müller^Jörg"
+SECRETS = ("Müller", "Jörg", "Mueller", "20200301", "2020-03-01", "Charité", "47110815", "52.5200")
+
+
+def clip(n=6, h=44, w=60):
+  """Frames that move, with a name burned in outside of the scan area."""
+  rng = np.random.default_rng(3)
+  frames = rng.integers(0, 256, (n, h, w), np.uint8)
+  image = Image.new("L", (w, h))
+  ImageDraw.Draw(image).text((2, 36), "MUELLER", fill=255)
+  text = np.asarray(image)
+  assert text[BOX[2] :].sum() > 255 * 20
+  frames[:, BOX[2] :] = text[BOX[2] :]
+  return frames
+
+
+def expected(frames, box=BOX):
+  blank, (top, left, bottom, right) = np.zeros_like(frames), box
+  blank[:, top:bottom, left:right] = frames[:, top:bottom, left:right]
+  return blank
+
+
+def leaks(path, words=SECRETS):
+  """Which words stand in the bytes or the names of what was written, in any encoding."""
+  written = [path, *path.rglob("*")] if path.is_dir() else [path]
+  found = set()
+  for file in written:
+    content = os.fsencode(file.name) + (b"" if file.is_dir() else file.read_bytes())
+    for word in words:
+      for encoding in ("utf-8", "latin-1", "utf-16-le", "utf-16-be"):
+        found |= {word} if word.encode(encoding).lower() in content.lower() else set()
+  return found
+
+
+def rewritten(path, names, **settings):
+  """What `readers` make of a file and of its copy: two `Media`, frames, and what was removed."""
+  media = readers.probe(path)
+  target = path.parent / "out" / "clip.1"
+  copy, removed = deidentify.rewrite(media, BOX, target, names, **settings)
+  assert [copy] == list(target.parent.iterdir())
+  assert copy.name.startswith("clip.1") and removed.n_frames == media.n_frames
+  after = readers.probe(copy)
+  assert (after.n_frames, after.height, after.width) == (media.n_frames, media.height, media.width)
+  assert after.frames_per_second == media.frames_per_second or (
+    np.isnan(after.frames_per_second) and np.isnan(media.frames_per_second)
+  )
+  assert after.orientation == 1
+  assert after.npy_axes == media.npy_axes or copy.suffix == ".npy"
+  return media, copy, readers.read(media), readers.read(after), removed
+
+
+def write_video(path, frames, rate=Fraction(30000, 1001), turned=0):
+  with av.open(path, "w") as container:
+    container.metadata.update(
+      title="Müller Jörg 20200301",
+      comment="Charité 47110815",
+      artist="Mueller",
+      location="+52.5200+013.4050/",
+    )
+    codec = "mpeg4" if path.suffix == ".avi" else "libx264"
+    stream = container.add_stream(codec, rate=rate)
+    stream.metadata["handler_name"] = "Mueller"
+    stream.height, stream.width, stream.pix_fmt = *frames.shape[1:], "yuv420p"
+    for pixels in frames:
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="gray")))
+    container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("name", ["Müller_20200301.mp4", "a.avi"])
+def test_a_video_leaves_no_title_comment_or_place(tmp_path, names, name):
+  path = tmp_path / name
+  write_video(path, clip())
+  assert leaks(path) >= {"Müller", "20200301", "Charité", "47110815", "Mueller"}
+  _, copy, frames, after, removed = rewritten(path, names)
+  assert copy.suffix == ".avi" and not leaks(copy)
+  np.testing.assert_array_equal(after, expected(frames))
+  assert removed.removed["title"] == removed.removed["comment"] == 1
+  assert removed.n_blanked == 6 * (44 * 60 - 32 * 38) and not removed.replaced
+  assert after[:, 5:37, 11:49].std() > 50
+
+
+def exif(orientation=1):
+  tags = Image.Exif()
+  tags[ExifTags.Base.ImageDescription] = "Mueller 20200301"
+  tags[ExifTags.Base.Artist] = "Mueller"
+  tags[ExifTags.Base.DateTime] = "2020-03-01"
+  tags[ExifTags.Base.Orientation] = orientation
+  tags.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = "47110815"
+  tags.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "52.5200"
+  return tags.tobytes()
+
+
+def text_chunks():
+  texts = PngImagePlugin.PngInfo()
+  texts.add_text("Author", "Mueller")
+  texts.add_itxt("of Müller", "Charité")
+  texts.add_text("Comment", "47110815" * 40, zip=True)
+  texts.add(b"tEXt", b"Title\x0020200301", after_idat=True)
+  texts.add(b"prVt", b"Mueller")
+  return texts
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp"])
+def test_a_picture_leaves_no_texts_exif_comments_or_colour_profiles(tmp_path, names, suffix):
+  path, frame = tmp_path / f"Müller_20200301.{suffix}", clip()[0]
+  settings = {
+    "png": {"pnginfo": text_chunks(), "exif": exif(6), "icc_profile": b"of Mueller"},
+    "jpg": {"exif": exif(6), "comment": "Charité", "icc_profile": b"Mueller", "xmp": b"20200301"},
+    "tif": {"exif": exif(), "artist": "Mueller", "description": "20200301"},
+    "bmp": {},
+  }[suffix]
+  Image.fromarray(np.rot90(frame) if suffix in ("png", "jpg") else frame).save(path, **settings)
+  if suffix == "bmp":
+    path.write_bytes(path.read_bytes() + b"Mueller")
+  assert leaks(path) >= {"Mueller", "Müller", "20200301"}
+  _, copy, frames, after, removed = rewritten(path, names)
+  assert copy.suffix == ".png" and not leaks(copy)
+  np.testing.assert_array_equal(after, expected(frames))
+  assert after[:, 5:37, 11:49].std() > 50
+  if suffix != "bmp":
+    assert {"Artist", "ImageDescription"} <= removed.removed.keys()
+  if suffix in ("png", "jpg"):
+    assert {"UserComment", "GPSLatitudeRef", "icc_profile"} <= removed.removed.keys()
+    assert not removed.removed.keys() & {"Orientation", "of Müller"}
+  if suffix == "png":
+    assert removed.removed["another tag"] == 1 and removed.removed["Title"] == 1
+  with Image.open(copy) as image:
+    assert image.mode == "L" and not image.info
+
+
+def test_a_folder_of_pictures_is_numbered_anew(tmp_path, names):
+  folder = tmp_path / "Mueller 47110815"
+  folder.mkdir()
+  for i, frame in enumerate(clip()):
+    Image.fromarray(frame).save(folder / f"Müller_2020-03-0{i + 1}.png", pnginfo=text_chunks())
+  assert leaks(folder) >= {"Müller", "2020-03-01", "47110815"}
+  _, copy, frames, after, removed = rewritten(folder, names)
+  assert copy.is_dir() and not leaks(copy)
+  assert [path.name for path in sorted(copy.iterdir())] == [f"00000{i}.png" for i in range(6)]
+  np.testing.assert_array_equal(after, expected(frames))
+  assert removed.removed["Author"] == 6
+
+
+@pytest.mark.parametrize("rate", [40, None])
+def test_a_gif_leaves_no_comment_and_keeps_its_rate(tmp_path, names, rate):
+  path = tmp_path / "a.gif"
+  first, *rest = map(Image.fromarray, clip())
+  timing = {"duration": rate} if rate else {}
+  first.save(path, save_all=True, append_images=rest, comment="Mueller 47110815", **timing)
+  assert leaks(path) == {"Mueller", "47110815"}
+  media, copy, frames, after, removed = rewritten(path, names)
+  assert copy.is_dir() == (rate is None) and not leaks(copy)
+  np.testing.assert_array_equal(after, expected(frames))
+  assert removed.removed == {"comment": 1}
+
+
+@pytest.mark.parametrize("axes", ["nhw", "hwn", None])
+def test_npy_keeps_its_axes(tmp_path, names, axes):
+  path, frames = tmp_path / "a.npy", clip()
+  np.save(path, np.moveaxis(frames, 0, -1) if axes == "hwn" else frames)
+  media = readers.probe(path, npy_axes=axes)
+  copy, removed = deidentify.rewrite(media, BOX, tmp_path / "out" / "a", names)
+  after = readers.probe(copy, npy_axes=axes)
+  np.testing.assert_array_equal(readers.read(after), expected(frames))
+  np.testing.assert_array_equal(np.load(path).shape, np.load(copy).shape)
+  np.testing.assert_array_equal(readers.read(media), frames)
+  assert not removed.removed
+
+
+def test_kept_pixels_are_all_there_and_headers_are_not(tmp_path, names):
+  path = tmp_path / "a.png"
+  Image.fromarray(clip()[0]).save(path, pnginfo=text_chunks())
+  _, copy, frames, after, removed = rewritten(path, names, keep_pixels=True)
+  np.testing.assert_array_equal(after, frames)
+  assert removed.n_blanked == 0 and not leaks(copy)
+
+
+def test_a_copy_replaces_the_one_before_and_a_failure_leaves_it(tmp_path, names, monkeypatch):
+  folder = tmp_path / "frames"
+  folder.mkdir()
+  for i, frame in enumerate(clip()):
+    Image.fromarray(frame).save(folder / f"{i}.png")
+  np.save(tmp_path / "a.npy", clip())
+  write_video(tmp_path / "a.mp4", clip())
+  (tmp_path / "out").mkdir()
+  medias = [readers.probe(path) for path in (folder, tmp_path / "a.npy", tmp_path / "a.mp4")]
+  copies = [deidentify.rewrite(x, BOX, tmp_path / "out" / "a", names)[0] for x in medias]
+  before = files.measure(tmp_path / "out")
+  assert len(before) == 6 + 1 + 1
+  assert [deidentify.rewrite(x, BOX, tmp_path / "out" / "a", names)[0] for x in medias] == copies
+  assert files.measure(tmp_path / "out") == before
+
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(Image.Image, "save", full)
+  monkeypatch.setattr(np, "save", full)
+  for media in medias[:2]:
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+      deidentify.rewrite(media, BOX, tmp_path / "out" / "a", names)
+  assert files.measure(tmp_path / "out") == before
+  assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_the_report_counts_by_name(tmp_path):
+  Removed = deidentify.Removed
+  lines = deidentify.report(
+    [
+      Removed({"PatientName": 1, "private attributes": 7}, frozenset(["PatientID"]), 30, 900),
+      Removed({"PatientName": 2, "title": 1}, frozenset(["PatientID", "StudyDate"]), 10, 100),
+      Removed({}, frozenset(), 1, 0),
+    ]
+  )
+  assert lines == [
+    "De-identified: 3 videos and stills.",
+    "Outside the scan area: 1000 pixels of 40 frames in 2 of them blanked.",
+    "No pixels blanked: in 1 of them.",
+    "PatientID: replaced by a pseudonym, or a date shifted, in 2 of them.",
+    "StudyDate: replaced by a pseudonym, or a date shifted, in 1 of them.",
+    "PatientName: removed from 2 of them (3 times).",
+    "private attributes: removed from 1 of them (7 times).",
+    "title: removed from 1 of them.",
+  ]
+
+
+def test_a_turned_video_is_upright_in_its_copy(tmp_path, names):
+  path, one = tmp_path / "a.mp4", 1 << 16
+  write_video(path, np.rot90(clip(), 1, (1, 2)))
+  content = bytearray(path.read_bytes())
+  # The matrix of its track: x is shown as y, y as -x.
+  at = content.find(b"tkhd") + 44
+  content[at : at + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
+  path.write_bytes(content)
+  media, _, frames, after, _ = rewritten(path, names)
+  assert media.orientation == 6
+  np.testing.assert_array_equal(after, expected(frames))
