@@ -259,7 +259,7 @@ def rewrite(media, box, target, pseudonyms, *, patient=None, keep_pixels=False):
   else:
     removed = collections.Counter(tags.public_name(name) for _, name, _ in tags.read(media))
     if media.format == "npy":
-      path = _write_npy(target, frames, media)
+      path = _write_npy(target, frames, media.npy_axes)
     elif math.isfinite(media.frames_per_second):
       path = _write_video(target, frames, media)
     elif media.format == "folder" or media.n_frames > 1:
@@ -311,17 +311,10 @@ def _written(path):
         temporary.unlink(missing_ok=True)
 
 
-def _write_npy(target, frames, media):
-  path, shape = _beside(target, ".npy"), (media.n_frames, media.height, media.width)
-  by_hwn = media.npy_axes == "hwn"
-  with _written(path) as temporary:
-    stored = np.lib.format.open_memmap(
-      temporary, "w+", np.uint8, (*shape[1:], shape[0]) if by_hwn else shape
-    )
-    shown = np.moveaxis(stored, -1, 0) if by_hwn else stored
-    for i, frame in enumerate(frames):
-      shown[i] = frame
-    stored.flush()
+def _write_npy(target, frames, axes):
+  path, frames = _beside(target, ".npy"), np.stack(list(frames))
+  with _written(path) as temporary, temporary.open("wb") as file:
+    np.save(file, np.moveaxis(frames, 0, -1) if axes == "hwn" else frames)
   return path
 
 
@@ -383,10 +376,9 @@ def report(removed):
     )
   if kept := len(removed) - len(blanked):
     lines.append(f"No pixels blanked: in {kept} of them.")
-  lines += [
-    f"{name}: replaced by a pseudonym, or a date shifted, in {n} of them."
-    for name, n in sorted(replaced.items())
-  ]
+  for name, n in sorted(replaced.items()):
+    how = "shifted" if name.endswith("Date") else "replaced by a pseudonym"
+    lines.append(f"{name}: {how} in {n} of them.")
   for name, n in sorted(copies.items()):
     often = f" ({times[name]} times)" if times[name] > n else ""
     lines.append(f"{name}: removed from {n} of them{often}.")

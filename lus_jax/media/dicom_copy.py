@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import hashlib
 import io
+import itertools
 import math
 import re
 import struct
@@ -195,36 +196,42 @@ def _shift_dates(source, target, pseudonyms, patient):
     with contextlib.suppress(ValueError):
       date = datetime.datetime.strptime(_text(source, keyword), "%Y%m%d").date()
       if shifted := pseudonyms.shifted(patient, date):
-        setattr(target, keyword, f"{shifted:%Y%m%d}")
+        setattr(target, keyword, shifted.isoformat().replace("-", ""))
 
 
-def _names(dataset, stored, kept):
-  """Yields the keyword of every attribute with a value that is in none of two lists.
+def _is_empty(item):
+  if not isinstance(item, pydicom.dataelem.RawDataElement):
+    return item.is_empty
+  # Values that are large stay in the file.
+  return item.length == 0 or (item.value is not None and not item.value.strip(b" "))
+
+
+def _names(source, stored=(), copy=()):
+  """Yields the keyword of every attribute with a value that neither a list nor the copy has.
 
   Attributes within sequences count too. Private and unknown ones have no keyword: their tags and
   makers' names are not told.
   """
-  for tag in list(dataset.keys()):
-    with contextlib.suppress(*_BROKEN):
-      item = dataset.get_item(tag)
-      name = datadict.keyword_for_tag(tag)
-      if tag.is_private:
-        name = "private attributes"
-      if tag.element == 0 or item.is_empty or name in stored:
-        continue
-      if name not in kept:
-        yield name or "unknown attributes"
-      if item.VR == "SQ":
-        for inner in dataset[tag].value:
-          yield from _names(inner, (), _REGION if name == _REGIONS else ())
+  # What is in the copy and empty, because it must be there, is gone.
+  kept = {element.keyword: element.value for element in copy if not element.is_empty}
+  for tag in list(source.keys()):
+    item = source.get_item(tag)  # as it stands in the file, not interpreted yet
+    name = "private attributes" if tag.is_private else datadict.keyword_for_tag(tag)
+    if tag.element == 0 or name in stored or _is_empty(item):
+      continue
+    if name not in kept:
+      yield name or "unknown attributes"
+    # Where VRs are implicit, the dictionary says it.
+    if name in datadict.keyword_dict and "SQ" in (item.VR, datadict.dictionary_VR(tag)):
+      parts = kept.get(name) or ()
+      for part, inner in itertools.zip_longest(parts, _value(source, name) or (), fillvalue=()):
+        yield from _names(inner, copy=part)
 
 
 def _removed(source, copy):
   """Counts the attributes of the source that are not in the copy, by keyword."""
-  # What is there and empty, because it must be, is gone.
-  kept = [element.keyword for element in copy if not element.is_empty]
-  names = collections.Counter(_names(source, _STORED, kept))
-  names.update(_names(source.file_meta, _STORED_META, ["MediaStorageSOPInstanceUID"]))
+  names = collections.Counter(_names(source, _STORED, copy))
+  names.update(_names(source.file_meta, (*_STORED_META, "MediaStorageSOPInstanceUID")))
   preamble = getattr(source, "preamble", None) or b""
   names["preamble"] += bool(preamble.strip(b"\0"))
   return +names
