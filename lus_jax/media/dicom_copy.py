@@ -58,6 +58,9 @@ _REGION = (
   "TransducerFrequency",
 )
 _REGIONS = "SequenceOfUltrasoundRegions"
+_SEQUENCES = frozenset(
+  keyword for vr, *_, keyword in datadict.DicomDictionary.values() if vr == "SQ"
+)
 _DATES = ("AcquisitionDate", "ContentDate", "SeriesDate", "StudyDate")
 _UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 # Texts of the machine's maker; kept where no word of a person or place is in them.
@@ -137,6 +140,12 @@ def _value(dataset, keyword):
     return None if value in ("", b"") else value
 
 
+def _items(dataset, keyword):
+  """The items of a sequence; none where it is missing or none."""
+  value = _value(dataset, keyword) if keyword in _SEQUENCES else None
+  return value if isinstance(value, pydicom.Sequence) else ()
+
+
 def _text(dataset, keyword):
   """The text of an attribute, several ones together, without the blanks around it; '' of none."""
   value = _value(dataset, keyword)
@@ -170,7 +179,7 @@ def _keep_numbers(source, target, keywords):
 
 def _keep_regions(source, target):
   regions = []
-  for item in _value(source, _REGIONS) or ():
+  for item in _items(source, _REGIONS):
     region = pydicom.Dataset()
     _keep_numbers(item, region, _REGION)
     regions.append(region)
@@ -199,9 +208,12 @@ def _shift_dates(source, target, pseudonyms, patient):
         setattr(target, keyword, shifted.isoformat().replace("-", ""))
 
 
-def _is_empty(item):
+def _is_empty(dataset, tag):
+  item = None
+  with contextlib.suppress(*_BROKEN):
+    item = dataset.get_item(tag)  # as it stands in the file, not interpreted yet
   if not isinstance(item, pydicom.dataelem.RawDataElement):
-    return item.is_empty
+    return item is not None and item.is_empty
   # Values that are large stay in the file.
   return item.length == 0 or (item.value is not None and not item.value.strip(b" "))
 
@@ -215,17 +227,15 @@ def _names(source, stored=(), copy=()):
   # What is in the copy and empty, because it must be there, is gone.
   kept = {element.keyword: element.value for element in copy if not element.is_empty}
   for tag in list(source.keys()):
-    item = source.get_item(tag)  # as it stands in the file, not interpreted yet
     name = "private attributes" if tag.is_private else datadict.keyword_for_tag(tag)
-    if tag.element == 0 or name in stored or _is_empty(item):
+    if tag.element == 0 or name in stored or _is_empty(source, tag):
       continue
     if name not in kept:
       yield name or "unknown attributes"
-    # Where VRs are implicit, the dictionary says it.
-    if name in datadict.keyword_dict and "SQ" in (item.VR, datadict.dictionary_VR(tag)):
-      parts = kept.get(name) or ()
-      for part, inner in itertools.zip_longest(parts, _value(source, name) or (), fillvalue=()):
-        yield from _names(inner, copy=part)
+    for part, inner in itertools.zip_longest(
+      kept.get(name) or () if name == _REGIONS else (), _items(source, name), fillvalue=()
+    ):
+      yield from _names(inner, copy=part)
 
 
 def _removed(source, copy):
