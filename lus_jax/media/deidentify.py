@@ -5,23 +5,18 @@ import collections
 import contextlib
 import dataclasses
 import datetime
-import fractions
 import hmac
-import math
 import os
 import pathlib
 import re
 import secrets
-import shutil
 import unicodedata
 
-import av
 import numpy as np
-from PIL import Image
 
 from lus_jax import files
 from lus_jax.errors import UserError
-from lus_jax.media import readers, tags
+from lus_jax.media import readers, tags, writers
 from lus_jax.words import plural
 
 # Dates are moved back by one day to ten years.
@@ -226,8 +221,9 @@ def rewrite(media, box, target, pseudonyms, *, patient=None, keep_pixels=False):
   """Writes a copy without what tells whose a video or picture is, whole or not at all.
 
   Its frames are what `readers.read` gives, as shown, without loss: DICOM becomes DICOM (grey,
-  JPEG-LS), a video, or a GIF with a rate, a grey AVI (FFV1), a picture or a folder of them PNG
-  (numbered from 0), npy npy with the axes it had. Text that is burned into the scan area stays.
+  JPEG-LS), NIfTI and npy what they are, with the axes they had, NRRD and MetaImage .mha; of all
+  else what has a rate becomes a grey AVI (FFV1), pictures become PNG, numbered from 0 where there
+  are several. Text that is burned into the scan area stays.
 
   Args:
     media: what `readers.probe` returned.
@@ -253,19 +249,12 @@ def rewrite(media, box, target, pseudonyms, *, patient=None, keep_pixels=False):
     # Imported here: pydicom is large, and few need it.
     from lus_jax.media import dicom_copy
 
-    path = _beside(target, ".dcm")
+    path = target.with_name(f"{target.name}.dcm")
     content, removed, replaced = dicom_copy.make(media, frames, pseudonyms, patient)
     files.write_bytes(path, content)
   else:
     removed = collections.Counter(tags.public_name(name) for _, name, _ in tags.read(media))
-    if media.format == "npy":
-      path = _write_npy(target, frames, media.npy_axes)
-    elif math.isfinite(media.frames_per_second):
-      path = _write_video(target, frames, media)
-    elif media.format == "folder" or media.n_frames > 1:
-      path = _write_folder(target, frames)
-    else:
-      path = _write_picture(target, *frames)
+    path = writers.write(target, frames, media)
   return path, Removed(dict(removed), frozenset(replaced), media.n_frames, n_blanked)
 
 
@@ -278,81 +267,6 @@ def _frames(media, box):
       frame = np.zeros_like(frame)
       frame[top:bottom, left:right] = inside
     yield np.ascontiguousarray(frame)
-
-
-def _beside(target, suffix):
-  # Not `with_suffix`, which takes the end of a name with a dot for one.
-  return target.with_name(target.name + suffix)
-
-
-@contextlib.contextmanager
-def _written(path):
-  """Yields a temporary path, which becomes the path; nothing stays of it where that fails."""
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    yield temporary
-    if path.is_dir():
-      shutil.rmtree(path)
-    temporary.replace(path)
-  except OSError as error:
-    reason = files.refusal(error)
-    if reason is None:
-      raise
-    raise UserError(
-      f"{path} cannot be written ({reason}); make room or mend the permissions, and repeat the "
-      "command."
-    ) from error
-  finally:
-    if temporary.is_dir():
-      shutil.rmtree(temporary, ignore_errors=True)
-    else:
-      with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
-
-
-def _write_npy(target, frames, axes):
-  path, frames = _beside(target, ".npy"), np.stack(list(frames))
-  with _written(path) as temporary, temporary.open("wb") as file:
-    np.save(file, np.moveaxis(frames, 0, -1) if axes == "hwn" else frames)
-  return path
-
-
-def _save_png(frame, path):
-  Image.fromarray(frame).save(path, format="PNG")
-
-
-def _write_picture(target, frame):
-  path = _beside(target, ".png")
-  with _written(path) as temporary:
-    _save_png(frame, temporary)
-  return path
-
-
-def _write_folder(target, frames):
-  with _written(target) as temporary:
-    temporary.mkdir()
-    for i, frame in enumerate(frames):
-      _save_png(frame, temporary / f"{i:06d}.png")
-  return target
-
-
-def _write_video(target, frames, media):
-  path = _beside(target, ".avi")
-  # The rate as a fraction of whole numbers, as 30000/1001, which files hold.
-  rate = fractions.Fraction(media.frames_per_second).limit_denominator(10**6)
-  exact = {"fflags": "+bitexact"}  # no name or version of a program
-  with _written(path) as temporary, av.open(temporary, "w", format="avi", options=exact) as video:
-    stream = video.add_stream("ffv1", rate=rate, options={"level": "3", "slicecrc": "1"})
-    stream.height, stream.width = media.height, media.width
-    stream.pix_fmt = "gray"
-    for i, pixels in enumerate(frames):
-      frame = av.VideoFrame.from_ndarray(pixels, format="gray")
-      frame.pts = i
-      frame.time_base = 1 / rate
-      video.mux(stream.encode(frame))
-    video.mux(stream.encode())
-  return path
 
 
 def report(removed):

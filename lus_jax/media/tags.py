@@ -2,7 +2,7 @@
 
 from PIL import ExifTags
 
-from lus_jax.media import containers, stills
+from lus_jax.media import containers, nifti, stills, volumes
 
 # Of how pixels and files are stored; they tell of nobody.
 _TECHNICAL = frozenset(
@@ -20,6 +20,7 @@ _OF_FORMATS = """
   Author Comment Copyright Description Disclaimer Software Source Title Warning
   album_artist artist author chapters comment composer copyright creation_time date description
   encoder genre handler_name icc_profile keywords location location-eng make model performer
+  aux_file data_type db_name descrip extension intent_name
   photoshop publisher software synopsis title vendor_id xmp
 """.split()  # noqa: SIM905
 _NAMES = frozenset(
@@ -44,9 +45,16 @@ def read(media):
   for path in media.files:
     if media.format == "video":
       found += [(path, *tag) for tag in containers.texts(path)]
+    elif media.format == "nifti":
+      found += [(path, *tag) for tag in nifti.texts(path)]
+    elif media.format == "volume":
+      found += [(path, *tag) for tag in volumes.texts(path)]
     elif media.format in ("folder", "gif", "picture"):
-      with stills.opened(path) as image:
-        found += [(path, *tag) for tag in stills.texts(image, path)]
+      with stills.opened(path, stack=True) as image:
+        for page in range(stills.n_frames(image, path) if media.format == "picture" else 1):
+          if page:
+            stills.seek(image, path, page)
+          found += [(path, *tag) for tag in stills.texts(image, path)]
   return [tag for tag in found if tag[1] not in _TECHNICAL]
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import errno
+import gzip
 import hmac
 import os
 import pathlib
@@ -12,10 +13,12 @@ import struct
 from fractions import Fraction
 
 import av
+import nibabel
 import numpy as np
 import pydicom
 import pytest
-from PIL import ExifTags, Image, ImageDraw, PngImagePlugin
+import SimpleITK
+from PIL import ExifTags, Image, ImageDraw, PngImagePlugin, TiffImagePlugin
 
 from lus_jax import files
 from lus_jax.errors import UserError
@@ -354,6 +357,69 @@ def test_npy_keeps_its_axes(tmp_path, names, axes):
   np.testing.assert_array_equal(np.load(path).shape, np.load(copy).shape)
   np.testing.assert_array_equal(readers.read(media), frames)
   assert not removed.removed
+
+
+@pytest.mark.parametrize("axes", [None, "yx"])
+@pytest.mark.parametrize("rate", [None, 20])
+def test_nifti_leaves_no_texts_and_keeps_axes_spacing_and_rate(tmp_path, names, rate, axes):
+  path, frames = tmp_path / "Müller.nii", clip()
+  data = np.moveaxis(frames, 0, -1) if axes == "yx" else frames.T
+  image = nibabel.Nifti1Image(data[:, :, None] if rate else data, np.diag([0.25, 0.5, 1, 1]))
+  image.header.set_xyzt_units("mm", "sec")
+  if rate:
+    image.header.set_zooms([0.25, 0.5, 1, 1 / rate])
+  image.header["descrip"], image.header["db_name"] = b"Mueller", b"47110815"
+  image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"20200301"))
+  nibabel.save(image, path)
+  assert leaks(path) == {"Müller", "Mueller", "47110815", "20200301"}
+  media = readers.probe(path, nifti_axes=axes)
+  copy, removed = deidentify.rewrite(media, BOX, tmp_path / "out" / "a", names)
+  assert copy.name == "a.nii.gz"
+  copy.with_name("b.nii").write_bytes(gzip.decompress(copy.read_bytes()))
+  assert not leaks(copy.parent)
+  after = readers.probe(copy, nifti_axes=axes)
+  np.testing.assert_array_equal(readers.read(media), frames)
+  np.testing.assert_array_equal(readers.read(after), expected(frames))
+  assert after.spacing == media.spacing == ((0.25, 0.5) if axes else (0.5, 0.25))
+  np.testing.assert_equal(after.frames_per_second, media.frames_per_second)
+  assert removed.removed == {"descrip": 1, "db_name": 1, "extension": 1}
+
+
+@pytest.mark.parametrize("spacing", [(0.1234567890123, 0.3), None])
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_nrrd_and_metaimage_leave_no_remarks_and_keep_their_spacing(
+  tmp_path, names, suffix, spacing
+):
+  path, frames = tmp_path / f"Müller{suffix}", clip()
+  image = SimpleITK.GetImageFromArray(frames)
+  if spacing:
+    image.SetSpacing((*spacing[::-1], 1))
+  image.SetMetaData("of Mueller", "47110815")
+  SimpleITK.WriteImage(image, str(path))
+  assert leaks(path) >= {"Müller", "47110815", "Mueller"}
+  media, copy, before, after, removed = rewritten(path, names)
+  assert copy.name == "clip.1.mha" and not leaks(copy)
+  np.testing.assert_array_equal(before, frames)
+  np.testing.assert_array_equal(after, expected(frames))
+  assert media.spacing == (pytest.approx(spacing) if spacing else None)
+  assert readers.probe(copy).spacing == media.spacing
+  assert removed.removed["another tag"] == 1
+
+
+@pytest.mark.parametrize("rate", [None, 12.5])
+def test_a_stack_of_tiff_leaves_no_texts_of_any_page(tmp_path, names, rate):
+  path = tmp_path / "a.tif"
+  first, *rest = map(Image.fromarray, clip())
+  said = f"ImageJ=1.54\nimages=6\nfps={rate}\nof=Mueller" if rate else "Mueller"
+  pages = TiffImagePlugin.ImageFileDirectory_v2()
+  pages[ExifTags.Base.Artist] = "47110815"
+  first.save(path, save_all=True, append_images=rest, description=said, tiffinfo=pages)
+  assert leaks(path) == {"Mueller", "47110815"}
+  media, copy, frames, after, removed = rewritten(path, names)
+  np.testing.assert_array_equal(frames, clip())
+  np.testing.assert_array_equal(after, expected(frames))
+  assert copy.is_dir() == (rate is None) and not leaks(copy)
+  assert removed.removed["ImageDescription"] >= 1 and removed.removed["Artist"] >= 1
 
 
 def test_kept_pixels_are_all_there_and_headers_are_not(tmp_path, names):
