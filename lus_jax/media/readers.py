@@ -22,7 +22,10 @@ from lus_jax.media.clips import Media, Words
 from lus_jax.media.stills import PICTURES
 
 # Images that frames may be stored as, which are not read: better refused than left out.
-OTHER_PICTURES = (".avif", ".dcm", ".gif", ".heic", ".jp2", ".npy", ".webp")
+OTHER_PICTURES = (
+  *(".avif", ".dcm", ".dicom", ".gif", ".gz", ".heic", ".jp2", ".mha", ".mhd", ".nii", ".npy"),
+  *(".nrrd", ".webp"),
+)
 # How far JPEG moves the channels of grey apart.
 _JPEG_COLOUR = 4
 _IF_HWN = 'save np.moveaxis(frames, -1, 0), or write "npy_axes": "hwn" into dataset.json'
