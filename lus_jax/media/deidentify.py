@@ -249,9 +249,7 @@ def rewrite(media, box, target, pseudonyms, *, patient=None, keep_pixels=False):
     # Imported here: pydicom is large, and few need it.
     from lus_jax.media import dicom_copy
 
-    path = target.with_name(f"{target.name}.dcm")
-    content, removed, replaced = dicom_copy.make(media, frames, pseudonyms, patient)
-    files.write_bytes(path, content)
+    path, removed, replaced = dicom_copy.write(target, frames, media, pseudonyms, patient)
   else:
     removed = collections.Counter(tags.public_name(name) for _, name, _ in tags.read(media))
     path = writers.write(target, frames, media)

@@ -10,7 +10,6 @@ import collections
 import contextlib
 import datetime
 import hashlib
-import io
 import itertools
 import math
 import re
@@ -20,7 +19,7 @@ import pydicom
 from pydicom import datadict, encaps, uid, valuerep
 from pydicom.pixels.encoders import JPEGLSLosslessEncoder
 
-from lus_jax.media import dicom
+from lus_jax.media import dicom, writers
 
 # Of the image, all numbers.
 _NUMBERS = (
@@ -65,6 +64,10 @@ _DATES = ("AcquisitionDate", "ContentDate", "SeriesDate", "StudyDate")
 _UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 # Texts of the machine's maker; kept where no word of a person or place is in them.
 _MACHINE = ("Manufacturer", "ManufacturerModelName")
+# VRs of texts that may tell whose a picture is, and of days.
+_TEXTS = frozenset(("AE", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))
+_TIMES = frozenset(("DA", "DT"))
+_OF_COPIES = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
 # What must be there and may be empty.
 _EMPTY = (
   "AccessionNumber",
@@ -247,39 +250,69 @@ def _removed(source, copy):
   return +names
 
 
-def make(media, frames, pseudonyms, patient=None):
-  """Makes a DICOM file of frames, and of the numbers of another one's header.
+def texts(path):
+  """What a DICOM header says of people, places and times: pairs of a keyword and a text.
+
+  Of private attributes there is none, nor of what a copy keeps; dates count unless the header says
+  that they are modified.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  with dicom.quiet():
+    header = dicom.header(path)
+    modified = _text(header, "LongitudinalTemporalInformationModified") == "MODIFIED"
+    kinds = _TEXTS if modified else _TEXTS | _TIMES
+    return list(_said(header, kinds))
+
+
+def _said(dataset, kinds):
+  for tag in list(dataset.keys()):
+    name = "" if tag.is_private else datadict.keyword_for_tag(tag)
+    if name and name not in (*_MACHINE, *_OF_COPIES):
+      if datadict.dictionary_VR(tag) in kinds and (text := _text(dataset, name)):
+        yield name, text
+      for item in _items(dataset, name):
+        yield from _said(item, kinds)
+
+
+def write(target, frames, media, pseudonyms, patient=None):
+  """Writes a DICOM file of frames, and of the numbers of another one's header: JPEG-LS, lossless.
 
   Args:
-    media: what `readers.probe` said of that one.
+    target: where to, without a suffix.
     frames: what is to be in it, uint8 [h, w] each, grey.
+    media: what `readers.probe` said of the other one.
     pseudonyms: `deidentify.Pseudonyms`.
     patient: the patient's real id; by default what the header says. Where it is unknown, dates are
       left out.
 
   Returns:
-    The file's bytes (explicit VR, little endian, JPEG-LS lossless); how often each attribute was
-    removed, by keyword; and the keywords of those that have a pseudonym or another date now.
+    The file's path; how often each attribute was removed, by keyword; and the keywords of those
+    that have a pseudonym or another date now.
 
   Raises:
-    UserError: the file is damaged.
+    UserError: the file is damaged, or the disk refuses the new one.
   """
-  pixels = [_encoded(frame) for frame in frames]
+  copy = pydicom.Dataset()
+  _add_pixels(copy, [_encoded(frame) for frame in frames], media)
   with dicom.quiet():
     header = dicom.header(media.path)
-    copy = pydicom.Dataset()
     for keyword in _EMPTY:
       setattr(copy, keyword, "")
     _keep_numbers(header, copy, _NUMBERS)
     if media.spacing and "PixelSpacing" not in copy:  # of another place in the header
       copy.PixelSpacing = [_number(step, "DS") for step in media.spacing]
+    timed = [name for name in ("FrameTime", "FrameTimeVector") if name in copy]
+    if timed:
+      copy.FrameIncrementPointer = datadict.tag_for_keyword(timed[0])
     _keep_regions(header, copy)
     _keep_machine(header, copy)
     patient = _text(header, "PatientID") if patient is None else patient
     copy.PatientID = pseudonyms.patient(patient)
     if patient:
       _shift_dates(header, copy, pseudonyms, patient)
-    digest = hashlib.sha256(b"".join(pixels)).hexdigest()
+    digest = hashlib.sha256(copy.PixelData).hexdigest()
     for keyword in _UIDS:
       setattr(copy, keyword, pseudonyms.uid(_text(header, keyword) or f"{keyword} {digest}"))
     replaced = {
@@ -289,10 +322,10 @@ def make(media, frames, pseudonyms, patient=None):
     _say_what_was_done(copy)
     if _text(header, "LossyImageCompression") == "01":
       copy.LossyImageCompression = "01"
-    _add_pixels(copy, pixels, media)
-    file = io.BytesIO()
-    pydicom.dcmwrite(file, copy, enforce_file_format=True)
-  return file.getvalue(), removed, replaced
+    path = target.with_name(f"{target.name}.dcm")
+    with writers.written(path) as temporary:
+      pydicom.dcmwrite(temporary, copy, enforce_file_format=True)
+  return path, removed, replaced
 
 
 def _say_what_was_done(copy):
@@ -330,9 +363,6 @@ def _add_pixels(copy, pixels, media):
   copy.ImageType = ["DERIVED", "PRIMARY"]
   if several:
     copy.NumberOfFrames = len(pixels)
-    timed = [name for name in ("FrameTime", "FrameTimeVector") if name in copy]
-    if timed:
-      copy.FrameIncrementPointer = datadict.tag_for_keyword(timed[0])
   copy.SamplesPerPixel = 1
   copy.PhotometricInterpretation = "MONOCHROME2"
   copy.Rows, copy.Columns = media.height, media.width

@@ -166,7 +166,7 @@ def probe(path, words):
       limits.check_unfolded(path, n_frames * height * width * dtype.itemsize)
     spacing, rate = _spacing_and_rate(header, path, axes)
     with _damage(path):
-      scaled = header.get_slope_inter()[0] is not None
+      scaled = header.get_slope_inter() not in ((None, None), (1, 0))
       file.seek(0)
     is_grey, step = dtype == np.uint8 and not scaled, n_frames * height * width // _SAMPLED + 1
     # To the end, where its checksum is.

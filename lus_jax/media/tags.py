@@ -1,4 +1,4 @@
-"""What videos and pictures say beside their pixels: titles, makers, places, comments."""
+"""What videos, pictures and DICOM say beside their pixels: titles, makers, places, comments."""
 
 from PIL import ExifTags
 
@@ -29,7 +29,7 @@ _NAMES = frozenset(
 
 
 def read(media):
-  """Reads what a video, GIF, picture or folder of pictures says beside its pixels.
+  """Reads what a file, or each of a folder of pictures, says beside its pixels.
 
   Args:
     media: what `readers.probe` returned.
@@ -43,7 +43,12 @@ def read(media):
   """
   found = []
   for path in media.files:
-    if media.format == "video":
+    if media.format == "dicom":
+      # Imported here: pydicom is large, and few need it.
+      from lus_jax.media import dicom_copy
+
+      found += [(path, *tag) for tag in dicom_copy.texts(path)]
+    elif media.format == "video":
       found += [(path, *tag) for tag in containers.texts(path)]
     elif media.format == "nifti":
       found += [(path, *tag) for tag in nifti.texts(path)]
@@ -60,5 +65,8 @@ def read(media):
 
 def public_name(name):
   """The name of a tag where its format gives it, else 'another tag', as it may tell a person's."""
-  known = name in _NAMES or name.startswith("a stream of ")
-  return name if known else "another tag"
+  if name in _NAMES or name.startswith("a stream of "):
+    return name
+  from pydicom.datadict import tag_for_keyword  # large, and few names come here
+
+  return name if tag_for_keyword(name) else "another tag"

@@ -39,7 +39,7 @@ def _damage(path):
 
 
 def _lines(path):
-  """The names and values that a header consists of; remarks of NRRD have values that begin with =."""
+  """The names and values of a header; those of NRRD's remarks begin with =."""
   with _damage(path), path.open("rb") as file:
     text = file.read(_HEADER)
   nrrd = path.suffix.lower() == ".nrrd"

@@ -51,7 +51,7 @@ def _beside(target, suffix):
 
 
 @contextlib.contextmanager
-def _written(path):
+def written(path):
   """Yields a temporary path, which becomes the path; nothing stays of it where that fails."""
   # With the suffix, as some libraries choose the format by it.
   temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -79,7 +79,7 @@ def _written(path):
 
 def _write_npy(target, frames, axes):
   path, frames = _beside(target, ".npy"), np.stack(list(frames))
-  with _written(path) as temporary, temporary.open("wb") as file:
+  with written(path) as temporary, temporary.open("wb") as file:
     np.save(file, np.moveaxis(frames, 0, -1) if axes == "hwn" else frames)
   return path
 
@@ -111,7 +111,7 @@ def _write_mha(target, frames, spacing):
   image = sitk.GetImageFromArray(np.stack(list(frames)))
   if spacing:
     image.SetSpacing((*spacing[::-1], 1))
-  with _written(path) as temporary:
+  with written(path) as temporary:
     sitk.WriteImage(image, str(temporary), useCompression=True)
   return path
 
@@ -122,13 +122,13 @@ def _save_png(frame, path):
 
 def _write_picture(target, frame):
   path = _beside(target, ".png")
-  with _written(path) as temporary:
+  with written(path) as temporary:
     _save_png(frame, temporary)
   return path
 
 
 def _write_folder(target, frames):
-  with _written(target) as temporary:
+  with written(target) as temporary:
     temporary.mkdir()
     for i, frame in enumerate(frames):
       _save_png(frame, temporary / f"{i:06d}.png")
@@ -140,7 +140,7 @@ def _write_video(target, frames, media):
   # The rate as a fraction of whole numbers, as 30000/1001, which files hold.
   rate = fractions.Fraction(media.frames_per_second).limit_denominator(10**6)
   exact = {"fflags": "+bitexact"}  # no name or version of a program
-  with _written(path) as temporary, av.open(temporary, "w", format="avi", options=exact) as video:
+  with written(path) as temporary, av.open(temporary, "w", format="avi", options=exact) as video:
     stream = video.add_stream("ffv1", rate=rate, options={"level": "3", "slicecrc": "1"})
     stream.height, stream.width = media.height, media.width
     stream.pix_fmt = "gray"
