@@ -14,9 +14,9 @@ import unicodedata
 
 import numpy as np
 
-from lus_jax import files
+from lus_jax import files, notices
 from lus_jax.errors import UserError
-from lus_jax.media import readers, tags, writers
+from lus_jax.media import containers, readers, tags, writers
 from lus_jax.words import plural
 
 # Dates are moved back by one day to ten years.
@@ -253,6 +253,12 @@ def rewrite(media, box, target, pseudonyms, *, patient=None, keep_pixels=False):
   else:
     removed = collections.Counter(tags.public_name(name) for _, name, _ in tags.read(media))
     path = writers.write(target, frames, media)
+    if media.format == "video" and not media.slots and containers.is_uneven(media.path):
+      notices.warn(
+        "%s: its frames stay for different times; its copy shows all for the mean, %.4g a second.",
+        media.path,
+        media.frames_per_second,
+      )
   return path, Removed(dict(removed), frozenset(replaced), media.n_frames, n_blanked)
 
 

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import datetime
 import hashlib
+import io
 import itertools
 import math
 import re
@@ -294,8 +295,8 @@ def write(target, frames, media, pseudonyms, patient=None):
   Raises:
     UserError: the file is damaged, or the disk refuses the new one.
   """
-  copy = pydicom.Dataset()
-  _add_pixels(copy, [_encoded(frame) for frame in frames], media)
+  copy, pixels = pydicom.Dataset(), [_encoded(frame) for frame in frames]
+  _add_pixels(copy, pixels, media)
   with dicom.quiet():
     header = dicom.header(media.path)
     for keyword in _EMPTY:
@@ -312,9 +313,13 @@ def write(target, frames, media, pseudonyms, patient=None):
     copy.PatientID = pseudonyms.patient(patient)
     if patient:
       _shift_dates(header, copy, pseudonyms, patient)
-    digest = hashlib.sha256(copy.PixelData).hexdigest()
+    digest = hashlib.sha256()
+    for one in pixels:
+      digest.update(one)
     for keyword in _UIDS:
-      setattr(copy, keyword, pseudonyms.uid(_text(header, keyword) or f"{keyword} {digest}"))
+      setattr(
+        copy, keyword, pseudonyms.uid(_text(header, keyword) or f"{keyword} {digest.hexdigest()}")
+      )
     replaced = {
       name for name in (*_DATES, *_UIDS, "PatientID") if _text(header, name) and _text(copy, name)
     }
@@ -368,7 +373,8 @@ def _add_pixels(copy, pixels, media):
   copy.Rows, copy.Columns = media.height, media.width
   copy.BitsAllocated = copy.BitsStored = 8
   copy.HighBit, copy.PixelRepresentation = 7, 0
-  copy.PixelData = encaps.encapsulate(pixels, has_bot=False)
+  # Not one text of bytes, which would be a second copy of them all in memory.
+  copy.PixelData = encaps.encapsulate_buffer([io.BytesIO(one) for one in pixels], has_bot=False)
   copy["PixelData"].VR = "OB"
   copy["PixelData"].is_undefined_length = True
   copy.file_meta = pydicom.dataset.FileMetaDataset()

@@ -18,6 +18,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+from absl import logging
 from PIL import ExifTags, Image, ImageDraw, PngImagePlugin, TiffImagePlugin
 
 from lus_jax import files
@@ -241,7 +242,7 @@ def rewritten(path, names, **settings):
   return media, copy, readers.read(media), readers.read(after), removed
 
 
-def write_video(path, frames, rate=Fraction(30000, 1001), turned=0):
+def write_video(path, frames, rate=Fraction(30000, 1001), times=None):
   with av.open(path, "w") as container:
     container.metadata.update(
       title="Müller Jörg 20200301",
@@ -253,8 +254,11 @@ def write_video(path, frames, rate=Fraction(30000, 1001), turned=0):
     stream = container.add_stream(codec, rate=rate)
     stream.metadata["handler_name"] = "Mueller"
     stream.height, stream.width, stream.pix_fmt = *frames.shape[1:], "yuv420p"
-    for pixels in frames:
-      container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="gray")))
+    for i, pixels in enumerate(frames):
+      frame = av.VideoFrame.from_ndarray(pixels, format="gray")
+      if times:
+        frame.pts, frame.time_base = times[i], 1 / rate
+      container.mux(stream.encode(frame))
     container.mux(stream.encode())
 
 
@@ -474,6 +478,18 @@ def test_the_report_counts_by_name(tmp_path):
     "private attributes: removed from 1 of them (7 times).",
     "title: removed from 1 of them.",
   ]
+
+
+@pytest.mark.parametrize("times", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 9, 10]])
+def test_a_video_of_uneven_times_is_said_to_have_their_mean(tmp_path, names, times, monkeypatch):
+  seen = []
+  monkeypatch.setattr(logging, "warning", lambda text, *values: seen.append(text % values))
+  write_video(tmp_path / "a.mp4", clip(), times=times)
+  media, _, frames, after, _ = rewritten(tmp_path / "a.mp4", names)
+  np.testing.assert_array_equal(after, expected(frames))
+  assert len(seen) == (times[-1] > 5)
+  if seen:
+    assert seen[0].endswith(f"for the mean, {media.frames_per_second:.4g} a second.")
 
 
 def test_a_turned_video_is_upright_in_its_copy(tmp_path, names):
