@@ -370,6 +370,12 @@ def _format_of(path):
   raise UserError(f"{path} is of no known format; bring {FORMATS}.")
 
 
+def is_media(path):
+  """Whether a file is a video or picture by its name, or DICOM whatever its name."""
+  name = path.name.lower()
+  return any(name.endswith(one.suffixes) for one in _FORMATS.values()) or dicom.is_dicom(path)
+
+
 def probe(path, *, npy_axes=None, nifti_axes=None, window=None):
   """Reads the header of a video or still; of a video the first frame too.
 
