@@ -41,7 +41,10 @@ class MaskCheck:
       person: who drew it; '' is unknown.
       may_be_inverted: whether its background is told by its values alone.
     """
-    largest, share = float(mask.max()), float(mask.mean()) if may_be_inverted else 0.0
+    self.count(float(mask.max()), float(mask.mean()) if may_be_inverted else 0.0, name, person)
+
+  def count(self, largest, share, name, person):
+    """Counts a mask of which the largest value and the mean (0: may not be inverted) are known."""
     for seen in (self._classes[name], self._people[person]):
       seen.count += 1
       seen.largest = max(seen.largest, largest)
