@@ -1,14 +1,11 @@
 """Warnings about files: one line for all that are alike, with the first and their number."""
 
 import contextlib
-import threading
 
 from absl import logging
 
 # By text, what was said of the first file, and how many there are; None: nobody collects.
 _collected = None
-# A list while this thread keeps its own.
-_here = threading.local()
 
 
 def warn(text, path, *values):
@@ -19,10 +16,6 @@ def warn(text, path, *values):
     path: of the file.
     *values: of the text's other places.
   """
-  kept = getattr(_here, "kept", None)
-  if kept is not None:
-    kept.append((text, path, *values))
-    return
   if _collected is None:
     logging.warning(text, path, *values)
     return
@@ -45,13 +38,3 @@ def collected():
     for text, ((path, *values), count) in found.items():
       more = f" and {count - 1} more" if count > 1 else ""
       logging.warning(text, f"{path}{more}", *values)
-
-
-@contextlib.contextmanager
-def kept():
-  """Yields a list of what this thread warns of, as arguments of `warn`, for whoever says it."""
-  outer, _here.kept = getattr(_here, "kept", None), []
-  try:
-    yield _here.kept
-  finally:
-    _here.kept = outer

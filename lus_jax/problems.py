@@ -1,20 +1,18 @@
 """Refusals of one of many things: the first ends a run; a check goes on and keeps them all."""
 
 import contextlib
-import threading
 
 from lus_jax.errors import UserError
 
-# A list while this thread collects.
-_here = threading.local()
+# A list while they are collected.
+_collected = None
 
 
 def tell(error):
   """Raises a `UserError`; while they are `collected`, keeps it instead, and the caller goes on."""
-  found = getattr(_here, "found", None)
-  if found is None:
+  if _collected is None:
     raise error
-  found.append(error)
+  _collected.append(error)
 
 
 @contextlib.contextmanager
@@ -28,9 +26,10 @@ def apart():
 
 @contextlib.contextmanager
 def collected():
-  """Yields the list to which what this thread tells is added, instead of being raised."""
-  outer, _here.found = getattr(_here, "found", None), []
+  """Yields the list to which what is told is added, instead of being raised."""
+  global _collected
+  outer, _collected = _collected, []
   try:
-    yield _here.found
+    yield _collected
   finally:
-    _here.found = outer
+    _collected = outer
