@@ -183,3 +183,21 @@ def read(path, frames, n_frames, slots):
   if n_decoded < len(shown_at):
     raise UserError(f"{path} is damaged at frame {shown_at[n_decoded]}; {_MEND}.")
   return [images[i] for i in frames]
+
+
+def texts(path):
+  """What a video says beside its pictures: pairs of FFmpeg's name, as 'title', and a text.
+
+  Its further streams (sound, subtitles, data) and its chapters are among them, without their text.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  with _damage(path), _open(path) as container:
+    parts = (container, *container.streams)
+    found = [(name.casefold(), str(text)) for part in parts for name, text in part.metadata.items()]
+    found += [
+      (f"a stream of {stream.type}", "") for stream in container.streams if stream.type != "video"
+    ]
+    found += [("chapters", str(one.get("metadata", ""))) for one in container.chapters()]
+  return found

@@ -1,0 +1,381 @@
+"""Copies of videos and pictures without what tells whose they are, and pseudonyms for names."""
+
+import base64
+import collections
+import contextlib
+import dataclasses
+import datetime
+import fractions
+import hmac
+import math
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import unicodedata
+
+import av
+import numpy as np
+from PIL import Image
+
+from lus_jax import files
+from lus_jax.errors import UserError
+from lus_jax.media import readers, tags
+from lus_jax.words import plural
+
+# Dates are moved back by one day to ten years.
+_MOST_DAYS = 3650
+# Letters of a pseudonym, of 5 bits each: two of 10,000 patients share one with a chance of 1e-7.
+_LETTERS = 10
+
+_MONTHS = "jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz]"
+_YEAR, _MONTH, _DAY = "(?:19|20)[0-9]{2}", "(?:0?[1-9]|1[0-2])", "(?:0?[1-9]|[12][0-9]|3[01])"
+# What looks like it tells whose a picture is; the first that fits is said.
+_SUSPICIOUS = {
+  "a date": (
+    rf"(?<![0-9]){_YEAR}([-_./ ]){_MONTH}\1{_DAY}(?![0-9])",
+    rf"(?<![0-9]){_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])(?![0-9])",
+    rf"(?<![0-9]){_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])T?[0-9]{{6}}",
+    rf"(?<![0-9])(?:{_DAY}([-_./ ]){_MONTH}|{_MONTH}([-_./ ]){_DAY})(?:\1|\2){_YEAR}(?![0-9])",
+    rf"(?i)(?<![0-9]){_DAY}[-_. ]*(?:{_MONTHS})[a-z]*[-_. ]*{_YEAR}(?![0-9])",
+  ),
+  "a DICOM UID": (r"(?<![0-9.])[0-2](?:\.(?:0|[1-9][0-9]*)){5,}",),
+  "a number of a person or an examination": (
+    r"(?<![0-9])0*[1-9][0-9]{6,}",
+    r"(?i)(?<![a-z])(?:mrn|ssn|dob|pid)(?![a-z])",
+  ),
+  "a person's name": (
+    r"[^\W\d_]{2,}\^",
+    r"(?<!\w)[^\W\d_a-z][^\W\d_A-Z]+,[ _]?[^\W\d_a-z][^\W\d_A-Z]+",
+    r"(?i)(?<![^\W_])(?:mr|mrs|dr|prof|herr|frau|mme)[._ ]+[^\W\d_]{2,}",
+  ),
+}
+# Letters and digits of a checksum are no number of a person.
+_CHECKSUM = re.compile(r"(?<![0-9a-zA-Z])(?=[0-9]*[a-f])[0-9a-f]{16,}(?![0-9a-zA-Z])")
+_WORDS = re.compile(r"[^\W\d_a-z][^\W\d_A-Z]{2,}(?![^\W\d_])|[^\W\d_a-z][^\W\d_A-Z]{2,}(?=[A-Z])")
+# Capitalised words of file names that are no names of people; others are asked about.
+_ORDINARY = """
+  annotation annotations anterior apical area artefact artifact axial base basal baseline bmode
+  bottom breast cardiac case class clip consolidation control convex coronal curved data dataset
+  day depth diaphragm doppler edited effusion elastography example exam expert export exported
+  fascia final first folder follow frame frames fuzzy heart healthy image images input kidney
+  label labels lateral left line linear lines liver long lower lung lungs mask masks medial mode
+  muscle negative new normal old output pathological patient patients phantom phased picture
+  pleura pleural positive posterior probe raw reader rater record recorded recording right
+  sagittal sample scan scans seg segmentation sequence series sharp short side site still student
+  study subject test thyroid top train transverse ultrasound upper user validation vertical video
+  videos view visit zone
+"""
+
+
+def suspicious(text):
+  """Guesses whether a file's name or a tag's text tells whose it is, or when it was made.
+
+  It is for warnings: a single surname, or a name in small letters, is not recognised.
+
+  Returns:
+    'a date', 'a DICOM UID', 'a number of a person or an examination' or "a person's name"; None
+    where nothing looks like it.
+  """
+  text = _CHECKSUM.sub(" ", unicodedata.normalize("NFC", text))
+  for what, patterns in _SUSPICIOUS.items():
+    if any(re.search(pattern, text) for pattern in patterns):
+      return what
+  # Two capitalised words side by side, as Anna_Mueller or AnnaMueller.
+  found, ordinary = list(_WORDS.finditer(text)), _ORDINARY.split()
+  for one, other in zip(found, found[1:], strict=False):
+    beside = re.fullmatch(r"[\s_.-]?", text[one.end() : other.start()])
+    capital = one[0][0].isupper() and other[0][0].isupper()
+    if beside and capital and not {one[0].lower(), other[0].lower()}.intersection(ordinary):
+      return "a person's name"
+  return None
+
+
+class Pseudonyms:
+  """Names and days that stand for real ones; who has the key can find out which is whose.
+
+  The same key gives the same pseudonyms again, so that a later delivery fits the first. Spellings
+  of one id (007 and 7) are different ids here, as in tables; accents are composed first (Unicode
+  NFC), as there.
+
+  Args:
+    key: the file of the key, of mode 600; it is made where there is none.
+    output: the folder that the key must not lie in, as that is passed on.
+
+  Raises:
+    UserError: the key lies in `output`, or others can read it, or it is no key, or the disk
+      refuses it.
+  """
+
+  def __init__(self, key, output):
+    key, folder = pathlib.Path(key).resolve(), pathlib.Path(output).resolve()
+    if key.is_relative_to(folder):
+      raise UserError(
+        f"{key}: the key of the pseudonyms lies in the output folder {folder}, which is passed on; "
+        "name a place elsewhere."
+      )
+    self._key = _read_key(key) or _make_key(key)
+    self._path, self._texts = key, {}
+
+  def _digest(self, purpose, text):
+    message = f"{purpose}\0{unicodedata.normalize('NFC', text)}".encode("utf-8", "surrogateescape")
+    return hmac.digest(self._key, message, "sha256")
+
+  def _pseudonym(self, prefix, purpose, text):
+    if not text:
+      return ""
+    short = prefix + base64.b32encode(self._digest(purpose, text)).decode()[:_LETTERS]
+    text = unicodedata.normalize("NFC", text)
+    if self._texts.setdefault(short, text) != text:
+      raise UserError(
+        f"{self._path}: with this key two names have the pseudonym {short}; take another key, and "
+        "import everything with it."
+      )
+    return short
+
+  def patient(self, text):
+    """The pseudonym of a patient's id, as 'PK3QW5Y7ABC'; '' (unknown) stays so."""
+    return self._pseudonym("P", "patient", text)
+
+  def name(self, text):
+    """The pseudonym of a file's name, as 'FK3QW5Y7ABC'; give its whole path below the source."""
+    return self._pseudonym("F", "name", text)
+
+  def shift(self, patient):
+    """How many days are added to the dates of a patient, by the real id: -1 to -3650."""
+    return -1 - int.from_bytes(self._digest("shift", patient)[:8]) % _MOST_DAYS
+
+  def shifted(self, patient, date):
+    """A `datetime.date` of a patient, by the real id, shifted; None before the year 1."""
+    with contextlib.suppress(OverflowError):
+      return date + datetime.timedelta(days=self.shift(patient))
+
+  def uid(self, text):
+    """The DICOM UID that stands for another, or for any text."""
+    # A UUID as a UID, of the kind whose bits are of its maker's choice (version 8).
+    bits = int.from_bytes(self._digest("uid", text)[:16])
+    bits = bits & ~(0xF << 76) & ~(0x3 << 62) | 8 << 76 | 2 << 62
+    return f"2.25.{bits}"
+
+
+def _read_key(path):
+  """The bytes of a key's file; None where there is none."""
+  if not path.exists():
+    return None
+  files.check_file(path, "name another place for the key of the pseudonyms")
+  mode = path.stat().st_mode & 0o777
+  if mode & 0o077:
+    raise UserError(
+      f"{path}: others than its owner can read or write the key of the pseudonyms (mode {mode:o}); "
+      "run chmod 600 on it."
+    )
+  try:
+    content = path.read_bytes()
+  except OSError as error:
+    raise files.unreadable(path, error) from error
+  if not re.fullmatch(rb"[0-9a-f]{64}\n?", content):
+    raise UserError(
+      f"{path} is no key of pseudonyms (64 hexadecimal digits); bring back the one that was made, "
+      "or name another place, where a new one is made."
+    )
+  return bytes.fromhex(content.decode())
+
+
+def _make_key(path):
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+      with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+      # Not renamed: of two commands at once both take the key of the first.
+      with contextlib.suppress(FileExistsError):
+        os.link(temporary, path)
+    finally:
+      temporary.unlink(missing_ok=True)
+  except OSError as error:
+    raise UserError(
+      f"{path}: the key of the pseudonyms cannot be made there ({error.strerror}); name another "
+      "place."
+    ) from error
+  return _read_key(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Removed:
+  """What the copy of a video or picture has no longer: names of attributes, never their values.
+
+  Attributes:
+    removed: how often each attribute or tag was removed, by its name.
+    replaced: names of those that have a pseudonym or another date in the copy.
+    n_frames: how many frames there are.
+    n_blanked: how many of all their pixels lie outside the scan area and are 0 now.
+  """
+
+  removed: dict[str, int]
+  replaced: frozenset[str]
+  n_frames: int
+  n_blanked: int
+
+
+def rewrite(media, box, target, pseudonyms, *, patient=None, keep_pixels=False):
+  """Writes a copy without what tells whose a video or picture is, whole or not at all.
+
+  Its frames are what `readers.read` gives, as shown, without loss: DICOM becomes DICOM (grey, RLE),
+  a video or a GIF with a rate a grey AVI (FFV1), a picture or a folder of them PNG (numbered from
+  0), npy npy with the axes it had. Text that is burned into the scan area stays.
+
+  Args:
+    media: what `readers.probe` returned.
+    box: the scan area, (top, left, bottom, right) as shown; what is outside becomes 0.
+    target: where the copy goes, without a suffix.
+    pseudonyms: `Pseudonyms`, for the ids, dates and UIDs of DICOM.
+    patient: the patient's real id; by default what DICOM says.
+    keep_pixels: leaves the pixels outside the box.
+
+  Returns:
+    The path of the copy, a file or a folder, and a `Removed`.
+
+  Raises:
+    UserError: the file is damaged, or the disk refuses the copy.
+  """
+  frames = readers.read(media)
+  top, left, bottom, right = box
+  n_blanked = 0 if keep_pixels else frames.size - len(frames) * (bottom - top) * (right - left)
+  if not keep_pixels:
+    frames[:, :top], frames[:, bottom:] = 0, 0
+    frames[:, :, :left], frames[:, :, right:] = 0, 0
+  suffix = media.files[0].suffix.lower()
+  target = pathlib.Path(target)
+  if suffix == ".dcm":
+    # Imported here: pydicom is large, and few need it.
+    from lus_jax.media import dicom_copy
+
+    header = dicom_copy.read_header(media.files[0])
+    patient = dicom_copy.patient_id(header) if patient is None else patient
+    content, removed, replaced = dicom_copy.make(header, frames, pseudonyms, patient)
+    path = _beside(target, ".dcm")
+    files.write_bytes(path, content)
+  else:
+    removed, replaced = collections.Counter(), frozenset()
+    for _, name, _ in tags.read(media):
+      removed[tags.public_name(name)] += 1
+    if suffix == ".npy":
+      path = _write_npy(target, frames, media.npy_axes)
+    elif math.isfinite(media.frames_per_second):
+      path = _write_video(target, frames, media.frames_per_second)
+    elif media.path.is_dir() or len(frames) > 1:
+      path = _write_folder(target, frames)
+    else:
+      path = _write_picture(target, frames[0])
+  return path, Removed(dict(removed), frozenset(replaced), len(frames), n_blanked)
+
+
+def _beside(target, suffix):
+  # Not `with_suffix`, which takes the end of a name with a dot for one.
+  return target.with_name(target.name + suffix)
+
+
+@contextlib.contextmanager
+def _written(path):
+  """Yields a temporary path, which becomes the path; nothing stays of it where that fails."""
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    if path.is_dir():
+      shutil.rmtree(path)
+    temporary.replace(path)
+  except OSError as error:
+    reason = files.refusal(error)
+    if reason is None:
+      raise
+    raise UserError(
+      f"{path} cannot be written ({reason}); make room or mend the permissions, and repeat the "
+      "command."
+    ) from error
+  finally:
+    if temporary.is_dir():
+      shutil.rmtree(temporary, ignore_errors=True)
+    else:
+      with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+def _write_npy(target, frames, axes):
+  path = _beside(target, ".npy")
+  with _written(path) as temporary, temporary.open("wb") as file:
+    np.save(file, np.moveaxis(frames, 0, -1) if axes == "hwn" else frames)
+  return path
+
+
+def _save_png(frame, path):
+  Image.fromarray(frame).save(path, format="PNG")
+
+
+def _write_picture(target, frame):
+  path = _beside(target, ".png")
+  with _written(path) as temporary:
+    _save_png(frame, temporary)
+  return path
+
+
+def _write_folder(target, frames):
+  with _written(target) as temporary:
+    temporary.mkdir()
+    for i, frame in enumerate(frames):
+      _save_png(frame, temporary / f"{i:06d}.png")
+  return target
+
+
+def _write_video(target, frames, rate):
+  path = _beside(target, ".avi")
+  # The rate as a fraction of whole numbers, as 30000/1001, which files hold.
+  rate = fractions.Fraction(rate).limit_denominator(10**6)
+  exact = {"fflags": "+bitexact"}  # no name or version of a program
+  with _written(path) as temporary, av.open(temporary, "w", format="avi", options=exact) as video:
+    stream = video.add_stream("ffv1", rate=rate, options={"level": "3", "slicecrc": "1"})
+    stream.height, stream.width = frames.shape[1:]
+    stream.pix_fmt = "gray"
+    for i, pixels in enumerate(frames):
+      frame = av.VideoFrame.from_ndarray(pixels, format="gray")
+      frame.pts = i
+      frame.time_base = 1 / rate
+      video.mux(stream.encode(frame))
+    video.mux(stream.encode())
+  return path
+
+
+def report(removed):
+  """Says what an import removed, as lines of text: names of attributes with counts, no values.
+
+  Args:
+    removed: the `Removed` of each copy.
+  """
+  times, copies, replaced = (collections.Counter() for _ in range(3))
+  for one in removed:
+    times.update(one.removed)
+    copies.update(one.removed.keys())
+    replaced.update(one.replaced)
+  blanked = [one for one in removed if one.n_blanked]
+  lines = [f"De-identified: {len(removed)} videos and stills."]
+  if blanked:
+    n_pixels, n_frames = sum(x.n_blanked for x in blanked), sum(x.n_frames for x in blanked)
+    lines.append(
+      f"Outside the scan area: {plural(n_pixels, 'pixel')} of {plural(n_frames, 'frame')} in "
+      f"{len(blanked)} of them blanked."
+    )
+  if kept := len(removed) - len(blanked):
+    lines.append(f"No pixels blanked: in {kept} of them.")
+  lines += [
+    f"{name}: replaced by a pseudonym, or a date shifted, in {n} of them."
+    for name, n in sorted(replaced.items())
+  ]
+  for name, n in sorted(copies.items()):
+    often = f" ({times[name]} times)" if times[name] > n else ""
+    lines.append(f"{name}: removed from {n} of them{often}.")
+  return lines

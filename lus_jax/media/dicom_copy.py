@@ -1,0 +1,306 @@
+"""A new DICOM file of decoded frames, with nothing of the old header but what is named here.
+
+The basic profile of DICOM PS3.15 (annex E) lists what to remove, more than 600 attributes, and
+grows; whatever a machine writes beside them would stay. Here it is turned about: a new header is
+built, and of the old one it takes numbers of the picture, checked to be numbers, none of which is
+in the profile's list. Ids, dates and UIDs, which are, become pseudonyms of one key.
+"""
+
+import collections
+import contextlib
+import datetime
+import hashlib
+import io
+import math
+import re
+import struct
+import warnings
+
+import pydicom
+from pydicom import datadict, uid, valuerep
+
+# Of the image, all numbers.
+_NUMBERS = (
+  "ActualFrameDuration",
+  "CineRate",
+  "DepthOfScanField",
+  "FrameTime",
+  "FrameTimeVector",
+  "ImagerPixelSpacing",
+  "NominalScannedPixelSpacing",
+  "PixelAspectRatio",
+  "PixelSpacing",
+  "RecommendedDisplayFrameRate",
+)
+# Of each region on the screen (US Region Calibration Module), all numbers.
+_REGION = (
+  "DopplerCorrectionAngle",
+  "PhysicalDeltaX",
+  "PhysicalDeltaY",
+  "PhysicalUnitsXDirection",
+  "PhysicalUnitsYDirection",
+  "PulseRepetitionFrequency",
+  "ReferencePixelPhysicalValueX",
+  "ReferencePixelPhysicalValueY",
+  "ReferencePixelX0",
+  "ReferencePixelY0",
+  "RegionDataType",
+  "RegionFlags",
+  "RegionLocationMaxX1",
+  "RegionLocationMaxY1",
+  "RegionLocationMinX0",
+  "RegionLocationMinY0",
+  "RegionSpatialFormat",
+  "SteeringAngle",
+  "TransducerFrequency",
+)
+_REGIONS = "SequenceOfUltrasoundRegions"
+_DATES = ("AcquisitionDate", "ContentDate", "SeriesDate", "StudyDate")
+_UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+# Texts of the machine's maker; kept where no word of a person or place is in them.
+_MACHINE = ("Manufacturer", "ManufacturerModelName")
+# What must be there and may be empty.
+_EMPTY = (
+  "AccessionNumber",
+  "InstanceNumber",
+  "PatientBirthDate",
+  "PatientName",
+  "PatientOrientation",
+  "PatientSex",
+  "ReferringPhysicianName",
+  "SeriesNumber",
+  "StudyID",
+  "StudyTime",
+)
+# What describes the pixels as they are stored, anew in the copy.
+_STORED = (
+  "BitsAllocated",
+  "BitsStored",
+  "Columns",
+  "FrameIncrementPointer",
+  "HighBit",
+  "ImageType",
+  "LossyImageCompression",
+  "Modality",
+  "NumberOfFrames",
+  "PhotometricInterpretation",
+  "PixelData",
+  "PixelRepresentation",
+  "PlanarConfiguration",
+  "Rows",
+  "SOPClassUID",
+  "SamplesPerPixel",
+  "SpecificCharacterSet",
+)
+_STORED_META = (
+  "FileMetaInformationVersion",
+  "ImplementationClassUID",
+  "ImplementationVersionName",
+  "MediaStorageSOPClassUID",
+  "TransferSyntaxUID",
+)
+_NAMES_OF_PEOPLE_AND_PLACES = (
+  "InstitutionName",
+  "OperatorsName",
+  "OtherPatientIDs",
+  "PatientID",
+  "PatientName",
+  "PerformingPhysicianName",
+  "ReferringPhysicianName",
+)
+# What pydicom raises where it interprets a damaged value; such a value is not kept.
+_BROKEN = (
+  ArithmeticError,
+  AttributeError,
+  LookupError,
+  NotImplementedError,
+  OSError,
+  TypeError,
+  ValueError,
+  struct.error,
+)
+_RANGES = {"SL": (-(2**31), 2**31 - 1), "UL": (0, 2**32 - 1), "US": (0, 2**16 - 1)}
+# The code and meaning of what was done, of DICOM's own list (PS3.16, CID 7050).
+_METHODS = {
+  "113100": "Basic Application Confidentiality Profile",
+  "113107": "Retain Longitudinal Temporal Information Modified Dates Option",
+}
+
+
+def _value(dataset, keyword):
+  """The value of an attribute; None where it is missing, empty or damaged."""
+  with contextlib.suppress(*_BROKEN):
+    value = dataset.get(keyword)
+    return None if value in ("", b"") else value
+
+
+def _text(dataset, keyword):
+  """The text of an attribute, several ones together, without the blanks around it; '' of none."""
+  value = _value(dataset, keyword)
+  values = value if isinstance(value, pydicom.multival.MultiValue | list) else [value]
+  return " ".join(str(one) for one in values if one is not None).strip()
+
+
+def _number(value, kind):
+  """A number as its VR writes it; None where it is none."""
+  if not isinstance(value, int | float) or not math.isfinite(value):
+    return None
+  if kind in _RANGES or kind == "IS":
+    low, high = _RANGES.get(kind, (-(2**31), 2**31 - 1))
+    return int(value) if value == int(value) and low <= value <= high else None
+  if kind == "FD":
+    return float(value)
+  # As it was written, where that is a plain number of a length that the VR allows.
+  text = str(value).strip()
+  plain = re.fullmatch(r"[-+0-9.eE]{1,16}", text)
+  return text if plain else valuerep.format_number_as_ds(float(value))
+
+
+def _keep_numbers(source, target, keywords):
+  for keyword in keywords:
+    value, kind = _value(source, keyword), datadict.dictionary_VR(keyword)
+    several = isinstance(value, pydicom.multival.MultiValue | list)
+    numbers = [_number(one, kind) for one in (value if several else [value])]
+    if numbers and None not in numbers:
+      setattr(target, keyword, numbers if several else numbers[0])
+
+
+def _keep_machine(source, target):
+  known = " ".join(_text(source, keyword) for keyword in _NAMES_OF_PEOPLE_AND_PLACES).casefold()
+  words = {word for word in re.findall(r"\w+", known.replace("_", " ")) if len(word) > 2}
+  for keyword in _MACHINE:
+    text = _text(source, keyword)
+    if (
+      re.fullmatch(r"[ -\[\]-~]{1,64}", text)
+      and not re.search(r"[0-9]{6}", text)
+      and not words.intersection(re.findall(r"\w+", text.casefold()))
+    ):
+      setattr(target, keyword, text)
+
+
+def _shift_dates(source, target, pseudonyms, patient):
+  for keyword in _DATES:
+    with contextlib.suppress(ValueError):
+      date = datetime.datetime.strptime(_text(source, keyword), "%Y%m%d").date()
+      if shifted := pseudonyms.shifted(patient, date):
+        setattr(target, keyword, f"{shifted:%Y%m%d}")
+
+
+def _names(dataset, stored, kept):
+  """Yields the keyword of every attribute with a value that is in none of two lists.
+
+  Attributes within sequences count too. Private and unknown ones have no keyword: their tags and
+  makers' names are not told.
+  """
+  for tag in list(dataset.keys()):
+    with contextlib.suppress(*_BROKEN):
+      item = dataset.get_item(tag)
+      name = datadict.keyword_for_tag(tag)
+      if tag.is_private:
+        name = "private attributes"
+      if tag.element == 0 or item.is_empty or name in stored:
+        continue
+      if name not in kept:
+        yield name or "unknown attributes"
+      if item.VR == "SQ":
+        for inner in dataset[tag].value:
+          yield from _names(inner, (), _REGION if name == _REGIONS else ())
+
+
+def _removed(source, copy):
+  """Counts the attributes of the source that are not in the copy, by keyword."""
+  # What is there and empty, because it must be, is gone.
+  kept = [element.keyword for element in copy if not element.is_empty]
+  names = collections.Counter(_names(source, _STORED, kept))
+  names.update(_names(source.file_meta, _STORED_META, ["MediaStorageSOPInstanceUID"]))
+  preamble = getattr(source, "preamble", None) or b""
+  names["preamble"] += bool(preamble.strip(b"\0"))
+  return +names
+
+
+def read_header(path):
+  """Reads the header of a DICOM file, as pydicom does, without its pixels."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # about values that are not kept
+    return pydicom.dcmread(path, stop_before_pixels=True, force=True)
+
+
+def patient_id(header):
+  """The patient's id in a header, without blanks around it; '' where there is none."""
+  return _text(header, "PatientID")
+
+
+def make(header, frames, pseudonyms, patient):
+  """Makes a DICOM file of frames, and of the numbers of another one's header.
+
+  Args:
+    header: what `read_header` returned.
+    frames: uint8 [N, h, w], grey.
+    pseudonyms: `deidentify.Pseudonyms`.
+    patient: the patient's real id; '' where it is unknown, and dates are left out then.
+
+  Returns:
+    The file's bytes (explicit VR, little endian, RLE lossless); how often each attribute was
+    removed, by keyword; and the keywords of those that have a pseudonym or another date now.
+  """
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    return _make(header, frames, pseudonyms, patient)
+
+
+def _make(header, frames, pseudonyms, patient):
+  copy = pydicom.Dataset()
+  for keyword in _EMPTY:
+    setattr(copy, keyword, "")
+  _keep_numbers(header, copy, _NUMBERS)
+  _keep_machine(header, copy)
+  regions = []
+  for source in _value(header, _REGIONS) or ():
+    region = pydicom.Dataset()
+    _keep_numbers(source, region, _REGION)
+    regions.append(region)
+  if regions:
+    setattr(copy, _REGIONS, regions)
+  if patient:
+    _shift_dates(header, copy, pseudonyms, patient)
+  copy.PatientID = pseudonyms.patient(patient)
+  digest = hashlib.sha256(frames).hexdigest()
+  for keyword in _UIDS:
+    setattr(copy, keyword, pseudonyms.uid(_text(header, keyword) or f"{keyword} {digest}"))
+  replaced = {
+    name for name in (*_DATES, *_UIDS, "PatientID") if _text(header, name) and _text(copy, name)
+  }
+  removed = _removed(header, copy)
+
+  several = len(frames) > 1
+  copy.SOPClassUID = uid.UltrasoundMultiFrameImageStorage if several else uid.UltrasoundImageStorage
+  copy.Modality = "US"
+  copy.ImageType = ["DERIVED", "PRIMARY"]
+  copy.PatientIdentityRemoved = "YES"
+  copy.LongitudinalTemporalInformationModified = "MODIFIED"
+  copy.DeidentificationMethod = "lus_jax: a new header with numbers of the picture alone"
+  copy.DeidentificationMethodCodeSequence = [_code(*method) for method in _METHODS.items()]
+  if _text(header, "LossyImageCompression") == "01":
+    copy.LossyImageCompression = "01"
+  if several:
+    copy.NumberOfFrames = len(frames)
+    pointed = [name for name in ("FrameTime", "FrameTimeVector") if name in copy]
+    if pointed:
+      copy.FrameIncrementPointer = datadict.tag_for_keyword(pointed[0])
+  copy.SamplesPerPixel = 1
+  copy.PhotometricInterpretation = "MONOCHROME2"
+  copy.Rows, copy.Columns = frames.shape[1:]
+  copy.BitsAllocated = copy.BitsStored = 8
+  copy.HighBit, copy.PixelRepresentation = 7, 0
+  copy.file_meta = pydicom.dataset.FileMetaDataset()
+  copy.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+  copy.compress(uid.RLELossless, frames, generate_instance_uid=False)
+  file = io.BytesIO()
+  pydicom.dcmwrite(file, copy, enforce_file_format=True)
+  return file.getvalue(), removed, replaced
+
+
+def _code(value, meaning):
+  code = pydicom.Dataset()
+  code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
+  return code

@@ -1,0 +1,57 @@
+"""What videos and pictures say beside their pixels: titles, makers, places, comments."""
+
+from PIL import ExifTags
+
+from lus_jax.media import containers, stills
+
+# Of how pixels and files are stored; they tell of nobody.
+_TECHNICAL = frozenset(
+  """
+  BitsPerSample ColorMap Compression ExifImageHeight ExifImageWidth ExifOffset ExifVersion
+  ExtraSamples FillOrder GPSInfo GPSVersionID ImageLength ImageWidth JPEGTables NewSubfileType
+  Orientation PhotometricInterpretation PlanarConfiguration Predictor ResolutionUnit RowsPerStrip
+  SampleFormat SamplesPerPixel StripByteCounts StripOffsets SubfileType TileByteCounts TileLength
+  TileOffsets TileWidth XResolution YCbCrCoefficients YCbCrPositioning YCbCrSubSampling YResolution
+  compatible_brands language major_brand minor_version
+  """.split()  # noqa: SIM905
+)
+# Names that formats give, beside those of EXIF; any other may be a person's.
+_OF_FORMATS = """
+  Author Comment Copyright Description Disclaimer Software Source Title Warning
+  album_artist artist author chapters comment composer copyright creation_time date description
+  encoder genre handler_name icc_profile keywords location location-eng make model performer
+  photoshop publisher software synopsis title vendor_id xmp
+""".split()  # noqa: SIM905
+_NAMES = frozenset(
+  (*ExifTags.TAGS.values(), *ExifTags.GPSTAGS.values(), *_OF_FORMATS, "Creation Time")
+)
+
+
+def read(media):
+  """Reads what a video, GIF, picture or folder of pictures says beside its pixels.
+
+  Args:
+    media: what `readers.probe` returned.
+
+  Returns:
+    (file, name, text) of each tag, as (path, 'Artist', 'A. Mueller'); the name may be one that
+    somebody gave.
+
+  Raises:
+    UserError: a file is damaged.
+  """
+  found = []
+  for path in media.files:
+    suffix = path.suffix.lower()
+    if suffix in containers.SUFFIXES:
+      found += [(path, *tag) for tag in containers.texts(path)]
+    elif suffix in (*stills.PICTURES, ".gif"):
+      with stills.opened(path) as image:
+        found += [(path, *tag) for tag in stills.texts(image, path)]
+  return [tag for tag in found if tag[1] not in _TECHNICAL]
+
+
+def public_name(name):
+  """The name of a tag where its format gives it, else 'another tag', as it may tell a person's."""
+  known = name in _NAMES or name.startswith("a stream of ")
+  return name if known else "another tag"
