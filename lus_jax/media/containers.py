@@ -10,6 +10,7 @@ import numpy as np
 from lus_jax.errors import UserError
 from lus_jax.files import damage_is_a_user_error
 from lus_jax.media import limits, stills
+from lus_jax.media.clips import Media
 
 SUFFIXES = (".mp4", ".avi")
 _MEND = "export it again, or re-encode it (ffmpeg -i old.mp4 new.mp4) and look at the result"
@@ -111,19 +112,17 @@ def _orientation(path, frame):
   return found or 1
 
 
-def probe(path):
-  """Reads the header of a video and decodes its first frame.
+def probe(path, words):
+  """Reads the header of a video and decodes its first frame: a `Media` with its `slots`.
 
   Args:
-    path: mp4 or avi.
-
-  Returns:
-    The number of frames; (height, width) as shown; frames per second, NaN where unknown; the EXIF
-    orientation of the first frame; and `Media.slots`.
+    path: of it, of one of `SUFFIXES`.
+    words: of the user; none is needed.
 
   Raises:
     UserError: it is truncated, damaged, too large, or its codec is not known.
   """
+  del words
   with _damage(path):
     # The container counts all stored frames; its edit list may hide some of them.
     stored, stated, kind, _ = _demux(path, {"ignore_editlist": "1"})
@@ -145,27 +144,25 @@ def probe(path):
     turned = _orientation(path, first)
   size = stream.codec_context.height, stream.codec_context.width
   shown = size[::-1] if turned in stills.SIDEWAYS else size
-  return (stated if slots else n_frames), shown, rate, turned, slots
+  return Media(path, (path,), stated if slots else n_frames, *shown, rate, turned, slots=slots)
 
 
-def read(path, frames, n_frames, slots):
+def read(media, wanted):
   """Decodes a video once, whole.
 
   Args:
-    path: mp4 or avi.
-    frames: which frames to return.
-    n_frames: how many there are.
-    slots: as `probe` says.
+    media: what `probe` returned.
+    wanted: numbers of frames, rising.
 
-  Returns:
+  Yields:
     Grey pictures as shown, [h, w] uint8 each.
 
   Raises:
     UserError: it is damaged.
   """
-  wanted, images, n_decoded = set(frames), {}, 0
+  path, left, n_decoded = media.path, list(reversed(wanted)), 0
   # Where frames are empty, each stored one stays until the next.
-  shown_at = slots or range(n_frames)
+  shown_at = media.slots or range(media.n_frames)
   with _damage(path), _open(path) as container:
     stream = _stream(path, container)
     stream.thread_type = "AUTO"
@@ -173,16 +170,17 @@ def read(path, frames, n_frames, slots):
     stream.codec_context.options = {"err_detect": "explode"}
     for frame in container.decode(stream):
       if n_decoded < len(shown_at):
-        end = shown_at[n_decoded + 1] if n_decoded + 1 < len(shown_at) else n_frames
-        repeats = wanted.intersection(range(shown_at[n_decoded], end))
-        if repeats:
-          limits.check_pixels(path, frame.height, frame.width)
-          image = frame.to_ndarray(format="gray")
-          images |= dict.fromkeys(repeats, stills.turn(image, _orientation(path, frame)))
+        end = shown_at[n_decoded + 1] if n_decoded + 1 < len(shown_at) else media.n_frames
+        image = None
+        while left and left[-1] < end:
+          if image is None:
+            limits.check_pixels(path, frame.height, frame.width)
+            image = stills.turn(frame.to_ndarray(format="gray"), _orientation(path, frame))
+          left.pop()
+          yield image
       n_decoded += 1
   if n_decoded < len(shown_at):
     raise UserError(f"{path} is damaged at frame {shown_at[n_decoded]}; {_MEND}.")
-  return [images[i] for i in frames]
 
 
 def texts(path):

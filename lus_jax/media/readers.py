@@ -4,65 +4,30 @@ A video or picture whose header says that it is shown turned or mirrored is turn
 to be drawn on the shown picture, and a mask that says so itself is turned likewise.
 """
 
+import contextlib
 import dataclasses
 import math
-import pathlib
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from lus_jax import notices
 from lus_jax.errors import UserError
 from lus_jax.files import NPY_ERRORS, check_file, damage_is_a_user_error
-from lus_jax.media import confidences, containers, limits, stills
+from lus_jax.media import confidences, containers, dicom, limits, stills
+from lus_jax.media.clips import Media, Words
 from lus_jax.media.stills import PICTURES
 
-FORMATS = (
-  f"mp4, avi, gif, npy, {', '.join(s[1:] for s in PICTURES)} or a folder of numbered pictures"
-)
 # Images that frames may be stored as, which are not read: better refused than left out.
 OTHER_PICTURES = (".avif", ".dcm", ".gif", ".heic", ".jp2", ".npy", ".webp")
 # How far JPEG moves the channels of grey apart.
 _JPEG_COLOUR = 4
-# Which axis of npy files counts frames: [N, h, w] or [h, w, N].
-NPY_AXES = ("nhw", "hwn")
 _IF_HWN = 'save np.moveaxis(frames, -1, 0), or write "npy_axes": "hwn" into dataset.json'
 _IF_NHW = 'write "npy_axes": "nhw" there'
 _MEND = "save it again"
 _MEND_MASK = "save the mask again as 8- or 16-bit grey PNG"
-
-
-@dataclasses.dataclass(frozen=True)
-class Media:
-  """What the header of a video or still says.
-
-  Attributes:
-    path: where it is.
-    files: the files it consists of, in order.
-    n_frames: N.
-    height: h as shown, in pixels.
-    width: w as shown, in pixels.
-    frames_per_second: NaN where unknown.
-    orientation: how the first frame is shown, as in EXIF: 1 as stored, 2 to 8 turned or mirrored
-      (5 to 8 exchange height and width).
-    numbers: of a folder of numbered pictures, the number of each in its name, rising; None where
-      the names have no single number that tells them apart, and for everything else.
-    slots: of an AVI with empty frames, when each stored frame is shown first, counted in frames:
-      it stays until the next; empty if every frame is stored.
-    npy_axes: of npy, which axes it has in the user's word, one of `NPY_AXES`; None: nobody says,
-      so [N, h, w].
-  """
-
-  path: pathlib.Path
-  files: tuple[pathlib.Path, ...]
-  n_frames: int
-  height: int
-  width: int
-  frames_per_second: float = math.nan
-  orientation: int = 1
-  numbers: tuple[int, ...] | None = None
-  slots: tuple[int, ...] = ()
-  npy_axes: str | None = None
 
 
 def check_mask_size(path, size, media, *, of="frame"):
@@ -155,7 +120,8 @@ def _file_numbers(pictures):
   return varying[0] if len(varying) == 1 else None
 
 
-def _probe_gif(path):
+def _probe_gif(path, words):
+  del words
   with stills.opened(path) as image:
     duration = image.info.get("duration")
     header = stills.n_frames(image, path), image.height, image.width
@@ -166,7 +132,14 @@ def _probe_gif(path):
   return Media(path, (path,), *header, 1000 / duration if duration else math.nan)
 
 
-def _probe_pictures(path, pictures, numbers=None):
+def _probe_folder(path, words):
+  pictures = numbered_pictures(path)
+  return _probe_pictures(path, words, pictures, _file_numbers(pictures))
+
+
+def _probe_pictures(path, words, pictures=(), numbers=None):
+  del words
+  pictures = pictures or (path,)
   sizes, orientation = {}, 1
   for file in pictures:
     with stills.opened(file) as image:
@@ -184,24 +157,22 @@ def _probe_pictures(path, pictures, numbers=None):
   )
 
 
-def _read_gif(media, frames):
+def _read_gif(media, wanted):
   # In one pass, as a frame is drawn on the one before.
-  wanted, images = set(frames), {}
   with stills.opened(media.path) as image:
     for i in range(max(wanted, default=-1) + 1):
       stills.seek(image, media.path, i)
       if i in wanted:
-        images[i], _ = stills.grey(image, media.path)
-  return [images[i] for i in frames]
+        yield stills.grey(image, media.path)[0]
 
 
-def _read_pictures(media, frames):
-  images, largest = [], []
-  for i in frames:
+def _read_pictures(media, wanted):
+  largest = []
+  for i in wanted:
     with stills.opened(media.files[i]) as image:
       pixels, of_dark = stills.grey(image, media.files[i])
-    images.append(pixels)
     largest.append(of_dark)
+    yield pixels
   if None not in largest and max(largest, default=0):
     notices.warn(
       "%s: the largest of its 16-bit values is %d of 65535, so it is nearly black; if its scale is "
@@ -209,7 +180,6 @@ def _read_pictures(media, frames):
       media.path,
       max(largest),
     )
-  return images
 
 
 def _load_npy(path, axes):
@@ -284,13 +254,73 @@ def check_axes(clips):
       )
 
 
-def probe(path, *, npy_axes=None):
+def _probe_npy(path, words):
+  shape = _load_npy(path, words.npy_axes).shape
+  if words.npy_axes is None:
+    _refuse_strips(path, shape)
+  return Media(path, (path,), *shape, npy_axes=words.npy_axes)
+
+
+def _read_npy(media, wanted):
+  frames = _load_npy(media.path, media.npy_axes)
+  return (frames[i] for i in wanted)
+
+
+class _Format(NamedTuple):
+  """A format: how users call it, its suffixes, and its functions.
+
+  `probe(path, words)` gives a `Media`, `read(media, wanted)` yields pictures [h, w] uint8 of the
+  frames `wanted`, which rise and differ.
+  """
+
+  title: str
+  suffixes: tuple[str, ...]
+  probe: Callable
+  read: Callable
+
+
+# Every format by the name that `Media.format` holds.
+_FORMATS = {
+  "video": _Format("mp4, avi", containers.SUFFIXES, containers.probe, containers.read),
+  "gif": _Format("gif", (".gif",), _probe_gif, _read_gif),
+  "dicom": _Format("DICOM", dicom.SUFFIXES, dicom.probe, dicom.read),
+  "npy": _Format("npy", (".npy",), _probe_npy, _read_npy),
+  "picture": _Format(
+    ", ".join(suffix[1:] for suffix in PICTURES), PICTURES, _probe_pictures, _read_pictures
+  ),
+  "folder": _Format("a folder of numbered pictures", (), _probe_folder, _read_pictures),
+}
+FORMATS = " or ".join(", ".join(one.title for one in _FORMATS.values()).rsplit(", ", 1))
+
+
+def _format_of(path):
+  """The name of the format that reads a file or folder.
+
+  Raises:
+    UserError: there is none, or no such file.
+  """
+  with contextlib.suppress(OSError, ValueError):  # a null in the name, or one too long
+    if path.is_dir():
+      return "folder"
+  check_file(path, "put the file there or mend its name")
+  suffix = path.suffix.lower()
+  for name, one in _FORMATS.items():
+    if suffix in one.suffixes:
+      return name
+  # Machines write IM0001, or a name of numbers and dots.
+  if dicom.is_dicom(path):
+    return "dicom"
+  raise UserError(f"{path} is of no known format; bring {FORMATS}.")
+
+
+def probe(path, *, npy_axes=None, window=None):
   """Reads the header of a video or still; of a video the first frame too.
 
   Args:
-    path: mp4, avi, gif, npy ([N, h, w] or [h, w] uint8), a picture (`PICTURES`), or a folder of
-      numbered pictures.
+    path: of one of `FORMATS`; npy holds [N, h, w] or [h, w] uint8. DICOM needs no suffix.
     npy_axes: which axes npy files have, in the user's word: one of `NPY_AXES`.
+    window: (low, high): the values that become 0 and 255 where they have more than 8 bits, in the
+      user's word; by default what the file says, or else a range that a warning names.
 
   Returns:
     A `Media`; of many, see `check_axes`.
@@ -298,28 +328,31 @@ def probe(path, *, npy_axes=None):
   Raises:
     UserError: it is missing, truncated, too large, or of no such format.
   """
-  suffix = path.suffix.lower()
-  try:
-    folder = path.is_dir()
-  except (OSError, ValueError):
-    folder = False
-  if folder:
-    pictures = numbered_pictures(path)
-    return _probe_pictures(path, pictures, _file_numbers(pictures))
-  if suffix not in (*containers.SUFFIXES, *PICTURES, ".gif", ".npy") and path.exists():
-    raise UserError(f"{path} is of no known format; bring {FORMATS}.")
-  check_file(path, "put the file there or mend its name")
-  if suffix in containers.SUFFIXES:
-    n_frames, size, rate, orientation, slots = containers.probe(path)
-    return Media(path, (path,), n_frames, *size, rate, orientation, slots=slots)
-  if suffix == ".gif":
-    return _probe_gif(path)
-  if suffix == ".npy":
-    shape = _load_npy(path, npy_axes).shape
-    if npy_axes is None:
-      _refuse_strips(path, shape)
-    return Media(path, (path,), *shape, npy_axes=npy_axes)
-  return _probe_pictures(path, (path,))
+  name = _format_of(path)
+  found = _FORMATS[name].probe(path, Words(npy_axes, window))
+  return dataclasses.replace(found, format=name)
+
+
+def stream(media, frames=None):
+  """Yields frames as grey values, as they are shown, one after the other in little memory.
+
+  Args:
+    media: what `probe` returned.
+    frames: which frames, counted from 0, rising; all by default.
+
+  Yields:
+    uint8 [h, w].
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  wanted = range(media.n_frames) if frames is None else frames
+  for image in _FORMATS[media.format].read(media, wanted):
+    if image.shape != (media.height, media.width):
+      raise UserError(
+        f"{media.path} changes its frame size on the way; frames of one video must have one size."
+      )
+    yield image
 
 
 def read(media, frames=None):
@@ -336,27 +369,20 @@ def read(media, frames=None):
     UserError: the file is damaged, or too much is asked for at once.
   """
   frames = range(media.n_frames) if frames is None else frames
-  suffix = media.files[0].suffix.lower()
   n_bytes = len(frames) * media.height * media.width
   if n_bytes > limits.MAX_TOTAL:
     raise UserError(
       f"{media.path} has {n_bytes / 2**30:.0f} GiB of frames, more than "
       f"{limits.MAX_TOTAL // 2**30} are read together; cut it into parts, or make it smaller."
     )
-  if suffix in containers.SUFFIXES:
-    images = containers.read(media.path, frames, media.n_frames, media.slots)
-  elif suffix == ".npy":
-    images = _load_npy(media.path, media.npy_axes)[list(frames)]
-  elif suffix == ".gif":
-    images = _read_gif(media, frames)
-  else:
-    images = _read_pictures(media, frames)
-  for image in images:
-    if image.shape != (media.height, media.width):
-      raise UserError(
-        f"{media.path} changes its frame size on the way; frames of one video must have one size."
-      )
-  return np.stack(images)
+  places = {}
+  for place, frame in enumerate(frames):
+    places.setdefault(frame, []).append(place)
+  images = np.empty((len(frames), media.height, media.width), np.uint8)
+  wanted = sorted(places)
+  for frame, image in zip(wanted, stream(media, wanted), strict=True):
+    images[places[frame]] = image
+  return images
 
 
 def _check_mask_type(path, image, *, palette=False, colours=False):

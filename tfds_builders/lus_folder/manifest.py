@@ -32,7 +32,7 @@ from absl import logging
 
 from lus_jax import notices, problems
 from lus_jax.errors import UserError
-from lus_jax.media import readers
+from lus_jax.media import clips, readers
 from lus_jax.splits import SPLITS
 from tfds_builders import tables
 
@@ -132,7 +132,7 @@ def _read_dataset(path):
         UserError(f"{path}: {key!r} is of multirater_folder and says nothing here; remove it.")
       )
   choices_of = {"missing_class": ("unlabelled",), "frame_numbers": FRAME_NUMBERS}
-  for key, choices in (choices_of | {"npy_axes": readers.NPY_AXES}).items():
+  for key, choices in (choices_of | {"npy_axes": clips.NPY_AXES}).items():
     if dataset.get(key, choices[0]) not in choices:
       written = tables.shown_value(dataset[key])
       problems.tell(
