@@ -320,10 +320,7 @@ def frames(dataset, clip):
   if dataset.kind == "multirater_folder":
     yield pictures.read_image(media.path, axes=folder.nifti_axes, window=folder.intensity_window)
     return
-  # In parts, so that a long video need not fit into memory.
-  step = max(1, 2**27 // (media.height * media.width))
-  for start in range(0, media.n_frames, step):
-    yield from readers.read(media, range(start, min(start + step, media.n_frames)))
+  yield from readers.stream(media)
 
 
 def masks(dataset, label):
