@@ -225,9 +225,9 @@ class Removed:
 def rewrite(media, box, target, pseudonyms, *, patient=None, keep_pixels=False):
   """Writes a copy without what tells whose a video or picture is, whole or not at all.
 
-  Its frames are what `readers.read` gives, as shown, without loss: DICOM becomes DICOM (grey, RLE),
-  a video or a GIF with a rate a grey AVI (FFV1), a picture or a folder of them PNG (numbered from
-  0), npy npy with the axes it had. Text that is burned into the scan area stays.
+  Its frames are what `readers.read` gives, as shown, without loss: DICOM becomes DICOM (grey,
+  JPEG-LS), a video, or a GIF with a rate, a grey AVI (FFV1), a picture or a folder of them PNG
+  (numbered from 0), npy npy with the axes it had. Text that is burned into the scan area stays.
 
   Args:
     media: what `readers.probe` returned.
@@ -243,36 +243,41 @@ def rewrite(media, box, target, pseudonyms, *, patient=None, keep_pixels=False):
   Raises:
     UserError: the file is damaged, or the disk refuses the copy.
   """
-  frames = readers.read(media)
-  top, left, bottom, right = box
-  n_blanked = 0 if keep_pixels else frames.size - len(frames) * (bottom - top) * (right - left)
+  target, replaced = pathlib.Path(target), frozenset()
+  n_blanked = 0
   if not keep_pixels:
-    frames[:, :top], frames[:, bottom:] = 0, 0
-    frames[:, :, :left], frames[:, :, right:] = 0, 0
-  suffix = media.files[0].suffix.lower()
-  target = pathlib.Path(target)
-  if suffix == ".dcm":
+    top, left, bottom, right = box
+    n_blanked = media.n_frames * (media.height * media.width - (bottom - top) * (right - left))
+  frames = _frames(media, None if keep_pixels else box)
+  if media.format == "dicom":
     # Imported here: pydicom is large, and few need it.
     from lus_jax.media import dicom_copy
 
-    header = dicom_copy.read_header(media.files[0])
-    patient = dicom_copy.patient_id(header) if patient is None else patient
-    content, removed, replaced = dicom_copy.make(header, frames, pseudonyms, patient)
     path = _beside(target, ".dcm")
+    content, removed, replaced = dicom_copy.make(media, frames, pseudonyms, patient)
     files.write_bytes(path, content)
   else:
-    removed, replaced = collections.Counter(), frozenset()
-    for _, name, _ in tags.read(media):
-      removed[tags.public_name(name)] += 1
-    if suffix == ".npy":
+    removed = collections.Counter(tags.public_name(name) for _, name, _ in tags.read(media))
+    if media.format == "npy":
       path = _write_npy(target, frames, media.npy_axes)
     elif math.isfinite(media.frames_per_second):
-      path = _write_video(target, frames, media.frames_per_second)
-    elif media.path.is_dir() or len(frames) > 1:
+      path = _write_video(target, frames, media)
+    elif media.format == "folder" or media.n_frames > 1:
       path = _write_folder(target, frames)
     else:
-      path = _write_picture(target, frames[0])
-  return path, Removed(dict(removed), frozenset(replaced), len(frames), n_blanked)
+      path = _write_picture(target, *frames)
+  return path, Removed(dict(removed), frozenset(replaced), media.n_frames, n_blanked)
+
+
+def _frames(media, box):
+  """Yields frames as shown, [h, w] uint8, 0 outside the box."""
+  for frame in readers.stream(media):
+    if box is not None:
+      top, left, bottom, right = box
+      inside = frame[top:bottom, left:right]
+      frame = np.zeros_like(frame)
+      frame[top:bottom, left:right] = inside
+    yield np.ascontiguousarray(frame)
 
 
 def _beside(target, suffix):
@@ -307,7 +312,7 @@ def _written(path):
 
 
 def _write_npy(target, frames, axes):
-  path = _beside(target, ".npy")
+  path, frames = _beside(target, ".npy"), np.stack(list(frames))
   with _written(path) as temporary, temporary.open("wb") as file:
     np.save(file, np.moveaxis(frames, 0, -1) if axes == "hwn" else frames)
   return path
@@ -332,14 +337,14 @@ def _write_folder(target, frames):
   return target
 
 
-def _write_video(target, frames, rate):
+def _write_video(target, frames, media):
   path = _beside(target, ".avi")
   # The rate as a fraction of whole numbers, as 30000/1001, which files hold.
-  rate = fractions.Fraction(rate).limit_denominator(10**6)
+  rate = fractions.Fraction(media.frames_per_second).limit_denominator(10**6)
   exact = {"fflags": "+bitexact"}  # no name or version of a program
   with _written(path) as temporary, av.open(temporary, "w", format="avi", options=exact) as video:
     stream = video.add_stream("ffv1", rate=rate, options={"level": "3", "slicecrc": "1"})
-    stream.height, stream.width = frames.shape[1:]
+    stream.height, stream.width = media.height, media.width
     stream.pix_fmt = "gray"
     for i, pixels in enumerate(frames):
       frame = av.VideoFrame.from_ndarray(pixels, format="gray")
@@ -371,10 +376,9 @@ def report(removed):
     )
   if kept := len(removed) - len(blanked):
     lines.append(f"No pixels blanked: in {kept} of them.")
-  lines += [
-    f"{name}: replaced by a pseudonym, or a date shifted, in {n} of them."
-    for name, n in sorted(replaced.items())
-  ]
+  for name, n in sorted(replaced.items()):
+    how = "shifted" if name.endswith("Date") else "replaced by a pseudonym"
+    lines.append(f"{name}: {how} in {n} of them.")
   for name, n in sorted(copies.items()):
     often = f" ({times[name]} times)" if times[name] > n else ""
     lines.append(f"{name}: removed from {n} of them{often}.")

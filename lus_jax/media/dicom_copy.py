@@ -11,13 +11,16 @@ import contextlib
 import datetime
 import hashlib
 import io
+import itertools
 import math
 import re
 import struct
-import warnings
 
 import pydicom
-from pydicom import datadict, uid, valuerep
+from pydicom import datadict, encaps, uid, valuerep
+from pydicom.pixels.encoders import JPEGLSLosslessEncoder
+
+from lus_jax.media import dicom
 
 # Of the image, all numbers.
 _NUMBERS = (
@@ -165,6 +168,16 @@ def _keep_numbers(source, target, keywords):
       setattr(target, keyword, numbers if several else numbers[0])
 
 
+def _keep_regions(source, target):
+  regions = []
+  for item in _value(source, _REGIONS) or ():
+    region = pydicom.Dataset()
+    _keep_numbers(item, region, _REGION)
+    regions.append(region)
+  if regions:
+    setattr(target, _REGIONS, regions)
+
+
 def _keep_machine(source, target):
   known = " ".join(_text(source, keyword) for keyword in _NAMES_OF_PEOPLE_AND_PLACES).casefold()
   words = {word for word in re.findall(r"\w+", known.replace("_", " ")) if len(word) > 2}
@@ -183,124 +196,140 @@ def _shift_dates(source, target, pseudonyms, patient):
     with contextlib.suppress(ValueError):
       date = datetime.datetime.strptime(_text(source, keyword), "%Y%m%d").date()
       if shifted := pseudonyms.shifted(patient, date):
-        setattr(target, keyword, f"{shifted:%Y%m%d}")
+        setattr(target, keyword, shifted.isoformat().replace("-", ""))
 
 
-def _names(dataset, stored, kept):
-  """Yields the keyword of every attribute with a value that is in none of two lists.
+def _is_empty(item):
+  if not isinstance(item, pydicom.dataelem.RawDataElement):
+    return item.is_empty
+  # Values that are large stay in the file.
+  return item.length == 0 or (item.value is not None and not item.value.strip(b" "))
+
+
+def _names(source, stored=(), copy=()):
+  """Yields the keyword of every attribute with a value that neither a list nor the copy has.
 
   Attributes within sequences count too. Private and unknown ones have no keyword: their tags and
   makers' names are not told.
   """
-  for tag in list(dataset.keys()):
-    with contextlib.suppress(*_BROKEN):
-      item = dataset.get_item(tag)
-      name = datadict.keyword_for_tag(tag)
-      if tag.is_private:
-        name = "private attributes"
-      if tag.element == 0 or item.is_empty or name in stored:
-        continue
-      if name not in kept:
-        yield name or "unknown attributes"
-      if item.VR == "SQ":
-        for inner in dataset[tag].value:
-          yield from _names(inner, (), _REGION if name == _REGIONS else ())
+  # What is in the copy and empty, because it must be there, is gone.
+  kept = {element.keyword: element.value for element in copy if not element.is_empty}
+  for tag in list(source.keys()):
+    item = source.get_item(tag)  # as it stands in the file, not interpreted yet
+    name = "private attributes" if tag.is_private else datadict.keyword_for_tag(tag)
+    if tag.element == 0 or name in stored or _is_empty(item):
+      continue
+    if name not in kept:
+      yield name or "unknown attributes"
+    # Where VRs are implicit, the dictionary says it.
+    if name in datadict.keyword_dict and "SQ" in (item.VR, datadict.dictionary_VR(tag)):
+      parts = kept.get(name) or ()
+      for part, inner in itertools.zip_longest(parts, _value(source, name) or (), fillvalue=()):
+        yield from _names(inner, copy=part)
 
 
 def _removed(source, copy):
   """Counts the attributes of the source that are not in the copy, by keyword."""
-  # What is there and empty, because it must be, is gone.
-  kept = [element.keyword for element in copy if not element.is_empty]
-  names = collections.Counter(_names(source, _STORED, kept))
-  names.update(_names(source.file_meta, _STORED_META, ["MediaStorageSOPInstanceUID"]))
+  names = collections.Counter(_names(source, _STORED, copy))
+  names.update(_names(source.file_meta, (*_STORED_META, "MediaStorageSOPInstanceUID")))
   preamble = getattr(source, "preamble", None) or b""
   names["preamble"] += bool(preamble.strip(b"\0"))
   return +names
 
 
-def read_header(path):
-  """Reads the header of a DICOM file, as pydicom does, without its pixels."""
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # about values that are not kept
-    return pydicom.dcmread(path, stop_before_pixels=True, force=True)
-
-
-def patient_id(header):
-  """The patient's id in a header, without blanks around it; '' where there is none."""
-  return _text(header, "PatientID")
-
-
-def make(header, frames, pseudonyms, patient):
+def make(media, frames, pseudonyms, patient=None):
   """Makes a DICOM file of frames, and of the numbers of another one's header.
 
   Args:
-    header: what `read_header` returned.
-    frames: uint8 [N, h, w], grey.
+    media: what `readers.probe` said of that one.
+    frames: what is to be in it, uint8 [h, w] each, grey.
     pseudonyms: `deidentify.Pseudonyms`.
-    patient: the patient's real id; '' where it is unknown, and dates are left out then.
+    patient: the patient's real id; by default what the header says. Where it is unknown, dates are
+      left out.
 
   Returns:
-    The file's bytes (explicit VR, little endian, RLE lossless); how often each attribute was
+    The file's bytes (explicit VR, little endian, JPEG-LS lossless); how often each attribute was
     removed, by keyword; and the keywords of those that have a pseudonym or another date now.
+
+  Raises:
+    UserError: the file is damaged.
   """
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    return _make(header, frames, pseudonyms, patient)
-
-
-def _make(header, frames, pseudonyms, patient):
-  copy = pydicom.Dataset()
-  for keyword in _EMPTY:
-    setattr(copy, keyword, "")
-  _keep_numbers(header, copy, _NUMBERS)
-  _keep_machine(header, copy)
-  regions = []
-  for source in _value(header, _REGIONS) or ():
-    region = pydicom.Dataset()
-    _keep_numbers(source, region, _REGION)
-    regions.append(region)
-  if regions:
-    setattr(copy, _REGIONS, regions)
-  if patient:
-    _shift_dates(header, copy, pseudonyms, patient)
-  copy.PatientID = pseudonyms.patient(patient)
-  digest = hashlib.sha256(frames).hexdigest()
-  for keyword in _UIDS:
-    setattr(copy, keyword, pseudonyms.uid(_text(header, keyword) or f"{keyword} {digest}"))
-  replaced = {
-    name for name in (*_DATES, *_UIDS, "PatientID") if _text(header, name) and _text(copy, name)
-  }
-  removed = _removed(header, copy)
-
-  several = len(frames) > 1
-  copy.SOPClassUID = uid.UltrasoundMultiFrameImageStorage if several else uid.UltrasoundImageStorage
-  copy.Modality = "US"
-  copy.ImageType = ["DERIVED", "PRIMARY"]
-  copy.PatientIdentityRemoved = "YES"
-  copy.LongitudinalTemporalInformationModified = "MODIFIED"
-  copy.DeidentificationMethod = "lus_jax: a new header with numbers of the picture alone"
-  copy.DeidentificationMethodCodeSequence = [_code(*method) for method in _METHODS.items()]
-  if _text(header, "LossyImageCompression") == "01":
-    copy.LossyImageCompression = "01"
-  if several:
-    copy.NumberOfFrames = len(frames)
-    pointed = [name for name in ("FrameTime", "FrameTimeVector") if name in copy]
-    if pointed:
-      copy.FrameIncrementPointer = datadict.tag_for_keyword(pointed[0])
-  copy.SamplesPerPixel = 1
-  copy.PhotometricInterpretation = "MONOCHROME2"
-  copy.Rows, copy.Columns = frames.shape[1:]
-  copy.BitsAllocated = copy.BitsStored = 8
-  copy.HighBit, copy.PixelRepresentation = 7, 0
-  copy.file_meta = pydicom.dataset.FileMetaDataset()
-  copy.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-  copy.compress(uid.RLELossless, frames, generate_instance_uid=False)
-  file = io.BytesIO()
-  pydicom.dcmwrite(file, copy, enforce_file_format=True)
+  pixels = [_encoded(frame) for frame in frames]
+  with dicom.quiet():
+    header = dicom.header(media.path)
+    copy = pydicom.Dataset()
+    for keyword in _EMPTY:
+      setattr(copy, keyword, "")
+    _keep_numbers(header, copy, _NUMBERS)
+    if media.spacing and "PixelSpacing" not in copy:  # of another place in the header
+      copy.PixelSpacing = [_number(step, "DS") for step in media.spacing]
+    _keep_regions(header, copy)
+    _keep_machine(header, copy)
+    patient = _text(header, "PatientID") if patient is None else patient
+    copy.PatientID = pseudonyms.patient(patient)
+    if patient:
+      _shift_dates(header, copy, pseudonyms, patient)
+    digest = hashlib.sha256(b"".join(pixels)).hexdigest()
+    for keyword in _UIDS:
+      setattr(copy, keyword, pseudonyms.uid(_text(header, keyword) or f"{keyword} {digest}"))
+    replaced = {
+      name for name in (*_DATES, *_UIDS, "PatientID") if _text(header, name) and _text(copy, name)
+    }
+    removed = _removed(header, copy)
+    _say_what_was_done(copy)
+    if _text(header, "LossyImageCompression") == "01":
+      copy.LossyImageCompression = "01"
+    _add_pixels(copy, pixels, media)
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, copy, enforce_file_format=True)
   return file.getvalue(), removed, replaced
 
 
-def _code(value, meaning):
-  code = pydicom.Dataset()
-  code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-  return code
+def _say_what_was_done(copy):
+  copy.PatientIdentityRemoved = "YES"
+  copy.LongitudinalTemporalInformationModified = "MODIFIED"
+  copy.DeidentificationMethod = "lus_jax: a new header with numbers of the picture alone"
+  methods = []
+  for value, meaning in _METHODS.items():
+    code = pydicom.Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
+    methods.append(code)
+  copy.DeidentificationMethodCodeSequence = methods
+
+
+def _encoded(frame):
+  height, width = frame.shape
+  return JPEGLSLosslessEncoder.encode(
+    frame.tobytes(),
+    rows=height,
+    columns=width,
+    number_of_frames=1,
+    samples_per_pixel=1,
+    bits_allocated=8,
+    bits_stored=8,
+    pixel_representation=0,
+    photometric_interpretation="MONOCHROME2",
+    encoding_plugin="pyjpegls",
+  )
+
+
+def _add_pixels(copy, pixels, media):
+  several = len(pixels) > 1
+  copy.SOPClassUID = uid.UltrasoundMultiFrameImageStorage if several else uid.UltrasoundImageStorage
+  copy.Modality = "US"
+  copy.ImageType = ["DERIVED", "PRIMARY"]
+  if several:
+    copy.NumberOfFrames = len(pixels)
+    timed = [name for name in ("FrameTime", "FrameTimeVector") if name in copy]
+    if timed:
+      copy.FrameIncrementPointer = datadict.tag_for_keyword(timed[0])
+  copy.SamplesPerPixel = 1
+  copy.PhotometricInterpretation = "MONOCHROME2"
+  copy.Rows, copy.Columns = media.height, media.width
+  copy.BitsAllocated = copy.BitsStored = 8
+  copy.HighBit, copy.PixelRepresentation = 7, 0
+  copy.PixelData = encaps.encapsulate(pixels, has_bot=False)
+  copy["PixelData"].VR = "OB"
+  copy["PixelData"].is_undefined_length = True
+  copy.file_meta = pydicom.dataset.FileMetaDataset()
+  copy.file_meta.TransferSyntaxUID = uid.JPEGLSLossless

@@ -42,10 +42,9 @@ def read(media):
   """
   found = []
   for path in media.files:
-    suffix = path.suffix.lower()
-    if suffix in containers.SUFFIXES:
+    if media.format == "video":
       found += [(path, *tag) for tag in containers.texts(path)]
-    elif suffix in (*stills.PICTURES, ".gif"):
+    elif media.format in ("folder", "gif", "picture"):
       with stills.opened(path) as image:
         found += [(path, *tag) for tag in stills.texts(image, path)]
   return [tag for tag in found if tag[1] not in _TECHNICAL]

@@ -358,7 +358,9 @@ def test_only_named_formats_are_opened(tmp_path):
   np.testing.assert_array_equal(readers.read(readers.probe(path))[0], picture())
   path = tmp_path / "a.webp"
   Image.fromarray(picture()).save(path)
-  refused(path, "of no known format; bring mp4, avi, gif, DICOM, npy, png, jpg, jpeg, tif, tiff, bmp")
+  refused(
+    path, "of no known format; bring mp4, avi, gif, DICOM, npy, png, jpg, jpeg, tif, tiff, bmp"
+  )
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
