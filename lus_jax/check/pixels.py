@@ -207,6 +207,17 @@ def _overlap(box, other):
 
 
 def _warn_of_tags(clip):
+  for path in clip.media.files:
+    if path.suffix.lower() == ".dcm":
+      # Imported here: pydicom is large, and few need it.
+      from lus_jax.media import dicom_copy
+
+      if told := dicom_copy.telling(dicom_copy.read_header(path)):
+        notices.warn(
+          f"%s: its header tells whose it is or when it was made ({', '.join(told)}); import it, "
+          "which replaces that.",
+          path,
+        )
   for path, name, text in tags.read(clip.media):
     if what := suspicious(text):
       notices.warn(

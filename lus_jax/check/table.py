@@ -85,9 +85,10 @@ def _areas(clips):
 def _splits(result):
   by_table = any(clip.split for clip in result.dataset.clips)
   patient_of = {clip.name: clip.patient for clip in result.dataset.clips}
+  noun = "label" if any(clip.labels for clip in result.dataset.clips) else "video"
   counts = [
     f"{split} {plural(len({patient_of[name] for name in names}), 'patient')}, "
-    f"{plural(len(names), 'label')}"
+    f"{plural(len(names), noun)}"
     for split, names in result.splits.items()
   ]
   if not counts:

@@ -237,6 +237,17 @@ def _removed(source, copy):
   return +names
 
 
+def telling(header):
+  """Which attributes are filled that tell whose a file is, or when it was made: keywords.
+
+  None where the header says that they were replaced.
+  """
+  if _text(header, "PatientIdentityRemoved").upper() == "YES":
+    return []
+  names = (*_NAMES_OF_PEOPLE_AND_PLACES, "AccessionNumber", "PatientBirthDate", *_DATES)
+  return [name for name in dict.fromkeys(names) if _text(header, name)]
+
+
 def make(media, frames, pseudonyms, patient=None):
   """Makes a DICOM file of frames, and of the numbers of another one's header.
 
