@@ -157,8 +157,8 @@ class _Crew:
         self._turn += 1
       self._changed.notify_all()
     said, warned, result, error = pickle.loads(content)
-    for level, text in said:
-      logging.get_absl_logger().log(level, "%s", text)
+    for is_error, text in said:
+      (logging.error if is_error else logging.warning)("%s", text)
     for warning in warned:
       notices.warn(*warning)
     if error is not None:
@@ -254,11 +254,11 @@ class _Kept(python_logging.Handler):
   """Keeps what is logged, for the parent."""
 
   def __init__(self):
-    super().__init__()
+    super().__init__(python_logging.WARNING)
     self.said = []
 
   def emit(self, record):
-    self.said.append((record.levelno, record.getMessage()))
+    self.said.append((record.levelno >= python_logging.ERROR, record.getMessage()))
 
 
 def serve():

@@ -334,7 +334,7 @@ def masks(dataset, label):
   """
   if dataset.kind == "lus_folder":
     for name in label.files:
-      yield name, painted.confidence(dataset.folder, label.row, name), True
+      yield name, painted.confidence(label.files[name], dataset.folder.confidence_maximum), True
   else:
     for name, mask in drawn.masks(dataset.folder, label.row).items():
       yield name, mask, drawn.may_be_inverted(dataset.folder, label.files[name])

@@ -13,6 +13,7 @@ from lus_jax.check import alike, folders, lettering
 from lus_jax.errors import UserError
 from lus_jax.media import tags
 from lus_jax.media.deidentify import suspicious
+from tfds_builders import mask_check
 
 # The longer side of the sheet's pictures.
 _SIDE = 300
@@ -32,21 +33,21 @@ class Mask:
   """What a mask shows.
 
   Attributes:
-    name: its class.
-    person: who painted it.
     file: where it is.
     pixels: how many are above 0 and count.
     bins: int64 [6]: those of (0, .2], (.2, .4], ... (.8, 1), and of 1.
-    largest, mean: of its values; the mean is 0 where its background is told by more than these.
+    measured: for a `mask_check.MaskCheck`.
   """
 
-  name: str
-  person: str
   file: str
   pixels: int
   bins: np.ndarray
-  largest: float
-  mean: float
+  measured: mask_check.Mask
+
+  @property
+  def name(self):
+    """Its class."""
+    return self.measured.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,13 +245,10 @@ def _look_at_masks(dataset, clip, label, seen, weights):
     bins[-2] -= bins[-1]
     found.append(
       Mask(
-        name=name,
-        person=label.person,
         file=str(label.files[name]),
         pixels=painted.size,
         bins=bins,
-        largest=float(mask.max()),
-        mean=float(mask.mean()) if by_values else 0.0,
+        measured=mask_check.measure(mask, name, label.person, may_be_inverted=by_values),
       )
     )
     _warn_of_mask(dataset, clip, label.files[name], painted, mask)

@@ -107,20 +107,20 @@ def _check_masks(result):
     return
   masks = [mask for seen in result.seen for found, _ in seen.labels for mask in found]
   for mask in masks:
-    check.count(mask.largest, mask.mean, mask.name, mask.person)
+    check.count(mask.measured)
   with problems.apart():
     check.warn()
   means = collections.defaultdict(list)
   for mask in masks:
-    means[mask.name].append(mask.mean)
+    means[mask.name].append(mask.measured.share)
   usual = {name: sorted(found)[len(found) // 2] for name, found in means.items()}
   for mask in masks:
-    if mask.mean > _INVERTED and usual[mask.name] < _USUAL:
+    if mask.measured.share > _INVERTED and usual[mask.name] < _USUAL:
       notices.warn(
         "%s: %.0f %% of it is object, and %.0f %% of the masks of its class '%s' in the middle; is "
         "it inverted?",
         mask.file,
-        100 * mask.mean,
+        100 * mask.measured.share,
         100 * usual[mask.name],
         mask.name,
       )

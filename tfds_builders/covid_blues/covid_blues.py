@@ -309,8 +309,9 @@ class CovidBlues(tfds.core.GeneratorBasedBuilder):
   # 1.1.0: configs are named by what files hold, not by their times and sizes.
   VERSION = tfds.core.Version("1.1.0")
 
-  def __init__(self, *, file_format="array_record", **kwargs):
+  def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
     super().__init__(file_format=file_format, **kwargs)
+    self._num_processes = num_processes
 
   def _info(self):
     config = self.builder_config
@@ -349,23 +350,32 @@ class CovidBlues(tfds.core.GeneratorBasedBuilder):
     n_videos = sum(len(videos) for videos in config.splits.values())
     odd = [f"{len(names)} {what}" for what, names in config.oddities.items() if names]
     logging.warning("covid_blues: %d videos; %s", n_videos, ", ".join(odd) or "nothing odd")
-    return {name: self._generate_examples(videos) for name, videos in config.splits.items()}
+    shown = records.bar(n_videos, "video")
+    return {name: self._generate_examples(videos, shown) for name, videos in config.splits.items()}
 
-  def _generate_examples(self, videos):
+  def _generate_examples(self, videos, shown):
     config = self.builder_config
-    for video in videos:
-      name, frames = video.features["video"], readers.read(video.media)
-      shows_something = np.ptp(frames, axis=(1, 2)) > 0
-      if not shows_something.any():
-        raise UserError(f"{video.media.path}: every frame is empty; {_MEND}.")
-      if not shows_something.all():
+    size = config.height, config.width
+    made = records.made(_video, size, videos, self._num_processes, shown)
+    for i, (name, example, is_odd) in enumerate(made):
+      if is_odd:
         self.info.metadata["oddities"]["videos with empty frames"].append(name)
-      fitted = [letterbox(frame, config.height, config.width) for frame in frames[shows_something]]
-      yield (
-        name,
-        {
-          "frames": np.stack([frame for frame, _ in fitted])[..., None],
-          "valid_box": np.array(fitted[0][1], np.int32),
-          **video.features,
-        },
-      )
+      yield records.in_order(i, len(videos)), example
+
+
+def _video(size, video):
+  """Yields name, example, and whether some frames were empty and left out, of a video."""
+  fitted, box, n_frames = [], None, video.media.n_frames
+  readers.check_total(video.media.path, n_frames, *size)
+  for image in readers.stream(video.media):
+    if np.ptp(image) > 0:
+      image, box = letterbox(image, *size)
+      fitted.append(image)
+  if not fitted:
+    raise UserError(f"{video.media.path}: every frame is empty; {_MEND}.")
+  example = {
+    "frames": np.stack(fitted)[..., None],
+    "valid_box": np.array(box, np.int32),
+    **video.features,
+  }
+  yield video.features["video"], example, len(fitted) < n_frames

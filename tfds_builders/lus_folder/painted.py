@@ -13,13 +13,12 @@ def mask_check(folder):
   return MaskCheck(folder.directory, folder.classes, "annotator", "invert the masks", maximum)
 
 
-def confidence(folder, label, name):
+def confidence(path, maximum):
   """Reads what was painted of a class, with a warning where it looks like 0 and 1.
 
   Args:
-    folder: the `manifest.Folder`.
-    label: a `manifest.Label` of it, with a mask of the class.
-    name: of the class.
+    path: of the mask.
+    maximum: what means 100 %, `confidence_maximum` of the folder.
 
   Returns:
     float32 [h, w] in [0, 1].
@@ -27,11 +26,11 @@ def confidence(folder, label, name):
   Raises:
     UserError: the mask is damaged, or no confidence.
   """
-  mask = readers.read_mask(label.masks[name], maximum=folder.confidence_maximum)
+  mask = readers.read_mask(path, maximum=maximum)
   if 0 < mask.max() <= np.float32(1 / 255):
     notices.warn(
       "%s: its largest confidence is %.4f; a mask of 0 and 1 should be one of 0 and 255.",
-      label.masks[name],
+      path,
       mask.max(),
     )
   return mask
