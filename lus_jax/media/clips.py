@@ -13,6 +13,7 @@ class Words:
   """What files do not say of themselves and the user may: see `Media`."""
 
   npy_axes: str | None = None
+  nifti_axes: str | None = None
   window: tuple[float, float] | None = None
 
 
@@ -35,7 +36,9 @@ class Media:
       it stays until the next; empty if every frame is stored.
     npy_axes: of npy, which axes it has in the user's word, one of `NPY_AXES`; None: nobody says,
       so [N, h, w].
-    format: which entry of `readers.FORMATS_READ` reads it.
+    nifti_axes: of NIfTI, which axis is the first in the user's word, 'xy' or 'yx'; None: nobody
+      says, so x.
+    format: which entry of `readers` reads it.
     spacing: millimetres a pixel, (vertical, horizontal), as shown; None where unknown.
     region: the largest two-dimensional picture of tissue that the header names, a box (top, left,
       bottom, right), half-open, that lies within the frame; None where there is none.
@@ -54,6 +57,7 @@ class Media:
   numbers: tuple[int, ...] | None = None
   slots: tuple[int, ...] = ()
   npy_axes: str | None = None
+  nifti_axes: str | None = None
   format: str = "picture"
   spacing: tuple[float, float] | None = None
   region: tuple[int, int, int, int] | None = None

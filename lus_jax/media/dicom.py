@@ -41,6 +41,8 @@ _ERRORS = (
   zlib.error,
   av.FFmpegError,
 )
+# Bytes that a deflated file may unfold to, all of which are in memory twice.
+_MOST_DEFLATED = 2**29
 # Frames whose window is chosen from what they hold.
 _SAMPLED = 8
 # How far grey may be from its own colour, and how much of a picture of ultrasound is grey.
@@ -87,14 +89,17 @@ def _damage(path):
 def is_dicom(path):
   """Whether a file says at its beginning that it is DICOM, as many are named without a suffix."""
   try:
+    # Whoever opens a pipe waits.
+    if not path.is_file():
+      return False
     with path.open("rb") as file:
       return file.read(132)[128:] == b"DICM"
   except OSError:
     return False
 
 
-def _check_deflated(path):
-  """Refuses a deflated file that unfolds to more than `limits.MAX_UNFOLDED`, in little memory."""
+def _is_deflated(path):
+  """Whether a file is deflated; refuses one that unfolds to too much, in little memory."""
   from pydicom.filereader import read_file_meta_info
   from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -106,7 +111,7 @@ def _check_deflated(path):
     file.seek(144 + meta.FileMetaInformationGroupLength)
     while chunk := inflate.unconsumed_tail or file.read(2**20):
       n_bytes += len(inflate.decompress(chunk, 2**20))
-      limits.check_unfolded(path, n_bytes)
+      limits.check_unfolded(path, n_bytes, _MOST_DEFLATED)
   return True
 
 
@@ -117,7 +122,7 @@ def header(path):
   check_file(path, _MEND)
   named = is_dicom(path)
   with _damage(path):
-    deflated = named and _check_deflated(path)
+    deflated = named and _is_deflated(path)
     # Of a deflated file nothing can be read later.
     return dcmread(path, defer_size=None if deflated else _DEFERRED, force=not named)
 
@@ -386,7 +391,7 @@ def _check_size_inside(data, pixels):
   path = pixels.path
   if pixels.syntax == _RLE:
     # A pair of bytes becomes 128 at most.
-    if 64 * len(data) > limits.MAX_UNFOLDED:
+    if 64 * len(data) > _MOST_DEFLATED:
       raise UserError(f"{path} has a frame of {len(data) / 2**20:.0f} MiB; {_MEND} uncompressed.")
     return
   size = _size_inside(data)

@@ -7,6 +7,7 @@ to be drawn on the shown picture, and a mask that says so itself is turned likew
 import contextlib
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from lus_jax import notices
 from lus_jax.errors import UserError
 from lus_jax.files import NPY_ERRORS, check_file, damage_is_a_user_error
-from lus_jax.media import confidences, containers, dicom, limits, stills
+from lus_jax.media import confidences, containers, dicom, limits, nifti, stills, volumes
 from lus_jax.media.clips import Media, Words
 from lus_jax.media.stills import PICTURES
 
@@ -27,6 +28,7 @@ _JPEG_COLOUR = 4
 _IF_HWN = 'save np.moveaxis(frames, -1, 0), or write "npy_axes": "hwn" into dataset.json'
 _IF_NHW = 'write "npy_axes": "nhw" there'
 _MEND = "save it again"
+_FIND = "put the file there or mend its name"
 _MEND_MASK = "save the mask again as 8- or 16-bit grey PNG"
 
 
@@ -123,23 +125,16 @@ def _file_numbers(pictures):
 def _probe_gif(path, words):
   del words
   with stills.opened(path) as image:
-    duration = image.info.get("duration")
     header = stills.n_frames(image, path), image.height, image.width
   with path.open("rb") as file:
     file.seek(-min(64, path.stat().st_size), 2)
     if not file.read().rstrip(b"\0").endswith(b";"):
       notices.warn("%s does not end as a GIF does; its last frames may be missing.", path)
-  return Media(path, (path,), *header, 1000 / duration if duration else math.nan)
+  return Media(path, (path,), *header, containers.mean_rate(path))
 
 
 def _probe_folder(path, words):
   pictures = numbered_pictures(path)
-  return _probe_pictures(path, words, pictures, _file_numbers(pictures))
-
-
-def _probe_pictures(path, words, pictures=(), numbers=None):
-  del words
-  pictures = pictures or (path,)
   sizes, orientation = {}, 1
   for file in pictures:
     with stills.opened(file) as image:
@@ -151,10 +146,45 @@ def _probe_pictures(path, words, pictures=(), numbers=None):
       f"{second} is {other[1]} x {other[0]} and {first.name} {size[1]} x {size[0]} pixels; frames "
       "of one video must have one size."
     )
-  ((height, width),) = sizes
   return Media(
-    path, tuple(pictures), len(pictures), height, width, orientation=orientation, numbers=numbers
+    path,
+    pictures,
+    len(pictures),
+    *next(iter(sizes)),
+    orientation=orientation,
+    numbers=_file_numbers(pictures),
+    window=words.window,
   )
+
+
+def _probe_picture(path, words):
+  with stills.opened(path, stack=True) as image:
+    n_frames, rate = stills.n_frames(image, path), math.nan
+    size, orientation = stills.shown_size(image, path), stills.orientation(image, path)
+    if n_frames > 1 or stills.imagej(image, path):
+      rate = _rate_of_imagej(stills.imagej(image, path), n_frames, path)
+  return Media(path, (path,), n_frames, *size, rate, orientation, window=words.window)
+
+
+def _rate_of_imagej(said, n_frames, path):
+  """Frames per second of a stack by what ImageJ wrote; refuses what is no clip (`UserError`)."""
+
+  def number(name):
+    try:
+      return float(said[name])
+    except (KeyError, ValueError):
+      return 0
+
+  if number("images") > n_frames:
+    raise UserError(
+      f"{path} keeps {said['images']} pictures behind one header, as ImageJ does above 4 GB; save "
+      "it in parts, or as mp4 or AVI."
+    )
+  axes = [f"{said[name]} {name}" for name in ("channels", "slices", "frames") if number(name) > 1]
+  if len(axes) > 1 or number("channels") > 1:
+    raise UserError(f"{path} is a stack of {' and '.join(axes)}; save one clip of grey frames.")
+  rate = number("fps") or (1 / number("finterval") if number("finterval") else 0)
+  return rate if 0 < rate < math.inf else math.nan
 
 
 def _read_gif(media, wanted):
@@ -168,9 +198,8 @@ def _read_gif(media, wanted):
 
 def _read_pictures(media, wanted):
   largest = []
-  for i in wanted:
-    with stills.opened(media.files[i]) as image:
-      pixels, of_dark = stills.grey(image, media.files[i])
+  for image, file in _pictures(media, wanted):
+    pixels, of_dark = stills.grey(image, file, media.window)
     largest.append(of_dark)
     yield pixels
   if None not in largest and max(largest, default=0):
@@ -180,6 +209,20 @@ def _read_pictures(media, wanted):
       media.path,
       max(largest),
     )
+
+
+def _pictures(media, wanted):
+  """Yields the open pictures of a folder, or pages of one file, and their files."""
+  if media.format == "folder":
+    for i in wanted:
+      with stills.opened(media.files[i]) as image:
+        yield image, media.files[i]
+    return
+  with stills.opened(media.path, stack=True) as image:
+    for i in wanted:
+      if i:
+        stills.seek(image, media.path, i)
+      yield image, media.path
 
 
 def _load_npy(path, axes):
@@ -281,12 +324,22 @@ class _Format(NamedTuple):
 
 # Every format by the name that `Media.format` holds.
 _FORMATS = {
-  "video": _Format("mp4, avi", containers.SUFFIXES, containers.probe, containers.read),
+  "video": _Format(
+    ", ".join(s[1:] for s in containers.SUFFIXES),
+    containers.SUFFIXES,
+    containers.probe,
+    containers.read,
+  ),
   "gif": _Format("gif", (".gif",), _probe_gif, _read_gif),
   "dicom": _Format("DICOM", dicom.SUFFIXES, dicom.probe, dicom.read),
   "npy": _Format("npy", (".npy",), _probe_npy, _read_npy),
+  "nifti": _Format("NIfTI", nifti.SUFFIXES, nifti.probe, nifti.read_clip),
+  "volume": _Format("NRRD, mha, mhd", volumes.SUFFIXES, volumes.probe, volumes.read),
   "picture": _Format(
-    ", ".join(suffix[1:] for suffix in PICTURES), PICTURES, _probe_pictures, _read_pictures
+    f"{', '.join(s[1:] for s in PICTURES)} (also a stack)",
+    PICTURES,
+    _probe_picture,
+    _read_pictures,
   ),
   "folder": _Format("a folder of numbered pictures", (), _probe_folder, _read_pictures),
 }
@@ -302,23 +355,25 @@ def _format_of(path):
   with contextlib.suppress(OSError, ValueError):  # a null in the name, or one too long
     if path.is_dir():
       return "folder"
-  check_file(path, "put the file there or mend its name")
-  suffix = path.suffix.lower()
   for name, one in _FORMATS.items():
-    if suffix in one.suffixes:
+    if path.name.lower().endswith(one.suffixes):
+      check_file(path, _FIND)
       return name
+  if not os.path.exists(path):
+    check_file(path, _FIND)  # it says why
   # Machines write IM0001, or a name of numbers and dots.
   if dicom.is_dicom(path):
     return "dicom"
   raise UserError(f"{path} is of no known format; bring {FORMATS}.")
 
 
-def probe(path, *, npy_axes=None, window=None):
+def probe(path, *, npy_axes=None, nifti_axes=None, window=None):
   """Reads the header of a video or still; of a video the first frame too.
 
   Args:
     path: of one of `FORMATS`; npy holds [N, h, w] or [h, w] uint8. DICOM needs no suffix.
-    npy_axes: which axes npy files have, in the user's word: one of `NPY_AXES`.
+    npy_axes: which axes npy files have, in the user's word: one of `clips.NPY_AXES`.
+    nifti_axes: which axis of NIfTI files is the first, in the user's word: one of `nifti.AXES`.
     window: (low, high): the values that become 0 and 255 where they have more than 8 bits, in the
       user's word; by default what the file says, or else a range that a warning names.
 
@@ -329,8 +384,17 @@ def probe(path, *, npy_axes=None, window=None):
     UserError: it is missing, truncated, too large, or of no such format.
   """
   name = _format_of(path)
-  found = _FORMATS[name].probe(path, Words(npy_axes, window))
+  found = _FORMATS[name].probe(path, Words(npy_axes, nifti_axes, window))
   return dataclasses.replace(found, format=name)
+
+
+def probe_still(path):
+  """Like `probe`, of a picture; a folder or a stack of pictures is refused too (`UserError`)."""
+  check_file(path, "save one picture a file")  # a folder would be read as a video
+  found = probe(path)
+  if found.n_frames > 1:
+    raise UserError(f"{path} holds {found.n_frames} pictures; save one a file.")
+  return found
 
 
 def stream(media, frames=None):

@@ -94,7 +94,7 @@ def import_palette(
   videos, labels, reader, shares, is_ignored = [], [], _Indices(classes, ignore), [], False
   with folder_lib.new_folder(out, "videos", "masks") as folder:
     for stem, path in image_of.items():
-      header = readers.probe(path)
+      header = readers.probe_still(path)
       indices, ignored = reader.read(mask_of[stem])
       readers.check_mask_size(mask_of[stem], indices.shape, header, of="image")
       name = stem + path.suffix

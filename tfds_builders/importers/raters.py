@@ -113,7 +113,7 @@ def import_folders(
   headers, grey, ones, shares = {}, [], [], []
   with folder_lib.new_folder(out, "images", "raters") as folder:
     for image, path in image_of.items():
-      headers[image] = readers.probe(path)
+      headers[image] = readers.probe_still(path)
       shutil.copyfile(path, folder / "images" / f"{image}{path.suffix}")
     for rater, drawn in masks.items():
       (folder / "raters" / rater).mkdir()

@@ -4,7 +4,6 @@ import numpy as np
 
 from lus_jax import notices, problems
 from lus_jax.errors import UserError
-from lus_jax.files import check_file
 from lus_jax.media import confidences, nifti, readers, stills, windows
 
 _NIFTI = (".nii.gz", ".nii")
@@ -27,8 +26,7 @@ def is_nifti(path):
 def _probe_image(path, axes):
   if is_nifti(path):
     return readers.Media(path, (path,), 1, *nifti.size(path, axes))
-  check_file(path, "save one picture a file")  # a folder would be read as a video
-  return readers.probe(path)
+  return readers.probe_still(path)
 
 
 def image_size(path, *, axes=None):
