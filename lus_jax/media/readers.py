@@ -51,6 +51,8 @@ class Media:
       it stays until the next; empty if every frame is stored.
     npy_axes: of npy, which axes it has in the user's word, one of `NPY_AXES`; None: nobody says,
       so [N, h, w].
+    region: (top, left, bottom, right), half-open, in pixels as shown: where the header says that
+      the scan is; None: it does not say.
   """
 
   path: pathlib.Path
@@ -63,6 +65,7 @@ class Media:
   numbers: tuple[int, ...] | None = None
   slots: tuple[int, ...] = ()
   npy_axes: str | None = None
+  region: tuple[int, int, int, int] | None = None
 
 
 def check_mask_size(path, size, media, *, of="frame"):
