@@ -211,9 +211,9 @@ def _warn_of_tags(clip):
   for path in clip.media.files:
     if path.suffix.lower() == ".dcm":
       # Imported here: pydicom is large, and few need it.
-      from lus_jax.media import dicom_copy
+      from lus_jax.media import dicom, dicom_copy
 
-      if told := dicom_copy.telling(dicom_copy.read_header(path)):
+      if told := dicom_copy.telling(dicom.header(path)):
         notices.warn(
           f"%s: its header tells whose it is or when it was made ({', '.join(told)}); import it, "
           "which replaces that.",
