@@ -20,6 +20,8 @@ AXES = ("xy", "yx")
 _TEXTS = ("aux_file", "data_type", "db_name", "descrip", "intent_name")
 # Bytes behind the pixels that are no padding any more.
 _MORE = 2**20
+# Bytes of a frame, several of which are in memory.
+_MOST_A_FRAME = 2**28
 # Values, about, that a clip's window is chosen from.
 _SAMPLED = 2**22
 
@@ -104,7 +106,6 @@ def _clip_shape(shape, path, axes):
       f"{path} has {size} values: several slices at several times; save one clip a file, with "
       "frames on its third axis, or its fourth."
     )
-  limits.check_pixels(path, *shape[:2], limits.MAX_FRAME_PIXELS)
   return more[0] if more else 1, *_size(shape[:2], path, axes)
 
 
@@ -165,6 +166,8 @@ def probe(path, words):
     n_frames, height, width = _clip_shape(shape, path, axes)
     if dtype.kind not in "iuf":
       raise UserError(f"{path} holds colours or complex numbers; save one grey value a pixel.")
+    if height * width * dtype.itemsize > _MOST_A_FRAME:
+      raise UserError(f"{path} has {width} x {height} pixels of {dtype}; save it in fewer bits.")
     if path.name.lower().endswith(".gz"):
       limits.check_unfolded(path, n_frames * height * width * dtype.itemsize)
     spacing, rate = _spacing_and_rate(header, path, axes)

@@ -86,7 +86,7 @@ def opened(path, mend=_MEND, *, stack=False):
       image = resources.enter_context(Image.open(file, formats=formats))
       # A JPEG's further pictures are previews.
       n_frames = image.n_frames if image.format in ("PNG", "TIFF") else 1
-    limits.check_pixels(path, image.height, image.width)
+    _check_size(image, path)
     if n_frames > 1 and not (stack and image.format == "TIFF"):
       raise UserError(f"{path} holds {n_frames} pictures; save one a file, or a folder of frames.")
     yield image
@@ -130,7 +130,15 @@ def seek(image, path, frame):
   """Goes to a frame of an open GIF or TIFF (`UserError` if it is damaged or too large)."""
   with _damage(path, _MEND):
     image.seek(frame)
-  limits.check_pixels(path, image.height, image.width)
+  _check_size(image, path)
+
+
+def _check_size(image, path):
+  """Refuses an open picture that would take too much memory (`UserError`)."""
+  # Frames of a GIF are drawn in colours, and pixels of more bits are copied on the way to grey.
+  many = image.format == "GIF" or image.mode in ("I", "F") or image.mode.startswith("I;16")
+  most = limits.MAX_FRAME_PIXELS if many else limits.MAX_PIXELS
+  limits.check_pixels(path, image.height, image.width, most)
 
 
 def imagej(image, path):

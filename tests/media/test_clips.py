@@ -221,10 +221,13 @@ def test_numbers_of_axes_that_itk_does_not_survive(tmp_path, n_axes):
 def test_a_compressed_bomb_is_refused_by_what_its_header_says(tmp_path):
   image = nibabel.Nifti1Image(np.zeros((8, 8, 8), np.float64), np.eye(4))
   content = bytearray(image.to_bytes())
-  content[42:48] = struct.pack("<3h", 8000, 8000, 100)
+  content[42:48] = struct.pack("<3h", 4000, 4000, 100)
   path = tmp_path / "a.nii.gz"
   path.write_bytes(gzip.compress(content))
   refused(path, "unfolds to more than 2 GiB")
+  content[42:48] = struct.pack("<3h", 8000, 8000, 1)
+  path.write_bytes(gzip.compress(content))
+  refused(path, "8000 x 8000 pixels of float64; save it in fewer bits")
 
 
 # Stacks.
