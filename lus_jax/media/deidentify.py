@@ -263,14 +263,16 @@ def rewrite(media, box, target, pseudonyms, *, patient=None, keep_pixels=False):
 
 
 def _frames(media, box):
-  """Yields frames as shown, [h, w] uint8, 0 outside the box."""
   for frame in readers.stream(media):
-    if box is not None:
-      top, left, bottom, right = box
-      inside = frame[top:bottom, left:right]
-      frame = np.zeros_like(frame)
-      frame[top:bottom, left:right] = inside
-    yield np.ascontiguousarray(frame)
+    yield np.ascontiguousarray(frame) if box is None else blank(frame, box)
+
+
+def blank(frame, box):
+  """A copy of a frame [h, w] that is 0 outside a box (top, left, bottom, right)."""
+  top, left, bottom, right = box
+  blanked = np.zeros_like(frame)
+  blanked[top:bottom, left:right] = frame[top:bottom, left:right]
+  return blanked
 
 
 def report(removed):
