@@ -24,7 +24,7 @@ from PIL import ExifTags, Image, ImageDraw, PngImagePlugin, TiffImagePlugin
 
 from lus_jax import files
 from lus_jax.errors import UserError
-from lus_jax.media import deidentify, readers, tags
+from lus_jax.media import clips, deidentify, readers, tags, writers
 
 
 @pytest.fixture
@@ -281,6 +281,16 @@ def test_a_video_leaves_no_title_comment_or_place(tmp_path, names, name):
   assert removed.removed["title"] == removed.removed["comment"] == 1
   assert removed.n_blanked == 6 * (44 * 60 - 32 * 38) and not removed.replaced
   assert after[:, 5:37, 11:49].std() > 50
+
+
+@pytest.mark.parametrize("rate", ["1/100", "7.5", "29.97", "12345/487", "1000", "2469/2", "5000"])
+def test_any_rate_is_kept(tmp_path, rate):
+  rate = float(Fraction(rate))
+  media = clips.Media(tmp_path, (), 6, 44, 60, rate, format="video")
+  copy = writers.write(tmp_path / "a", iter(clip()), media)
+  assert readers.probe(copy).frames_per_second == pytest.approx(rate, rel=1e-12)
+  np.testing.assert_array_equal(readers.read(readers.probe(copy)), clip())
+  assert b"Lav" not in copy.read_bytes()
 
 
 def exif(orientation=1):
