@@ -19,7 +19,8 @@ def write(target, frames, media):
   """Writes frames in a format that keeps what `readers.probe` says of them, whole or not at all.
 
   npy, NIfTI and MetaImage keep to their formats (NRRD becomes .mha); of all else what has a rate
-  becomes an AVI (FFV1; above 1000 frames a second a mov of PNG), pictures become PNG: one, or a folder of them, numbered from 0.
+  becomes an AVI (FFV1; above 1000 frames a second a mov of PNG), pictures become PNG: one, or a
+  folder of them, numbered from 0.
 
   Args:
     target: where to, without a suffix.
