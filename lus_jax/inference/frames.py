@@ -12,6 +12,8 @@ _BATCH = 4
 # which costs far less than the networks do and keeps a long one out of memory; the next is decoded
 # while the networks look at one.
 DECODED = 256
+# And bytes of them.
+_BYTES = 2**29
 
 
 def predict(trained, clip, *, frames, probability=None):
@@ -50,9 +52,11 @@ def predict(trained, clip, *, frames, probability=None):
 
 
 def _batches(clip, frames, n):
+  step = min(DECODED, max(1, _BYTES // (clip.height * clip.width) // n) * n)
+
   def decoded():
-    for start in range(0, len(frames), DECODED):
-      numbers = frames[start : start + DECODED]
+    for start in range(0, len(frames), step):
+      numbers = frames[start : start + step]
       yield numbers, readers.read(clip, numbers)
 
   for numbers, images in ahead.in_thread(decoded()):

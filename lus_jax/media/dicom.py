@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import logging
 import math
@@ -24,23 +25,6 @@ SUFFIXES = (".dcm", ".dicom")
 _MEND = "export or copy it again"
 # Elements of more bytes stay in the file until they are asked for.
 _DEFERRED = 2**20
-# What pydicom and the decoders raise on damaged files: elements are turned into numbers and text
-# when they are asked for, by their own rules.
-_ERRORS = (
-  OSError,
-  ValueError,
-  EOFError,
-  TypeError,
-  LookupError,
-  AttributeError,
-  ArithmeticError,
-  NotImplementedError,
-  RuntimeError,  # RecursionError too
-  AssertionError,
-  struct.error,
-  zlib.error,
-  av.FFmpegError,
-)
 # Bytes that a deflated file may unfold to, all of which are in memory twice.
 _MOST_DEFLATED = 2**29
 # Frames whose window is chosen from what they hold.
@@ -71,6 +55,33 @@ _JPEG_SIZES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *rang
 _RGB_NAMES = ([82, 71, 66], [114, 103, 98])
 
 
+@functools.cache
+def _errors():
+  """What pydicom and the decoders raise on damaged files.
+
+  Elements are turned into numbers and text when they are asked for, by rules of their own.
+  """
+  from pydicom import errors  # slow to import, and needed by few
+
+  return (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    NotImplementedError,
+    RuntimeError,  # RecursionError too
+    AssertionError,
+    struct.error,
+    zlib.error,
+    av.FFmpegError,
+    errors.BytesLengthException,
+    errors.InvalidDicomError,
+  )
+
+
 @contextlib.contextmanager
 def quiet():
   """Silences pydicom: what it mends or tries is said without the file's name, on every channel."""
@@ -87,7 +98,7 @@ def quiet():
 
 @contextlib.contextmanager
 def _damage(path):
-  with quiet(), damage_is_a_user_error(path, _MEND, _ERRORS):
+  with quiet(), damage_is_a_user_error(path, _MEND, _errors()):
     yield
 
 
@@ -137,7 +148,7 @@ def _number(dataset, name):
   try:
     value = dataset.get(name)
     value = float(value[0] if isinstance(value, list) or hasattr(value, "append") else value)
-  except _ERRORS:
+  except _errors():
     return None
   return value if math.isfinite(value) else None
 
@@ -525,7 +536,7 @@ def _shared(dataset, name):
   for one in ("SharedFunctionalGroupsSequence", name):
     try:
       item = item.get(one)[0]
-    except _ERRORS:
+    except _errors():
       return {}
   return item
 
@@ -636,7 +647,7 @@ def _rate(dataset):
       # The first is 0, as nothing is before it.
       times = [float(x) for x in dataset.get("FrameTimeVector")][1:]
       milliseconds = sum(times) / len(times)
-    except _ERRORS:
+    except _errors():
       milliseconds = 0
   if milliseconds > 0:
     return 1000 / milliseconds
@@ -648,7 +659,7 @@ def _regions(pixels):
   """The boxes of two-dimensional tissue within the picture, largest first, with their spacing."""
   try:
     items = list(pixels.dataset.get("SequenceOfUltrasoundRegions") or ())
-  except _ERRORS:
+  except _errors():
     items = []
   found, outside = [], 0
   for item in items:
@@ -687,7 +698,7 @@ def _spacing(pixels, regions):
   for place in (pixels.dataset, _shared(pixels.dataset, "PixelMeasuresSequence")):
     try:
       spacing = tuple(float(x) for x in place.get("PixelSpacing"))
-    except _ERRORS:
+    except _errors():
       continue
     if len(spacing) == 2 and all(0 < x < math.inf for x in spacing):
       return spacing

@@ -56,8 +56,8 @@ def _lines(path):
   return found
 
 
-def _check(path, header):
-  """Refuses a header with numbers that ITK would not survive."""
+def _check(path, header, data):
+  """Refuses a header with numbers that ITK would not survive; `data` has the pixels."""
   nrrd = path.suffix.lower() == ".nrrd"
   try:
     n_axes = int(header["dimension" if nrrd else "ndims"])
@@ -67,7 +67,7 @@ def _check(path, header):
   except (KeyError, ValueError) as error:
     raise UserError(f"{path} is damaged: its header gives no size; {_MEND}.") from error
   right = 2 <= n_axes <= 5 and len(sizes) == n_axes and min(sizes) > 0
-  if not right or not 0 <= n_bytes <= path.stat().st_size or not 1 <= n_channels <= 4:
+  if not right or not 0 <= n_bytes <= data.stat().st_size or not 1 <= n_channels <= 4:
     raise UserError(f"{path} is damaged: its header gives no sensible size; {_MEND}.")
   limits.check_unfolded(path, math.prod(sizes) * n_channels, _MOST)
 
@@ -140,8 +140,8 @@ def _values(path):
   import SimpleITK as sitk
 
   header = _header(path)
-  _check(path, header)
   files = _files(path, header)
+  _check(path, header, files[-1])
   with _damage(path):
     reader = _reader(path)
     n_frames, height, width, samples, frames_first = _shape(reader, path)
