@@ -23,8 +23,7 @@ BINS = np.array([0.2, 0.4, 0.6, 0.8, 1.0])
 _ROUNDING = 1e-6
 # Masks whose largest value is no more than this of 255 hold indices rather than faint confidences.
 _MOST_INDICES = 20
-# Shares from which on it is worth a word: of painted pixels, and of a clip's frames.
-_OUTSIDE = 0.01
+# The share of a clip's frames from which on it is worth a word.
 _REPEATED = 0.05
 
 
@@ -261,15 +260,7 @@ def _warn_of_mask(dataset, clip, path, painted, mask):
       path,
       ", ".join(f"{level:.0f}" for level in (0, *levels)),
     )
-  if clip.area is not None and painted.size:
-    share = 1 - np.count_nonzero(_within(mask, clip.area)) / painted.size
-    if share > _OUTSIDE:
-      notices.warn(
-        "%s: %.0f %% of what is painted lies outside of the scan area and is cropped away; mend "
-        "scan_area, or the mask.",
-        path,
-        100 * share,
-      )
+  mask_check.warn_of_outside(path, mask, clip.area)
 
 
 def _jpeg(pixels):
