@@ -9,8 +9,6 @@ from PIL import Image
 
 from lus_jax.media import readers
 from tfds_builders.importers import __main__ as importers
-from tfds_builders.importers import palette as palette_lib
-from tfds_builders.importers import polygons as polygons_lib
 from tfds_builders.lus_folder import manifest
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
@@ -72,7 +70,7 @@ def test_palette(palette, capsys):
   path, indices = palette
   assert run_palette(path, "--licence=CC BY 4.0", "--thin=nerve") == 0
   printed = capsys.readouterr().out
-  assert "4 images, 4 patients" in printed
+  assert "0 videos, 4 stills, 4 labelled frames, 4 patients" in printed
   assert "differ in the weight of the background only" in printed
   assert "not independent" in printed
   folder = manifest.read_folder(path / "out")
@@ -141,7 +139,7 @@ def test_a_palette_of_which_nothing_would_be_left(palette, capsys):
   for stem, mask in indices.items():
     save_indices(path / "masks" / f"{stem}.png", np.where(mask == 1, 1, 0).astype(np.uint8))
   assert run_palette(path, classes="nerve,vessel,bone") == 0
-  assert "No mask shows anything of the class vessel, bone." in capsys.readouterr().out
+  assert "Nobody drew vessel, bone." in capsys.readouterr().out
 
 
 def test_pictures_that_are_not_read_are_not_left_out(palette, capsys):
@@ -171,7 +169,7 @@ def test_black_and_white_masks_of_one_class(palette, capsys):
       path / "masks" / f"{stem}.png"
     )
   assert run_palette(path, classes="nerve") == 0
-  assert "is its background the object?" in capsys.readouterr().out
+  assert "More than half of every labelled frame is drawn" in capsys.readouterr().out
 
 
 def test_pictures_of_other_formats_and_files_that_are_none(palette, capsys):
@@ -239,8 +237,10 @@ def test_polygons(polygons, capsys, monkeypatch):
   monkeypatch.setattr(logging, "warning", pytest.fail)
   assert run_polygons(polygons, "--patient=anna", "--thin=line") == 0
   printed = capsys.readouterr().out
-  assert "4 frames, 3 labelled" in printed and "split_unit=frame" in printed
-  assert "2 polygon(s) leave the picture and were cut at its border." in printed
+  assert (
+    "1 video, 0 stills, 3 labelled frames, 1 patient" in printed and "split_unit=frame" in printed
+  )
+  assert "at the picture's border, which they leave: 2 shapes" in printed
   folder = manifest.read_folder(polygons / "out")
   assert (folder.classes, folder.thin) == (("area", "line"), ("line",))
   ((video,), labels) = folder.videos, folder.labels
@@ -319,14 +319,15 @@ def test_polygon_paths(polygons, capsys):
 def test_real_palette_masks(real_data, tmp_path):
   source = real_data / "usgra_seg" / "dataset" / "test"
   out = tmp_path / "usgra"
-  notes = palette_lib.import_palette(
+  _, notes = importers.import_frames(
+    "palette",
     images=source / "images",
     masks=source / "masks",
     out=out,
     classes=("nerve", "vessel"),
     licence="CC BY 4.0",
   )
-  assert notes[0].startswith("40 images, 40 patients")
+  assert notes[0].startswith("0 videos, 40 stills, 40 labelled frames, 40 patients")
   config = folder_config("frames", 96, 96, directory=out)
   builder = LusFolder(config=config, data_dir=tmp_path / "data")
   builder.download_and_prepare()
@@ -346,7 +347,8 @@ def test_real_palette_masks(real_data, tmp_path):
 @pytest.mark.real_data
 def test_real_polygons(real_data, tmp_path):
   source = real_data / "lus_linear_clip"
-  polygons_lib.import_polygons(
+  importers.import_frames(
+    "polygons",
     frames=source / "frames",
     polygons=source / "polygons.json",
     out=tmp_path / "clip",

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from lus_jax import problems
 from lus_jax.errors import UserError
 from lus_jax.media import readers
 from lus_jax.media.letterbox import letterbox
@@ -97,8 +98,8 @@ def _read_table(path, columns):
     if columns[0] == "patient_id":
       key = _patient_name(key)
     if key in rows:
-      raise row.error(f"{columns[0]} {tables.shown(key)} stands twice; remove one row.")
-    rows[key] = row
+      problems.tell(row.error(f"{columns[0]} {tables.shown(key)} stands twice; remove one row."))
+    rows.setdefault(key, row)
   return rows
 
 
@@ -178,27 +179,28 @@ def _read_videos(directory):
   tables.refuse_same_files(recordings)
   patients, videos, first = {}, [], {}
   for path, match in recordings.items():
-    patient, view, recording = match.groups()
-    patient = _patient_name(patient)
-    other = first.setdefault((patient, view, recording), path)
-    if other != path:
-      raise UserError(f"{path} and {other.name} are the same recording; remove one of them.")
-    if patient not in patients:
-      if patient not in clinical:
-        raise UserError(
-          f"{clinical_path} has no row for patient {patient}, who has the video {path.name}; "
-          f"{_MEND}."
-        )
-      patients[patient] = _patient_features(patient, clinical[patient])
-    header = readers.probe(path)
-    features = {
-      "video": path.stem,
-      "view": view,
-      "frames_per_second": header.frames_per_second,
-      **patients[patient],
-      **_severity_features(path.stem, severity.get(path.stem)),
-    }
-    videos.append(Video(header, features))
+    with problems.apart():
+      patient, view, recording = match.groups()
+      patient = _patient_name(patient)
+      other = first.setdefault((patient, view, recording), path)
+      if other != path:
+        raise UserError(f"{path} and {other.name} are the same recording; remove one of them.")
+      if patient not in patients:
+        if patient not in clinical:
+          raise UserError(
+            f"{clinical_path} has no row for patient {patient}, who has the video {path.name}; "
+            f"{_MEND}."
+          )
+        patients[patient] = _patient_features(patient, clinical[patient])
+      header = readers.probe(path)
+      features = {
+        "video": path.stem,
+        "view": view,
+        "frames_per_second": header.frames_per_second,
+        **patients[patient],
+        **_severity_features(path.stem, severity.get(path.stem)),
+      }
+      videos.append(Video(header, features))
   return videos, _oddities(videos, patients, recordings, files, clinical, severity)
 
 

@@ -1,19 +1,20 @@
 """Writes a folder that `lus_jax` reads from what other tools and data sets hold.
 
-    python -m tfds_builders.importers palette --images DIR --masks DIR --out DIR \\
-        --classes nerve,vessel [--patient-pattern REGEX] [--ignore 255]
-    python -m tfds_builders.importers polygons --frames DIR --polygons FILE.json --out DIR \\
-        [--patient NAME]
+    python -m tfds_builders.importers FORMAT ... --out DIR
+
+writes a `lus_folder`, or a `multirater_folder` where several people drew the same frames. Each
+FORMAT has its own --help; --dry-run prints what would be written. The same import twice changes
+nothing.
+
+    python -m tfds_builders.importers palette --images DIR --masks DIR --classes nerve,vessel \\
+        --out DIR [--patient-pattern REGEX] [--ignore 255]
+    python -m tfds_builders.importers polygons --frames DIR --polygons FILE.json --out DIR
     python -m tfds_builders.importers folders --images DIR --raters DIR --out DIR \\
         --class-name NAME [--mask-pattern REGEX] [--polarity black] [--person-pattern REGEX]
     python -m tfds_builders.importers qubiq --cases DIR --task task01 --out DIR \\
         --class-name NAME [--nifti-axes yx] [--soft] [--confidence-maximum 255]
 
-The first two write a `lus_folder`, with --licence and --thin; the others a `multirater_folder` of
-several raters, with --licence and --name. Images are copied as they are; confidences are 0 or 1,
-but for --soft.
-
-FILE.json has an entry a labelled frame, by the name of its file without suffix:
+FILE.json of `polygons` has an entry a labelled frame, by the name of its file without suffix:
 
     {"003": [{"class": "b_line", "polygon_xy": [[10, 12], [20, 12], [20, 60]]}], "004": []}
 
@@ -22,16 +23,36 @@ an empty list shows nothing; one without an entry is not labelled.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import re
 import sys
 
-from lus_jax import command_line
+from lus_jax import command_line, notices
 from lus_jax.errors import UserError
 from lus_jax.media import nifti
-from tfds_builders import tables
-from tfds_builders.importers import palette, polygons, raters
+from tfds_builders.importers import (
+  coco,
+  cvat,
+  label_studio,
+  palette,
+  polygons,
+  raters,
+  videos,
+  write,
+)
+from tfds_builders.importers import options as options_lib
 from tfds_builders.multirater_folder import manifest
+
+# Importers of frames: each finds a `Source`, which `write` writes.
+FORMATS = {
+  "coco": coco,
+  "cvat": cvat,
+  "label_studio": label_studio,
+  "palette": palette,
+  "polygons": polygons,
+  "videos": videos,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,63 +62,71 @@ class _Parser(argparse.ArgumentParser):
     raise UserError(f"{message} (see --help).")
 
 
-def _names(text):
-  names = tuple(name.strip() for name in text.split(",") if name.strip())
-  if not names or len(set(names)) < len(names):
-    raise argparse.ArgumentTypeError("needs at least one name, each once")
-  return names
-
-
-def _pattern(text):
-  try:
-    return re.compile(text)
-  except re.error as error:
-    raise argparse.ArgumentTypeError(f"no regular expression: {error}") from error
-
-
-def _positive(text):
-  value = tables.parse_number(text, float, decimal_comma=False)
-  if not (tables.is_number(value) and value > 0):
-    raise argparse.ArgumentTypeError("needs a number above 0")
-  return value
-
-
-def _parser():
+def _common():
   common = argparse.ArgumentParser(add_help=False)
   common.add_argument("--out", type=pathlib.Path, required=True, help="the folder to write")
   common.add_argument("--licence", default="unknown", help="licence of the data")
-  one = argparse.ArgumentParser(add_help=False, parents=[common])
-  one.add_argument("--thin", type=_names, default=(), help="classes that are lines: a,b")
+  common.add_argument("--name", help="of the data set; by default that of --out")
+  common.add_argument("--dry-run", action="store_true", help="print what would be written")
+  return common
+
+
+def _common_of_frames(common):
+  frames = argparse.ArgumentParser(add_help=False, parents=[common])
+  frames.add_argument(
+    "--class",
+    dest="rename",
+    type=options_lib.renamed,
+    action="append",
+    default=[],
+    metavar="OLD=NEW",
+    help="rename a class, merge several into one, or drop one (OLD=); may be repeated",
+  )
+  frames.add_argument(
+    "--thin", type=options_lib.names, default=(), help="classes that are lines: a,b"
+  )
+  frames.add_argument(
+    "--soft-border",
+    type=options_lib.border,
+    metavar="2mm|6px",
+    help="outlines become a slope of this width, from 0 to 100 %%, with 50 %% on the outline",
+  )
+  frames.add_argument(
+    "--table",
+    type=pathlib.Path,
+    help="CSV with the column video and any of patient, day, view, sf_ratio, readmitted_30d, split",
+  )
+  for what in ("patient", "day", "view"):
+    frames.add_argument(
+      f"--{what}-pattern",
+      type=options_lib.pattern,
+      metavar="REGEX",
+      help=f"its first group, or all of it, is the {what} in a clip's name with its folders",
+    )
+  frames.add_argument(
+    "--builder", choices=write.BUILDERS, help="what to write; by default what fits"
+  )
+  return frames
+
+
+def _parser():
+  common = _common()
+  frames = _common_of_frames(common)
   several = argparse.ArgumentParser(add_help=False, parents=[common])
   several.add_argument("--class-name", required=True, help="what the masks show")
-  several.add_argument("--name", help="of the data set; by default that of --out")
   parser = _Parser(prog="python -m tfds_builders.importers", description=__doc__)
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
-  commands = parser.add_subparsers(dest="command", required=True)
-
-  command = commands.add_parser("palette", parents=[one], help="palette masks")
-  command.set_defaults(run=palette.import_palette, builder="lus_folder")
-  command.add_argument("--images", type=pathlib.Path, required=True, help="folder of pictures")
-  command.add_argument("--masks", type=pathlib.Path, required=True, help="folder of masks")
-  command.add_argument("--classes", type=_names, required=True, help="names of index 1, 2, ...")
-  command.add_argument(
-    "--patient-pattern", type=_pattern, help="regular expression: patient in the image's name"
-  )
-  command.add_argument("--ignore", type=int, help="index of pixels that count nowhere, as 255")
-
-  command = commands.add_parser("polygons", parents=[one], help="polygons on one video")
-  command.set_defaults(run=polygons.import_polygons, builder="lus_folder")
-  command.add_argument("--frames", type=pathlib.Path, required=True, help="folder of frames")
-  command.add_argument("--polygons", type=pathlib.Path, required=True, help="JSON file")
-  command.add_argument("--patient", default="patient_1", help="the patient's name")
+  commands = parser.add_subparsers(dest="command", required=True, metavar="FORMAT")
+  for name, module in FORMATS.items():
+    module.add_options(commands.add_parser(name, parents=[frames], help=module.HELP))
 
   command = commands.add_parser("folders", parents=[several], help="a folder of masks a rater")
-  command.set_defaults(run=raters.import_folders, builder="multirater_folder")
+  command.set_defaults(run=raters.import_folders)
   command.add_argument("--images", type=pathlib.Path, required=True, help="folder of pictures")
   command.add_argument("--raters", type=pathlib.Path, required=True, help="folder of the raters'")
   command.add_argument(
     "--mask-pattern",
-    type=_pattern,
+    type=options_lib.pattern,
     default=re.compile("(.+)"),
     help="regular expression: its group is the image's name in a mask's",
   )
@@ -106,36 +135,68 @@ def _parser():
   )
   command.add_argument(
     "--person-pattern",
-    type=_pattern,
+    type=options_lib.pattern,
     help="regular expression: its group is the person in a rater's name",
   )
 
   command = commands.add_parser("qubiq", parents=[several], help="a task of QUBIQ 2021")
-  command.set_defaults(run=raters.import_qubiq, builder="multirater_folder")
+  command.set_defaults(run=raters.import_qubiq)
   command.add_argument("--cases", type=pathlib.Path, required=True, help="folder of the cases")
   command.add_argument("--task", required=True, help="task01, ...")
   command.add_argument("--nifti-axes", choices=nifti.AXES, help="which axis of files is the first")
   command.add_argument("--soft", action="store_true", help="masks are confidences")
   command.add_argument(
-    "--confidence-maximum", type=_positive, help="what means object or 100 %% in masks, as 255"
+    "--confidence-maximum",
+    type=options_lib.positive,
+    help="what means object or 100 %% in masks, as 255",
   )
   return parser
 
 
 def main(argv=None):
   """Runs the command line; returns the exit code: 0, or 2 after a user's mistake."""
-  return command_line.run(lambda: _main(argv))
+  return command_line.run(
+    lambda: _main(argv), interrupted="Interrupted; nothing was written. Repeat the command."
+  )
 
 
 def _main(argv):
-  options = vars(_parser().parse_args(argv))
-  run, builder, _ = (options.pop(name) for name in ("run", "builder", "command"))
+  given = vars(_parser().parse_args(argv))
+  command, run = given.pop("command"), given.pop("run", None)
+  out, dry_run = given["out"], given["dry_run"]
   try:
-    notes = run(**options)
+    if run is None:
+      builder, notes = import_frames(command, **given)
+    else:
+      builder, notes = "multirater_folder", run(**given)
   except OSError as error:
     raise UserError(str(error)) from error
-  print(f"Wrote {options['out']}.", *notes, sep="\n")
-  print(f"Next: --config.data.name={builder} --config.data.dir={options['out']}")
+  print(f"{'Would write' if dry_run else 'Wrote'} {out}.", *notes, sep="\n")
+  if not dry_run:
+    print(f"Next: --config.data.name={builder} --config.data.dir={out}")
+
+
+@notices.collected()
+def import_frames(format_name, **given):
+  """Finds what a format holds and writes it.
+
+  Args:
+    format_name: one of `FORMATS`.
+    **given: the format's own options (see its `find`) and the fields of `write.Options`.
+
+  Returns:
+    The builder that reads the folder, and what a user should know, as lines.
+
+  Raises:
+    UserError: the input is wrong; then nothing is written.
+  """
+  fields = [field.name for field in dataclasses.fields(write.Options)]
+  common = {name: given.pop(name) for name in fields if name in given}
+  renamed = list(common.get("rename", ()))
+  if len(dict(renamed)) < len(renamed):
+    raise UserError("--class names one class twice; say once what becomes of it.")
+  common["rename"] = dict(renamed)
+  return write.write(FORMATS[format_name].find(**given), write.Options(**common))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 import contextlib
 import csv
+import filecmp
 import json
 import os
 import shutil
 
-import numpy as np
 from PIL import Image
 
 from lus_jax.errors import UserError
@@ -14,33 +14,118 @@ from lus_jax.media import readers
 from tfds_builders import tables
 
 
+class Folder:
+  """A folder that is being written; counts what it holds, and writes nothing in a dry run.
+
+  Args:
+    path: where it is; None in a dry run.
+  """
+
+  def __init__(self, path):
+    self.path = path
+    self.n_files = 0
+
+  def _new(self, name):
+    """Where a file goes; None in a dry run."""
+    self.n_files += 1
+    if self.path is None:
+      return None
+    file = self.path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+      raise UserError(f"Two files would be called {name}; rename what they are made from.")
+    return file
+
+  def folder(self, name):
+    """Makes a folder."""
+    if self.path is not None:
+      (self.path / name).mkdir(parents=True, exist_ok=True)
+
+  def copy(self, source, files, name):
+    """Copies a file, or of a folder the files that are given, in their order."""
+    if not source.is_dir():
+      files, names = [source], [name]
+    else:
+      names = [f"{name}/{file.name}" for file in files]
+    for file, target in zip(files, names, strict=True):
+      target = self._new(target)
+      if target is not None:
+        shutil.copyfile(file, target)
+
+  def picture(self, pixels, name):
+    """Writes a picture: uint8 [h, w]."""
+    file = self._new(name)
+    if file is not None:
+      Image.fromarray(pixels).save(file)
+
+  def dataset(self, *, name, licence, classes, **more):
+    """Writes dataset.json."""
+    content = {"name": name, "licence": licence, "classes": classes} | more
+    self.text("dataset.json", json.dumps(content, indent=2))
+
+  def text(self, name, text):
+    """Writes a text file."""
+    file = self._new(name)
+    if file is not None:
+      file.write_text(f"{text}\n", encoding="utf-8")
+
+  def table(self, name, header, rows):
+    """Writes a table."""
+    file = self._new(name)
+    if file is not None:
+      with file.open("w", newline="", encoding="utf-8") as opened:
+        csv.writer(opened).writerows([header, *rows])
+
+
+def _difference(one, other):
+  """The first file in which two folders differ, None if they are equal."""
+  ours, theirs = ({x.relative_to(root) for x in root.rglob("*")} for root in (one, other))
+  for name in sorted(ours | theirs):
+    a, b = one / name, other / name
+    if not (a.exists() and b.exists()) or a.is_dir() != b.is_dir():
+      return name
+    if a.is_file() and not filecmp.cmp(a, b, shallow=False):
+      return name
+  return None
+
+
 @contextlib.contextmanager
-def new_folder(out, *parts):
-  """Yields a temporary folder that becomes `out` if nothing goes wrong, and vanishes if it does.
+def new_folder(out, *, dry_run=False):
+  """Yields a temporary `Folder` that becomes `out` if nothing goes wrong, and vanishes if it does.
+
+  Where `out` is the same already, to the byte, it is left as it is.
 
   Args:
     out: its path.
-    *parts: names of the folders in it.
+    dry_run: whether nothing is written.
+
+  Raises:
+    UserError: `out` is something else, or cannot be made.
   """
-  if out.exists():
-    raise UserError(f"{out} exists already; name a new folder with --out, or remove it.")
   if not out.parent.is_dir():
     raise UserError(f"{out.parent} does not exist; make that folder first.")
+  if out.exists() and not (out / "dataset.json").is_file():
+    raise UserError(f"{out} exists already; name a new folder with --out, or remove it.")
+  if dry_run:
+    yield Folder(None)
+    return
   partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
   partial.mkdir()
   try:
-    for part in parts:
-      (partial / part).mkdir()
-    yield partial
-    partial.rename(out)
-  except BaseException:
+    yield Folder(partial)
+    if not out.exists():
+      partial.rename(out)
+      return
+    different = _difference(partial, out)
+    if different is not None:
+      raise UserError(
+        f"{out} exists already, and its {different} is not what this import writes; name a new "
+        "folder with --out, or remove it."
+      )
     shutil.rmtree(partial)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
     raise
-
-
-def _write_table(path, header, rows):
-  with path.open("w", newline="", encoding="utf-8") as file:
-    csv.writer(file).writerows([header, *rows])
 
 
 def check_names(classes, thin):
@@ -49,20 +134,6 @@ def check_names(classes, thin):
   for name in thin:
     if name not in classes:
       raise UserError(f"--thin names {name!r}, which is no class ({', '.join(classes)}).")
-
-
-def write_tables(folder, *, name, licence, classes, thin, videos, labels, **more):
-  """Writes the tables of a `lus_folder`: rows (video, patient) and (video, frame, masks)."""
-  dataset = {"name": name, "licence": licence, "classes": list(classes), "thin": list(thin)} | more
-  (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n", encoding="utf-8")
-  _write_table(folder / "manifest.csv", ("video", "patient"), videos)
-  _write_table(folder / "labels.csv", ("video", "frame", "masks"), labels)
-
-
-def save_mask(path, mask):
-  """Writes where a mask [h, w] is not 0 as 255, making its folder."""
-  path.parent.mkdir(exist_ok=True)
-  Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path)
 
 
 def find_pictures(folder, option):

@@ -1,15 +1,27 @@
-"""Writes a `lus_folder` from palette masks."""
+"""Pictures and masks of class indices, grey or with a palette, of the same names."""
 
-import re
-import shutil
+import pathlib
 
 import numpy as np
 
-from lus_jax import notices
 from lus_jax.errors import UserError
 from lus_jax.media import readers
 from tfds_builders import tables
 from tfds_builders.importers import folder as folder_lib
+from tfds_builders.importers import options
+from tfds_builders.importers.source import Clip, Label, Source
+
+HELP = "masks of class indices, grey or with a palette"
+
+
+def add_options(command):
+  """Adds its options to a parser."""
+  command.add_argument("--images", type=pathlib.Path, required=True, help="folder of pictures")
+  command.add_argument("--masks", type=pathlib.Path, required=True, help="folder of masks")
+  command.add_argument(
+    "--classes", type=options.names, required=True, help="names of index 1, 2, ..."
+  )
+  command.add_argument("--ignore", type=int, help="index of pixels that count nowhere, as 255")
 
 
 class _Indices:
@@ -18,18 +30,16 @@ class _Indices:
   def __init__(self, classes, ignore):
     self._classes, self._ignore = classes, ignore
     self._ones = self.full = None
-    # Indices that occur in any mask.
-    self.seen = set()
+    # Indices that occur in any mask, and whether pixels that do not count do.
+    self.seen, self.has_ignored = set(), False
 
-  def read(self, path):
-    """Returns a mask's indices [h, w], 1 to K, and where its pixels do not count [h, w]."""
-    indices = readers.read_indices(path)
-    ignored = np.zeros(indices.shape, bool) if self._ignore is None else indices == self._ignore
-    indices = np.where(ignored, 0, indices)
+  def check(self, path):
+    """Reads a mask, and refuses one that does not fit the others (`UserError`)."""
+    indices, ignored = self._read(path)
+    self.has_ignored |= bool(ignored.any())
     values = set(np.unique(indices).tolist()) - {0}
     if len(self._classes) == 1 and values == {255}:
       self.full = self.full or path
-      indices = np.minimum(indices, 1)
     elif values:
       self._ones = self._ones or path
       if max(values) > len(self._classes):
@@ -38,49 +48,45 @@ class _Indices:
           f"the first); name all of them, or say --ignore {max(values)} if its pixels are not to "
           "count."
         )
-    self.seen |= values if self.full is None else {1}
+    self.seen |= values
     if self.full and self._ones:
       raise UserError(
         f"{self.full} holds 0 and 255 and {self._ones} indices from 1; save them alike."
       )
-    return indices, ignored
+    return indices.shape
+
+  def _read(self, path):
+    indices = readers.read_indices(path)
+    ignored = np.zeros(indices.shape, bool) if self._ignore is None else indices == self._ignore
+    return np.where(ignored, 0, indices), ignored
+
+  def draw(self, path):
+    """The masks of one file: uint8 [h, w] by class, and of what does not count."""
+    indices, ignored = self._read(path)
+    if self.full:
+      indices = np.minimum(indices, 1)
+    found = {name: indices == i for i, name in enumerate(self._classes, start=1)}
+    found[tables.IGNORE] = ignored
+    return {name: np.where(mask, np.uint8(255), np.uint8(0)) for name, mask in found.items()}
 
 
-def _patient(stem, pattern):
-  if pattern is None:
-    return stem
-  found = re.search(pattern, stem)
-  patient = found and found.group(1 if found.re.groups else 0)
-  if not patient:
-    raise UserError(f"--patient-pattern finds no patient in {stem!r}; mend it.")
-  return patient
-
-
-@notices.collected()
-def import_palette(
-  *, images, masks, out, classes, licence, thin=(), patient_pattern=None, ignore=None
-):
-  """Writes a folder from images and palette masks of the same names.
+def find(*, images, masks, classes, ignore=None):
+  """Reads images and palette masks of the same names.
 
   Args:
     images: a folder of pictures; each becomes a video of one frame.
     masks: a folder of palette (or 8-bit grey) masks: index 0 is background, i + 1 is class i. With
       one class, masks of 0 and 255 are understood too.
-    out: the folder to write.
     classes: K names.
-    licence: of the data.
-    thin: classes that are lines.
-    patient_pattern: a regular expression that finds the patient (its first group, or all of it) in
-      an image's name; without it, every image is its own patient.
     ignore: the index of pixels that count nowhere; None: there is none.
 
   Returns:
-    What a user should know, as lines of text.
+    A `Source`.
 
   Raises:
-    UserError: the input is wrong; then nothing is written.
+    UserError: the input is wrong.
   """
-  folder_lib.check_names(classes, thin)
+  folder_lib.check_names(classes, ())
   if ignore is not None and not len(classes) < ignore <= 255:
     raise UserError(
       f"--ignore={ignore} must be an index above those of --classes ({len(classes)}), at most 255."
@@ -91,62 +97,23 @@ def import_palette(
     there, lacking = (image_of, masks) if stem in image_of else (mask_of, images)
     raise UserError(f"{there[stem]} has no partner in {lacking}; add it, or take both away.")
   tables.refuse_same_files(image_of.values())
-  videos, labels, reader, shares, is_ignored = [], [], _Indices(classes, ignore), [], False
-  with folder_lib.new_folder(out, "videos", "masks") as folder:
-    for stem, path in image_of.items():
-      header = readers.probe(path)
-      indices, ignored = reader.read(mask_of[stem])
-      readers.check_mask_size(mask_of[stem], indices.shape, header, of="image")
-      name = stem + path.suffix
-      shutil.copyfile(path, folder / "videos" / name)
-      for index, class_name in enumerate(classes, start=1):
-        folder_lib.save_mask(folder / "masks" / stem / f"{class_name}.png", indices == index)
-      if ignored.any():
-        is_ignored = True
-        folder_lib.save_mask(folder / "masks" / stem / f"{tables.IGNORE}.png", ignored)
-      shares.append((indices > 0).mean())
-      videos.append((name, _patient(stem, patient_pattern)))
-      labels.append((name, 0, stem))
-    if is_ignored and not reader.seen:
-      raise UserError(
-        f"{masks} holds masks of 0 and {ignore} only, so that --ignore={ignore} leaves nothing of "
-        f"{', '.join(classes)}; if {ignore} is the object, leave --ignore out."
-      )
-    folder_lib.write_tables(
-      folder,
-      name=out.name,
-      licence=licence,
-      classes=classes,
-      thin=thin,
-      videos=videos,
-      labels=labels,
-      **({"patients": "unknown"} if patient_pattern is None else {}),
-    )
-  patients = [patient for _, patient in videos]
-  if patient_pattern is not None:
-    tables.warn_of_alike(
-      patients, images, "patients", "one person may stand on both sides of the split"
-    )
-  notes = [
-    f"{len(videos)} images, {len(set(patients))} patients, classes {', '.join(classes)}.",
-    *image_notes,
-    *mask_notes,
-    "Binary masks: all members above threshold 0 get the same labels, so they differ in the weight "
-    "of the background only.",
-  ]
-  absent = [name for index, name in enumerate(classes, start=1) if index not in reader.seen]
-  if absent:
-    notes.append(f"No mask shows anything of the class {', '.join(absent)}.")
+  reader = _Indices(classes, ignore)
+  source = Source(
+    clips={stem: Clip(stem, path) for stem, path in image_of.items()},
+    labels=[
+      Label(stem, 0, lambda media, path=path: reader.draw(path)) for stem, path in mask_of.items()
+    ],
+    classes=list(classes),
+    notes=[*image_notes, *mask_notes],
+  )
+  for stem, path in mask_of.items():
+    source.media[stem] = readers.probe_still(image_of[stem])
+    readers.check_mask_size(path, reader.check(path), source.media[stem], of="image")
   if reader.full:
-    notes.append(f"Masks hold 0 and 255: 255 is taken to be {classes[0]}.")
-  if min(shares) > 0.5:
-    notes.append(
-      "In every mask more than half of the pixels are of a class: is its background the object? "
-      "Index 0 must be the background."
+    source.notes.append(f"Masks hold 0 and 255: 255 is taken to be {classes[0]}.")
+  if reader.has_ignored and not reader.seen:
+    raise UserError(
+      f"{masks} holds masks of 0 and {ignore} only, so that --ignore={ignore} leaves nothing of "
+      f"{', '.join(classes)}; if {ignore} is the object, leave --ignore out."
     )
-  if patient_pattern is None:
-    notes.append(
-      "Every image counts as a patient of its own: where one person gave several images, the test "
-      "is not independent of the training; --patient-pattern mends that."
-    )
-  return notes
+  return source

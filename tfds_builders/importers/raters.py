@@ -1,8 +1,8 @@
 """Writes a `multirater_folder` from a folder of masks a rater, or from a task of QUBIQ."""
 
-import json
 import re
-import shutil
+
+import numpy as np
 
 from lus_jax import notices
 from lus_jax.errors import UserError
@@ -10,11 +10,6 @@ from lus_jax.media import readers, stills
 from tfds_builders import tables
 from tfds_builders.importers import folder as folder_lib
 from tfds_builders.multirater_folder import manifest, pictures
-
-
-def _write_dataset(folder, *, name, licence, class_name, **more):
-  dataset = {"name": name, "licence": licence, "classes": [class_name]} | more
-  (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n", encoding="utf-8")
 
 
 def _group(pattern, text, option):
@@ -74,6 +69,7 @@ def import_folders(
   mask_pattern=re.compile("(.+)"),
   polarity="white",
   person_pattern=None,
+  dry_run=False,
 ):
   """Writes a folder from images and a folder of masks a rater.
 
@@ -88,6 +84,7 @@ def import_folders(
     polarity: what the object is in the masks, 'white' or 'black'.
     person_pattern: a regular expression whose group is the person in a rater's name; without it,
       every rater is a person.
+    dry_run: whether nothing is written.
 
   Returns:
     What a user should know, as lines of text.
@@ -111,12 +108,11 @@ def import_folders(
     persons = {rater: _group(person_pattern, rater, "--person-pattern") for rater in folders}
     tables.warn_of_alike(persons.values(), raters, "persons", "they count as different people")
   headers, grey, ones, shares = {}, [], [], []
-  with folder_lib.new_folder(out, "images", "raters") as folder:
+  with folder_lib.new_folder(out, dry_run=dry_run) as folder:
     for image, path in image_of.items():
-      headers[image] = readers.probe(path)
-      shutil.copyfile(path, folder / "images" / f"{image}{path.suffix}")
+      headers[image] = readers.probe_still(path)
+      folder.copy(path, [path], f"images/{image}{path.suffix}")
     for rater, drawn in masks.items():
-      (folder / "raters" / rater).mkdir()
       for image, path in drawn.items():
         mask, n_grey, is_of_ones = _read_mask(path)
         readers.check_mask_size(path, mask.shape, headers[image], of="image")
@@ -126,10 +122,10 @@ def import_folders(
           ones.append(f"{rater}/{path.name}")
         mask = mask if polarity == "white" else ~mask
         shares.append(mask.mean())
-        folder_lib.save_mask(folder / "raters" / rater / f"{image}.png", mask)
+        folder.picture(np.where(mask, np.uint8(255), np.uint8(0)), f"raters/{rater}/{image}.png")
     more = {"persons": persons} if persons else {}
     name = name or out.name
-    _write_dataset(folder, name=name, licence=licence, class_name=class_name, **more)
+    folder.dataset(name=name, licence=licence, classes=[class_name], **more)
   people = f" ({len(set(persons.values()))} persons)" if persons else ""
   notes = [f"{len(image_of)} images, {len(folders)} raters{people}, class {class_name}.", *left_out]
   if grey:
@@ -165,6 +161,7 @@ def import_qubiq(
   nifti_axes=None,
   soft=False,
   confidence_maximum=None,
+  dry_run=False,
 ):
   """Writes a folder from one task of a QUBIQ 2021 data set.
 
@@ -178,6 +175,7 @@ def import_qubiq(
     nifti_axes: which axis of the files is the first: 'xy' (the default) or 'yx'.
     soft: whether masks are confidences.
     confidence_maximum: what means object or 100 % in masks; None: what their type says.
+    dry_run: whether nothing is written.
 
   Returns:
     What a user should know, as lines of text.
@@ -206,22 +204,20 @@ def import_qubiq(
       f"{cases} holds masks {task}_segNN.nii.gz of {len(raters)} raters, but two are needed; mend "
       "--task or --cases."
     )
-  with folder_lib.new_folder(out, "images", "raters") as folder:
-    for rater in raters:
-      (folder / "raters" / rater).mkdir()
+  with folder_lib.new_folder(out, dry_run=dry_run) as folder:
     for case, masks in of_case.items():
       if not masks:
         continue
-      shutil.copyfile(found[case], folder / "images" / f"{case}.nii.gz")
+      folder.copy(found[case], [found[case]], f"images/{case}.nii.gz")
       pictures.read_image(found[case])
       pictures.check_geometry(found[case], masks.values(), indices=False, axes=nifti_axes)
       for rater, path in masks.items():
         pictures.read_mask(path, soft=soft, maximum=confidence_maximum)
-        shutil.copyfile(path, folder / "raters" / rater / f"{case}.nii.gz")
+        folder.copy(path, [path], f"raters/{rater}/{case}.nii.gz")
     more = {"nifti_axes": nifti_axes, "soft": soft, "confidence_maximum": confidence_maximum}
     more = {key: value for key, value in more.items() if value}
     name = name or out.name
-    _write_dataset(folder, name=name, licence=licence, class_name=class_name, **more)
+    folder.dataset(name=name, licence=licence, classes=[class_name], **more)
   notes = [f"{len(of_case) - len(left_out)} images, {len(raters)} raters, class {class_name}."]
   if left_out:
     notes.append(f"Left out, as they have no mask of {task}: {', '.join(left_out)}.")

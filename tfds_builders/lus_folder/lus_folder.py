@@ -14,7 +14,7 @@ from lus_jax.media import readers
 from lus_jax.media.letterbox import letterbox
 from lus_jax.splits import SPLITS
 from tfds_builders import mask_check, records
-from tfds_builders.lus_folder import manifest
+from tfds_builders.lus_folder import manifest, painted
 
 KINDS = ("frames", "videos")
 SPLIT_UNITS = ("patient", "frame")
@@ -46,7 +46,15 @@ def _patient(row):
   return row.video.patient if isinstance(row, manifest.Label) else row.patient
 
 
-def _assign(folder, kind, split_unit, seed):
+def assign_splits(folder, kind, split_unit, seed):
+  """Says which rows of a `manifest.Folder` are in each split; see `folder_config` for the rest.
+
+  Returns:
+    Tuples of labels (kind 'frames') or videos by split.
+
+  Raises:
+    UserError: a split would be empty.
+  """
   table = folder.directory / "manifest.csv"
 
   def unit(row):
@@ -115,7 +123,7 @@ def folder_config(kind, height, width, *, directory, split_unit="patient", seed=
   if kind == "videos" and split_unit == "frame":
     raise UserError("Videos cannot be split by frame; use split_unit='patient'.")
   folder = manifest.read_folder(directory, labels=kind == "frames")
-  splits = _assign(folder, kind, split_unit, seed)
+  splits = assign_splits(folder, kind, split_unit, seed)
   settings = {"split_unit": split_unit, "seed": seed, "fingerprint": folder.fingerprint}
   return FolderConfig(
     name=records.config_name(kind, height, width, **settings),
@@ -180,13 +188,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager):
     del dl_manager
     splits, folder = self.builder_config.splits, self.builder_config.folder
-    masks = mask_check.MaskCheck(
-      folder.directory,
-      folder.classes,
-      "annotator",
-      "invert the masks",
-      folder.confidence_maximum,
-    )
+    masks = painted.mask_check(folder)
     shown = records.bar(sum(map(len, splits.values())), self.builder_config.kind[:-1])
     return {
       name: self._generate_examples(name, rows, masks, shown) for name, rows in splits.items()
@@ -238,27 +240,16 @@ def _confidence(job, label, name, found):
   if name not in label.masks:
     shape = job.height, job.width
     return np.zeros(shape, np.uint8), not job.missing_class_is_unlabelled
-  mask = readers.read_mask(label.masks[name], maximum=job.confidence_maximum)
+  mask = painted.confidence(label.masks[name], job.confidence_maximum)
   found.append(mask_check.measure(mask, name, label.annotator))
-  if 0 < mask.max() <= np.float32(1 / 255):
-    notices.warn(
-      "%s: its largest confidence is %.4f; a mask of 0 and 1 should be one of 0 and 255.",
-      label.masks[name],
-      mask.max(),
-    )
   return job.letterbox(255 * mask, antialias=False)[0], True
 
 
 def _ignored(job, label):
   """Returns what does not count, [H, W, 1] uint8: 1 where any of it was mixed in."""
-  if label.ignore is None:
+  ignored = painted.ignored(label)
+  if ignored is None:
     return np.zeros((job.height, job.width, 1), np.uint8)
-  mask = readers.read_mask(label.ignore, binary=True)
-  ignored = mask > mask.max() / 2
-  if not np.isin(mask, (0, mask.max())).all():
-    notices.warn("%s: its values between are cut at half of its largest.", label.ignore)
-  if ignored.all():
-    notices.warn("%s: none of its pixels is 0, so that its frame counts nowhere.", label.ignore)
   mask = np.float32(ignored)
   # Shrinking looks at few of the pixels; none of those between may be lost.
   mask = job.letterbox(255 * mask)[0] | job.letterbox(255 * mask, antialias=False)[0]
