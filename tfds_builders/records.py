@@ -7,6 +7,7 @@ unknown text is '', an unknown `day` or `readmitted_30d` -1, an unknown number N
 """
 
 import contextlib
+import copy
 import functools
 import hashlib
 
@@ -23,7 +24,7 @@ from lus_jax.splits import SPLITS
 SPLIT_PROPORTIONS = {"train": 32, "validation": 6, "test": 4}
 # Bytes of a split that are sorted in memory; a larger one in so many files, one after the other.
 # They are open together, and systems allow a program 1024 files (macOS 256, which TFDS raises).
-MAX_SORTED, N_BUCKETS = 2**26, 256
+MAX_SORTED, N_BUCKETS = 2**24, 256
 
 
 def _array(shape, dtype=np.uint8):
@@ -225,23 +226,36 @@ def bar(total, unit):
   return progress.bar(total=total, unit=unit, what="preparing", delay=2)
 
 
-def made(function, job, items, num_processes, shown):
+def made(builder, function, job, items, shown):
   """Yields what `function(job, item)` yields for each item, in several processes, in their order.
 
   Args:
-    function: of a module.
+    builder: whose examples these are; its `num_processes` is as in `pool.ordered`.
+    function: of a module; it yields tuples of a name, an example and anything else.
     job: its first argument, small, as every worker gets it.
     items: an iterable of its second.
-    num_processes: as in `pool.ordered`.
     shown: of `bar`; it ends where its total is reached.
   """
-  for result in pool.chained(
-    functools.partial(function, job),
+  features = builder.info.features
+  results = pool.chained(
+    functools.partial(_encoded, function, copy.copy(features), job),
     items,
-    num_processes=num_processes,
+    num_processes=builder.num_processes,
     option="--config.data.num_processes",
-  ):
-    yield result
-    shown.update()
-    if shown.n == shown.total:
-      shown.close()
+  )
+  # TFDS would do it here, and compressing takes as long as reading.
+  features.encode_example = lambda example: example
+  try:
+    for result in results:
+      yield result
+      shown.update()
+      if shown.n == shown.total:
+        shown.close()
+  finally:
+    del features.encode_example
+    results.close()
+
+
+def _encoded(function, features, job, item):
+  for name, example, *more in function(job, item):
+    yield name, features.encode_example(example), *more

@@ -148,7 +148,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
 
   def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
     super().__init__(file_format=file_format, **kwargs)
-    self._num_processes = num_processes
+    self.num_processes = num_processes
 
   def download_and_prepare(self, **kwargs):
     """Builds the data set, as TFDS does; warns once of all files that are alike."""
@@ -213,7 +213,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       width=config.width,
     )
     make, items = (_frames, _by_video(rows)) if config.kind == "frames" else (_video, rows)
-    for name, example, found in records.made(make, job, items, self._num_processes, shown):
+    for name, example, found in records.made(self, make, job, items, shown):
       for mask in found:
         masks.count(mask)
       yield name, example

@@ -124,7 +124,7 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
 
   def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
     super().__init__(file_format=file_format, **kwargs)
-    self._num_processes = num_processes
+    self.num_processes = num_processes
 
   def download_and_prepare(self, **kwargs):
     """Builds the data set, as TFDS does; warns once of all files that are alike."""
@@ -181,7 +181,7 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
       height=config.height,
       width=config.width,
     )
-    for name, example, found in records.made(_frame, job, images, self._num_processes, shown):
+    for name, example, found in records.made(self, _frame, job, images, shown):
       for mask in found:
         masks.count(mask)
       yield name, example
