@@ -8,6 +8,7 @@ from absl import logging
 
 from lus_jax import notices, pool, problems, progress
 from lus_jax.check import alike, folders, pixels
+from lus_jax.media import scan_area
 from lus_jax.media.deidentify import suspicious
 from lus_jax.words import plural
 from tfds_builders import tables
@@ -31,7 +32,7 @@ class Result:
     dataset: a `folders.DataSet`.
     seen: a `pixels.Seen` of each of its clips.
     splits: names of clips by split, as training splits by default; empty where it cannot.
-    step: every so many frames one was compared with those of other patients.
+    step: of some frames of each video, every so many one was compared with other patients'.
     shown: numbers of the clips of the sheet.
     odd_areas: numbers of clips whose scan area is not like those of others of their size.
     problems: what training refuses, a line each.
@@ -69,7 +70,8 @@ def check(directory, *, with_pictures=False, split_unit="patient", num_processes
     may_split = not refused
     result.shown, shown = _choose(dataset) if with_pictures else ((), {})
     n_frames = sum(clip.media.n_frames for clip in dataset.clips)
-    result.step = max(1, -(-n_frames // alike.MOST))
+    n_alike = sum(len(scan_area.looked_at(clip.media)) for clip in dataset.clips)
+    result.step = max(1, -(-n_alike // alike.MOST))
     look = functools.partial(pixels.look, dataset, result.step, shown)
     with progress.bar(total=n_frames, unit="frame", what="reading", delay=1) as bar:
       clips = range(len(dataset.clips))

@@ -242,10 +242,11 @@ def telling(header):
 
   None where the header says that they were replaced.
   """
-  if _text(header, "PatientIdentityRemoved").upper() == "YES":
-    return []
-  names = (*_NAMES_OF_PEOPLE_AND_PLACES, "AccessionNumber", "PatientBirthDate", *_DATES)
-  return [name for name in dict.fromkeys(names) if _text(header, name)]
+  with dicom.quiet():
+    if _text(header, "PatientIdentityRemoved").upper() == "YES":
+      return []
+    names = (*_NAMES_OF_PEOPLE_AND_PLACES, "AccessionNumber", "PatientBirthDate", *_DATES)
+    return [name for name in dict.fromkeys(names) if _text(header, name)]
 
 
 def make(media, frames, pseudonyms, patient=None):
