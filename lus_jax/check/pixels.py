@@ -59,9 +59,10 @@ class Picture:
 
   Attributes:
     data: a JPEG.
-    height, width: of the frame that it shows, in its own pixels.
-    frame: its number.
+    height, width: of what it shows, in the frame's own pixels.
+    frame: the frame's number.
     person: who painted on it; None: nobody, it shows the frame alone.
+    is_cropped: whether it shows the scan area alone.
     painted: the largest confidence by class.
   """
 
@@ -70,6 +71,7 @@ class Picture:
   width: int
   frame: int
   person: str | None = None
+  is_cropped: bool = False
   painted: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -128,7 +130,7 @@ def look(dataset, step, shown, index):
       with _at(label.where):
         _look_at_masks(dataset, clip, label, seen, weights)
       if weights is not None:
-        seen.pictures.append(_overlay(dataset, kept, label, weights))
+        seen.pictures.append(_overlay(dataset, kept, label, weights, seen.area.box))
     with problems.apart():
       _warn_of_tags(clip)
   return seen
@@ -326,14 +328,19 @@ def _picture(kept, frame):
   return Picture(_jpeg(pixels), *pixels.shape, frame)
 
 
-def _overlay(dataset, kept, label, weights):
+def _overlay(dataset, kept, label, weights, box):
   pixels = kept[label.frame]
   empty = np.zeros(pixels.shape, np.float32)
   layers = np.stack([weights.get(name, empty) for name in dataset.classes], axis=-1)
+  # The scan alone where it has all that is painted, as it may be a small part of the screen.
+  is_cropped = np.count_nonzero(_within(layers, box)) == np.count_nonzero(layers)
+  if is_cropped:
+    pixels, layers = _within(pixels, box), _within(layers, box)
   return Picture(
     _jpeg(palette.overlay(pixels, layers)),
     *pixels.shape,
     label.frame,
     label.person,
+    is_cropped and pixels.shape != empty.shape,
     {name: float(mask.max()) for name, mask in weights.items() if mask.any()},
   )

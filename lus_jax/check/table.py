@@ -124,7 +124,9 @@ def missing(result):
   for column, filled in dataset.columns.items():
     if not all(filled):
       n = len(filled) - sum(filled)
-      lines.append(f"{column}: empty in {'all' if n == len(filled) else n} of {len(filled)} rows")
+      lines.append(
+        f"{column}: empty in {'all' if n == len(filled) else f'{n} of {len(filled)}'} rows"
+      )
   if dataset.classes:
     without = [clip.name for clip in dataset.clips if not clip.labels]
     if without:
