@@ -199,6 +199,7 @@ def _lus(directory):
         day=video.day,
         view=video.view,
         split=video.split,
+        area=video.scan_area,
         labels=tuple(labels[video.name]),
         cells=folder.patients.get(video.patient, {}) | cells[video.row],
       )
@@ -238,6 +239,7 @@ def _multirater(directory):
         media=readers.Media(image.path, (image.path,), 1, *size),
         patient=image.patient,
         split=image.split,
+        area=image.scan_area,
         labels=labels,
         cells=folder.more.get(image.name, {}),
       )

@@ -21,11 +21,10 @@ _QUALITY = 75
 # Upper ends of the bins of confidences above 0; masks are of 32 bits, in which .2 is more than .2.
 BINS = np.array([0.2, 0.4, 0.6, 0.8, 1.0])
 _ROUNDING = 1e-6
-# Masks whose largest value is no more than this of 255 hold indices rather than faint confidences.
-# of one value alone, that is smaller still.
+# Masks whose largest value is no more than this of 255 hold indices rather than faint confidences;
+# those of one value alone, if it is smaller still.
 _MOST_INDICES, _FEW_INDICES = 20, 5
-# Shares from which on it is worth a word: of painted pixels, and of a clip's frames.
-_OUTSIDE = 0.01
+# The share of a clip's frames from which on it is worth a word.
 _REPEATED = 0.05
 # Of a frame: a scan that fills less of it is small.
 _SMALL = 0.5
@@ -304,15 +303,7 @@ def _warn_of_mask(dataset, clip, path, painted, mask):
       path,
       ", ".join(f"{level:.0f}" for level in (0, *levels)),
     )
-  if clip.area is not None and painted.size:
-    share = 1 - np.count_nonzero(_within(mask, clip.area)) / painted.size
-    if share > _OUTSIDE:
-      notices.warn(
-        "%s: %.0f %% of what is painted lies outside of the scan area and is cropped away; mend "
-        "scan_area, or the mask.",
-        path,
-        100 * share,
-      )
+  mask_check.warn_of_outside(path, mask, clip.area)
 
 
 def _jpeg(pixels):

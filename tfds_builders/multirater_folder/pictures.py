@@ -63,6 +63,9 @@ def check_geometry(image, masks, *, indices, axes=None):
     indices: whether they hold label indices.
     axes: which axis of NIfTI files is the first, in the user's word: 'xy' or 'yx'.
 
+  Returns:
+    The image's (height, width).
+
   Raises:
     UserError: a size is not the image's; or, between NIfTI files and without the user's word, the
       direction of an axis is not.
@@ -72,6 +75,7 @@ def check_geometry(image, masks, *, indices, axes=None):
   for path in masks:
     with problems.apart():
       _check_mask(path, image, header, directions, indices=indices, axes=axes)
+  return header.height, header.width
 
 
 def _check_mask(path, image, header, directions, *, indices, axes):
