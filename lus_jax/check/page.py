@@ -14,6 +14,11 @@ from lus_jax.words import plural
 
 def write(file, result):
   """Writes the page of a `run.Result`, whole or not at all (`UserError` if the disk refuses)."""
+  write_text(file, render(result))
+
+
+def render(result):
+  """The page of a `run.Result`, as HTML."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,
@@ -22,7 +27,7 @@ def write(file, result):
     lstrip_blocks=True,
   )
   environment.filters["data_url"] = pictures.data_url
-  html = environment.get_template("template.html").render(
+  return environment.get_template("template.html").render(
     dataset=result.dataset,
     overview=table.overview(result) if result.seen else [],
     header=table.HEADER,
@@ -35,7 +40,6 @@ def write(file, result):
     palette=palette,
     plural=plural,
   )
-  write_text(file, html)
 
 
 def _card(result, i):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lus_jax import problems
-from lus_jax.check import alike, lettering, run, table
+from lus_jax.check import alike, lettering, page, run, table
 from lus_jax.check.__main__ import main
 from lus_jax.errors import UserError
 from lus_jax.media import readers
@@ -46,7 +46,7 @@ class Folder:
     self.path = path
     (path / "videos").mkdir(parents=True)
     self.dataset = {"name": "tiny", "licence": "none", "classes": list(CLASSES)}
-    self.manifest, self.labels = [], []
+    self.header, self.manifest, self.labels = MANIFEST, [], []
     for i in range(6):
       self.save(f"{i}.npy", np.stack([scan(10 * i + frame) for frame in range(3)]))
       self.manifest.append([f"{i}.npy", f"p{i}", "1", "L1", "300", "0", ""])
@@ -70,7 +70,7 @@ class Folder:
   def write(self):
     (self.path / "dataset.json").write_text(json.dumps(self.dataset))
     labels = [["video", "frame", "annotator", "masks"], *self.labels]
-    for name, rows in (("manifest", [MANIFEST, *self.manifest]), ("labels", labels)):
+    for name, rows in (("manifest", [self.header, *self.manifest]), ("labels", labels)):
       with (self.path / f"{name}.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return self.path
@@ -522,3 +522,19 @@ def test_many_videos_are_sampled_and_the_page_says_so(folder, tmp_path, monkeypa
   result = folder.check(with_pictures=True)
   assert result.shown == (0, 1, 3, 4)
   assert [bool(seen.pictures) for seen in result.seen] == [True, True, False, True, True, False]
+
+
+def test_scan_areas_are_counted_and_odd_ones_told_and_marked(folder):
+  folder.header = (*MANIFEST, "scan_area")
+  for row in folder.manifest:
+    row.append("5 5 50 50")
+  folder.manifest[4][-1] = "30 30 20 20"
+  found = folder.check(with_pictures=True)
+  assert ("scan areas", "6 of 6 videos") in table.overview(found)
+  only(found.warnings, "4.npy", "unlike those of other videos of its size")
+  # All but a corner of what is painted, [10:20, 10:20], lies outside of it.
+  only(found.warnings, "4/pleura.png", "100 % of what is painted lies outside")
+  assert found.odd_areas == (4,)
+  html = page.render(found)
+  assert html.count('class="area"') == 7 and html.count("left:7.812%") == 5
+  assert "left:46.875%;top:46.875%;width:31.250%;height:31.250%" in html
