@@ -230,13 +230,12 @@ def _multirater(directory):
   folder = read_multirater(directory)
   clips = []
   for image in folder.images:
-    size = pictures.image_size(image.path, axes=folder.nifti_axes)
     labels = tuple(Label(0, rater, "", paths, paths) for rater, paths in image.masks.items())
     clips.append(
       Clip(
         name=image.name,
         where="",
-        media=readers.Media(image.path, (image.path,), 1, *size),
+        media=pictures.probe_image(image.path, axes=folder.nifti_axes),
         patient=image.patient,
         split=image.split,
         area=image.scan_area,
@@ -350,4 +349,5 @@ def ignored(dataset, label):
 def mask_check(dataset):
   """What collects the masks of a data set, to warn of them together; None where there are none."""
   check = {"lus_folder": painted.mask_check, "multirater_folder": drawn.mask_check}
-  return check[dataset.kind](dataset.folder) if dataset.kind in check else None
+  known = dataset.folder is not None and dataset.kind in check
+  return check[dataset.kind](dataset.folder) if known else None

@@ -238,18 +238,18 @@ def _overlap(box, other):
 
 
 def _warn_of_tags(clip):
-  for path in clip.media.files:
-    if path.suffix.lower() == ".dcm":
-      # Imported here: pydicom is large, and few need it.
-      from lus_jax.media import dicom, dicom_copy
+  media = clip.media
+  if media.format == "dicom":
+    # Imported here: pydicom is large, and few need it.
+    from lus_jax.media import dicom, dicom_copy
 
-      if told := dicom_copy.telling(dicom.header(path)):
-        notices.warn(
-          f"%s: its header tells whose it is or when it was made ({', '.join(told)}); import it, "
-          "which replaces that.",
-          path,
-        )
-  for path, name, text in tags.read(clip.media):
+    if told := dicom_copy.telling(dicom.header(media.path)):
+      notices.warn(
+        f"%s: its header tells whose it is or when it was made ({', '.join(told)}); import it, "
+        "which replaces that.",
+        media.path,
+      )
+  for path, name, text in tags.read(media):
     if what := suspicious(text):
       notices.warn(
         f"%s: its tag {tags.public_name(name)} holds what looks like {what}; remove it (importing "

@@ -62,6 +62,7 @@ def overview(result):
     ("labels that show nothing", f"{empty} of {len(labels)} ({_percent(empty, len(labels))})"),
     ("frame sizes", _counted(f"{clip.media.width} x {clip.media.height}" for clip in clips)),
     ("frames per second", _counted(_rate(clip.media) for clip in videos)),
+    ("mm per pixel", _counted(_spacing(clip.media) for clip in clips)),
     ("scan areas", _areas(clips)),
     ("splits", _splits(result)),
   ]
@@ -75,6 +76,13 @@ def _are_stand_ins(dataset):
 def _rate(media):
   rate = media.frames_per_second
   return "unknown" if math.isnan(rate) else f"{rate:.3g}"
+
+
+def _spacing(media):
+  if media.spacing is None:
+    return "unknown"
+  vertical, horizontal = (f"{one:.3g}" for one in media.spacing)
+  return vertical if vertical == horizontal else f"{horizontal} across, {vertical} down"
 
 
 def _areas(clips):

@@ -294,8 +294,8 @@ def test_near_identical_frames_of_two_patients_are_told_with_their_sides(folder)
   folder.save("5.npy", near_copy(np.load(folder.path / "videos" / "1.npy")))
   found = folder.check()
   line = only(found.warnings, "near-identical")
-  assert "1.npy of patient 'p1' and 5.npy of patient 'p5'" in line
-  assert "one in test and one in train" in line
+  assert line.startswith("1.npy of patient 'p1', 5.npy of patient 'p5' have")
+  assert "stand in train and test" in line
   # Of one patient they are no fault.
   folder.manifest[5][1] = folder.manifest[1][1]
   folder.manifest[5][-1] = folder.manifest[1][-1]
@@ -306,8 +306,12 @@ def test_hashes_of_copies_are_near_and_of_others_far():
   frames = [scan(seed, 200, 160) for seed in range(12)]
   copies = near_copy(frames)
   found = [np.stack(alike.hashes(one)) for one in (*frames, *copies)]
-  pairs = alike.find(found, [f"p{i}" for i in range(24)])
-  assert sorted((pair.one, pair.other) for pair in pairs) == [(i, i + 12) for i in range(12)]
+  groups = alike.find(found, [f"p{i}" for i in range(24)])
+  assert sorted(group.clips for group in groups) == [(i, i + 12) for i in range(12)]
+  assert all(0 < group.bits <= alike.CUT for group in groups)
+  # A third one of these is in their group.
+  groups = alike.find([*found, found[5]], [f"p{i}" for i in range(25)])
+  assert groups[0] == alike.Group((5, 17, 24), 0) and len(groups) == 12
   assert alike.find(found, ["one"] * 24) == [] == alike.find(found, [""] * 24)
   assert alike.hashes(np.full((20, 20), 7, np.uint8)) == []
   assert alike.find([np.zeros((0, 32), np.uint8)], ["p"]) == []
