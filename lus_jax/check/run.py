@@ -173,7 +173,7 @@ def _warn_of_areas(dataset):
     odd += [i for i in members if _agreement(dataset.clips[i].area, usual) < _USUAL_AREA]
   for i in sorted(odd):
     notices.warn(
-      "%s: its scan area is unlike those of other videos of its size; look at it in the sheet "
+      "%s: its scan area is unlike those of others of its frame size; look at it in the sheet "
       "(--html).",
       dataset.clips[i].media.path,
     )

@@ -100,7 +100,7 @@ def test_a_good_folder_has_no_problem_and_no_warning_but_its_unpainted_class(fol
   assert "no mask shows anything of the class 'b_line'" in text
   assert "0 problems, 1 warning." in text
   assert re.search(r"patients  6\n", text) and re.search(r"frames  18\n", text)
-  assert re.search(r"labelled frames  6 on 6 videos", text)
+  assert re.search(r"labelled frames  6 of 6 videos", text)
 
 
 def test_the_table_counts_pixels_by_confidence(folder):
@@ -534,8 +534,8 @@ def test_scan_areas_are_counted_and_odd_ones_told_and_marked(folder):
     row.append("5 5 50 50")
   folder.manifest[4][-1] = "30 30 20 20"
   found = folder.check(with_pictures=True)
-  assert ("scan areas", "6 of 6 videos") in table.overview(found)
-  only(found.warnings, "4.npy", "unlike those of other videos of its size")
+  assert ("scan areas", "given of 6 of 6 videos") in table.overview(found)
+  only(found.warnings, "4.npy", "unlike those of others of its frame size")
   # All but a corner of what is painted, [10:20, 10:20], lies outside of it.
   only(found.warnings, "4/pleura.png", "100 % of what is painted lies outside")
   assert found.odd_areas == (4,)
