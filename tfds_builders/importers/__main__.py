@@ -31,15 +31,32 @@ import sys
 from lus_jax import command_line, notices
 from lus_jax.errors import UserError
 from lus_jax.media import nifti
-from tfds_builders.importers import cvat, palette, polygons, raters, videos, write
+from tfds_builders.importers import (
+  coco,
+  cvat,
+  label_studio,
+  labelme,
+  palette,
+  polygons,
+  raters,
+  slicer,
+  via,
+  videos,
+  write,
+)
 from tfds_builders.importers import options as options_lib
 from tfds_builders.multirater_folder import manifest
 
 # Importers of frames: each finds a `Source`, which `write` writes.
 FORMATS = {
+  "coco": coco,
   "cvat": cvat,
+  "label_studio": label_studio,
+  "labelme": labelme,
   "palette": palette,
   "polygons": polygons,
+  "slicer": slicer,
+  "via": via,
   "videos": videos,
 }
 

@@ -90,7 +90,7 @@ def gather(clips, *, table=None, patient_pattern=None, day_pattern=None, view_pa
   patterns = {"patient": patient_pattern, "day": day_pattern, "view": view_pattern}
   facts, others = {}, {}
   for name, clip in clips.items():
-    cells = {column: "" for column in COLUMNS}
+    cells = {column: "" for column in COLUMNS} | {"split": clip.split}
     for column, pattern in patterns.items():
       cells[column] = getattr(clip, column)
       if name in rows and rows[name].cells.get(column):
@@ -107,6 +107,7 @@ def gather(clips, *, table=None, patient_pattern=None, day_pattern=None, view_pa
         cells["view"] = ""
     facts[name] = cells
   _count_days(facts, clips)
+  _check_splits(facts)
   notes = []
   if others:
     notes.append(
@@ -119,6 +120,25 @@ def gather(clips, *, table=None, patient_pattern=None, day_pattern=None, view_pa
   if rows and without:
     notes.append(f"{table} has no row for {len(without)}: {tables.shown_list(without, 5)}.")
   return facts, notes
+
+
+def _check_splits(facts):
+  """Refuses splits of some clips only, or of which a patient is on two sides (`UserError`)."""
+  lacking = [name for name, cells in facts.items() if not cells["split"]]
+  if 0 < len(lacking) < len(facts):
+    raise UserError(
+      f"Nobody says which split {len(lacking)} clip(s) are of, as {lacking[0]}, but of others it "
+      "is said; say it of all or none (folders, --table)."
+    )
+  first = {}
+  for name, cells in facts.items():
+    other = first.setdefault(cells["patient"] or name, name)
+    if facts[other]["split"] != cells["split"]:
+      raise UserError(
+        f"{other} and {name} are both of patient {tables.shown(cells['patient'])}, but one is in "
+        f"{facts[other]['split']} and one in {cells['split']}; a patient belongs on one side: mend "
+        "--table, or leave the split out."
+      )
 
 
 def _count_days(facts, clips):

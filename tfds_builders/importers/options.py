@@ -67,6 +67,27 @@ def add_videos(command):
   )
 
 
+def frame_pattern(text):
+  """A regular expression of one group, the frame, or of two, the clip and the frame."""
+  found = pattern(text)
+  if found.groups not in (1, 2):
+    raise argparse.ArgumentTypeError(
+      f"has {found.groups} groups; write two, the clip and the frame's number: (.+)_([0-9]+)"
+    )
+  return found
+
+
+def add_frame_pattern(command):
+  """Adds the option that finds clip and frame in what a tool calls a picture."""
+  command.add_argument(
+    "--frame-pattern",
+    type=frame_pattern,
+    metavar="REGEX",
+    help="its two groups are the clip and the frame's number in a picture's name, as "
+    "(.+)_([0-9]+); one group: the number, of the only clip. Frames of videos count from 0",
+  )
+
+
 def add_annotations(command, what):
   """Adds the option of importers that read annotations: a list of (annotator, path)."""
   command.add_argument(

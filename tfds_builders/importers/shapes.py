@@ -69,7 +69,7 @@ def corners(values, where):
     if not isinstance(point, list | tuple) or len(point) != 2 or not all(map(_is_finite, point)):
       raise UserError(f"{where} has a corner that is no pair of numbers; mend it.")
   # Python's whole numbers may be too large for a float.
-  return tuple((float(min(x, 1e99)), float(min(y, 1e99))) for x, y in values)
+  return tuple((_float(x), _float(y)) for x, y in values)
 
 
 def pairs(values, where):
@@ -77,6 +77,10 @@ def pairs(values, where):
   if not isinstance(values, list | tuple) or len(values) % 2:
     raise UserError(f"{where} has an odd number of coordinates; mend it.")
   return corners(list(zip(values[::2], values[1::2], strict=True)), where)
+
+
+def _float(value):
+  return float(max(-1e99, min(value, 1e99)))
 
 
 def _is_finite(value):

@@ -21,6 +21,7 @@ class Clip:
     patient: who it shows, where the source says so; '' is unknown.
     day: a whole number or a date, as text, likewise.
     view: likewise.
+    split: one of `SPLITS`, likewise.
   """
 
   name: str
@@ -28,6 +29,7 @@ class Clip:
   patient: str = ""
   day: str = ""
   view: str = ""
+  split: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,14 +178,7 @@ class Videos:
     Raises:
       UserError: there is none, or several.
     """
-    if self._by_picture is None:
-      self._by_picture = {}
-      for name, path in self.found.items():
-        if path.is_dir():
-          for i, file in enumerate(readers.numbered_pictures(path)):
-            whole = f"{name}/{tables.normal(file.name)}"
-            for key in {*_tails(whole), *_tails(whole.removesuffix(file.suffix))}:
-              self._by_picture.setdefault(key, []).append((name, i))
+    self._index_pictures()
     for key in _spellings(text):
       frames = self._by_picture.get(key, ())
       if len(frames) == 1:
@@ -196,6 +191,21 @@ class Videos:
       if names:
         raise self._ambiguous(text, names, where)
     raise self._missing(text, where)
+
+  def knows(self, text):
+    """Whether any picture, video or folder is called so."""
+    self._index_pictures()
+    return any(key in self._by_picture or key in self._by_name for key in _spellings(text))
+
+  def _index_pictures(self):
+    if self._by_picture is None:
+      self._by_picture = {}
+      for name, path in self.found.items():
+        if path.is_dir():
+          for i, file in enumerate(readers.numbered_pictures(path)):
+            whole = f"{name}/{tables.normal(file.name)}"
+            for key in {*_tails(whole), *_tails(whole.removesuffix(file.suffix))}:
+              self._by_picture.setdefault(key, []).append((name, i))
 
   def _ambiguous(self, text, names, where):
     return UserError(
@@ -216,3 +226,51 @@ class Videos:
     """Counts what is no video or picture as skipped."""
     for path in self.others:
       source.skip("files that are neither videos nor pictures", path.name)
+
+
+def place(source, videos, text, where, pattern=None):
+  """Finds the frame that a tool calls `text`, and adds its clip to a source.
+
+  Args:
+    source: the `Source`.
+    videos: the `Videos`.
+    text: as in `Videos.find`.
+    where: stands in front of messages.
+    pattern: a regular expression on `text` that finds the clip and the number of the frame, as two
+      groups, or the number alone where there is one clip; None: each text is a picture.
+
+  Returns:
+    The clip's name, and the frame counted from 0.
+
+  Raises:
+    UserError: there is none, or several; or it is a video, and nobody says which frame.
+  """
+  if pattern is None:
+    name, frame = videos.find_frame(text, where)
+    source.clips.setdefault(name, Clip(name, videos.found[name]))
+    header = source.header(name)
+    if header.n_frames > 1 and not header.path.is_dir():
+      raise UserError(
+        f"{where}: {tables.shown(text)} is a video of {header.n_frames} frames; say which frame is "
+        "meant with --frame-pattern, as '(.+)_([0-9]+)' for clip_000123."
+      )
+    return name, frame
+  found = pattern.search(text)
+  *clip, number = found.groups() if found else (None,)
+  if not number or not number.isdecimal() or len(number) > 9 or None in clip:
+    raise UserError(
+      f"{where}: --frame-pattern finds no clip and number in {tables.shown(text)}; mend it."
+    )
+  if not clip and len(videos.found) > 1:
+    raise UserError(
+      f"{where}: --frame-pattern finds a number only, but {videos.folder} holds "
+      f"{len(videos.found)} clips; write a group for the clip too, as '(.+)_([0-9]+)'."
+    )
+  name = videos.find(clip[0], where) if clip else next(iter(videos.found))
+  source.clips.setdefault(name, Clip(name, videos.found[name]))
+  numbers = source.header(name).numbers
+  if numbers is None:
+    return name, int(number)
+  if int(number) not in numbers:
+    raise UserError(f"{where}: {videos.found[name]} has no picture of number {int(number)}.")
+  return name, numbers.index(int(number))

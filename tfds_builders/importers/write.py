@@ -126,7 +126,9 @@ def classes_of(source, options):
         "it."
       )
   classes = list(dict.fromkeys(name for old in known if (name := options.rename.get(old, old))))
-  if not classes and known:
+  if not known:
+    raise UserError("Nothing is drawn in what is imported, so that there is no class; mend it.")
+  if not classes:
     raise UserError("--class drops every class; keep one.")
   folder_lib.check_names(classes, options.thin)
   return classes
