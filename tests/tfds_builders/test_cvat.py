@@ -346,9 +346,7 @@ def test_several_annotators(place):
   assert importers.main(argv) == 0
   raters = place.path / "out" / "raters"
   for rater, wanted in (("anna", filled(SQUARE)), ("ben", filled([2, 3, 9, 3, 9, 8]))):
-    np.testing.assert_array_equal(
-      readers.read_mask(raters / rater / "clip_000002.png") > 0, wanted
-    )
+    np.testing.assert_array_equal(readers.read_mask(raters / rater / "clip_000002.png") > 0, wanted)
 
 
 def video_meta(source="clip.mp4", **more):
@@ -363,7 +361,9 @@ def video_meta(source="clip.mp4", **more):
 
 
 def image(name, number, content="", size=(W, H)):
-  return f'<image id="{number}" name="{name}" width="{size[0]}" height="{size[1]}">{content}</image>'
+  return (
+    f'<image id="{number}" name="{name}" width="{size[0]}" height="{size[1]}">{content}</image>'
+  )
 
 
 def listed(points, frame, outside=0, keyframe=1, kind="polygon"):

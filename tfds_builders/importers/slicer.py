@@ -41,7 +41,7 @@ def add_options(command):
     "--spacing",
     type=options.positive,
     metavar="MM",
-    help="between pixels, where videos do not say it",
+    help="between pixels, where videos do not say it, or say it wrongly",
   )
 
 
@@ -122,7 +122,7 @@ class _Lines:
     name: of the class.
     lines: corners (x, y) in millimetres from the centre of the first pixel, and where they stand.
     fan: the scan's area; None: a rectangle.
-    spacing: of pixels in millimetres, where the video does not say it.
+    spacing: of pixels in millimetres, in the user's word; None: as the video says.
     within: those that these count within; None: everywhere.
   """
 
