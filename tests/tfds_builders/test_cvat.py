@@ -613,7 +613,7 @@ def test_real_backup(real_data, tmp_path):
     for mask in label.masks.values():
       drawn = readers.read_mask(mask) > 0
       columns = np.flatnonzero(drawn.any(axis=0))
-      assert 550 < columns[0] and columns[-1] < 725
+      assert columns[0] > 550 and columns[-1] < 725
       below = np.roll(drawn, 45, axis=0) & ~drawn
       assert pixels[drawn].mean() > 1.2 * pixels[below].mean()
 
