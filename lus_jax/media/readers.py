@@ -442,12 +442,7 @@ def read(media, frames=None):
     UserError: the file is damaged, or too much is asked for at once.
   """
   frames = range(media.n_frames) if frames is None else frames
-  n_bytes = len(frames) * media.height * media.width
-  if n_bytes > limits.MAX_TOTAL:
-    raise UserError(
-      f"{media.path} has {n_bytes / 2**30:.0f} GiB of frames, more than "
-      f"{limits.MAX_TOTAL // 2**30} are read together; cut it into parts, or make it smaller."
-    )
+  check_total(media.path, len(frames), media.height, media.width)
   places = {}
   for place, frame in enumerate(frames):
     places.setdefault(frame, []).append(place)
@@ -456,6 +451,16 @@ def read(media, frames=None):
   for frame, image in zip(wanted, stream(media, wanted), strict=True):
     images[places[frame]] = image
   return images
+
+
+def check_total(path, n, height, width):
+  """Refuses more frames than are held together: n of height x width pixels (`UserError`)."""
+  n_bytes = n * height * width
+  if n_bytes > limits.MAX_TOTAL:
+    raise UserError(
+      f"{path} has {n_bytes / 2**30:.0f} GiB of frames, more than "
+      f"{limits.MAX_TOTAL // 2**30} are read together; cut it into parts, or make it smaller."
+    )
 
 
 def _check_mask_type(path, image, *, palette=False, colours=False):
