@@ -36,9 +36,12 @@ from tfds_builders.importers import (
   coco,
   cvat,
   label_studio,
+  labelme,
   palette,
   polygons,
   raters,
+  slicer,
+  via,
   videos,
   write,
 )
@@ -50,8 +53,11 @@ FORMATS = {
   "coco": coco,
   "cvat": cvat,
   "label_studio": label_studio,
+  "labelme": labelme,
   "palette": palette,
   "polygons": polygons,
+  "slicer": slicer,
+  "via": via,
   "videos": videos,
 }
 
