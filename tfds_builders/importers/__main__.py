@@ -31,7 +31,16 @@ import sys
 from lus_jax import command_line, notices
 from lus_jax.errors import UserError
 from lus_jax.media import nifti
-from tfds_builders.importers import coco, label_studio, palette, polygons, raters, videos, write
+from tfds_builders.importers import (
+  coco,
+  label_studio,
+  layers,
+  palette,
+  polygons,
+  raters,
+  videos,
+  write,
+)
 from tfds_builders.importers import options as options_lib
 from tfds_builders.multirater_folder import manifest
 
@@ -39,6 +48,7 @@ from tfds_builders.multirater_folder import manifest
 FORMATS = {
   "coco": coco,
   "label_studio": label_studio,
+  "layers": layers,
   "palette": palette,
   "polygons": polygons,
   "videos": videos,

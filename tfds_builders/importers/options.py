@@ -55,10 +55,10 @@ def annotations(text):
   return "", pathlib.Path(text)
 
 
-def add_videos(command):
+def add_videos(command, *, required=True):
   """Adds the options of importers that look up videos and pictures by name."""
   command.add_argument(
-    "--videos", type=pathlib.Path, required=True, help="folder of the videos or pictures"
+    "--videos", type=pathlib.Path, required=required, help="folder of the videos or pictures"
   )
   command.add_argument(
     "--folders-are-clips",
