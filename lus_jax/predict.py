@@ -44,8 +44,8 @@ def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
 
   Args:
     workdir: of a finished segmentation run.
-    source: mp4, avi, gif, npy, a picture (png, jpg, tif, bmp), a folder of numbered pictures, which
-      is a clip, or one of other pictures.
+    source: a clip or picture of one of `readers.FORMATS`, a folder of numbered pictures, which is
+      a clip, or one of other pictures.
     out: a directory: a new one, an empty one, or that of the same prediction, which is written
       again.
     thresholds: which of the run's thresholds; all by default, none where there are `members`.
@@ -314,7 +314,7 @@ def _parse(argv):
   text(
     "input",
     None,
-    "A clip (mp4, avi, gif, npy), a picture (png, jpg, tif, bmp), or a folder of them.",
+    f"A clip or picture ({readers.FORMATS}), or a folder of other pictures.",
   )
   text("out", None, "Where masks and overlays go: a new directory, or the same prediction's.")
   text("thresholds", None, "Which models, as .6,.5; all of the run's by default.")

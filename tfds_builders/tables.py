@@ -22,6 +22,7 @@ from absl import logging
 
 from lus_jax.errors import UserError
 from lus_jax.files import sha256
+from lus_jax.media import nifti
 
 # Of one table, and of one name: more of them is a mistake, and compares slowly.
 MAX_COLUMNS = 10_000
@@ -705,6 +706,37 @@ def confidence_maximum(path, dataset):
       "masks, as 255."
     )
   return value
+
+
+def nifti_axes(path, dataset):
+  """Which axis of NIfTI files is the first, in the user's word; None where there is none.
+
+  Raises:
+    UserError: it is none of `nifti.AXES`.
+  """
+  axes = dataset.get("nifti_axes")
+  if axes not in (None, *nifti.AXES):
+    raise UserError(
+      f"{path}: 'nifti_axes' is {shown_value(axes)}; write one of {', '.join(nifti.AXES)}."
+    )
+  return axes
+
+
+def intensity_window(path, dataset):
+  """The values of more than 8 bits that become 0 and 255, in the user's word; None without one.
+
+  Raises:
+    UserError: it is no pair of rising numbers.
+  """
+  window = dataset.get("intensity_window")
+  if window is None:
+    return None
+  is_pair = isinstance(window, list) and len(window) == 2 and all(map(is_number, window))
+  if not is_pair or window[0] >= window[1]:
+    raise UserError(
+      f"{path}: 'intensity_window' is {shown_value(window)}; write two rising numbers, [low, high]."
+    )
+  return tuple(window)
 
 
 def is_number(value):

@@ -473,14 +473,7 @@ def table(rows):
     "share of peak at most": lambda r: f"{r['peak_share']:.0%}",
     "compiled in s": lambda r: f"{r['compile_s']:.0f}",
   }
-  lines = [list(columns), ["---"] * len(columns)]
-  for row in rows:
-    if row["ok"]:
-      lines.append([str(cell(row)) for cell in columns.values()])
-    else:
-      first = [cell(row) for cell in list(columns.values())[:3]]
-      lines.append([*first, f"fails: {row['reason']}", *[""] * (len(columns) - 4)])
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  return processes.table(columns, rows, known=3)
 
 
 def parse(argv):
@@ -501,6 +494,7 @@ def parse(argv):
 
     return read
 
+  positive = processes.positive
   parser = argparse.ArgumentParser(
     prog="python -m lus_jax.benchmarks.compile",
     description=__doc__,
@@ -511,10 +505,10 @@ def parse(argv):
   parser.add_argument("--program", type=names(every), help="only these programs")
   parser.add_argument("--target", type=names(cards.CARDS), default=["h100"])
   parser.add_argument("--strategy", type=names(STRATEGIES), help="how the sweep is run")
-  parser.add_argument("--size", type=int, help="H and W in pixels; the paper's by default")
-  parser.add_argument("--batch", type=int, help="images, or clips")
-  parser.add_argument("--classes", type=int, default=6)
-  parser.add_argument("--members", type=int, help="of the sweep")
+  parser.add_argument("--size", type=positive, help="H and W in pixels; the paper's by default")
+  parser.add_argument("--batch", type=positive, help="images, or clips")
+  parser.add_argument("--classes", type=positive, default=6)
+  parser.add_argument("--members", type=positive, help="of the sweep")
   parser.add_argument("--encoder", choices=resnet.DEPTHS, default="resnet34")
   parser.add_argument("--dtype", choices=models.DTYPES, default="bfloat16")
   parser.add_argument("--out", help="a JSON file, written row by row")

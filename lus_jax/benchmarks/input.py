@@ -29,7 +29,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
-from lus_jax.benchmarks import memory
+from lus_jax.benchmarks import memory, processes
 from lus_jax.data import clips, datasets, pipeline
 from lus_jax.files import write_text
 from lus_jax.results import versions
@@ -218,24 +218,23 @@ def table(result):
 
 def main(argv=None):
   """Measures, prints a table and writes `--out`."""
+  positive = processes.positive
   parser = argparse.ArgumentParser(
     prog="python -m lus_jax.benchmarks.input",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--size", type=int, default=128, help="H and W in pixels")
-  parser.add_argument("--batch", type=int, default=16, help="frames, or clips")
-  parser.add_argument("--scales", type=int, nargs="+", default=[1, 10])
+  parser.add_argument("--size", type=positive, default=128, help="H and W in pixels")
+  parser.add_argument("--batch", type=positive, default=16, help="frames, or clips")
+  parser.add_argument("--scales", type=positive, nargs="+", default=[1, 10])
   parser.add_argument(
-    "--pieces", type=int, default=12, help=f"pieces of {PIECE} batches, of each of {ROUNDS} rounds"
+    "--pieces",
+    type=positive,
+    default=12,
+    help=f"pieces of {PIECE} batches, of each of {ROUNDS} rounds",
   )
   parser.add_argument("--out", help="a JSON file")
   args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-  for name in ("size", "batch", "pieces"):
-    if getattr(args, name) < 1:
-      parser.error(f"--{name} must be at least 1")
-  if min(args.scales) < 1:
-    parser.error("--scales must be at least 1")
   result = run(args)
   print(f"{result['machine']}; " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()))
   print(f"{args.size} x {args.size}, batch {args.batch}\n\n{table(result)}")

@@ -4,6 +4,7 @@ A worker makes an object in a fresh process and calls its methods when it is ask
 several can hold what they compiled and be timed in turn.
 """
 
+import argparse
 import contextlib
 import multiprocessing
 import os
@@ -25,7 +26,6 @@ _OUT_OF_MEMORY = re.compile(
 _TELLING = re.compile(r"Check failed|RESOURCE_EXHAUSTED|^[\w.]*(Error|Exception)\b|ptxas|fatal")
 # Seconds until a worker that was told to end is killed.
 _GRACE = 5
-
 
 _STARTING = threading.Lock()
 
@@ -257,3 +257,29 @@ def call(function, *arguments, environment=None, limit=1800):
     return worker.ask("__call__")
   finally:
     worker.stop()
+
+
+def positive(text):
+  """A whole number above 0 of a command line, for argparse."""
+  value = int(text)
+  if value < 1:
+    raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+  return value
+
+
+def table(columns, rows, *, known):
+  """Rows as Markdown; of one that is not `ok` its first cells and its `reason`.
+
+  Args:
+    columns: a function of a row by the column's name.
+    rows: dicts.
+    known: how many columns a row has that failed.
+  """
+  lines = [list(columns), ["---"] * len(columns)]
+  for row in rows:
+    cells = list(columns.values()) if row["ok"] else list(columns.values())[:known]
+    lines.append([str(cell(row)) for cell in cells])
+    if not row["ok"]:
+      reason = " ".join(row["reason"].replace("|", "/").split())
+      lines[-1] += [f"not measured: {reason}", *[""] * (len(columns) - known - 1)]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)

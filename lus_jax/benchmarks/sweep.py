@@ -343,15 +343,7 @@ def table(result):
     "share of peak": lambda r: f"{r['peak_share']:.1%}",
     "memory MiB": lambda r: "" if r["memory_bytes"] is None else f"{r['memory_bytes'] / 2**20:.0f}",
   }
-  lines = [list(columns), ["---"] * len(columns)]
-  for row in result["rows"]:
-    if row["ok"]:
-      lines.append([str(cell(row)) for cell in columns.values()])
-    else:
-      first = [str(cell(row)) for cell in list(columns.values())[:6]]
-      reason = f"not measured: {' '.join(row['reason'].replace('|', '/').split())}"
-      lines.append([*first, reason, *[""] * (len(columns) - 7)])
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  return processes.table(columns, result["rows"], known=6)
 
 
 def parse(argv):
@@ -362,11 +354,7 @@ def parse(argv):
     SystemExit: an option or value is unknown, as argparse has it.
   """
 
-  def positive(text):
-    value = int(text)
-    if value < 1:
-      raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value
+  positive = processes.positive
 
   def scale(text):
     name, _, values = text.partition("=")
@@ -384,7 +372,11 @@ def parse(argv):
   parser.add_argument("--members", type=positive, help="models that train together")
   parser.add_argument("--epochs", type=positive)
   parser.add_argument(
-    "--frames", type=positive, nargs=3, metavar=("TRAIN", "VALIDATION", "TEST"), help="how many"
+    "--frames",
+    type=positive,
+    nargs=3,
+    metavar=("TRAIN", "VALIDATION", "TEST"),
+    help="how many",
   )
   parser.add_argument("--classes", type=positive, default=6)
   parser.add_argument("--encoder", choices=resnet.DEPTHS)

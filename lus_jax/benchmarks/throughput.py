@@ -766,15 +766,7 @@ def table(result):
     "program MiB": lambda r: _number(r.get("program_bytes"), ".0f", 2**20),
     "compile s": lambda r: f"{r['compile_s']:.1f}",
   }
-  lines = [list(columns), ["---"] * len(columns)]
-  for row in result["rows"]:
-    if row["ok"]:
-      lines.append([str(cell(row)) for cell in columns.values()])
-    else:
-      first = [str(cell(row)) for cell in list(columns.values())[:4]]
-      reason = " ".join(row["reason"].replace("|", "/").split())
-      lines.append([*first, f"not measured: {reason}", *[""] * (len(columns) - 5)])
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  return processes.table(columns, result["rows"], known=4)
 
 
 def profile_table(rows, *, longest=12):
@@ -859,18 +851,13 @@ def parse(argv):
     SystemExit: an option or value is unknown, as argparse has it.
   """
 
-  def positive(text):
-    value = int(text)
-    if value < 1:
-      raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value
-
   def size(text):
     value = int(text)
     if value < 32:
       raise argparse.ArgumentTypeError(f"{value} is too small; use at least 32 pixels")
     return value
 
+  positive = processes.positive
   parser = argparse.ArgumentParser(
     prog="python -m lus_jax.benchmarks.throughput",
     description=__doc__,
@@ -916,10 +903,17 @@ def parse(argv):
     "--profile", action="store_true", help="also where the time of the first row's step goes"
   )
   parser.add_argument(
-    "--limit", type=positive, default=1800, metavar="S", help="seconds to compile a row, or to wait"
+    "--limit",
+    type=positive,
+    default=1800,
+    metavar="S",
+    help="seconds to compile a row, or to wait",
   )
   parser.add_argument(
-    "--budget", type=positive, metavar="S", help="seconds after which no row is begun any more"
+    "--budget",
+    type=positive,
+    metavar="S",
+    help="seconds after which no row is begun any more",
   )
   parser.add_argument(
     "--in-process",

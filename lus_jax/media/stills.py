@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 
 from lus_jax.errors import UserError
 from lus_jax.files import check_file, damage_is_a_user_error
-from lus_jax.media import limits
+from lus_jax.media import limits, windows
 
 # The suffixes of stills that are read; capitals too.
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -65,41 +65,54 @@ def _damage(path, mend):
 
 
 @contextlib.contextmanager
-def opened(path, mend=_MEND):
+def opened(path, mend=_MEND, *, stack=False):
   """Yields a still, or a GIF if the name says so, as an open Pillow image.
 
   Decode it with the functions below: they name the file where Pillow finds it damaged.
 
   Raises:
-    UserError: it is damaged, too large, of another format or a stack of pictures.
+    UserError: it is damaged, too large, of another format, or a stack of pictures where none is
+      allowed; only of TIFF one is.
   """
   check_file(path, mend)
   formats = ("GIF",) if path.suffix.lower() == ".gif" else _STILLS
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(warnings.catch_warnings())
+  with contextlib.ExitStack() as resources:
+    resources.enter_context(warnings.catch_warnings())
     warnings.simplefilter("ignore")  # about metadata, without the file's name
     with _damage(path, mend):
       # Not by name: Pillow maps files that it knows by name, and garbles turned TIFF there.
-      file = stack.enter_context(path.open("rb"))
-      image = stack.enter_context(Image.open(file, formats=formats))
+      file = resources.enter_context(path.open("rb"))
+      image = resources.enter_context(Image.open(file, formats=formats))
       # A JPEG's further pictures are previews.
       n_frames = image.n_frames if image.format in ("PNG", "TIFF") else 1
     limits.check_pixels(path, image.height, image.width)
-    if n_frames > 1:
+    if n_frames > 1 and not (stack and image.format == "TIFF"):
       raise UserError(f"{path} holds {n_frames} pictures; save one a file, or a folder of frames.")
     yield image
 
 
 def n_frames(image, path):
-  """Counts the frames of an open GIF (`UserError` if it is damaged)."""
+  """Counts the frames of an open picture (`UserError` if it is damaged); previews are none."""
   with _damage(path, _MEND):
-    return image.n_frames
+    return image.n_frames if image.format in ("GIF", "TIFF") else 1
 
 
 def seek(image, path, frame):
-  """Goes to a frame of an open GIF (`UserError` if it is damaged, or the frame too large)."""
+  """Goes to a frame of an open GIF or TIFF (`UserError` if it is damaged or too large)."""
   with _damage(path, _MEND):
     image.seek(frame)
+  limits.check_pixels(path, image.height, image.width)
+
+
+def imagej(image, path):
+  """What ImageJ wrote of an open TIFF, as texts by name; empty where another program made it."""
+  if image.format != "TIFF":
+    return {}
+  with _damage(path, _MEND):
+    text = str(image.tag_v2.get(TiffImagePlugin.IMAGEDESCRIPTION, ""))
+  if not text.startswith("ImageJ="):
+    return {}
+  return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
 def orientation(image, path, mend=_MEND):
@@ -188,25 +201,37 @@ def _check_png(image, path, mend):
       again.verify()
 
 
-def grey(image, path):
-  """Decodes an open picture, or the frame of a GIF it is at.
+def grey(image, path, window=None):
+  """Decodes an open picture, or the frame of a GIF or TIFF it is at.
+
+  Args:
+    image: what `opened` yielded.
+    path: of it, for errors.
+    window: (low, high): the values of more than 8 bits that become 0 and 255, in the user's word.
 
   Returns:
-    Grey values [h, w] uint8: colours become their luma (ITU-R 601), 16 bits are divided down; and
-    the largest value of a 16-bit picture that is nearly or wholly black, else None.
+    Grey values [h, w] uint8: colours become their luma (ITU-R 601), 16 bits without a window are
+    divided down; and the largest value of a 16-bit picture that is then nearly or wholly black,
+    else None.
 
   Raises:
-    UserError: it is damaged, or holds numbers of 32 bits, which have no scale.
+    UserError: it is damaged, or holds numbers of 32 bits and there is no window.
   """
-  if image.mode in ("I", "F"):
-    raise UserError(f"{path} holds numbers of 32 bits; save pictures in 8 or 16 bits.")
-  if not image.mode.startswith("I;16"):
+  wide = image.mode in ("I", "F")
+  if wide and window is None:
+    raise UserError(
+      f"{path} holds numbers of 32 bits; save pictures in 8 or 16 bits, or write "
+      '"intensity_window": [low, high] into dataset.json.'
+    )
+  if not (wide or image.mode.startswith("I;16")):
     _check_png(image, path, _MEND)
     turned = orientation(image, path)
     with _damage(path, _MEND):
       values = np.asarray(image.convert("L"))
     return (values if image.format == "TIFF" else turn(values, turned)), None
   values, maximum = pixels(image, path)
+  if window is not None:
+    return windows.grey(values, window, path), None
   largest = int(values.max())
   dark = largest <= _DARK and maximum == 65535
   return np.rint(values / (maximum / 255)).astype(np.uint8), largest if dark else None

@@ -175,7 +175,7 @@ def test_an_abort_is_a_row_and_not_the_end(plugin, monkeypatch, tmp_path, capsys
   assert written[1]["reason"] == "JaxRuntimeError: no tiles"
   assert written[2]["jax"] == jax.__version__ and "hlo" not in written[2]
   printed = capsys.readouterr().out
-  assert "| fpn augment | h100 |  | fails: the process ended by SIGABRT" in printed
+  assert "| fpn augment | h100 |  | not measured: the process ended by SIGABRT" in printed
   assert "| fpn keep_best | h100 | loop | 3 | 1.50 | 2 | 2.00 (2%) | 0.40 | 0.10 |" in printed
 
 

@@ -33,6 +33,7 @@ from lus_jax.errors import UserError
 from lus_jax.media import nifti
 from tfds_builders.importers import (
   coco,
+  cvat,
   label_studio,
   layers,
   palette,
@@ -47,6 +48,7 @@ from tfds_builders.multirater_folder import manifest
 # Importers of frames: each finds a `Source`, which `write` writes.
 FORMATS = {
   "coco": coco,
+  "cvat": cvat,
   "label_studio": label_studio,
   "layers": layers,
   "palette": palette,

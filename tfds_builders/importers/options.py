@@ -98,3 +98,10 @@ def add_annotations(command, what):
     metavar="[NAME=]FILE",
     help=f"{what}; with a name before it, who drew it, so that several people's stay apart",
   )
+
+
+def add_line_width(command):
+  """Adds the option of importers of lines, of which tools store no width."""
+  command.add_argument(
+    "--line-width", type=border, metavar="2mm|6px", help="how wide lines are drawn"
+  )

@@ -107,7 +107,8 @@ def find(*, images, masks, classes, ignore=None):
     notes=[*image_notes, *mask_notes],
   )
   for stem, path in mask_of.items():
-    readers.check_mask_size(path, reader.check(path), source.header(stem), of="image")
+    source.media[stem] = readers.probe_still(image_of[stem])
+    readers.check_mask_size(path, reader.check(path), source.media[stem], of="image")
   if reader.full:
     source.notes.append(f"Masks hold 0 and 255: 255 is taken to be {classes[0]}.")
   if reader.has_ignored and not reader.seen:

@@ -110,7 +110,7 @@ def import_folders(
   headers, grey, ones, shares = {}, [], [], []
   with folder_lib.new_folder(out, dry_run=dry_run) as folder:
     for image, path in image_of.items():
-      headers[image] = readers.probe(path)
+      headers[image] = readers.probe_still(path)
       folder.copy(path, [path], f"images/{image}{path.suffix}")
     for rater, drawn in masks.items():
       for image, path in drawn.items():

@@ -271,7 +271,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
 
   def _videos(self, videos):
     for video in videos:
-      fitted = [self._letterbox(frame) for frame in readers.read(video.media)]
+      fitted = [self._letterbox(frame) for frame in readers.stream(video.media)]
       yield (
         video.name,
         {

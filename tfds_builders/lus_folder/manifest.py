@@ -8,12 +8,17 @@ The folder:
                        frame_numbers  of folders of pictures: "from_0" (default) or "of_files"
                        patients       "unknown": the patients of manifest.csv are stand-ins
                        npy_axes       of npy files: "nhw" (default) or "hwn", frames last
+                       nifti_axes     of NIfTI files, the first axis: "xy" (default) or "yx"
+                       intensity_window  [low, high]: the values that become 0 and 255 of files of
+                                         more than 8 bits; default: what they say, else a range
+                                         that a warning names
                        confidence_maximum  what means 100 % in masks, where their type does not say
     DIR/manifest.csv   a row a video or still: video, patient, day, view, sf_ratio, readmitted_30d,
                        split
     DIR/labels.csv     a row a labelled frame: video, frame (from 0), annotator, masks
-    DIR/videos/<video>                 mp4, avi, gif, npy, a picture (png, jpg, tif, bmp) or a
-                                       folder of numbered ones
+    DIR/videos/<video>                 DICOM (no suffix is needed), mp4, mov, m4v, avi, mkv, webm,
+                                       wmv, gif, npy, NIfTI, NRRD, mha, mhd, a TIFF stack, a picture
+                                       (png, jpg, tif, bmp) or a folder of numbered ones
     DIR/masks/<masks>/<class>.png      8- or 16-bit grey, confidence = value / maximum of the type
                                        (jpg, tif, bmp are read too);
                                        a missing file is confidence 0, or unlabelled
@@ -32,7 +37,7 @@ from absl import logging
 
 from lus_jax import notices
 from lus_jax.errors import UserError
-from lus_jax.media import readers
+from lus_jax.media import clips, readers
 from lus_jax.splits import SPLITS
 from tfds_builders import tables
 
@@ -49,9 +54,11 @@ DATASET_KEYS = (
   "frame_numbers",
   "confidence_maximum",
   "npy_axes",
+  "nifti_axes",
+  "intensity_window",
 )
 # What a user may expect to count here too; passing over it would turn masks over silently.
-MULTIRATER_KEYS = ("polarity", "labels", "persons", "soft", "nifti_axes", "intensity_window")
+MULTIRATER_KEYS = ("polarity", "labels", "persons", "soft")
 FRAME_NUMBERS = ("from_0", "of_files")
 MAX_SF_RATIO = 477.0
 # Nobody lives with less (50 % on pure oxygen is 50); FiO2 in percent gives 1 to 5.
@@ -130,7 +137,7 @@ def _read_dataset(path):
     if key in dataset:
       raise UserError(f"{path}: {key!r} is of multirater_folder and says nothing here; remove it.")
   choices_of = {"missing_class": ("unlabelled",), "frame_numbers": FRAME_NUMBERS}
-  for key, choices in (choices_of | {"npy_axes": readers.NPY_AXES}).items():
+  for key, choices in (choices_of | {"npy_axes": clips.NPY_AXES}).items():
     if dataset.get(key, choices[0]) not in choices:
       written = tables.shown_value(dataset[key])
       raise UserError(
@@ -149,7 +156,7 @@ def _sf_ratio(row):
   return value
 
 
-def _read_videos(directory, npy_axes):
+def _read_videos(directory, words):
   rows = tables.read_table(
     directory / "manifest.csv", ("video", "patient"), "write a row a video there", MANIFEST_COLUMNS
   )
@@ -160,7 +167,7 @@ def _read_videos(directory, npy_axes):
   for row, name in zip(rows, names, strict=True):
     path = place.path(row, "video", name)
     try:
-      header = readers.probe(path, npy_axes=npy_axes)
+      header = readers.probe(path, **words)
     except UserError as error:
       raise row.error(str(error)) from error
     place.claim(row, header.files)
@@ -355,7 +362,12 @@ def read_folder(directory, *, labels=True):
   """
   directory = tables.data_folder(directory)
   dataset = _read_dataset(directory / "dataset.json")
-  videos = _read_videos(directory, dataset.get("npy_axes"))
+  words = {
+    "npy_axes": dataset.get("npy_axes"),
+    "nifti_axes": tables.nifti_axes(directory / "dataset.json", dataset),
+    "window": tables.intensity_window(directory / "dataset.json", dataset),
+  }
+  videos = _read_videos(directory, words)
   frames = _read_labels(directory, dataset, videos) if labels else ()
   names = ["dataset.json", "manifest.csv", "patients.csv"] + ["labels.csv"] * labels
   files = {file for video in videos for file in video.media.files}

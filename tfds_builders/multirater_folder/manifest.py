@@ -29,7 +29,7 @@ from absl import logging
 
 from lus_jax import notices
 from lus_jax.errors import UserError
-from lus_jax.media import nifti, readers
+from lus_jax.media import readers
 from lus_jax.splits import SPLITS
 from tfds_builders import tables
 from tfds_builders.multirater_folder import pictures
@@ -125,21 +125,8 @@ def _read_dataset(path):
   if not isinstance(soft, bool):
     raise UserError(f"{path}: 'soft' is {tables.shown_value(soft)}; write true or false.")
   dataset["confidence_maximum"] = tables.confidence_maximum(path, dataset)
-  axes, window = (
-    dataset.setdefault("nifti_axes", None),
-    dataset.setdefault("intensity_window", None),
-  )
-  if axes not in (None, *nifti.AXES):
-    written = tables.shown_value(axes)
-    raise UserError(f"{path}: 'nifti_axes' is {written}; write one of {', '.join(nifti.AXES)}.")
-  if window is not None:
-    is_pair = isinstance(window, list) and len(window) == 2 and all(map(tables.is_number, window))
-    if not is_pair or window[0] >= window[1]:
-      raise UserError(
-        f"{path}: 'intensity_window' is {tables.shown_value(window)}; write two rising numbers, "
-        "[low, high]."
-      )
-    dataset["intensity_window"] = tuple(window)
+  dataset["nifti_axes"] = tables.nifti_axes(path, dataset)
+  dataset["intensity_window"] = tables.intensity_window(path, dataset)
   for field, what, kind in (("labels", "class", int), ("persons", "rater", str)):
     values = dataset[field].values() if isinstance(dataset[field], dict) else [None]
     # A bool is an int to Python.

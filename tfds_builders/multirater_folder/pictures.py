@@ -4,12 +4,9 @@ import numpy as np
 
 from lus_jax import notices
 from lus_jax.errors import UserError
-from lus_jax.files import check_file
-from lus_jax.media import confidences, nifti, readers, stills
+from lus_jax.media import confidences, nifti, readers, stills, windows
 
 _NIFTI = (".nii.gz", ".nii")
-# Between the least and the greatest of a picture that may hold but noise.
-_FEW_LEVELS = 16
 SUFFIXES = (*_NIFTI, *readers.PICTURES)
 
 
@@ -29,8 +26,7 @@ def is_nifti(path):
 def _probe_image(path, axes):
   if is_nifti(path):
     return readers.Media(path, (path,), 1, *nifti.size(path, axes))
-  check_file(path, "save one picture a file")  # a folder would be read as a video
-  return readers.probe(path)
+  return readers.probe_still(path)
 
 
 def image_size(path, *, axes=None):
@@ -121,29 +117,7 @@ def read_image(path, *, axes=None, window=None):
   values = nifti.read(path, axes)
   if values.dtype == np.uint8 and window is None:
     return values
-  if not np.isfinite(values).all():
-    raise UserError(f"{path} holds values that are not finite; replace them by a number.")
-  low, high = np.percentile(values, (0.5, 99.5)) if window is None else window
-  if low < high < low + _FEW_LEVELS and window is None and values.dtype.kind in "iu":
-    notices.warn(
-      "%s: it has few levels, %g to %g, which become 0 and 255: is it empty? If its values have a "
-      'scale, write "intensity_window": [low, high] into dataset.json.',
-      path,
-      low,
-      high,
-    )
-  if low == high:
-    low, high = float(values.min()), float(values.max())
-    notices.warn(
-      "%s: it is nearly empty: 99 %% of its pixels are %g; it is windowed from %g to %g.",
-      path,
-      np.median(values),
-      low,
-      high,
-    )
-  if low == high:
-    return np.zeros(values.shape, np.uint8)
-  return np.rint(np.interp(values, (low, high), (0, 255))).astype(np.uint8)
+  return windows.grey(values, window or windows.choose(values, path), path)
 
 
 def _read_fractions(path, *, soft, maximum, axes):
