@@ -6,16 +6,23 @@ of the letterboxed picture that was in the original frame. An unknown text is ''
 or `readmitted_30d` -1, an unknown number NaN.
 """
 
+import contextlib
+import functools
 import hashlib
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
+from lus_jax import pool
 from lus_jax.errors import UserError
 from lus_jax.splits import SPLITS
 
 # Patients of the paper: 32 train, 6 validation, 4 test.
 SPLIT_PROPORTIONS = {"train": 32, "validation": 6, "test": 4}
+# Bytes of a split that are sorted in memory; a larger one in so many files, one after the other.
+# They are open together, and systems allow a program 1024 files (macOS 256, which TFDS raises).
+MAX_SORTED, N_BUCKETS = 2**26, 256
 
 
 def _array(shape, dtype=np.uint8):
@@ -163,3 +170,56 @@ def config_name(kind, height, width, **settings):
   """A TFDS config name that changes whenever a setting does: `frames_96x96_1f3b9c2a`."""
   text = repr(sorted(settings.items()))
   return f"{kind}_{height}x{width}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def in_order(index, n):
+  """The key of an example that is to be stored as number `index` of n, for `disable_shuffling`.
+
+  TFDS sorts by it, a large set in parts that its first of 128 bits tell: those of small numbers,
+  which it takes by itself, are all 0, and the whole set would be read at once.
+  """
+  return index * (2**128 // n)
+
+
+@contextlib.contextmanager
+def sorted_on_disk():
+  """Within it, TFDS sorts larger sets in files beside those it writes: by itself, from 1 GB on."""
+  values = {"MAX_MEM_BUFFER_SIZE": MAX_SORTED, "BUCKETS_NUMBER": N_BUCKETS}
+  before = {name: getattr(shuffle, name) for name in values}
+  try:
+    for name, value in values.items():
+      setattr(shuffle, name, value)
+    yield
+  finally:
+    for name, value in before.items():
+      setattr(shuffle, name, value)
+
+
+def bar(total, unit):
+  """The progress bar of what `made` makes, over all splits."""
+  # Workers have no use for it, and for jax, which it imports.
+  from lus_jax import progress
+
+  return progress.bar(total=total, unit=unit, what="preparing", delay=2)
+
+
+def made(function, job, items, num_processes, shown):
+  """Yields what `function(job, item)` yields for each item, in several processes, in their order.
+
+  Args:
+    function: of a module.
+    job: its first argument, small, as every worker gets it.
+    items: an iterable of its second.
+    num_processes: as in `pool.ordered`.
+    shown: of `bar`; it ends where its total is reached.
+  """
+  for result in pool.chained(
+    functools.partial(function, job),
+    items,
+    num_processes=num_processes,
+    option="--config.data.num_processes",
+  ):
+    yield result
+    shown.update()
+    if shown.n == shown.total:
+      shown.close()

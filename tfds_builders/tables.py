@@ -20,6 +20,7 @@ from concurrent import futures
 
 from absl import logging
 
+from lus_jax import problems
 from lus_jax.errors import UserError
 from lus_jax.files import sha256
 from lus_jax.media import nifti
@@ -70,7 +71,10 @@ class Row:
     """A cell that is empty or one of the choices; refuses others (`UserError`)."""
     value = self.cells.get(column, "")
     if value and value not in choices:
-      raise self.error(f"unknown {column} {shown(value)}; write one of {', '.join(choices)}.")
+      problems.tell(
+        self.error(f"unknown {column} {shown(value)}; write one of {', '.join(choices)}.")
+      )
+      return ""
     return value
 
   def number_in(self, column, kind, low, high, unknown):
@@ -89,7 +93,8 @@ class Row:
     value = parse_number(text, kind, decimal_comma=self.decimal_comma)
     if not low <= value <= high:
       what = f"a {'whole ' * (kind is int)}number from {low:g}" + f" to {high:g}" * (high < 1e6)
-      raise self.error(f"{column} {shown(text)} is not {what}; mend the cell.")
+      problems.tell(self.error(f"{column} {shown(text)} is not {what}; mend the cell."))
+      return unknown
     return value
 
 
@@ -228,8 +233,10 @@ def refuse_near_misses(names, known, what):
     if close[0] not in simple:
       close = difflib.get_close_matches(close[0], lacking, n=1, cutoff=0.8)
     if close:
-      raise UserError(
-        f"{what} {shown(name)} is not known; did you mean {simple[close[0]]!r}? Rename it."
+      problems.tell(
+        UserError(
+          f"{what} {shown(name)} is not known; did you mean {simple[close[0]]!r}? Rename it."
+        )
       )
 
 
@@ -302,17 +309,25 @@ def read_table(path, required, mend, known=()):
     UserError: anything is missing or contradicts itself.
   """
   header, lines, decimal_comma = read_lines(path, read_text(path, mend), required)
-  for column in required:
-    if column not in header:
-      raise UserError(
-        f"{path} row 1: the required column {column!r} is missing (there are: "
-        f"{shown_list(header) or 'none'}); add it, with commas between the columns."
-      )
+  lacking = [
+    UserError(
+      f"{path} row 1: the required column {column!r} is missing (there are: "
+      f"{shown_list(header) or 'none'}); add it, with commas between the columns."
+    )
+    for column in required
+    if column not in header
+  ]
+  for error in lacking[:-1]:
+    problems.tell(error)
+  if lacking:
+    raise lacking[-1]
   named = [column for column in header if column]
   seen = set()
   for column in named:
     if column in seen:
-      raise UserError(f"{path} row 1: two columns are called {shown(column)}; rename one of them.")
+      problems.tell(
+        UserError(f"{path} row 1: two columns are called {shown(column)}; rename one of them.")
+      )
     seen.add(column)
   refuse_near_misses(named, known, f"{path} row 1: column")
   rows = []
@@ -325,8 +340,10 @@ def read_table(path, required, mend, known=()):
     }
     row = Row(path, number, cells, decimal_comma=decimal_comma)
     if any(line[len(header) :]):
-      raise row.error(
-        "it has more cells than there are columns; put quotes around a cell that holds a comma."
+      problems.tell(
+        row.error(
+          "it has more cells than there are columns; put quotes around a cell that holds a comma."
+        )
       )
     rows.append(row)
   if not rows:
@@ -335,12 +352,13 @@ def read_table(path, required, mend, known=()):
 
 
 def refuse_repeats(rows, key, what):
-  """Refuses two rows of one key (`UserError`)."""
+  """Refuses two rows of one key (`UserError`); returns those that are the first of theirs."""
   first = {}
   for row in rows:
     other = first.setdefault(key(row), row)
     if other is not row:
-      raise row.error(f"the same {what} as row {other.number}; remove one of them.")
+      problems.tell(row.error(f"the same {what} as row {other.number}; remove one of them."))
+  return list(first.values())
 
 
 def require_constant(rows, values, column, groups, within):
@@ -359,9 +377,11 @@ def require_constant(rows, values, column, groups, within):
       continue
     other_row, other = first.setdefault(group, (row, value))
     if other != value:
-      raise row.error(
-        f"{column} is {row.cells[column]} here and {other_row.cells[column]} in row "
-        f"{other_row.number}, within {within}; make them equal or leave one empty."
+      problems.tell(
+        row.error(
+          f"{column} is {row.cells[column]} here and {other_row.cells[column]} in row "
+          f"{other_row.number}, within {within}; make them equal or leave one empty."
+        )
       )
 
 
@@ -669,15 +689,18 @@ def read_dataset(path, keys):
     raise UserError(f'{path} must be an object: {{"name": ..., "licence": ..., "classes": [...]}}.')
   refuse_near_misses(dataset, keys, f"{path}: key")
   if dataset.get("patients", "unknown") != "unknown":
-    raise UserError(
-      f"{path}: 'patients' is {shown_value(dataset['patients'])}; write \"unknown\" if the "
-      "patients are not real ones, else leave it out."
+    problems.tell(
+      UserError(
+        f"{path}: 'patients' is {shown_value(dataset['patients'])}; write \"unknown\" if the "
+        "patients are not real ones, else leave it out."
+      )
     )
   for field in ("name", "licence"):
     if not isinstance(dataset.get(field), str):
-      raise UserError(f'{path}: {field!r} is missing or no text; add "{field}": "...".')
+      problems.tell(UserError(f'{path}: {field!r} is missing or no text; add "{field}": "...".'))
+      dataset[field] = "unknown"
   if has_controls(dataset["name"]):
-    raise UserError(f"{path}: 'name' holds a line break or control character; mend it.")
+    problems.tell(UserError(f"{path}: 'name' holds a line break or control character; mend it."))
   classes, thin = dataset.get("classes"), dataset.get("thin", [])
   for field, names in (("classes", classes), ("thin", thin)):
     if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
@@ -687,8 +710,8 @@ def read_dataset(path, keys):
     raise UserError(f"{path}: 'classes' is empty; name at least one class.")
   for name in thin:
     if name not in classes:
-      raise UserError(
-        f"{path}: 'thin' names {shown(name)}, which is not in 'classes'; mend the name."
+      problems.tell(
+        UserError(f"{path}: 'thin' names {shown(name)}, which is not in 'classes'; mend the name.")
       )
   return dataset
 
@@ -701,10 +724,13 @@ def confidence_maximum(path, dataset):
   """
   value = dataset.get("confidence_maximum")
   if value is not None and not (is_number(value) and value > 0):
-    raise UserError(
-      f"{path}: 'confidence_maximum' is {shown_value(value)}; write the number that means 100 % in "
-      "masks, as 255."
+    problems.tell(
+      UserError(
+        f"{path}: 'confidence_maximum' is {shown_value(value)}; write the number that means 100 % "
+        "in masks, as 255."
+      )
     )
+    return None
   return value
 
 

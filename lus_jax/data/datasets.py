@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 
@@ -270,17 +269,20 @@ def _check_prepared(directory):
 def _prepare_alone(builder, directory):
   import tensorflow_datasets as tfds
 
+  from tfds_builders import records
+
   # TFDS writes there; whoever held the lock before and left some was killed.
   for left in directory.parent.glob("incomplete.*"):
     shutil.rmtree(left, ignore_errors=True)
   print(f"preparing {builder.name} in {directory}", flush=True)
-  if not sys.stderr.isatty():
-    tfds.disable_progress_bar()
+  # Ours knows how much is left.
+  tfds.disable_progress_bar()
   try:
     # What TFDS prints speaks of downloads, and there are none.
     with (
       tempfile.TemporaryDirectory() as downloads,
       contextlib.redirect_stdout(io.StringIO()),
+      records.sorted_on_disk(),
     ):
       builder.download_and_prepare(download_dir=downloads)
     files.write_text(
@@ -367,15 +369,23 @@ def open_dataset(config, kind):
   _hush_tfds()
   prepared = prepared_directory(config)
 
+  # The config of a run that was begun with an older version lacks it.
+  num_processes = getattr(config, "num_processes", 0)
+
   def make():
-    return Builder(config=builder_config, data_dir=os.fspath(prepared), file_format="array_record")
+    return Builder(
+      config=builder_config,
+      data_dir=os.fspath(prepared),
+      file_format="array_record",
+      num_processes=num_processes,
+    )
 
   _prepare(make, prepared / Builder.name / builder_config.name / str(Builder.VERSION))
   builder = make()
   metadata = dict(builder.info.metadata)
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
   with _whole(builder.data_dir):
-    records = {
+    stored = {
       name: builder.as_data_source(name, deserialize_method=raw) for name in builder.info.splits
     }
   return Dataset(
@@ -386,7 +396,7 @@ def open_dataset(config, kind):
     split_unit=metadata.pop("split_unit"),
     splits={
       name: Source(source, builder.info.features, builder.data_dir)
-      for name, source in records.items()
+      for name, source in stored.items()
     },
     metadata=metadata,
   )

@@ -211,6 +211,37 @@ def read(media, wanted):
     raise UserError(f"{path} is damaged at frame {shown_at[n_decoded]}; {_MEND}.")
 
 
+def is_uneven(path):
+  """Whether the frames of a video stay for different times, by more than rounding.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  with _damage(path), _open(path) as container:
+    times = [packet.pts for packet in container.demux(_stream(path, container)) if packet.size]
+  steps = np.diff(sorted(time for time in times if time is not None))
+  # Times are whole numbers of a unit; the last frame's is not known.
+  return bool(steps.size) and steps.max() > 1.5 * max(np.median(steps), 1)
+
+
+def texts(path):
+  """What a video says beside its pictures: pairs of FFmpeg's name, as 'title', and a text.
+
+  Its further streams (sound, subtitles, data) and its chapters are among them, without their text.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  with _damage(path), _open(path) as container:
+    parts = (container, *container.streams)
+    found = [(name.casefold(), str(text)) for part in parts for name, text in part.metadata.items()]
+    found += [
+      (f"a stream of {stream.type}", "") for stream in container.streams if stream.type != "video"
+    ]
+    found += [("chapters", str(one.get("metadata", ""))) for one in container.chapters()]
+  return found
+
+
 def mean_rate(path):
   """Frames per second of a GIF, whose frames may stay for different times; NaN where unknown."""
   with _damage(path), av.open(str(path.absolute()), format="gif", **_TITLES) as container:

@@ -67,17 +67,23 @@ _RGB_NAMES = ([82, 71, 66], [114, 103, 98])
 
 
 @contextlib.contextmanager
-def _damage(path):
-  # What pydicom mends or tries is said without the file's name, on every channel there is.
+def quiet():
+  """Silences pydicom: what it mends or tries is said without the file's name, on every channel."""
   logger = logging.getLogger("pydicom")
   level = logger.level
   logger.setLevel(logging.CRITICAL + 1)
   try:
-    with warnings.catch_warnings(), damage_is_a_user_error(path, _MEND, _ERRORS):
+    with warnings.catch_warnings():
       warnings.simplefilter("ignore")
       yield
   finally:
     logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _damage(path):
+  with quiet(), damage_is_a_user_error(path, _MEND, _ERRORS):
+    yield
 
 
 def is_dicom(path):
@@ -109,8 +115,8 @@ def _is_deflated(path):
   return True
 
 
-def _dataset(path):
-  """Reads all of a file but its pixels."""
+def header(path):
+  """Reads all of a file but its pixels: a `pydicom.Dataset` (`UserError` if it is damaged)."""
   from pydicom import dcmread
 
   check_file(path, _MEND)
@@ -119,6 +125,25 @@ def _dataset(path):
     deflated = named and _is_deflated(path)
     # Of a deflated file nothing can be read later.
     return dcmread(path, defer_size=None if deflated else _DEFERRED, force=not named)
+
+
+def is_picture(path):
+  """Whether a DICOM file has pixels: reports and directories have none (`UserError`: damaged)."""
+  return any(name in header(path) for name in ("Rows", "PixelData"))
+
+
+def subject(path):
+  """Whose a DICOM file is and of which day, as it says: PatientID, and a date as 20240301.
+
+  Either is '' where it says nothing.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  dataset = header(path)
+  with _damage(path):
+    dates = (dataset.get(name) for name in ("StudyDate", "ContentDate", "AcquisitionDate"))
+    return str(dataset.get("PatientID") or "").strip(), str(next(filter(None, dates), "")).strip()
 
 
 def _number(dataset, name):
@@ -194,7 +219,7 @@ def _syntax(dataset):
 @contextlib.contextmanager
 def _opened(path):
   """Yields the `_Pixels` of a file, all of which are there."""
-  dataset = _dataset(path)
+  dataset = header(path)
   if "PixelData" not in dataset:
     floats = [name for name in ("FloatPixelData", "DoubleFloatPixelData") if name in dataset]
     if floats:

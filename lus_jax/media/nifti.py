@@ -16,6 +16,8 @@ from lus_jax.media.clips import Media
 SUFFIXES = (".nii", ".nii.gz")
 _MEND = "save or copy it again"
 AXES = ("xy", "yx")
+# Fields of the header that hold a text.
+_TEXTS = ("aux_file", "data_type", "db_name", "descrip", "intent_name")
 # Bytes behind the pixels that are no padding any more.
 _MORE = 2**20
 # Values, about, that a clip's window is chosen from.
@@ -164,7 +166,7 @@ def probe(path, words):
       limits.check_unfolded(path, n_frames * height * width * dtype.itemsize)
     spacing, rate = _spacing_and_rate(header, path, axes)
     with _damage(path):
-      scaled = header.get_slope_inter()[0] is not None
+      scaled = header.get_slope_inter() not in ((None, None), (1, 0))
       file.seek(0)
     is_grey, step = dtype == np.uint8 and not scaled, n_frames * height * width // _SAMPLED + 1
     # To the end, where its checksum is.
@@ -269,3 +271,21 @@ def read(path, axes=None):
       values = apply_read_scaling(values, slope, intercept)
   # Files count their first axis fastest.
   return values.reshape((height, width), order="F" if axes == "yx" else "C")
+
+
+def texts(path):
+  """What a NIfTI file says beside its pixels: pairs of a field, as 'descrip', and a text.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  with _opened(path) as file:
+    header, _, _ = _read_header(file, path)
+    names = [name for name in _TEXTS if name in header.keys()]  # noqa: SIM118
+    found = [(name, bytes(header[name].item())) for name in names]
+    with _damage(path):
+      start = header.sizeof_hdr + 4
+      file.seek(start)
+      found.append(("extension", file.read(max(0, int(header.get_data_offset()) - start))))
+  texts = [(name, text.decode("utf-8", "replace").strip("\0 ")) for name, text in found]
+  return [(name, text) for name, text in texts if text]

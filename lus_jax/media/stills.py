@@ -43,6 +43,8 @@ _TURNS = {
   8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
 SIDEWAYS = (5, 6, 7, 8)
+# What else Pillow finds beside the pixels.
+_BESIDE = ("comment", "icc_profile", "photoshop", "xmp")
 # 16-bit pictures that go no higher hold 12 bits, if they are not nearly black.
 _DARK = 4095
 
@@ -235,3 +237,22 @@ def grey(image, path, window=None):
   largest = int(values.max())
   dark = largest <= _DARK and maximum == 65535
   return np.rint(values / (maximum / 255)).astype(np.uint8), largest if dark else None
+
+
+def texts(image, path):
+  """What an open picture says beside its pixels: pairs of a name, as 'Artist', and a text.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  with _damage(path, _MEND):
+    if image.format == "PNG":
+      image.load()  # texts may come after the pixels
+    exif = Image.Image.getexif(image)
+    found = [(ExifTags.TAGS.get(tag, str(tag)), str(value)) for tag, value in exif.items()]
+    for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+      names = ExifTags.GPSTAGS if part == ExifTags.IFD.GPSInfo else ExifTags.TAGS
+      found += [(names.get(tag, str(tag)), str(x)) for tag, x in exif.get_ifd(part).items()]
+    found += getattr(image, "text", {}).items()
+    found += [(name, str(image.info[name])) for name in _BESIDE if name in image.info]
+  return found

@@ -18,6 +18,17 @@ _MEND = "save or copy it again"
 _HEADER = 2**16
 # Values, about, that a clip's window is chosen from.
 _SAMPLED = 2**22
+# Lines that say how pixels are stored and where they are.
+_TECHNICAL = frozenset(
+  """
+  anatomicalorientation binarydata binarydatabyteordermsb byteskip centerofrotation centers
+  compresseddata compresseddatasize datafile dimension dimsize elementbyteordermsb elementdatafile
+  elementnumberofchannels elementsize elementspacing elementtype encoding endian headersize kinds
+  labels lineskip measurementframe ndims objecttype offset orientation position rotation sizes space
+  spacedimension spacedirections spaceorigin spaceunits spacings thicknesses transformmatrix type
+  units
+  """.split()  # noqa: SIM905
+)
 # Bytes of a clip, all of which are in memory, for a moment twice.
 _MOST = 2**29
 
@@ -27,24 +38,27 @@ def _damage(path):
   return damage_is_a_user_error(path, _MEND, (RuntimeError, OSError, ValueError, TypeError))
 
 
-def _header(path):
-  """The lines of a header as texts by lower-case name."""
+def _lines(path):
+  """The names and values of a header; those of NRRD's remarks begin with =."""
   with _damage(path), path.open("rb") as file:
     text = file.read(_HEADER)
   nrrd = path.suffix.lower() == ".nrrd"
   if nrrd != text.startswith(b"NRRD"):
     raise UserError(f"{path} is damaged or not what its name says; {_MEND}.")
-  found = {}
+  found = []
   for line in text.decode("latin-1").splitlines():
     if nrrd and not line:
       break
     name, _, value = line.partition(":" if nrrd else "=")
-    # "name:=value" is a remark of NRRD.
-    if not value.startswith("="):
-      found[name.strip().lower()] = value.strip()
+    found.append((name.strip(), value.strip()))
     if name.strip().lower() == "elementdatafile":
       break
   return found
+
+
+def _header(path):
+  """The lines of a header as texts by lower-case name, without remarks."""
+  return {name.lower(): value for name, value in _lines(path) if not value.startswith("=")}
 
 
 def _files(path, header):
@@ -160,3 +174,18 @@ def read(media, wanted):
       yield np.asarray(Image.fromarray(np.ascontiguousarray(values[i, ..., :3])).convert("L"))
     else:
       yield values[i] if media.window is None else windows.grey(values[i], media.window, media.path)
+
+
+def texts(path):
+  """What an NRRD or MetaImage file says beside its pixels: pairs of a name and a text.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  found = [
+    ("comment", name[1:]) if name.startswith("#") else (name, value.lstrip("= "))
+    for name, value in _lines(path)
+  ]
+  return [
+    (name, text) for name, text in found if text and name.lower().replace(" ", "") not in _TECHNICAL
+  ]

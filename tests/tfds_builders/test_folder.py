@@ -14,7 +14,7 @@ from PIL import Image
 from lus_jax.data import augment, datasets, pipeline
 from lus_jax.errors import UserError
 from lus_jax.media import readers
-from tfds_builders import tables
+from tfds_builders import records, tables
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
 HEIGHT, WIDTH = 24, 32
@@ -223,9 +223,9 @@ def test_annotators_of_one_frame_are_examples_of_their_own(folder, tmp_path):
 
 def test_each_video_is_decoded_once(folder, tmp_path, monkeypatch):
   folder.labels += [["b.avi", str(frame), "", "a.npy"] for frame in range(4)]
-  config, reads, real = folder.config(), [], readers.read
+  config, reads, real = folder.config(), [], readers.stream
   monkeypatch.setattr(
-    readers, "read", lambda m, frames: reads.append(m.path.name) or real(m, frames)
+    readers, "stream", lambda m, frames: reads.append(m.path.name) or real(m, frames)
   )
   builder = build(config, tmp_path / "data")
   assert sorted(reads) == sorted(folder.videos)
@@ -233,6 +233,48 @@ def test_each_video_is_decoded_once(folder, tmp_path, monkeypatch):
     if example["video"] == b"b.avi":
       expected = folder.videos["b.avi"][example["frame"]]
       np.testing.assert_array_equal(example["image"][..., 0], expected)
+
+
+@pytest.mark.parametrize("kind", ["frames", "videos"])
+def test_several_processes_prepare_the_same_bytes(folder, tmp_path, caplog, kind):
+  folder.labels += [["b.avi", str(frame), "", "a.npy"] for frame in (3, 0, 1)]
+  for c in CLASSES:  # warned of in a worker
+    folder.save_mask(f"c/{c}.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+  config, found, said = folder.config(kind), [], []
+  for n in (1, 2):
+    caplog.clear()
+    builder = LusFolder(config=config, data_dir=tmp_path / str(n), num_processes=n)
+    builder.download_and_prepare()
+    said.append([record.getMessage() for record in caplog.records])
+    found.append({path.name: path.read_bytes() for path in builder.data_path.iterdir()})
+  assert found[0] == found[1] and len(found[0]) > 4
+  assert said[0] == said[1]
+  assert any("every confidence is 0" in text for text in said[0]) == (kind == "frames")
+
+
+@pytest.mark.parametrize("kind", ["frames", "videos"])
+def test_sets_larger_than_the_memory_are_sorted_to_the_same_bytes(
+  folder, tmp_path, monkeypatch, kind
+):
+  config, found = folder.config(kind), []
+  for n_bytes in (10**9, 1):
+    monkeypatch.setattr(records, "MAX_SORTED", n_bytes)
+    with records.sorted_on_disk():
+      builder = build(config, tmp_path / str(n_bytes))
+    found.append({path.name: path.read_bytes() for path in builder.data_path.iterdir()})
+  assert found[0] == found[1]
+
+
+def test_a_damaged_file_is_told_alike_by_several_processes(folder, tmp_path):
+  config = folder.config()
+  path = folder.path / "masks" / "e.npy" / "pleura.png"
+  path.write_bytes(path.read_bytes()[:60])
+  told = []
+  for n in (1, 2):
+    with pytest.raises(UserError) as error:
+      LusFolder(config=config, data_dir=tmp_path / "data", num_processes=n).download_and_prepare()
+    told.append(str(error.value))
+  assert told[0] == told[1] and "pleura.png" in told[0]
 
 
 def test_empty_confidence_is_kept_with_a_warning(folder, tmp_path, warnings_seen):

@@ -650,6 +650,15 @@ def run_config(folder, **values):
   return ConfigDict(fields | values)
 
 
+def test_several_processes_prepare_the_same_bytes(folder, tmp_path):
+  config, found = folder.config(), []
+  for n in (1, 2):
+    builder = MultiraterFolder(config=config, data_dir=tmp_path / str(n), num_processes=n)
+    builder.download_and_prepare()
+    found.append({path.name: path.read_bytes() for path in builder.data_path.iterdir()})
+  assert found[0] == found[1] and len(found[0]) > 4
+
+
 def test_open_dataset(folder):
   folder.dataset["persons"] = {"anna": "ann", "bert": "ann"}
   folder.config()

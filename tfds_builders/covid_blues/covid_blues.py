@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from lus_jax import problems
 from lus_jax.errors import UserError
 from lus_jax.media import readers
 from lus_jax.media.letterbox import letterbox
@@ -97,8 +98,8 @@ def _read_table(path, columns):
     if columns[0] == "patient_id":
       key = _patient_name(key)
     if key in rows:
-      raise row.error(f"{columns[0]} {tables.shown(key)} stands twice; remove one row.")
-    rows[key] = row
+      problems.tell(row.error(f"{columns[0]} {tables.shown(key)} stands twice; remove one row."))
+    rows.setdefault(key, row)
   return rows
 
 
@@ -178,27 +179,28 @@ def _read_videos(directory):
   tables.refuse_same_files(recordings)
   patients, videos, first = {}, [], {}
   for path, match in recordings.items():
-    patient, view, recording = match.groups()
-    patient = _patient_name(patient)
-    other = first.setdefault((patient, view, recording), path)
-    if other != path:
-      raise UserError(f"{path} and {other.name} are the same recording; remove one of them.")
-    if patient not in patients:
-      if patient not in clinical:
-        raise UserError(
-          f"{clinical_path} has no row for patient {patient}, who has the video {path.name}; "
-          f"{_MEND}."
-        )
-      patients[patient] = _patient_features(patient, clinical[patient])
-    header = readers.probe(path)
-    features = {
-      "video": path.stem,
-      "view": view,
-      "frames_per_second": header.frames_per_second,
-      **patients[patient],
-      **_severity_features(path.stem, severity.get(path.stem)),
-    }
-    videos.append(Video(header, features))
+    with problems.apart():
+      patient, view, recording = match.groups()
+      patient = _patient_name(patient)
+      other = first.setdefault((patient, view, recording), path)
+      if other != path:
+        raise UserError(f"{path} and {other.name} are the same recording; remove one of them.")
+      if patient not in patients:
+        if patient not in clinical:
+          raise UserError(
+            f"{clinical_path} has no row for patient {patient}, who has the video {path.name}; "
+            f"{_MEND}."
+          )
+        patients[patient] = _patient_features(patient, clinical[patient])
+      header = readers.probe(path)
+      features = {
+        "video": path.stem,
+        "view": view,
+        "frames_per_second": header.frames_per_second,
+        **patients[patient],
+        **_severity_features(path.stem, severity.get(path.stem)),
+      }
+      videos.append(Video(header, features))
   return videos, _oddities(videos, patients, recordings, files, clinical, severity)
 
 
@@ -307,8 +309,9 @@ class CovidBlues(tfds.core.GeneratorBasedBuilder):
   # 1.1.0: configs are named by what files hold, not by their times and sizes.
   VERSION = tfds.core.Version("1.1.0")
 
-  def __init__(self, *, file_format="array_record", **kwargs):
+  def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
     super().__init__(file_format=file_format, **kwargs)
+    self._num_processes = num_processes
 
   def _info(self):
     config = self.builder_config
@@ -347,23 +350,32 @@ class CovidBlues(tfds.core.GeneratorBasedBuilder):
     n_videos = sum(len(videos) for videos in config.splits.values())
     odd = [f"{len(names)} {what}" for what, names in config.oddities.items() if names]
     logging.warning("covid_blues: %d videos; %s", n_videos, ", ".join(odd) or "nothing odd")
-    return {name: self._generate_examples(videos) for name, videos in config.splits.items()}
+    shown = records.bar(n_videos, "video")
+    return {name: self._generate_examples(videos, shown) for name, videos in config.splits.items()}
 
-  def _generate_examples(self, videos):
+  def _generate_examples(self, videos, shown):
     config = self.builder_config
-    for video in videos:
-      name, frames = video.features["video"], readers.read(video.media)
-      shows_something = np.ptp(frames, axis=(1, 2)) > 0
-      if not shows_something.any():
-        raise UserError(f"{video.media.path}: every frame is empty; {_MEND}.")
-      if not shows_something.all():
+    size = config.height, config.width
+    made = records.made(_video, size, videos, self._num_processes, shown)
+    for i, (name, example, is_odd) in enumerate(made):
+      if is_odd:
         self.info.metadata["oddities"]["videos with empty frames"].append(name)
-      fitted = [letterbox(frame, config.height, config.width) for frame in frames[shows_something]]
-      yield (
-        name,
-        {
-          "frames": np.stack([frame for frame, _ in fitted])[..., None],
-          "valid_box": np.array(fitted[0][1], np.int32),
-          **video.features,
-        },
-      )
+      yield records.in_order(i, len(videos)), example
+
+
+def _video(size, video):
+  """Yields name, example, and whether some frames were empty and left out, of a video."""
+  fitted, box, n_frames = [], None, video.media.n_frames
+  readers.check_total(video.media.path, n_frames, *size)
+  for image in readers.stream(video.media):
+    if np.ptp(image) > 0:
+      image, box = letterbox(image, *size)
+      fitted.append(image)
+  if not fitted:
+    raise UserError(f"{video.media.path}: every frame is empty; {_MEND}.")
+  example = {
+    "frames": np.stack(fitted)[..., None],
+    "valid_box": np.array(box, np.int32),
+    **video.features,
+  }
+  yield video.features["video"], example, len(fitted) < n_frames

@@ -52,6 +52,10 @@ class Folder:
       if target is not None:
         shutil.copyfile(file, target)
 
+  def make(self, name, write):
+    """Calls a function with the path of a new file, without suffix, that it writes."""
+    return write(self._new(name))
+
   def picture(self, pixels, name):
     """Writes a picture: uint8 [h, w]."""
     file = self._new(name)

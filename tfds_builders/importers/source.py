@@ -102,6 +102,11 @@ def _spellings(text):
       yield stem
 
 
+def suffix(path):
+  """The suffix of a clip's file, '' of a folder."""
+  return "" if path.is_dir() else readers.split_name(path)[1]
+
+
 class Videos:
   """The clips in a folder and those below it, found by what annotation tools call them.
 
@@ -123,7 +128,7 @@ class Videos:
     self._by_name, self._by_picture = {}, None
     for name, path in self.found.items():
       # As tools name files: with and without folders, with and without suffix.
-      whole = name + ("" if path.is_dir() else path.suffix)
+      whole = name + suffix(path)
       for key in {*_tails(name), *_tails(whole)}:
         self._by_name.setdefault(key, []).append(name)
 
@@ -144,7 +149,7 @@ class Videos:
 
   def _add(self, path):
     relative = path.relative_to(self.folder)
-    stem = relative.name if path.is_dir() else relative.stem
+    stem = relative.name if path.is_dir() else readers.split_name(path)[0]
     name = tables.normal(stem if path == self.folder else (relative.parent / stem).as_posix())
     name = name or tables.normal(self.folder.resolve().name)
     if name in self.found:

@@ -35,7 +35,7 @@ import pathlib
 
 from absl import logging
 
-from lus_jax import notices
+from lus_jax import notices, problems
 from lus_jax.errors import UserError
 from lus_jax.media import clips, readers
 from lus_jax.splits import SPLITS
@@ -135,57 +135,56 @@ def _read_dataset(path):
   dataset = tables.read_dataset(path, DATASET_KEYS)
   for key in MULTIRATER_KEYS:
     if key in dataset:
-      raise UserError(f"{path}: {key!r} is of multirater_folder and says nothing here; remove it.")
+      problems.tell(
+        UserError(f"{path}: {key!r} is of multirater_folder and says nothing here; remove it.")
+      )
   choices_of = {"missing_class": ("unlabelled",), "frame_numbers": FRAME_NUMBERS}
   for key, choices in (choices_of | {"npy_axes": clips.NPY_AXES}).items():
     if dataset.get(key, choices[0]) not in choices:
       written = tables.shown_value(dataset[key])
-      raise UserError(
-        f"{path}: {key!r} is {written}; write {' or '.join(map(repr, choices))}, or leave it out."
+      problems.tell(
+        UserError(
+          f"{path}: {key!r} is {written}; write {' or '.join(map(repr, choices))}, or leave it out."
+        )
       )
+      del dataset[key]
   return dataset
 
 
 def _sf_ratio(row):
   value = row.number_in("sf_ratio", float, 0, MAX_SF_RATIO, math.nan)
   if value < MIN_SF_RATIO:
-    raise row.error(
-      f"sf_ratio {row.cells['sf_ratio']} is no plausible ratio (nobody lives below "
-      f"{MIN_SF_RATIO:g}); divide SpO2 in percent by FiO2 as a share (.21, not 21)."
+    problems.tell(
+      row.error(
+        f"sf_ratio {row.cells['sf_ratio']} is no plausible ratio (nobody lives below "
+        f"{MIN_SF_RATIO:g}); divide SpO2 in percent by FiO2 as a share (.21, not 21)."
+      )
     )
+    return math.nan
   return value
 
 
 def _read_videos(directory, words):
+  """The videos, and the names of all rows: more than videos only where problems are collected."""
   rows = tables.read_table(
     directory / "manifest.csv", ("video", "patient"), "write a row a video there", MANIFEST_COLUMNS
   )
   place = tables.Place(directory / "videos")
-  names = [place.name(row, "video") for row in rows]
-  tables.refuse_repeats(rows, dict(zip(rows, names, strict=True)).get, "video")
-  videos = []
-  for row, name in zip(rows, names, strict=True):
-    path = place.path(row, "video", name)
-    try:
-      header = readers.probe(path, **words)
-    except UserError as error:
-      raise row.error(str(error)) from error
-    place.claim(row, header.files)
-    videos.append(
-      Video(
-        row=row.number,
-        name=name,
-        media=header,
-        patient=row.required("patient"),
-        day=row.number_in("day", int, 0, 2**31 - 1, -1),
-        view=row.choice("view", VIEWS),
-        sf_ratio=_sf_ratio(row),
-        readmitted_30d=row.number_in("readmitted_30d", int, 0, 1, -1),
-        split=row.choice("split", SPLITS),
-      )
-    )
-  readers.check_axes(video.media for video in videos)
-  patients = [video.patient for video in videos]
+  names = {}
+  for row in rows:
+    with problems.apart():
+      names[row] = place.name(row, "video")
+  videos, of_videos = [], []
+  for row in tables.refuse_repeats(names, names.get, "video"):
+    video = None
+    with problems.apart():
+      video = _read_video(row, names[row], place, words)
+    if video is not None:
+      videos.append(video)
+      of_videos.append(row)
+  with problems.apart():
+    readers.check_axes(video.media for video in videos)
+  patients = [video.patient or None for video in videos]
   days = [None if video.day == -1 else (video.patient, video.day) for video in videos]
   for column, groups, within in (
     ("sf_ratio", days, "one patient and day"),
@@ -193,11 +192,36 @@ def _read_videos(directory, words):
     ("split", patients, "one patient"),
   ):
     values = [getattr(video, column) for video in videos]
-    tables.require_constant(rows, values, column, groups, within)
-  empty = [row for row, video in zip(rows, videos, strict=True) if not video.split]
+    tables.require_constant(of_videos, values, column, groups, within)
+  empty = [row for row in rows if not row.cells.get("split")]
   if 0 < len(empty) < len(rows):
-    raise empty[0].error("split is empty here, not in other rows; fill it everywhere or nowhere.")
-  return tuple(videos)
+    problems.tell(
+      empty[0].error("split is empty here, not in other rows; fill it everywhere or nowhere.")
+    )
+  return tuple(videos), set(names.values())
+
+
+def _read_video(row, name, place, words):
+  path = place.path(row, "video", name)
+  try:
+    header = readers.probe(path, **words)
+  except UserError as error:
+    raise row.error(str(error)) from error
+  place.claim(row, header.files)
+  patient = ""
+  with problems.apart():
+    patient = row.required("patient")
+  return Video(
+    row=row.number,
+    name=name,
+    media=header,
+    patient=patient,
+    day=row.number_in("day", int, 0, 2**31 - 1, -1),
+    view=row.choice("view", VIEWS),
+    sf_ratio=_sf_ratio(row),
+    readmitted_30d=row.number_in("readmitted_30d", int, 0, 1, -1),
+    split=row.choice("split", SPLITS),
+  )
 
 
 def _find_masks(row, place, classes, left_out):
@@ -210,36 +234,47 @@ def _find_masks(row, place, classes, left_out):
     name, is_picture = tables.normal(path.stem), path.suffix.lower() in readers.PICTURES
     if name not in (*classes, tables.IGNORE):
       if is_picture or path.is_dir():
-        raise row.error(
-          f"{path} is not <class>.png of any class ({', '.join(classes)}); rename or remove it."
+        problems.tell(
+          row.error(
+            f"{path} is not <class>.png of any class ({', '.join(classes)}); rename or remove it."
+          )
         )
-      left_out.setdefault(path)
+      else:
+        left_out.setdefault(path)
       continue
-    if not is_picture or not path.is_file():
-      raise row.error(
-        f"{path} is not <class>.png of a class, nor of another kind of picture that is read "
-        f"({', '.join(readers.PICTURES)}); save it as PNG."
-      )
-    if path.is_symlink():
-      place.check_link(row, path)
-    if name in masks:
-      raise row.error(f"{path} and {masks[name].name} are the same mask; remove one of them.")
-    masks[name] = path
+    with problems.apart():
+      if not is_picture or not path.is_file():
+        raise row.error(
+          f"{path} is not <class>.png of a class, nor of another kind of picture that is read "
+          f"({', '.join(readers.PICTURES)}); save it as PNG."
+        )
+      if path.is_symlink():
+        place.check_link(row, path)
+      if name in masks:
+        raise row.error(f"{path} and {masks[name].name} are the same mask; remove one of them.")
+      masks[name] = path
   return masks
 
 
 def _check_sizes(row, masks, video):
-  for path in masks.values():
-    try:
-      readers.check_mask_size(path, readers.mask_size(path), video.media)
-    except UserError as error:
-      raise row.error(str(error)) from error
+  """Refuses masks that are not of their frame's size; returns the others."""
+  fitting = {}
+  for name, path in masks.items():
+    with problems.apart():
+      try:
+        readers.check_mask_size(path, readers.mask_size(path), video.media)
+      except UserError as error:
+        raise row.error(str(error)) from error
+      fitting[name] = path
+  return fitting
 
 
 def _frame(row, video, of_files):
-  """The place of a row's frame in its video, from 0."""
+  """The place of a row's frame in its video, from 0; None where it was told to be no number."""
   row.required("frame")
-  frame = row.number_in("frame", int, 0, math.inf, -1)
+  frame = row.number_in("frame", int, 0, math.inf, None)
+  if frame is None:
+    return None
   n_frames, numbers = video.media.n_frames, video.media.numbers
   if of_files and video.media.path.is_dir():
     if numbers is None:
@@ -284,7 +319,8 @@ def _warn_of_numbers(labels, path):
     )
 
 
-def _read_labels(directory, dataset, videos):
+def _read_labels(directory, dataset, videos, known):
+  """The labels of videos; those of other `known` ones are passed over, as these were told of."""
   path, classes = directory / "labels.csv", dataset["classes"]
   rows = tables.read_table(
     path, ("video", "frame", "masks"), "write a row a labelled frame there", LABEL_COLUMNS
@@ -292,21 +328,28 @@ def _read_labels(directory, dataset, videos):
   of_files = dataset.get("frame_numbers") == "of_files"
   by_name = {video.name: video for video in videos}
   names, place = tables.Place(directory / "videos"), tables.Place(directory / "masks")
-  labels, left_out = [], {}
+  labels, left_out = {}, {}
   for row in rows:
-    video = by_name.get(names.name(row, "video"))
-    if video is None:
-      raise row.error(
-        f"video {tables.shown(row.cells['video'])} is not in manifest.csv; add it there or mend "
-        "the cell."
-      )
-    frame = _frame(row, video, of_files)
-    masks = _find_masks(row, place, classes, left_out)
-    _check_sizes(row, masks, video)
-    ignore = masks.pop(tables.IGNORE, None)
-    labels.append(Label(row.number, video, frame, row.text("annotator"), masks, ignore))
-  keys = [(label.video.name, label.frame, label.annotator) for label in labels]
-  tables.refuse_repeats(rows, dict(zip(rows, keys, strict=True)).get, "video, frame and annotator")
+    with problems.apart():
+      name = names.name(row, "video")
+      video = by_name.get(name)
+      if video is None and name in known:
+        continue
+      if video is None:
+        raise row.error(
+          f"video {tables.shown(row.cells['video'])} is not in manifest.csv; add it there or mend "
+          "the cell."
+        )
+      frame = None
+      with problems.apart():
+        frame = _frame(row, video, of_files)
+      masks = _check_sizes(row, _find_masks(row, place, classes, left_out), video)
+      ignore = masks.pop(tables.IGNORE, None)
+      if frame is not None:
+        labels[row] = Label(row.number, video, frame, row.text("annotator"), masks, ignore)
+  keys = {row: (label.video.name, label.frame, label.annotator) for row, label in labels.items()}
+  rows = tables.refuse_repeats(keys, keys.get, "video, frame and annotator")
+  labels = [labels[row] for row in rows]
   if left_out:
     names = [str(path.relative_to(place.root)) for path in left_out]
     logging.warning("%s: %s", place.root, tables.note_of(names, "no pictures"))
@@ -367,18 +410,24 @@ def read_folder(directory, *, labels=True):
     "nifti_axes": tables.nifti_axes(directory / "dataset.json", dataset),
     "window": tables.intensity_window(directory / "dataset.json", dataset),
   }
-  videos = _read_videos(directory, words)
-  frames = _read_labels(directory, dataset, videos) if labels else ()
+  videos, known = _read_videos(directory, words)
+  frames, patients = (), {}
+  with problems.apart():
+    frames = _read_labels(directory, dataset, videos, known) if labels else ()
   names = ["dataset.json", "manifest.csv", "patients.csv"] + ["labels.csv"] * labels
   files = {file for video in videos for file in video.media.files}
   for label in frames:
     files |= {*label.masks.values(), *([label.ignore] if label.ignore else [])}
-  digests = tables.contents(directory, files)
-  tables.warn_of_copies(
-    [(video.name, video.patient, video.media.files) for video in videos],
-    digests,
-    directory / "manifest.csv",
-  )
+  digests = {}
+  with problems.apart():
+    digests = tables.contents(directory, files)
+    tables.warn_of_copies(
+      [(video.name, video.patient, video.media.files) for video in videos],
+      digests,
+      directory / "manifest.csv",
+    )
+  with problems.apart():
+    patients = _read_patients(directory / "patients.csv", videos)
   return Folder(
     directory=directory,
     name=dataset["name"],
@@ -390,6 +439,6 @@ def read_folder(directory, *, labels=True):
     patients_are_unknown="patients" in dataset,
     videos=videos,
     labels=frames,
-    patients=_read_patients(directory / "patients.csv", videos),
+    patients=patients,
     fingerprint=tables.fingerprint(directory, names, digests),
   )

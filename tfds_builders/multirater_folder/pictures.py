@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lus_jax import notices
+from lus_jax import notices, problems
 from lus_jax.errors import UserError
 from lus_jax.media import confidences, nifti, readers, stills, windows
 
@@ -68,33 +68,38 @@ def check_geometry(image, masks, *, indices, axes=None):
       direction of an axis is not.
   """
   header = _probe_image(image, axes)
-  square = header.height == header.width
   directions = nifti.directions(image) if is_nifti(image) and axes is None else None
   for path in masks:
-    size = mask_size(path, indices=indices, axes=axes)
-    mixed = is_nifti(path) != is_nifti(image)
-    if mixed and axes is None and not square and size[::-1] == (header.height, header.width):
-      raise UserError(
-        f"{path} is {size[1]} x {size[0]} and its image {header.width} x {header.height} pixels; "
-        'if NIfTI files were saved rows first, write "nifti_axes": "yx" into dataset.json '
-        "(importing: --nifti-axes=yx)."
-      )
-    readers.check_mask_size(path, size, header, of="image")
-    if mixed and axes is None and square:
-      notices.warn(
-        "%s: NIfTI beside another format, and square, so that nothing says which axis is x; x is "
-        'taken to be the first. Write "nifti_axes": "xy" (that is right) or "yx" (rows first) into '
-        "dataset.json.",
-        path,
-      )
-    theirs = nifti.directions(path) if directions and is_nifti(path) else None
-    if theirs and theirs != directions:
-      raise UserError(
-        f"{path}: its axes point to {' and '.join(theirs)}, those of its image to "
-        f"{' and '.join(directions)} (NIfTI's letters), so it may lie mirrored or turned; save it "
-        "in the image's orientation, with the image's affine; or, if the pixels lie alike in both "
-        'files, write "nifti_axes": "xy" into dataset.json (importing: --nifti-axes=xy).'
-      )
+    with problems.apart():
+      _check_mask(path, image, header, directions, indices=indices, axes=axes)
+
+
+def _check_mask(path, image, header, directions, *, indices, axes):
+  square = header.height == header.width
+  size = mask_size(path, indices=indices, axes=axes)
+  mixed = is_nifti(path) != is_nifti(image)
+  if mixed and axes is None and not square and size[::-1] == (header.height, header.width):
+    raise UserError(
+      f"{path} is {size[1]} x {size[0]} and its image {header.width} x {header.height} pixels; "
+      'if NIfTI files were saved rows first, write "nifti_axes": "yx" into dataset.json '
+      "(importing: --nifti-axes=yx)."
+    )
+  readers.check_mask_size(path, size, header, of="image")
+  if mixed and axes is None and square:
+    notices.warn(
+      "%s: NIfTI beside another format, and square, so that nothing says which axis is x; x is "
+      'taken to be the first. Write "nifti_axes": "xy" (that is right) or "yx" (rows first) into '
+      "dataset.json.",
+      path,
+    )
+  theirs = nifti.directions(path) if directions and is_nifti(path) else None
+  if theirs and theirs != directions:
+    raise UserError(
+      f"{path}: its axes point to {' and '.join(theirs)}, those of its image to "
+      f"{' and '.join(directions)} (NIfTI's letters), so it may lie mirrored or turned; save it "
+      "in the image's orientation, with the image's affine; or, if the pixels lie alike in both "
+      'files, write "nifti_axes": "xy" into dataset.json (importing: --nifti-axes=xy).'
+    )
 
 
 def read_image(path, *, axes=None, window=None):
