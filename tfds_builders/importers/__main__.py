@@ -36,11 +36,14 @@ from tfds_builders.importers import (
   coco,
   cvat,
   label_studio,
+  labelme,
   layers,
   masks,
   palette,
   polygons,
   raters,
+  slicer,
+  via,
   videos,
   write,
 )
@@ -52,10 +55,13 @@ FORMATS = {
   "coco": coco,
   "cvat": cvat,
   "label_studio": label_studio,
+  "labelme": labelme,
   "layers": layers,
   "masks": masks,
   "palette": palette,
   "polygons": polygons,
+  "slicer": slicer,
+  "via": via,
   "videos": videos,
 }
 
