@@ -202,6 +202,12 @@ class Videos:
     self._index_pictures()
     return any(key in self._by_picture or key in self._by_name for key in _spellings(text))
 
+  def is_picture(self, text):
+    """Whether `find_frame` finds one of the pictures of a folder that is a clip."""
+    self._index_pictures()
+    keys = (key for key in _spellings(text) if key in self._by_picture or key in self._by_name)
+    return next(keys, None) in self._by_picture
+
   def _index_pictures(self):
     if self._by_picture is None:
       self._by_picture = {}
@@ -254,7 +260,7 @@ def place(source, videos, text, where, pattern=None):
     name, frame = videos.find_frame(text, where)
     source.clips.setdefault(name, Clip(name, videos.found[name]))
     header = source.header(name)
-    if header.n_frames > 1 and not header.path.is_dir():
+    if header.n_frames > 1 and not videos.is_picture(text):
       raise UserError(
         f"{where}: {tables.shown(text)} is a video of {header.n_frames} frames; say which frame is "
         "meant with --frame-pattern, as '(.+)_([0-9]+)' for clip_000123."
