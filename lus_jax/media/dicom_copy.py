@@ -127,6 +127,7 @@ _BROKEN = (
   OSError,
   TypeError,
   ValueError,
+  pydicom.errors.BytesLengthException,
   struct.error,
 )
 _RANGES = {"SL": (-(2**31), 2**31 - 1), "UL": (0, 2**32 - 1), "US": (0, 2**16 - 1)}

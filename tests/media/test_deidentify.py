@@ -745,6 +745,24 @@ def test_dates_that_cannot_be_shifted_are_left_out(tmp_path, names, date):
   assert removed.removed["StudyDate"] >= 1 and "StudyDate" not in removed.replaced
 
 
+def test_numbers_of_a_length_that_none_has_are_left_out(tmp_path, names):
+  path = tmp_path / "a.dcm"
+  media = small_dicom(path)
+  rate = b"\x18\x00\x63\x10DS\x06\x0033.367"
+  assert path.read_bytes().count(rate) == 1
+  # An FL of three bytes, and the length that a file says of its own beginning.
+  path.write_bytes(path.read_bytes().replace(rate, b"\x18\x00\x63\x10FL\x06\x0033.367"))
+  media = readers.probe(path)
+  assert np.isnan(media.frames_per_second)
+  copy, removed = deidentify.rewrite(media, BOX, tmp_path / "out" / "a", names)
+  assert "FrameTime" not in pydicom.dcmread(copy) and removed.removed["FrameTime"] == 1
+  content = path.read_bytes()
+  at = content.find(b"DICM\x02\x00\x00\x00UL\x04\x00")
+  path.write_bytes(content[: at + 10] + b"\x03" + content[at + 11 :])
+  with pytest.raises(UserError, match="a.dcm is damaged"):
+    readers.probe(path)
+
+
 def test_pixels_of_dicom_are_kept_where_that_is_asked_for(tmp_path, names):
   write_dicom(tmp_path / "a.dcm", clip())
   _, copy, before, after, removed = rewritten(tmp_path / "a.dcm", names, keep_pixels=True)
