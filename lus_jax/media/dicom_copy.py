@@ -131,11 +131,9 @@ _BROKEN = (
   struct.error,
 )
 _RANGES = {"SL": (-(2**31), 2**31 - 1), "UL": (0, 2**32 - 1), "US": (0, 2**16 - 1)}
-# The code and meaning of what was done, of DICOM's own list (PS3.16, CID 7050).
-_METHODS = {
-  "113100": "Basic Application Confidentiality Profile",
-  "113107": "Retain Longitudinal Temporal Information Modified Dates Option",
-}
+# Codes and meanings of what was done, of DICOM's own list (PS3.16, CID 7050).
+_PROFILE = "113100", "Basic Application Confidentiality Profile"
+_DATES_SHIFTED = "113107", "Retain Longitudinal Temporal Information Modified Dates Option"
 
 
 def _value(dataset, keyword):
@@ -256,15 +254,15 @@ def texts(path):
   """What a DICOM header says of people, places and times: pairs of a keyword and a text.
 
   Of private attributes there is none, nor of what a copy keeps; dates count unless the header says
-  that they are modified.
+  that they are modified or removed.
 
   Raises:
     UserError: the file is damaged.
   """
   with dicom.quiet():
     header = dicom.header(path)
-    modified = _text(header, "LongitudinalTemporalInformationModified") == "MODIFIED"
-    kinds = _TEXTS if modified else _TEXTS | _TIMES
+    dates = _text(header, "LongitudinalTemporalInformationModified")
+    kinds = _TEXTS if dates in ("MODIFIED", "REMOVED") else _TEXTS | _TIMES
     return list(_said(header, kinds))
 
 
@@ -336,10 +334,11 @@ def write(target, frames, media, pseudonyms, patient=None):
 
 def _say_what_was_done(copy):
   copy.PatientIdentityRemoved = "YES"
-  copy.LongitudinalTemporalInformationModified = "MODIFIED"
+  shifted = any(keyword in copy for keyword in _DATES)
+  copy.LongitudinalTemporalInformationModified = "MODIFIED" if shifted else "REMOVED"
   copy.DeidentificationMethod = "lus_jax: a new header with numbers of the picture alone"
   methods = []
-  for value, meaning in _METHODS.items():
+  for value, meaning in (_PROFILE, _DATES_SHIFTED) if shifted else (_PROFILE,):
     code = pydicom.Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
     methods.append(code)

@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import struct
+import time
 from fractions import Fraction
 
 import av
@@ -185,6 +186,14 @@ def test_suspicious_texts(text, what):
 )
 def test_ordinary_texts_are_not_suspicious(text):
   assert deidentify.suspicious(text) is None
+
+
+@pytest.mark.parametrize("text", ["a", "A", "Aa", "é", "Éa", "1", "0", "0a", "1.", "A ", "^", "a_"])
+def test_long_texts_take_no_long_time(text):
+  # Of the length that comments and profiles have; squares of it would take minutes.
+  began = time.monotonic()
+  deidentify.suspicious(text * 100_000)
+  assert time.monotonic() - began < 2
 
 
 @pytest.mark.real_data
@@ -672,6 +681,11 @@ def test_a_dicom_file_leaves_nothing_of_a_person_in_headers_pixels_or_names(
   day = datetime.date(2020, 3, 1) + datetime.timedelta(days=names.shift("47110815"))
   for keyword in DATES:
     assert dataset[keyword].value == f"{day:%Y%m%d}"
+  assert dataset.LongitudinalTemporalInformationModified == "MODIFIED"
+  assert [one.CodeValue for one in dataset.DeidentificationMethodCodeSequence] == [
+    "113100",
+    "113107",
+  ]
 
   assert removed.replaced == PSEUDONYMS | DATES
   for keyword in ("PatientBirthDate", "OperatorsName", "AccessionNumber", "PatientComments"):
@@ -730,6 +744,7 @@ def test_an_unknown_patient_has_no_dates_and_missing_uids_are_made_of_the_pixels
   copies = [deidentify.rewrite(media, BOX, tmp_path / "out" / x, names)[0] for x in "ab"]
   dataset, again = map(pydicom.dcmread, copies)
   assert dataset.PatientID == "" and not any(keyword in dataset for keyword in DATES)
+  assert dataset.LongitudinalTemporalInformationModified == "REMOVED"
   assert dataset.SOPInstanceUID == again.SOPInstanceUID != dataset.StudyInstanceUID
   assert copies[0].read_bytes() == copies[1].read_bytes()
 
