@@ -289,7 +289,7 @@ def report(removed):
     copies.update(one.removed.keys())
     replaced.update(one.replaced)
   blanked = [one for one in removed if one.n_blanked]
-  lines = [f"De-identified: {len(removed)} videos and stills."]
+  lines = [f"De-identified: {plural(len(removed), 'clip')}."]
   if blanked:
     n_pixels, n_frames = sum(x.n_blanked for x in blanked), sum(x.n_frames for x in blanked)
     lines.append(

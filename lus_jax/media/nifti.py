@@ -193,6 +193,29 @@ def read_clip(media, wanted):
         yield values if media.window is None else windows.grey(values, media.window, media.path)
 
 
+def read_frames(path, axes=None, most=limits.MAX_UNFOLDED):
+  """Reads a flat NIfTI or a clip in its own values: [N, h, w].
+
+  Args:
+    path: of it.
+    axes: as in `size`.
+    most: bytes that it may unfold to.
+
+  Raises:
+    UserError: it is damaged, too large, of colours, or has slices at several times.
+  """
+  check_file(path, _MEND)
+  with _opened(path) as file:
+    _, shape, dtype = _read_header(file, path)
+    n_frames, height, width = _clip_shape(shape, path, axes)
+    if dtype.kind not in "iuf":
+      raise UserError(f"{path} holds colours or complex numbers; save one grey value a pixel.")
+    limits.check_unfolded(path, n_frames * height * width * dtype.itemsize, most)
+    with _damage(path):
+      file.seek(0)
+    return np.stack(list(_frames(file, path, axes)))
+
+
 def directions(path):
   """Reads which way x and y of a NIfTI picture point in the patient.
 

@@ -496,7 +496,7 @@ def test_the_report_counts_by_name(tmp_path):
     ]
   )
   assert lines == [
-    "De-identified: 3 videos and stills.",
+    "De-identified: 3 clips.",
     "Outside the scan area: 1000 pixels of 40 frames in 2 of them blanked.",
     "No pixels blanked: in 1 of them.",
     "PatientID: replaced by a pseudonym in 2 of them.",

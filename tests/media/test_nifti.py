@@ -297,7 +297,7 @@ def test_noise_that_fills_the_window_is_warned_of(tmp_path, warnings_seen):
 def test_a_folder_is_no_image(tmp_path):
   (tmp_path / "i.png").mkdir()
   Image.fromarray(PIXELS).save(tmp_path / "i.png" / "0.png")
-  refused(tmp_path / "i.png", "is a folder", reads=(pictures.read_image, pictures.image_size))
+  refused(tmp_path / "i.png", "is a folder", reads=(pictures.read_image, pictures.probe_image))
 
 
 def test_the_users_window_is_that_of_all_images(tmp_path):

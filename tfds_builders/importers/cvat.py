@@ -252,8 +252,9 @@ class _Importer:
     pixels = shapes.from_runs(shape.runs.tolist(), height, width, where=shape.where)
     return shapes.Shape(shape.name, "mask", pixels=pixels, at=(top, left), **common)
 
-  def _put(self, annotator, clip, frame, shape, maker):
-    self.drawn.add(clip, frame, annotator, shape.name, maker, is_line=shape.kind == "polyline")
+  def _put(self, annotator, clip, frame, origin, shape, maker):
+    is_line = shape.kind == "polyline"
+    self.drawn.add(clip, frame, annotator, origin, shape.name, maker, is_line=is_line)
 
   def _track(self, keyframes, stop):
     """Yields what a track shows, as (frame, shape, maker), from its first keyframe to `stop`.
@@ -374,13 +375,13 @@ class _Importer:
       self._place(task, 0, str(path))
       for frame in range(self._last(task) + 1):
         if frame not in task.deleted:
-          self.drawn.label(*self._place(task, frame, str(path)), annotator)
+          self.drawn.label(*self._place(task, frame, str(path)), annotator, path)
 
   def _put_backup(self, annotator, task, frame, shape, maker, where):
     if frame in task.deleted:
       self.drawn.source.skip("shapes on frames that were deleted in CVAT", where)
     else:
-      self._put(annotator, *self._place(task, frame, where), shape, maker)
+      self._put(annotator, *self._place(task, frame, where), task.path, shape, maker)
 
   def _read_json_track(self, annotator, task, track, where, last):
     keyframes, attributes = {}, {}
@@ -499,7 +500,7 @@ class _Importer:
       if self._all_frames and task.is_video:
         self._find_clip(task)
         for frame in range(self._last(task) + 1):
-          self.drawn.label(*self._place(task, frame, str(path)), annotator)
+          self.drawn.label(*self._place(task, frame, str(path)), annotator, path)
     if not reader.n_read:
       raise UserError(f"{path} lists no image and no track; {_MEND}.")
 
@@ -515,20 +516,20 @@ class _Importer:
     size = [element.get(key) for key in ("width", "height")]
     size = None if None in size else tuple(_whole(x, where, "a size", 1) for x in size)
     if task is not None:
-      clip, frame = self._find_clip(task), _whole(number, where, "an id")
+      clip, frame, origin = self._find_clip(task), _whole(number, where, "an id"), reader.path
     elif name:
-      clip, frame = self.drawn.picture(name, where)
+      (clip, frame), origin = self.drawn.picture(name, where), f"{where} (id {number})"
     else:
       raise UserError(f"{where} has no name; {_MEND}.")
     self._check_size(where, clip, size)
     drawn = [self._xml_shape(child, child, where, i) for i, child in enumerate(element, start=1)]
     drawn = [shape for shape in drawn if shape is not None]
     for shape in drawn:
-      self._put(annotator, clip, frame, shape, self._made(shape))
+      self._put(annotator, clip, frame, origin, shape, self._made(shape))
     # Where something was drawn that is left out, nobody says that there is nothing.
     is_empty = all(child.tag == "tag" for child in element)
     if is_empty and not self._drawn_frames and (task is None or self._all_frames):
-      self.drawn.label(clip, frame, annotator)
+      self.drawn.label(clip, frame, annotator, origin)
 
   def _read_xml_track(self, annotator, reader, element):
     where = f"{reader.path}: track {tables.shown(element.get('id') or '')}"
@@ -568,7 +569,7 @@ class _Importer:
     if reader.is_sparse:
       end = max(end, self._last(task))
     for frame, shape, maker in self._track(kept, end):
-      self._put(annotator, clip, task.start + frame * task.step, shape, maker)
+      self._put(annotator, clip, task.start + frame * task.step, reader.path, shape, maker)
 
   def _xml_shape(self, element, owner, where, number):
     """A `_Shape` of XML; None: it is left out."""
@@ -795,6 +796,8 @@ class _Xml:
           element.clear()
     except ElementTree.ParseError as error:
       raise UserError(f"{self.path} is no XML ({error}); {_MEND}.") from error
+    except UserError:  # is a ValueError itself
+      raise
     except defusedxml.DefusedXmlException as error:
       raise UserError(
         f"{self.path} declares a document type or entities, as no XML of CVAT does; it is not read."
