@@ -191,15 +191,15 @@ def _keep_regions(source, target):
     setattr(target, _REGIONS, regions)
 
 
-def _keep_machine(source, target):
-  known = " ".join(_text(source, keyword) for keyword in _NAMES_OF_PEOPLE_AND_PLACES).casefold()
-  words = {word for word in re.findall(r"\w+", known.replace("_", " ")) if len(word) > 2}
+def _keep_machine(source, target, patient):
+  known = " ".join([patient, *(_text(source, keyword) for keyword in _NAMES_OF_PEOPLE_AND_PLACES)])
+  words = {word for word in re.findall(r"[^\W_]+", known.casefold()) if len(word) > 2}
   for keyword in _MACHINE:
     text = _text(source, keyword)
     if (
       re.fullmatch(r"[ -\[\]-~]{1,64}", text)
       and not re.search(r"[0-9]{6}", text)
-      and not words.intersection(re.findall(r"\w+", text.casefold()))
+      and not words.intersection(re.findall(r"[^\W_]+", text.casefold()))
     ):
       setattr(target, keyword, text)
 
@@ -308,8 +308,8 @@ def write(target, frames, media, pseudonyms, patient=None):
     if timed:
       copy.FrameIncrementPointer = datadict.tag_for_keyword(timed[0])
     _keep_regions(header, copy)
-    _keep_machine(header, copy)
     patient = _text(header, "PatientID") if patient is None else patient
+    _keep_machine(header, copy, patient)
     copy.PatientID = pseudonyms.patient(patient)
     if patient:
       _shift_dates(header, copy, pseudonyms, patient)

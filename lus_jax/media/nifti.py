@@ -29,9 +29,9 @@ def _damage(path):
   from nibabel.spatialimages import HeaderDataError
   from nibabel.wrapstruct import WrapStructError
 
-  # Of gzip, of nibabel, and of Python where a field of the header is no sensible number.
+  # Of gzip, of nibabel, and of Python where a field of the header is no sensible number or code.
   errors = OSError, EOFError, zlib.error, HeaderDataError, ImageFileError, WrapStructError
-  errors += ValueError, OverflowError, TypeError
+  errors += ValueError, OverflowError, TypeError, LookupError
   return damage_is_a_user_error(path, _MEND, errors, "missing, damaged or no NIfTI file")
 
 
@@ -96,6 +96,8 @@ def size(path, axes=None):
 def _clip_shape(shape, path, axes):
   """Returns the number of frames, height and width of a shape in a header."""
   more = [length for length in shape[2:] if length != 1]
+  if min(more, default=1) < 1:
+    raise UserError(f"{path} is damaged: its header speaks of no frames; {_MEND}.")
   if len(more) > 1:
     size = " x ".join(str(length) for length in shape)
     raise UserError(

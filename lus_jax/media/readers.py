@@ -468,8 +468,8 @@ def check_total(path, n, height, width):
   n_bytes = n * height * width
   if n_bytes > limits.MAX_TOTAL:
     raise UserError(
-      f"{path} has {n_bytes / 2**30:.0f} GiB of frames, more than "
-      f"{limits.MAX_TOTAL // 2**30} are read together; cut it into parts, or make it smaller."
+      f"{path} has {n_bytes / 2**30:.1f} GiB of frames, more than the "
+      f"{limits.MAX_TOTAL / 2**30:g} that are read together; cut it into parts, or make it smaller."
     )
 
 

@@ -1,5 +1,6 @@
 """Pseudonyms, copies without what tells whose they are, and what looks like it does."""
 
+import concurrent.futures
 import datetime
 import errno
 import gzip
@@ -23,7 +24,7 @@ from PIL import ExifTags, Image, ImageDraw, PngImagePlugin, TiffImagePlugin
 
 from lus_jax import files
 from lus_jax.errors import UserError
-from lus_jax.media import deidentify, readers, tags
+from lus_jax.media import clips, deidentify, readers, tags, writers
 
 
 @pytest.fixture
@@ -54,6 +55,13 @@ def test_the_key_is_made_once_for_its_owner_alone_and_gives_the_same_names_again
     assert again.uid(name) == first.uid(name) != other.uid(name)
     assert re.fullmatch("P[A-Z2-7]{10}", first.patient(name))
     assert re.fullmatch("F[A-Z2-7]{10}", first.name(name))
+
+
+def test_commands_that_begin_at_once_take_one_key(tmp_path):
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    made = pool.map(lambda _: deidentify.Pseudonyms(tmp_path / "key", tmp_path / "out"), range(16))
+    assert len({names.patient("7") for names in made}) == 1
+  assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
 def test_a_pseudonym_is_the_keyed_digest_of_the_id_as_it_is_spelled(tmp_path, names):
@@ -275,6 +283,16 @@ def test_a_video_leaves_no_title_comment_or_place(tmp_path, names, name):
   assert after[:, 5:37, 11:49].std() > 50
 
 
+@pytest.mark.parametrize("rate", ["1/100", "7.5", "29.97", "12345/487", "1000", "2469/2", "5000"])
+def test_any_rate_is_kept(tmp_path, rate):
+  rate = float(Fraction(rate))
+  media = clips.Media(tmp_path, (), 6, 44, 60, rate, format="video")
+  copy = writers.write(tmp_path / "a", iter(clip()), media)
+  assert readers.probe(copy).frames_per_second == pytest.approx(rate, rel=1e-12)
+  np.testing.assert_array_equal(readers.read(readers.probe(copy)), clip())
+  assert b"Lav" not in copy.read_bytes()
+
+
 def exif(orientation=1):
   said = Image.Exif()
   said[ExifTags.Base.ImageDescription] = "Mueller 20200301"
@@ -388,7 +406,7 @@ def test_nifti_leaves_no_texts_and_keeps_axes_spacing_and_rate(tmp_path, names, 
 
 
 @pytest.mark.parametrize("spacing", [(0.1234567890123, 0.3), None])
-@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd"])
 def test_nrrd_and_metaimage_leave_no_remarks_and_keep_their_spacing(
   tmp_path, names, suffix, spacing
 ):
@@ -469,7 +487,7 @@ def test_the_report_counts_by_name(tmp_path):
     ]
   )
   assert lines == [
-    "De-identified: 3 videos and stills.",
+    "De-identified: 3 clips.",
     "Outside the scan area: 1000 pixels of 40 frames in 2 of them blanked.",
     "No pixels blanked: in 1 of them.",
     "PatientID: replaced by a pseudonym in 2 of them.",

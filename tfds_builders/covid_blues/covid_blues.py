@@ -311,7 +311,7 @@ class CovidBlues(tfds.core.GeneratorBasedBuilder):
 
   def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
     super().__init__(file_format=file_format, **kwargs)
-    self._num_processes = num_processes
+    self.num_processes = num_processes
 
   def _info(self):
     config = self.builder_config
@@ -356,7 +356,7 @@ class CovidBlues(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, videos, shown):
     config = self.builder_config
     size = config.height, config.width
-    made = records.made(_video, size, videos, self._num_processes, shown)
+    made = records.made(self, _video, size, videos, shown)
     for i, (name, example, is_odd) in enumerate(made):
       if is_odd:
         self.info.metadata["oddities"]["videos with empty frames"].append(name)

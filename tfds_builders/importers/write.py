@@ -192,7 +192,7 @@ def write(source, options):
   never = [name for name in classes if not masks.frames[name]]
   if labels and never:
     notes.append(f"Nobody drew {tables.shown_list(never)}.")
-  return builder, notes + clips.notes() + _counts(source, masks)
+  return builder, folder.notes() + notes + clips.notes() + _counts(source, masks)
 
 
 def _counts(source, masks):
