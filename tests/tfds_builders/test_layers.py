@@ -306,7 +306,7 @@ def test_which_layer_is_the_picture(tmp_path, capsys):
     ("<svg/>", "describes no picture with layers"),
     ('<image w="3"><stack/></image>', "has h='None'"),
     ('<image w="-3" h="2"><stack/></image>', "-3 x 2 pixels"),
-    ('<image w="99999999" h="99999999"><stack/></image>', "more than 179 million"),
+    ('<image w="99999999" h="99999999"><stack/></image>', "more than 34 million"),
     ('<image w="3" h="2"><stack/></image>', "has no layers"),
     ('<image w="3" h="2"><stack><layer src="../../x.png"/></stack></image>', "not in the archive"),
     ('<image w="3" h="2"><stack><layer src="/etc/passwd"/></stack></image>', "not in the archive"),
@@ -335,6 +335,12 @@ def test_archives_that_unpack_too_far(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(layered, "MAX_MEMBER", 1000)
   ora(tmp_path / "in" / "f1.ora", stack=" " * 2000)
   refused(tmp_path, capsys, run(tmp_path), "'stack.xml' is larger than")
+
+
+def test_layers_that_are_too_large(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(layered, "MAX_PIXELS", 1000)
+  ora(tmp_path / "in" / "f1.ora", layer("b_line", stroke(255, 50, 50)), BACKGROUND)
+  refused(tmp_path, capsys, run(tmp_path), "f1.ora: 'data/layer0.png' says that it has 50 x 50")
 
 
 def test_other_mistakes(tmp_path, capsys):

@@ -25,8 +25,9 @@ _MAX_LAYERS = 1000
 _MAX_DEPTH = 100
 # Of one member of an archive, unpacked.
 MAX_MEMBER = 2**28
-# Of what is decoded together of one layer, which is a few numbers of 32 bits a pixel.
-_MAX_DECODED = 2**30
+# Of a picture and of each layer, of which a few numbers of 32 bits are in memory together.
+MAX_PIXELS = 2**25
+_MAX_DECODED = 16 * MAX_PIXELS
 # Ways of composing by which a layer cuts others, or is cut by them.
 _CUTTING = ("dst-out", "dst-in", "dst-atop", "src-in", "src-out", "src-atop", "xor", "clear", "src")
 _MEND = "save it again"
@@ -209,7 +210,7 @@ def _read_ora(path):
     height, width = _whole(root, "h"), _whole(root, "w")
     if min(height, width) < 1:
       raise UserError(f"stack.xml speaks of {width} x {height} pixels; {_MEND}.")
-    limits.check_pixels(path, height, width)
+    limits.check_pixels(path, height, width, MAX_PIXELS)
     walk(root.find("stack"), (), 1.0, True)
   except UserError as error:
     raise UserError(f"{path}: {error}") if str(path) not in str(error) else error from error
@@ -248,6 +249,7 @@ class _OraLayer:
       file.write_bytes(data)
       try:
         with stills.opened(file) as image:
+          limits.check_pixels(file, image.height, image.width, MAX_PIXELS)
           stills.pixels(image, file)  # refuses what is damaged
           yield image
       except UserError as error:
@@ -284,7 +286,7 @@ def _read_psd(path):
   if len(start) < 26 or start[:4] != b"8BPS":
     raise UserError(f"{path} is damaged or no PSD; {_MEND}.")
   height, width = struct.unpack(">II", start[14:22])
-  limits.check_pixels(path, height, width)
+  limits.check_pixels(path, height, width, MAX_PIXELS)
   logging.getLogger("psd_tools").setLevel(logging.CRITICAL)  # what it finds odd, without the file
   with _damage(path, _PSD_ERRORS):
     psd = psd_tools.PSDImage.open(path, max_alloc_bytes=_MAX_DECODED)
@@ -408,7 +410,7 @@ def _read_tiff(path):
       sizes.append(image.size)
       names.append(_page_name(image))
   width, height = sizes[0]
-  limits.check_pixels(path, height, width)
+  limits.check_pixels(path, height, width, MAX_PIXELS)
   for i, size in enumerate(sizes):
     if size != sizes[0]:
       raise UserError(
@@ -443,7 +445,7 @@ class _Page:
       with _damage(self.path):
         image = Image.open(file, formats=("TIFF",))
         image.seek(self.page)
-        limits.check_pixels(self.path, image.height, image.width)
+        limits.check_pixels(self.path, image.height, image.width, MAX_PIXELS)
         image.load()
       yield image
 
