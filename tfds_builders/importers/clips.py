@@ -166,7 +166,7 @@ class Clips:
     notes = [
       "Scan areas: "
       + ", ".join(f"{len(found[how])} {words[how]}" for how in words if how in found)
-      + ". Look at them: python -m lus_jax.check DIR --html FILE"
+      + "; look at them in the sheet of lus_jax.check."
     ]
     if widened := [name for name, row in self._rows.items() if row.widened]:
       notes.append(
