@@ -2,8 +2,8 @@
 
 Every builder of this package writes these features, so that `lus_jax.data` has one reader.
 Confidences are uint8 (255 = 100 %). `valid_box` is (top, left, bottom, right), half-open: the part
-of the letterboxed picture that was in the original frame. An unknown text is '', an unknown `day`
-or `readmitted_30d` -1, an unknown number NaN.
+of the letterboxed picture that was in the original frame, or in its scan area (`area_features`). An
+unknown text is '', an unknown `day` or `readmitted_30d` -1, an unknown number NaN.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from tensorflow_datasets.core import shuffle
 
 from lus_jax import pool
 from lus_jax.errors import UserError
+from lus_jax.media import scan_area
 from lus_jax.splits import SPLITS
 from tfds_builders import tables
 
@@ -38,6 +39,27 @@ def _provenance():
     "view": tfds.features.Text(),
     "day": tfds.features.Scalar(np.int32),
     "valid_box": tfds.features.Tensor(shape=(4,), dtype=np.int32),
+  }
+
+
+def area_features():
+  """Where frames that were cropped lie in those of the file, to carry maps back.
+
+  Returns:
+    A dict of TFDS features: `scan_area` (top, left, bottom, right), half-open, in pixels of the
+    frame as shown, and `frame_size`, its (height, width). `valid_box` shows the area alone.
+  """
+  return {
+    "scan_area": tfds.features.Tensor(shape=(4,), dtype=np.int32),
+    "frame_size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+  }
+
+
+def area_of(box, height, width):
+  """The `area_features` of a frame: `box`, or None, the whole of height x width pixels."""
+  return {
+    "scan_area": np.array(box or scan_area.whole(height, width), np.int32),
+    "frame_size": np.array((height, width), np.int32),
   }
 
 

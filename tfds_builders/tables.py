@@ -22,6 +22,7 @@ from absl import logging
 from lus_jax import problems
 from lus_jax.errors import UserError
 from lus_jax.media import nifti
+from lus_jax.media import scan_area as scan_area_lib
 from tfds_builders import digests
 
 # Of one table, and of one name: more of them is a mistake, and compares slowly.
@@ -97,6 +98,28 @@ class Row:
       problems.tell(self.error(f"{column} {shown(text)} is not {what}; mend the cell."))
       return unknown
     return value
+
+
+def scan_area(row, height, width):
+  """The box in a row's cell `scan_area`, see `lus_jax.media.scan_area`; None where it is empty.
+
+  Args:
+    row: a `Row`.
+    height: h of the frame, in pixels.
+    width: w of the frame, in pixels.
+
+  Raises:
+    UserError: it is no box in such a frame.
+  """
+  text = row.text("scan_area")
+  if not text:
+    return None
+  with problems.apart():
+    try:
+      return scan_area_lib.parse(text, height, width)
+    except UserError as error:
+      raise row.error(f"{error} An empty cell is the whole frame.") from error
+  return None
 
 
 def parse_number(text, kind, *, decimal_comma):

@@ -116,6 +116,11 @@ class Dataset:
     return bool(self.metadata.get("has_ignore"))
 
   @property
+  def has_scan_areas(self):
+    """Whether frames were cropped to the part of the screen that shows the scan."""
+    return bool(self.metadata.get("has_scan_areas"))
+
+  @property
   def notes(self):
     """What a reader of any result on this data set has to know."""
     notes = list(self.metadata.get("notes", []))
@@ -199,6 +204,8 @@ class Dataset:
       "split_unit": self.split_unit,
       "splits": {name: len(source) for name, source in self.splits.items()},
       **({"raters": list(self.raters)} if self.raters else {}),
+      # Of runs from before there were any, nothing is said.
+      **({"has_scan_areas": True} if self.has_scan_areas else {}),
     }
 
 

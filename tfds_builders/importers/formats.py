@@ -58,3 +58,29 @@ def read_json(path, own, expected):
     hint = f"import it with {importer}" if importer else "export it as COCO"
     raise UserError(f"{path} looks like {tool}'s, not {expected}; {hint}.")
   return content
+
+
+def json_files(path):
+  """The JSON files of a path, and the folder of each in it: '' or 'a/b/'.
+
+  Args:
+    path: of a file, which is all there is, or of a folder, those below which count too.
+
+  Raises:
+    UserError: there are none.
+  """
+  if not path.is_dir():
+    return [(path, "")]
+  found = []
+
+  def collect(folder, relative):
+    for child in tables.visible(folder):
+      if child.is_dir() and not child.is_symlink():
+        collect(child, f"{relative}{child.name}/")
+      elif child.suffix.lower() == ".json":
+        found.append((child, relative))
+
+  collect(path, "")
+  if not found:
+    raise UserError(f"{path} holds no JSON file; mend --annotations.")
+  return found

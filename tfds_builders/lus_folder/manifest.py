@@ -14,7 +14,8 @@ The folder:
                                          that a warning names
                        confidence_maximum  what means 100 % in masks, where their type does not say
     DIR/manifest.csv   a row a video or still: video, patient, day, view, sf_ratio, readmitted_30d,
-                       split
+                       split, scan_area (X Y WIDTH HEIGHT in pixels of the frame as shown: frames
+                       and masks are cropped to it; masks have the frame's whole size)
     DIR/labels.csv     a row a labelled frame: video, frame (from 0), annotator, masks
     DIR/videos/<video>                 DICOM (no suffix is needed), mp4, mov, m4v, avi, mkv, webm,
                                        wmv, gif, npy, NIfTI, NRRD, mha, mhd, a TIFF stack, a picture
@@ -25,7 +26,8 @@ The folder:
     DIR/masks/<masks>/_ignore.png      optional: what is not 0 counts nowhere, in no class
     DIR/patients.csv   optional: patient and anything else, for subgroup tables
 
-`video` and `patient`, and `video`, `frame` and `masks`, are required; an empty cell is unknown.
+`video` and `patient`, and `video`, `frame` and `masks`, are required; an empty cell is unknown, an
+empty `scan_area` the whole frame.
 `video` is relative to DIR/videos and `masks` to DIR/masks.
 """
 
@@ -42,7 +44,16 @@ from lus_jax.splits import SPLITS
 from tfds_builders import tables
 
 VIEWS = ("L1", "L2", "L3", "R1", "R2", "R3")
-MANIFEST_COLUMNS = ("video", "patient", "day", "view", "sf_ratio", "readmitted_30d", "split")
+MANIFEST_COLUMNS = (
+  "video",
+  "patient",
+  "day",
+  "view",
+  "sf_ratio",
+  "readmitted_30d",
+  "split",
+  "scan_area",
+)
 LABEL_COLUMNS = ("video", "frame", "annotator", "masks")
 DATASET_KEYS = (
   "name",
@@ -67,7 +78,10 @@ MIN_SF_RATIO = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-  """A row of manifest.csv; '', -1 and NaN are unknown. `row` counts as a spreadsheet does."""
+  """A row of manifest.csv; '', -1 and NaN are unknown. `row` counts as a spreadsheet does.
+
+  `scan_area` is (top, left, bottom, right), half-open; None: the whole frame.
+  """
 
   row: int
   name: str
@@ -78,6 +92,7 @@ class Video:
   sf_ratio: float
   readmitted_30d: int
   split: str
+  scan_area: tuple[int, int, int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +144,11 @@ class Folder:
   def has_ignore(self):
     """Whether any label has pixels that do not count."""
     return any(label.ignore for label in self.labels)
+
+  @property
+  def has_scan_areas(self):
+    """Whether the scan is a part of the frame in any video."""
+    return any(video.scan_area for video in self.videos)
 
 
 def _read_dataset(path):
@@ -225,6 +245,7 @@ def _read_video(row, name, place, header):
     sf_ratio=_sf_ratio(row),
     readmitted_30d=row.number_in("readmitted_30d", int, 0, 1, -1),
     split=row.choice("split", SPLITS),
+    scan_area=tables.scan_area(row, header.height, header.width),
   )
 
 
