@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import logging
 import math
@@ -24,23 +25,6 @@ SUFFIXES = (".dcm", ".dicom")
 _MEND = "export or copy it again"
 # Elements of more bytes stay in the file until they are asked for.
 _DEFERRED = 2**20
-# What pydicom and the decoders raise on damaged files: elements are turned into numbers and text
-# when they are asked for, by their own rules.
-_ERRORS = (
-  OSError,
-  ValueError,
-  EOFError,
-  TypeError,
-  LookupError,
-  AttributeError,
-  ArithmeticError,
-  NotImplementedError,
-  RuntimeError,  # RecursionError too
-  AssertionError,
-  struct.error,
-  zlib.error,
-  av.FFmpegError,
-)
 # Bytes that a deflated file may unfold to, all of which are in memory twice.
 _MOST_DEFLATED = 2**29
 # Frames whose window is chosen from what they hold.
@@ -49,8 +33,13 @@ _SAMPLED = 8
 _COLOUR_NOISE = 6
 _MOST = 0.5
 _CLEARLY = 0.25
-# Transfer syntaxes by what decodes them. Plugins are named: whatever else is installed (one is
-# under the GPL) gives other values for some files.
+# Transfer syntaxes by what decodes them, first those that are not compressed. Plugins are named:
+# whatever else is installed (one is under the GPL) gives other values for some files.
+_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_PLAIN = (
+  *("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"),
+  _BIG_ENDIAN,
+)
 _JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 _LOSSLESS_JPEG = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 _RLE = "1.2.840.10008.1.2.5"
@@ -64,6 +53,33 @@ _PLUGINS = {
 # Markers of a JPEG's frame, and how one calls its channels that holds red, green and blue.
 _JPEG_SIZES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7)
 _RGB_NAMES = ([82, 71, 66], [114, 103, 98])
+
+
+@functools.cache
+def _errors():
+  """What pydicom and the decoders raise on damaged files.
+
+  Elements are turned into numbers and text when they are asked for, by rules of their own.
+  """
+  from pydicom import errors  # slow to import, and needed by few
+
+  return (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    NotImplementedError,
+    RuntimeError,  # RecursionError too
+    AssertionError,
+    struct.error,
+    zlib.error,
+    av.FFmpegError,
+    errors.BytesLengthException,
+    errors.InvalidDicomError,
+  )
 
 
 @contextlib.contextmanager
@@ -82,7 +98,7 @@ def quiet():
 
 @contextlib.contextmanager
 def _damage(path):
-  with quiet(), damage_is_a_user_error(path, _MEND, _ERRORS):
+  with quiet(), damage_is_a_user_error(path, _MEND, _errors()):
     yield
 
 
@@ -127,12 +143,31 @@ def header(path):
     return dcmread(path, defer_size=None if deflated else _DEFERRED, force=not named)
 
 
+def is_picture(path):
+  """Whether a DICOM file has pixels: reports and directories have none (`UserError`: damaged)."""
+  return any(name in header(path) for name in ("Rows", "PixelData"))
+
+
+def subject(path):
+  """Whose a DICOM file is and of which day, as it says: PatientID, and a date as 20240301.
+
+  Either is '' where it says nothing.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  dataset = header(path)
+  with _damage(path):
+    dates = (dataset.get(name) for name in ("StudyDate", "ContentDate", "AcquisitionDate"))
+    return str(dataset.get("PatientID") or "").strip(), str(next(filter(None, dates), "")).strip()
+
+
 def _number(dataset, name):
   """The first number of an element; None where there is none that makes sense."""
   try:
     value = dataset.get(name)
     value = float(value[0] if isinstance(value, list) or hasattr(value, "append") else value)
-  except _ERRORS:
+  except _errors():
     return None
   return value if math.isfinite(value) else None
 
@@ -246,10 +281,10 @@ def _opened(path):
       file,
       start,
     )
-    if syntax.is_encapsulated:
-      _check_fragments(pixels, start + there)
-    else:
+    if syntax in _PLAIN:
       pixels = _check_bytes(pixels, min(there, stated))
+    else:
+      _check_fragments(pixels, start + there)
     yield pixels
 
 
@@ -362,9 +397,9 @@ def _decoded(pixels, wanted):
 
   with _damage(pixels.path):
     options, decoder = _options(pixels), None
-    if pixels.syntax in _PLUGINS or not pixels.syntax.is_encapsulated:
+    if pixels.syntax in _PLUGINS or pixels.syntax in _PLAIN:
       decoder = get_decoder(pixels.syntax)
-  if not pixels.syntax.is_encapsulated:
+  if pixels.syntax in _PLAIN:
     for i in wanted:
       with _damage(pixels.path):
         pixels.file.seek(pixels.start)
@@ -461,10 +496,13 @@ def _lossless_jpeg(data, pixels):
   values = frame.to_ndarray()
   if kind in ("yuv444p", "yuvj444p"):
     return np.moveaxis(values, 0, -1), None
-  if kind == "gray":
-    return values.view(np.int8) if pixels.is_signed else values, None
-  if kind in ("gray16le", "gray16be"):
-    return values.view(np.int16) if pixels.is_signed else values, None
+  if kind in ("gray", "gray16le"):
+    # The decoder fills 8 or 16 bits from the top.
+    values = values >> 8 * values.dtype.itemsize - _jpeg_frame(data)[0]
+    if pixels.is_signed:
+      sign = 1 << pixels.bits - 1
+      values = ((values.astype(np.int32) ^ sign) - sign).astype(np.int16)
+    return values, None
   raise UserError(f"{pixels.path} has compressed pixels of type {kind}; save it in grey or RGB.")
 
 
@@ -517,7 +555,7 @@ def _shared(dataset, name):
   for one in ("SharedFunctionalGroupsSequence", name):
     try:
       item = item.get(one)[0]
-    except _ERRORS:
+    except _errors():
       return {}
   return item
 
@@ -531,45 +569,56 @@ def _by_window(values, centre, width, function):
   return (values - centre) / width + 0.5
 
 
+def _by_table(values, item, pixels):
+  """What a table of the header (C.11.1.1) makes of values, and the greatest it can hold.
+
+  pydicom's own function counts in 8 bits where the table has them, and so looks up other entries.
+  """
+  n_entries, first, bits = (int(x) for x in item.LUTDescriptor)
+  entries = item.LUTData
+  if isinstance(entries, bytes):
+    packed = len(entries) < 2 * (n_entries or 2**16)
+    little = pixels.syntax != _BIG_ENDIAN
+    entries = np.frombuffer(entries, np.uint8 if packed else "<u2" if little else ">u2")
+  entries = np.asarray(entries)
+  return entries[np.clip(np.rint(values).astype(int) - first, 0, len(entries) - 1)], 2**bits - 1
+
+
 def _rescaled(values, pixels):
   """Stored values as the header's table or slope makes them."""
-  from pydicom.pixels import apply_modality_lut
-
   dataset = pixels.dataset
-  if "RescaleSlope" not in dataset:
-    shared = _shared(dataset, "PixelValueTransformationSequence")
-    slope, intercept = (_number(shared, f"Rescale{name}") for name in ("Slope", "Intercept"))
-    return values if None in (slope, intercept) else values * slope + intercept
-  return apply_modality_lut(values, dataset)
+  if dataset.get("ModalityLUTSequence"):
+    return _by_table(values, dataset.ModalityLUTSequence[0], pixels)[0]
+  for place in (dataset, _shared(dataset, "PixelValueTransformationSequence")):
+    slope, intercept = (_number(place, f"Rescale{name}") for name in ("Slope", "Intercept"))
+    if slope and intercept is not None:
+      return values * slope + intercept
+  return values
 
 
 def _shown(values, pixels, window):
   """Grey values of stored ones, of any shape: uint8."""
-  from pydicom.pixels import apply_color_lut, apply_voi
+  from pydicom.pixels import apply_color_lut
 
   dataset = pixels.dataset
   if pixels.colours == "PALETTE COLOR":
     colours = apply_color_lut(values, dataset)
-    depth = _whole_list(dataset.RedPaletteColorLookupTableDescriptor)[2]
-    return _luma(np.rint(colours / (2**depth - 1) * 255).clip(0, 255).astype(np.uint8))
+    bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
+    return _luma(np.rint(colours / (2**bits - 1) * 255).clip(0, 255).astype(np.uint8))
   scaled, header = _rescaled(values, pixels), _header_window(dataset)
   if window is not None:
     grey = windows.grey(scaled, window, pixels.path)
   else:
     if header is not None:
       share = _by_window(scaled, *header, str(dataset.get("VOILUTFunction") or "LINEAR").upper())
-    elif "VOILUTSequence" in dataset:
-      bits = _whole_list(dataset.VOILUTSequence[0].LUTDescriptor)[2]
-      share = apply_voi(np.rint(scaled).astype(np.int32), dataset) / (2**bits - 1)
+    elif dataset.get("VOILUTSequence"):
+      entries, most = _by_table(scaled, dataset.VOILUTSequence[0], pixels)
+      share = entries / most
     else:
       low = -(2 ** (pixels.bits - 1)) if pixels.is_signed else 0
       share = (values.astype(float) - low) / (2**pixels.bits - 1)
     grey = np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)
   return 255 - grey if pixels.colours == "MONOCHROME1" else grey
-
-
-def _whole_list(value):
-  return [int(x) for x in value]
 
 
 def _table(dtype, pixels, window):
@@ -601,7 +650,7 @@ def _window(pixels, words):
     return None
   if words.window is not None:
     return words.window
-  if _header_window(pixels.dataset) is not None or "VOILUTSequence" in pixels.dataset:
+  if _header_window(pixels.dataset) is not None or pixels.dataset.get("VOILUTSequence"):
     return None
   sampled = np.unique(np.linspace(0, pixels.n_frames - 1, _SAMPLED).astype(int)).tolist()
   with _damage(pixels.path):
@@ -617,7 +666,7 @@ def _rate(dataset):
       # The first is 0, as nothing is before it.
       times = [float(x) for x in dataset.get("FrameTimeVector")][1:]
       milliseconds = sum(times) / len(times)
-    except _ERRORS:
+    except _errors():
       milliseconds = 0
   if milliseconds > 0:
     return 1000 / milliseconds
@@ -629,7 +678,7 @@ def _regions(pixels):
   """The boxes of two-dimensional tissue within the picture, largest first, with their spacing."""
   try:
     items = list(pixels.dataset.get("SequenceOfUltrasoundRegions") or ())
-  except _ERRORS:
+  except _errors():
     items = []
   found, outside = [], 0
   for item in items:
@@ -668,7 +717,7 @@ def _spacing(pixels, regions):
   for place in (pixels.dataset, _shared(pixels.dataset, "PixelMeasuresSequence")):
     try:
       spacing = tuple(float(x) for x in place.get("PixelSpacing"))
-    except _ERRORS:
+    except _errors():
       continue
     if len(spacing) == 2 and all(0 < x < math.inf for x in spacing):
       return spacing

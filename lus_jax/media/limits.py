@@ -5,11 +5,11 @@ from lus_jax.errors import UserError
 # Of one picture: what Pillow calls a decompression bomb, far more than a scanner's or camera's.
 MAX_PIXELS = 178_956_970
 # Of all frames that are read together, one byte each.
-MAX_TOTAL = 8 * 2**30
+MAX_TOTAL = 2**30
 # Of what a compressed file of uncompressed pixels unfolds to, in bytes.
 MAX_UNFOLDED = 2 * 2**30
-# Of one frame of a video, of which decoders keep many: 8K.
-MAX_VIDEO_PIXELS = 8192 * 4320
+# Of one frame of a video, of which decoders keep up to 16 and one a thread: 4K, and half as many.
+MAX_VIDEO_PIXELS = 5120 * 2880
 
 
 def check_pixels(path, height, width, most=MAX_PIXELS):

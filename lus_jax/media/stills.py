@@ -57,7 +57,8 @@ def turn(pixels, orientation):
 @contextlib.contextmanager
 def _damage(path, mend):
   try:
-    with damage_is_a_user_error(path, mend, _ERRORS):
+    with warnings.catch_warnings(), damage_is_a_user_error(path, mend, _ERRORS):
+      warnings.simplefilter("ignore")  # about metadata, without the file's name
       yield
   except Image.DecompressionBombError as error:
     raise UserError(
@@ -79,8 +80,6 @@ def opened(path, mend=_MEND, *, stack=False):
   check_file(path, mend)
   formats = ("GIF",) if path.suffix.lower() == ".gif" else _STILLS
   with contextlib.ExitStack() as resources:
-    resources.enter_context(warnings.catch_warnings())
-    warnings.simplefilter("ignore")  # about metadata, without the file's name
     with _damage(path, mend):
       # Not by name: Pillow maps files that it knows by name, and garbles turned TIFF there.
       file = resources.enter_context(path.open("rb"))

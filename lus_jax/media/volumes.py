@@ -46,7 +46,7 @@ def _lines(path):
   if nrrd != text.startswith(b"NRRD"):
     raise UserError(f"{path} is damaged or not what its name says; {_MEND}.")
   found = []
-  for line in text.decode("latin-1").splitlines():
+  for line in text.decode("utf-8", "surrogateescape").splitlines():
     if nrrd and not line:
       break
     name, _, value = line.partition(":" if nrrd else "=")
@@ -54,6 +54,22 @@ def _lines(path):
     if name.strip().lower() == "elementdatafile":
       break
   return found
+
+
+def _check(path, header, data):
+  """Refuses a header with numbers that ITK would not survive; `data` has the pixels."""
+  nrrd = path.suffix.lower() == ".nrrd"
+  try:
+    n_axes = int(header["dimension" if nrrd else "ndims"])
+    sizes = [int(word) for word in header["sizes" if nrrd else "dimsize"].split()]
+    n_bytes = int(header.get("compresseddatasize", 0))
+    n_channels = int(header.get("elementnumberofchannels", 1))
+  except (KeyError, ValueError) as error:
+    raise UserError(f"{path} is damaged: its header gives no size; {_MEND}.") from error
+  right = 2 <= n_axes <= 5 and len(sizes) == n_axes and min(sizes) > 0
+  if not right or not 0 <= n_bytes <= data.stat().st_size or not 1 <= n_channels <= 4:
+    raise UserError(f"{path} is damaged: its header gives no sensible size; {_MEND}.")
+  limits.check_unfolded(path, math.prod(sizes) * n_channels, _MOST)
 
 
 def _header(path):
@@ -120,9 +136,12 @@ def _bits(reader, path):
 
 
 def _values(path):
-  """Reads a whole clip in its own values, [n, h, w] or [n, h, w, channels], and its spacing."""
+  """Reads a whole clip: its own values [n, h, w] or [n, h, w, channels], its spacing and files."""
   import SimpleITK as sitk
 
+  header = _header(path)
+  files = _files(path, header)
+  _check(path, header, files[-1])
   with _damage(path):
     reader = _reader(path)
     n_frames, height, width, samples, frames_first = _shape(reader, path)
@@ -137,7 +156,8 @@ def _values(path):
   # 1 mm is what stands where nothing is said.
   usable = set(spacing) != {1.0} and all(0 < x < math.inf for x in spacing)
   channels = (samples,) if samples > 1 else ()
-  return values.reshape(n_frames, height, width, *channels), spacing if usable else None
+  values = values.reshape(n_frames, height, width, *channels)
+  return values, tuple(spacing) if usable else None, files
 
 
 def probe(path, words):
@@ -151,8 +171,7 @@ def probe(path, words):
     UserError: it is truncated, damaged or too large, or its pixels are elsewhere.
   """
   check_file(path, _MEND)
-  files = _files(path, _header(path))
-  values, spacing = _values(path)
+  values, spacing, files = _values(path)
   window = None
   if values.dtype != np.uint8:
     if values.ndim > 3:
@@ -168,7 +187,7 @@ def read(media, wanted):
   Raises:
     UserError: the file is damaged.
   """
-  values, _ = _values(media.path)
+  values, *_ = _values(media.path)
   for i in wanted:
     if values.ndim > 3:
       yield np.asarray(Image.fromarray(np.ascontiguousarray(values[i, ..., :3])).convert("L"))

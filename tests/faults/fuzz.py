@@ -11,15 +11,21 @@ import csv
 import dataclasses
 import json
 import pathlib
+import resource
 import shutil
+import time
 from collections.abc import Callable
 
 import numpy as np
 
-from tests.faults import mutate
+from tests.faults import mutate, seeds
 from tests.faults.common import PATIENCE, Case, Wrong, digest
 
 CASES = 2000
+# Cases of one reader alone.
+CASES_OF_ONE = 300
+# What no file may take: GiB of memory beyond what the process had, seconds of its time.
+MOST_MEMORY, MOST_TIME = 2, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -593,6 +599,21 @@ def _in_data(make):
   return inside
 
 
+def _clip(name):
+  return lambda folder: seeds.make_clip(folder / name)
+
+
+def _dicom(kind):
+  return lambda folder: seeds.make_dicom(folder / "IM0001", kind)
+
+
+_CODECS = {".mov": ("mpeg4",), ".mkv": (), ".wmv": ("wmv2",)}
+
+
+def _video(name):
+  return lambda folder: video(folder / name, *_CODECS[pathlib.Path(name).suffix])
+
+
 _LUS_FILES = ("*.json", "*.csv", "videos/*", "masks/*/*")
 READERS = {
   **{
@@ -603,6 +624,21 @@ READERS = {
       *(("png", ".png", 90), ("jpg", ".jpg", 60), ("tif", ".tif", 70), ("gif", ".gif", 90)),
       *(("npy", ".npy", 90), ("mp4", ".mp4", 110), ("avi", ".avi", 90)),
     )
+  },
+  **{
+    f"dicom-{kind}": Reader(_dicom(kind), _read_media("IM0001"), ("IM0001",), weight, folder=False)
+    for kind, weight in (
+      *(("plain", 60), ("grey16", 40), ("deflated", 40), ("jpeg", 60), ("lossless", 40)),
+      *(("ls", 40), ("2000", 40), ("rle", 40)),
+    )
+  },
+  **{
+    name: Reader(_clip(name), _read_media(name), ("x.*",), 50, folder=False)
+    for name in ("x.nii", "x.nii.gz", "x.nrrd", "x.mha", "x.mhd", "x.tiff")
+  },
+  **{
+    name: Reader(_video(name), _read_media(name), (name,), 40, folder=False)
+    for name in ("x.mov", "x.mkv", "x.wmv")
   },
   "pngs": Reader(_media("x"), _read_media("x"), ("x/*",), 40, folder=False),
   "mask": Reader(
@@ -708,6 +744,11 @@ def _mutators(path, reader):
     specific = [mutate.zip_inside] * 6
   elif name.endswith(".npy"):
     specific = [mutate.npy_header] * 6
+  elif name == "IM0001":
+    deflated = b"1.2.840.10008.1.2.1.99" in path.read_bytes()[:400]
+    specific = [mutate.deflated_inside if deflated else mutate.dicom_element] * 24
+  elif name.endswith((".nrrd", ".mha", ".mhd")):
+    specific = [mutate.header_number] * 16
   elif name.endswith(".safetensors"):
     specific = [mutate.safetensors_header] * 8
   special = [m for m in mutate.SPECIAL if reader.folder or m is not mutate.link_out]
@@ -779,6 +820,18 @@ def _broken(name, number, seed, work):
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _bounded(read, *arguments):
+  """Calls a function; what takes too much memory or time is a fault, however it ends."""
+  memory, since = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+  try:
+    return read(*arguments)
+  finally:
+    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 2**20
+    took = time.process_time() - since
+    if more > MOST_MEMORY or took > MOST_TIME:
+      raise Wrong(f"took {more:.1f} GiB more and {took:.0f} s")
+
+
 def describe(name, number, seed, work, reference):
   """What a case does, without reading it."""
   with _broken(name, number, seed, work) as (folder, path, mutator, _):
@@ -789,7 +842,7 @@ def case(name, number, seed, work, reference):
   """Breaks one file of a reader and reads it; returns the file if it must have been named."""
   reader = READERS[name]
   with _broken(name, number, seed, work) as (folder, path, mutator, changed):
-    same = digest(reader.read(folder, pathlib.Path(reference))) == _DIGESTS[name]
+    same = digest(_bounded(reader.read, folder, pathlib.Path(reference))) == _DIGESTS[name]
     if mutator is mutate.link_out:
       raise Wrong("a link that leads out of the folder was followed")
     if name == "results":
@@ -813,8 +866,12 @@ def warm_data():
   import tfds_builders.multirater_folder  # noqa: F401
 
 
+def _needs_run(name):
+  return name in ("results", "predict")
+
+
 def _case(number, name, worker, bench, work):
-  where = {"work": str(work), "reference": str(bench.reference())}
+  where = {"work": str(work), "reference": str(bench.reference()) if _needs_run(name) else "-"}
   if name not in worker.warmed:
     worker.warmed[name] = worker.call("tests.faults.fuzz:warm", 180, name=name, **where)
   sound = worker.warmed[name]
@@ -839,9 +896,11 @@ def _case(number, name, worker, bench, work):
 
 def run(bench):
   """All cases; yields a `Case` each."""
-  bench.reference()  # before the workers ask for it
-  names = plan()
-  numbers = [bench.case] if bench.case is not None else range(0, CASES, 10 if bench.quick else 1)
+  names = [bench.reader] * CASES_OF_ONE if bench.reader else plan()
+  if any(map(_needs_run, names)):
+    bench.reference()  # before the workers ask for it
+  every = range(0, len(names), 10 if bench.quick else 1)
+  numbers = [bench.case] if bench.case is not None else every
   folders = {}
 
   def one(number, worker):

@@ -180,6 +180,51 @@ def safetensors_header(rng, data):
   return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
+_PIXELS = {
+  *((0x0002, "US"), (0x0006, "US"), (0x0010, "US"), (0x0011, "US"), (0x0100, "US")),
+  *((0x0101, "US"), (0x0103, "US"), (0x0008, "IS"), (0x0004, "CS")),
+}
+_COLOURS = ("MONOCHROME1", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "", "?")
+
+
+def dicom_element(rng, data):
+  """Another number of rows, frames, bits and the like, or other colours, in DICOM."""
+  number, kind = sorted(_PIXELS)[int(rng.integers(len(_PIXELS)))]
+  start = struct.pack("<HH2s", 0x28, number, kind.encode())
+  at = data.find(start)
+  if at < 0:
+    return _one(rng)(rng, data)
+  length = struct.unpack("<H", data[at + 6 : at + 8])[0]
+  if kind == "US":
+    value = struct.pack("<H", int(rng.choice((0, 1, 2, 3, 4, 7, 8, 12, 16, 25, 32, 255, 65535))))
+  else:
+    texts = ("0", "-1", "1", "3", "5", "99999999", "2147483648", "1e9", "x") if kind == "IS" else ()
+    value = str(rng.choice(texts or _COLOURS)).encode()
+    value += b" " * (len(value) % 2)
+  return data[: at + 6] + struct.pack("<H", len(value)) + value + data[at + 8 + length :]
+
+
+def deflated_inside(rng, data):
+  """Breaks what a deflated DICOM file holds."""
+  start = 144 + struct.unpack("<I", data[140:144])[0]
+  broken = dicom_element(rng, zlib.decompress(data[start:], -15))
+  if rng.random() < 0.5:
+    broken = _one(rng)(rng, broken)
+  deflate = zlib.compressobj(wbits=-15)
+  return data[:start] + deflate.compress(broken) + deflate.flush()
+
+
+def header_number(rng, data):
+  """Another number in a header that is text."""
+  head, rest = data[:1000], data[1000:]
+  found = list(re.finditer(rb"\d+", head))
+  if not found:
+    return data
+  one = found[int(rng.integers(len(found)))]
+  numbers = ("0", "-1", "1", "3", "7", "65535", "99999", "4294967296", "9" * 30, "1e9", "nan", "x")
+  return head[: one.start()] + str(rng.choice(numbers)).encode() + head[one.end() :] + rest
+
+
 def _one(rng):
   return (flip, zero, cut, duplicate, splice, word, empty)[int(rng.integers(7))]
 

@@ -39,3 +39,18 @@ def test_a_picture_without_outline(value):
 def test_a_border_without_width():
   with pytest.raises(ValueError, match="above 0"):
     borders.soften(np.eye(3, dtype=bool), 0)
+
+
+def test_between_two_contours():
+  inner, outer = np.zeros((2, 9, 20), bool)
+  inner[:, 8:12], outer[:, 5:14] = True, True
+  # Across straight contours: 3 pixels on the left, 2 right; none at the picture's border.
+  row = [*[0] * 5, 1 / 6, 3 / 6, 5 / 6, *[1] * 4, 3 / 4, 1 / 4, *[0] * 6]
+  np.testing.assert_allclose(borders.between(inner, outer), np.tile(row, (9, 1)), atol=1e-6)
+  np.testing.assert_array_equal(borders.between(inner, inner), inner)
+  assert not borders.between(inner & False, outer & False).any()
+  # Where all is possible, the picture's border is the outer contour.
+  assert borders.between(inner, outer | True)[0, 0] < 0.1
+  for wrong in ((outer, inner), (inner & False, outer)):
+    with pytest.raises(ValueError, match="inner contour"):
+      borders.between(*wrong)
