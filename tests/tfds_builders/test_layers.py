@@ -290,7 +290,7 @@ def test_which_layer_is_the_picture(tmp_path, capsys):
   capsys.readouterr()
   opaque = np.dstack([PICTURE] * 3)
   ora(tmp_path / "in" / "f1.ora", layer("b_line", opaque), picture)
-  refused(tmp_path, capsys, run(tmp_path), "f1.ora: b_line covers the whole picture alike")
+  refused(tmp_path, capsys, run(tmp_path), "f1.ora: 'b_line' covers the whole picture alike")
   ora(tmp_path / "in" / "f1.ora", layer("scan", stroke(255, colour=(9, 9, 9)), 2, 2))
   assert run(tmp_path) == 0
   assert "1 transparent parts of pictures, which become black" in capsys.readouterr().out

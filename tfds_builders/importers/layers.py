@@ -135,7 +135,7 @@ class _Painted:
       confidence = layer.confidence()
       if confidence.shape != (media.height, media.width):
         readers.check_mask_size(document.path, confidence.shape, media)
-      where = f"{document.path}: {layer.name or f'layer {i + 1}'}"
+      where = f"{document.path}: {tables.shown(layer.name or f'layer {i + 1}')}"
       if confidence.min() == confidence.max() > 0:
         raise UserError(
           f"{where} covers the whole picture alike; erase where the class is not, or name another "
