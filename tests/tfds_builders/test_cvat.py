@@ -1,4 +1,5 @@
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -189,12 +190,30 @@ def test_the_same_import_twice_from_folder_file_and_zip(place, capsys):
   assert list(place.masks()) == [("clip", 2)]
 
 
+def test_a_project_of_tasks_whose_videos_have_one_name(place):
+  # As the backup of a project holds them.
+  for i, label in enumerate(("b_line", "pleura")):
+    place.annotations({"shapes": [shape(frame=i, label=label)]})
+    shutil.copytree(place.backup, place.path / "project" / f"task_{i}")
+  project = place.path / "project"
+  archive = shutil.make_archive(str(place.path / "p"), "zip", project)
+  argv = ["cvat", f"--videos={project}", f"--out={place.path / 'out'}", "--annotations"]
+  for annotations in (project, archive):
+    assert importers.main([*argv, str(annotations)]) == 0
+  labels = manifest.read_folder(place.path / "out").labels
+  assert {(label.video.name, label.frame, *label.masks) for label in labels} == {
+    ("task_0/data/clip.npy", 0, "b_line"),
+    ("task_1/data/clip.npy", 1, "pleura"),
+  }
+
+
 def test_tracks(place, capsys):
   moved = [x + 4 for x in SQUARE]
   place.annotations(
     {
       "tracks": [
         track(shape(frame=1), shape(moved, 3), shape(moved, 5, outside=True)),
+        track(shape(frame=11), shape(frame=2**31 - 1, outside=True), label="rib"),
         track(
           shape([2.0, 10.0, 8.0, 14.0], 2, kind="rectangle"),
           shape([4.0, 10.0, 14.0, 14.0], 4, kind="rectangle", rotation=20.0),
@@ -210,6 +229,7 @@ def test_tracks(place, capsys):
   assert {f for (_, f), found in masks.items() if "b_line" in found} == {1, 2, 3, 4}
   # The last keyframe holds to the last frame.
   assert {f for (_, f), found in masks.items() if "pleura" in found} == set(range(2, N))
+  assert {f for (_, f), found in masks.items() if "rib" in found} == {11}
   for frame, by in ((1, 0), (2, 2), (3, 4), (4, 4)):
     wanted = filled([x + by for x in SQUARE])
     np.testing.assert_array_equal(masks["clip", frame]["b_line"] > 0, wanted)
@@ -495,6 +515,7 @@ def test_clips_that_are_named_otherwise(place, capsys):
     ({"shapes": [shape([5, 0, 0, 2e9, 2e9], kind="mask")]}, "out of its picture of 30 x 20"),
     ({"shapes": [shape([1.5, 0, 0, 4, 1], kind="mask")]}, "no mask of whole numbers"),
     ({"tracks": [track(shape(frame=1), shape(frame=1))]}, "two shapes on frame 1"),
+    ({"tracks": [track(shape(frame=1), shape(frame=2**31 - 1))]}, "but its last is 11"),
     ({"shapes": "x"}, "'shapes' that is no list of objects"),
     ({}, "holds nothing to import"),
     ({"shapes": [shape([0.1, 0.1, 0.9, 0.1, 0.5, 1])]}, "Multiply x by 30 and y by 20"),
@@ -521,17 +542,22 @@ def test_mistakes_in_files(place, capsys):
   refused(place, capsys, place.run(annotations=place.path / "gone"), "gone does not exist")
   (place.path / "empty").mkdir()
   refused(place, capsys, place.run(annotations=place.path / "empty"), "holds no annotations.json")
+  other = place.path / "empty" / "a.json"
+  other.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+  for one in (other, other.parent):
+    part = "a.json looks like COCO's, not a backup or XML of CVAT; import it with coco."
+    refused(place, capsys, place.run(annotations=one), part)
   archive = place.path / "x.zip"
   archive.write_bytes(b"PK\3\4 and no more")
   refused(place, capsys, place.run(annotations=archive), "x.zip is damaged")
 
 
 def test_an_archive_that_would_fill_the_memory(place, capsys, monkeypatch):
-  monkeypatch.setattr(importers.cvat, "_MAX_TEXT", 1000)
+  monkeypatch.setattr(importers.cvat, "_SMALL", 10_000)
   archive = place.path / "x.zip"
   with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-    file.writestr("annotations.xml", b" " * 2000)
-  refused(place, capsys, place.run(annotations=archive), "'annotations.xml' is too large")
+    file.writestr("annotations.xml", b" " * 10_001)
+  refused(place, capsys, place.run(annotations=archive), "'annotations.xml' unpacks to over 100")
 
 
 @pytest.mark.parametrize(
@@ -607,8 +633,9 @@ def test_real_backup(real_data, tmp_path):
   assert folder.classes == ("lungslidingpresent", "aline")
   assert sum("aline" in label.masks for label in folder.labels) == 39
   assert sum("lungslidingpresent" in label.masks for label in folder.labels) == 17
-  for label in folder.labels[::8]:
-    pixels = readers.read(label.video.media, [label.frame])[0]
+  labels = folder.labels[::8]
+  frames = readers.read(folder.videos[0].media, [label.frame for label in labels])
+  for label, pixels in zip(labels, frames, strict=True):
     # The scan is 155 columns of the picture, and lines are brighter than what is around them.
     for mask in label.masks.values():
       drawn = readers.read_mask(mask) > 0
