@@ -133,17 +133,24 @@ class _Crew:
       self._threads[-1].start()
 
   def work(self, items):
-    """Yields what comes of each item."""
-    begun = 0
+    """Yields what comes of each item; what `items` raises comes in its place too."""
+    begun, failure = 0, None
     while True:
-      ahead = self._turn + _AHEAD * len(self._workers)
-      for item in itertools.islice(items, max(0, ahead - begun)):
-        self._tasks.put((begun, pickle.dumps(item)))
-        begun += 1
+      try:
+        while failure is None and begun < self._turn + _AHEAD * len(self._workers):
+          item = next(items, _END)
+          if item is _END:
+            break
+          self._tasks.put((begun, pickle.dumps(item)))
+          begun += 1
+      except Exception as error:
+        failure = error
       if self._turn == begun:
-        return
+        break
       while (result := self._next()) is not _END:
         yield result
+    if failure is not None:
+      raise failure
 
   def _next(self):
     """The next result of the item whose turn it is; `_END` after its last."""

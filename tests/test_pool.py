@@ -118,6 +118,18 @@ def test_an_exception_reaches_the_parent_after_the_results_before_it():
   assert "in fails" in caught.value.__notes__[0]
 
 
+def test_what_the_items_raise_comes_in_its_place():
+  def items():
+    yield from (0, 1, 2)
+    raise UserError("row 4: video is empty")
+
+  for n in (1, 2):
+    results = pool.ordered(fails, items(), num_processes=n)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(UserError, match="row 4"):
+      next(results)
+
+
 def test_a_killed_worker_is_one_clear_error():
   with pytest.raises(UserError, match="killed by SIGKILL.* as --config.x=1, and repeat"):
     list(pool.ordered(stops, range(9), num_processes=2, option="--config.x"))

@@ -6,7 +6,12 @@ import dataclasses
 import numpy as np
 from absl import logging
 
+from lus_jax import notices
 from lus_jax.errors import UserError
+from lus_jax.media import scan_area
+
+# A larger share of a mask outside of the scan area is no slip of the brush.
+_OUTSIDE = 0.01
 
 
 @dataclasses.dataclass
@@ -55,6 +60,25 @@ def measure(mask, name, person, *, may_be_inverted=True):
     share=float(mask.mean()) if may_be_inverted else 0.0,
     binary=bool(np.isin(mask, (0, 1)).all()),
   )
+
+
+def warn_of_outside(path, mask, area, where=""):
+  """Warns of a mask of which more than a little lies outside of the scan area.
+
+  Args:
+    path: of it.
+    mask: [h, w], whole.
+    area: (top, left, bottom, right), half-open; None: the whole frame.
+    where: what else to name beside it.
+  """
+  painted = np.count_nonzero(mask) if area is not None else 0
+  if painted and (share := 1 - np.count_nonzero(scan_area.crop(mask, area)) / painted) > _OUTSIDE:
+    notices.warn(
+      "%s: %.0f %% of what is painted lies outside of the scan area and is cropped away; mend "
+      "scan_area, or the mask.",
+      f"{path}{where}",
+      100 * share,
+    )
 
 
 class MaskCheck:

@@ -16,21 +16,23 @@ import pathlib
 import re
 import stat
 import unicodedata
-from concurrent import futures
 
 from absl import logging
 
 from lus_jax import problems
 from lus_jax.errors import UserError
-from lus_jax.files import sha256
 from lus_jax.media import nifti
+from lus_jax.media import scan_area as scan_area_lib
+from tfds_builders import digests
 
 # Of one table, and of one name: more of them is a mistake, and compares slowly.
 MAX_COLUMNS = 10_000
 MAX_NAME = 255
-# Of files that are read whole: from so many on it takes a while, which the user is told.
+# Of files that are read whole: from so many on it takes a while, and digests are kept.
 MANY_BYTES = 2 * 10**9
 DELIMITERS = (",", ";", "\t")
+# What sets how many processes read a data folder.
+PROCESSES = "--config.data.num_processes"
 
 
 class Row:
@@ -96,6 +98,28 @@ class Row:
       problems.tell(self.error(f"{column} {shown(text)} is not {what}; mend the cell."))
       return unknown
     return value
+
+
+def scan_area(row, height, width):
+  """The box in a row's cell `scan_area`, see `lus_jax.media.scan_area`; None where it is empty.
+
+  Args:
+    row: a `Row`.
+    height: h of the frame, in pixels.
+    width: w of the frame, in pixels.
+
+  Raises:
+    UserError: it is no box in such a frame.
+  """
+  text = row.text("scan_area")
+  if not text:
+    return None
+  with problems.apart():
+    try:
+      return scan_area_lib.parse(text, height, width)
+    except UserError as error:
+      raise row.error(f"{error} An empty cell is the whole frame.") from error
+  return None
 
 
 def parse_number(text, kind, *, decimal_comma):
@@ -562,24 +586,10 @@ def check_link(directory, path):
     )
 
 
-def _n_bytes(path):
-  try:
-    return path.stat().st_size
-  except OSError as error:
-    raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
-
-
-def _content(path):
-  try:
-    return bytes.fromhex(sha256(path))
-  except OSError as error:
-    raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
-
-
 def contents(directory, files):
-  """What files hold, as a digest by path; reads every byte of them, and says so if they are large.
+  """What files hold, as a digest by path; reads every byte of them, of large sets once.
 
-  Times and sizes are not asked: they stay where a file is replaced by tools that keep them.
+  See `digests`: times and sizes alone stay where a file is replaced by tools that keep them.
 
   Args:
     directory: the data folder.
@@ -591,11 +601,8 @@ def contents(directory, files):
   files = sorted(files)
   for path in files:
     check_link(directory, path)
-  n_bytes = sum(map(_n_bytes, files))
-  if n_bytes >= MANY_BYTES:
-    print(f"checking {len(files)} files ({n_bytes / 1e9:.1f} GB)", flush=True)
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    return dict(zip(files, pool.map(_content, files), strict=True))
+  keep = sum(map(digests.size, files)) >= MANY_BYTES
+  return digests.contents(directory, files, keep=keep)
 
 
 def fingerprint(directory, tables, files):
@@ -616,7 +623,7 @@ def fingerprint(directory, tables, files):
   for name in tables:
     path = directory / name
     check_link(directory, path)
-    digest.update(_content(path) if path.exists() else b"")
+    digest.update(digests.content(path) if path.exists() else b"")
     digest.update(b"\0")
   # A copy on another disk may write accents in another way.
   names = {path: [normal(part) for part in path.relative_to(directory).parts] for path in files}

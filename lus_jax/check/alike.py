@@ -12,7 +12,8 @@ import dataclasses
 
 import numpy as np
 from PIL import Image
-from scipy import fft
+from scipy import fft, sparse
+from scipy.sparse import csgraph
 
 _SMALL, _COSINES = 32, 16
 N_BITS = _COSINES**2 - 1
@@ -35,28 +36,27 @@ def hashes(frame):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-  """Two clips of different patients with near-identical frames.
+class Group:
+  """Clips of several patients that near-identical frames connect.
 
   Attributes:
-    one, other: their numbers.
-    bits: in which their nearest frames differ.
+    clips: their numbers, rising.
+    bits: in which the nearest frames of two patients differ.
   """
 
-  one: int
-  other: int
+  clips: tuple[int, ...]
   bits: int
 
 
 def find(found, patients):
-  """Finds clips of two patients with near-identical frames.
+  """Finds clips of several patients with near-identical frames.
 
   Args:
     found: of each clip its hashes, uint8 [n, 32].
     patients: of each clip; '' is unknown, and never another.
 
   Returns:
-    A list of `Pair`s, the nearest first.
+    A list of `Group`s, the nearest first.
   """
   owners = np.repeat(np.arange(len(found)), [len(one) for one in found])
   if not owners.size:
@@ -65,18 +65,24 @@ def find(found, patients):
   of_patient = np.array([numbers[name] if name else -1 for name in patients])[owners]
   bits = np.unpackbits(np.concatenate(found), axis=1)[:, :N_BITS]
   signs = 2 * bits.astype(np.float32) - 1
-  nearest = {}
+  links = []
   for start in range(0, len(signs), _BLOCK):
     rows = slice(start, start + _BLOCK)
     distance = (N_BITS - signs[rows] @ signs[start:].T) / 2
     ours, theirs = of_patient[rows, None], of_patient[None, start:]
-    near = (distance <= CUT) & (ours != theirs) & (ours >= 0) & (theirs >= 0)
-    i, j = np.nonzero(near)
-    ends = np.sort(np.stack([owners[start + i], owners[start + j]]), axis=0)
+    i, j = np.nonzero((distance <= CUT) & (ours != theirs) & (ours >= 0) & (theirs >= 0))
+    ends = np.sort([owners[start + i], owners[start + j]], axis=0)
     pairs, place = np.unique(ends, axis=1, return_inverse=True)
     least = np.full(pairs.shape[1], N_BITS)
     np.minimum.at(least, place, distance[i, j].astype(int))
-    for pair, bits in zip(pairs.T.tolist(), least.tolist(), strict=True):
-      nearest[tuple(pair)] = min(nearest.get(tuple(pair), N_BITS), bits)
-  pairs = [Pair(*pair, bits) for pair, bits in nearest.items()]
-  return sorted(pairs, key=lambda pair: (pair.bits, pair.one, pair.other))
+    links.append(np.concatenate([pairs, least[None]]))
+  one, other, least = np.concatenate(links, axis=1)
+  graph = sparse.coo_array((np.ones(len(one)), (one, other)), shape=(len(found), len(found)))
+  count, label = csgraph.connected_components(graph, directed=False)
+  nearest = np.full(count, N_BITS)
+  np.minimum.at(nearest, label[one], least)
+  groups = [
+    Group(tuple(np.flatnonzero(label == k).tolist()), int(nearest[k]))
+    for k in np.unique(label[one])
+  ]
+  return sorted(groups, key=lambda group: (group.bits, group.clips))

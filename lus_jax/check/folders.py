@@ -74,7 +74,7 @@ class Clip:
   cells: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class DataSet:
   """A data folder, as far as it can be read.
 
@@ -84,6 +84,7 @@ class DataSet:
     name, licence: of the data set.
     classes: K names.
     people: what those who paint are called.
+    noun: what a clip is called.
     folder: what the folder's own reader returned; None where it refused all.
     clips: those that can be read.
     columns: of each optional column, whether each row fills it.
@@ -96,6 +97,7 @@ class DataSet:
   licence: str = ""
   classes: tuple[str, ...] = ()
   people: str = "annotators"
+  noun: str = "video"
   folder: Any = None
   clips: tuple[Clip, ...] = ()
   columns: dict[str, list[bool]] = dataclasses.field(default_factory=dict)
@@ -165,7 +167,7 @@ def read(directory):
   if not directory.is_dir():
     raise UserError(f"{directory} is no folder; name a data folder.")
   kind = find_kind(directory)
-  dataset = DataSet(directory, kind, name=directory.name)
+  dataset = DataSet(directory=directory, kind=kind, name=directory.name)
   with problems.apart():
     dataset = {
       "lus_folder": _lus,
@@ -199,6 +201,7 @@ def _lus(directory):
         day=video.day,
         view=video.view,
         split=video.split,
+        area=video.scan_area,
         labels=tuple(labels[video.name]),
         cells=folder.patients.get(video.patient, {}) | cells[video.row],
       )
@@ -229,15 +232,15 @@ def _multirater(directory):
   folder = read_multirater(directory)
   clips = []
   for image in folder.images:
-    size = pictures.image_size(image.path, axes=folder.nifti_axes)
     labels = tuple(Label(0, rater, "", paths, paths) for rater, paths in image.masks.items())
     clips.append(
       Clip(
         name=image.name,
         where="",
-        media=readers.Media(image.path, (image.path,), 1, *size),
+        media=pictures.probe_image(image.path, axes=folder.nifti_axes),
         patient=image.patient,
         split=image.split,
+        area=image.scan_area,
         labels=labels,
         cells=folder.more.get(image.name, {}),
       )
@@ -249,6 +252,7 @@ def _multirater(directory):
     licence=folder.licence,
     classes=folder.classes,
     people="raters",
+    noun="image",
     folder=folder,
     clips=tuple(clips),
     columns={"split": [bool(image.split) for image in folder.images]},
@@ -348,4 +352,5 @@ def ignored(dataset, label):
 def mask_check(dataset):
   """What collects the masks of a data set, to warn of them together; None where there are none."""
   check = {"lus_folder": painted.mask_check, "multirater_folder": drawn.mask_check}
-  return check[dataset.kind](dataset.folder) if dataset.kind in check else None
+  known = dataset.folder is not None and dataset.kind in check
+  return check[dataset.kind](dataset.folder) if known else None

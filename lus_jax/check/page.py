@@ -7,12 +7,18 @@ import jinja2
 from lus_jax import palette
 from lus_jax.check import run, table
 from lus_jax.files import write_text
+from lus_jax.media import scan_area
 from lus_jax.report import pictures
 from lus_jax.words import plural
 
 
 def write(file, result):
   """Writes the page of a `run.Result`, whole or not at all (`UserError` if the disk refuses)."""
+  write_text(file, render(result))
+
+
+def render(result):
+  """The page of a `run.Result`, as HTML."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,
@@ -21,7 +27,7 @@ def write(file, result):
     lstrip_blocks=True,
   )
   environment.filters["data_url"] = pictures.data_url
-  html = environment.get_template("template.html").render(
+  return environment.get_template("template.html").render(
     dataset=result.dataset,
     overview=table.overview(result) if result.seen else [],
     header=table.HEADER,
@@ -34,7 +40,6 @@ def write(file, result):
     palette=palette,
     plural=plural,
   )
-  write_text(file, html)
 
 
 def _card(result, i):
@@ -46,13 +51,18 @@ def _card(result, i):
     "name": clip.name,
     "facts": [f"{what} {text}" for what, text in known if text]
     + [plural(clip.media.n_frames, "frame"), f"{clip.media.width} x {clip.media.height}"],
-    "area": None if clip.area is None else _style(clip.area, *size),
+    "area": None if _is_whole(seen.area, *size) else _style(seen.area.box, *size),
+    "is_found": clip.area is None,
     "is_odd": i in result.odd_areas,
     "text": [_style(box, *size) for box in seen.text],
     "is_refused": bool(seen.problems),
     "n_labels": len(clip.labels),
     "pictures": seen.pictures,
   }
+
+
+def _is_whole(area, height, width):
+  return area is None or area.box == scan_area.whole(height, width)
 
 
 def _style(box, height, width):

@@ -11,9 +11,9 @@ from PIL import Image
 from lus_jax import notices, palette, problems
 from lus_jax.check import alike, folders, lettering
 from lus_jax.errors import UserError
-from lus_jax.media import tags
+from lus_jax.media import scan_area, tags
 from lus_jax.media.deidentify import suspicious
-from tfds_builders import mask_check
+from tfds_builders import mask_check, tables
 
 # The longer side of the sheet's pictures.
 _SIDE = 300
@@ -21,11 +21,13 @@ _QUALITY = 75
 # Upper ends of the bins of confidences above 0; masks are of 32 bits, in which .2 is more than .2.
 BINS = np.array([0.2, 0.4, 0.6, 0.8, 1.0])
 _ROUNDING = 1e-6
-# Masks whose largest value is no more than this of 255 hold indices rather than faint confidences.
-_MOST_INDICES = 20
-# Shares from which on it is worth a word: of painted pixels, and of a clip's frames.
-_OUTSIDE = 0.01
+# Masks whose largest value is no more than this of 255 hold indices rather than faint confidences;
+# those of one value alone, if it is smaller still.
+_MOST_INDICES, _FEW_INDICES = 20, 5
+# The share of a clip's frames from which on it is worth a word.
 _REPEATED = 0.05
+# Of a frame: a scan that fills less of it is small.
+_SMALL = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +58,10 @@ class Picture:
 
   Attributes:
     data: a JPEG.
-    height, width: of the frame that it shows, in its own pixels.
-    frame: its number.
+    height, width: of what it shows, in the frame's own pixels.
+    frame: the frame's number.
     person: who painted on it; None: nobody, it shows the frame alone.
+    is_cropped: whether it shows the scan area alone.
     painted: the largest confidence by class.
   """
 
@@ -67,6 +70,7 @@ class Picture:
   width: int
   frame: int
   person: str | None = None
+  is_cropped: bool = False
   painted: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -79,6 +83,7 @@ class Seen:
     n_flat: of these, of one grey value all over.
     n_repeated: of these, equal to an earlier one, and not flat.
     hashes: [n, 32] uint8 of some of its frames, for `alike`.
+    area: where the scan is, as the tables say (`how` is "table"), or else seems to be.
     text: boxes of what looks like text.
     labels: of each label that could be read, its masks and how many pixels it has.
     pictures: for the sheet.
@@ -89,6 +94,7 @@ class Seen:
   n_flat: int = 0
   n_repeated: int = 0
   hashes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 32), np.uint8))
+  area: scan_area.Area | None = None
   text: list[tuple[int, int, int, int]] = dataclasses.field(default_factory=list)
   labels: list[tuple[list[Mask], int]] = dataclasses.field(default_factory=list)
   pictures: list[Picture] = dataclasses.field(default_factory=list)
@@ -100,7 +106,7 @@ def look(dataset, step, shown, index):
 
   Args:
     dataset: a `folders.DataSet`.
-    step: every so many frames one is kept for `alike`.
+    step: of the frames that the scan area is found in, every so many one is kept for `alike`.
     shown: by the number of each clip that the sheet shows, the numbers of the labels it shows.
     index: the clip's number.
 
@@ -123,7 +129,7 @@ def look(dataset, step, shown, index):
       with _at(label.where):
         _look_at_masks(dataset, clip, label, seen, weights)
       if weights is not None:
-        seen.pictures.append(_overlay(dataset, kept, label, weights))
+        seen.pictures.append(_overlay(dataset, kept, label, weights, seen.area.box))
     with problems.apart():
       _warn_of_tags(clip)
   return seen
@@ -141,19 +147,19 @@ def _at(where):
 def _look_at_frames(dataset, clip, seen, step, wanted, kept):
   """Reads all frames; puts those that are wanted into `kept`."""
   before, lowest, highest, middle = set(), None, None, None
-  hashes = []
+  looked_at, found_in = set(scan_area.looked_at(clip.media)), []
   for i, frame in enumerate(folders.frames(dataset, clip)):
     seen.n_frames += 1
     if i in wanted:
       kept[i] = frame
+    if i in looked_at:
+      found_in.append(frame)
     if frame.min() == frame.max():
       seen.n_flat += 1
       continue
     digest = hashlib.blake2b(frame.tobytes(), digest_size=8).digest()
     seen.n_repeated += digest in before
     before.add(digest)
-    if i % step == 0:
-      hashes += alike.hashes(_within(frame, clip.area))
     if lowest is None:
       lowest, highest, middle = frame.copy(), frame.copy(), frame
     else:
@@ -161,6 +167,8 @@ def _look_at_frames(dataset, clip, seen, step, wanted, kept):
       np.maximum(highest, frame, out=highest)
     if i <= clip.media.n_frames // 2:
       middle = frame
+  seen.area = scan_area.Area(clip.area, "table") if clip.area else _find_area(clip, found_in)
+  hashes = [x for frame in found_in[::step] for x in alike.hashes(_within(frame, seen.area.box))]
   if hashes:
     seen.hashes = np.stack(hashes)
   if seen.n_frames == seen.n_flat:
@@ -178,9 +186,31 @@ def _look_at_frames(dataset, clip, seen, step, wanted, kept):
   _warn_of_text(clip, seen.text)
 
 
+def _find_area(clip, frames):
+  """Where the scan seems to be, with a warning where nobody says so and it is small."""
+  media = clip.media
+  if media.region is not None:
+    found = scan_area.Area(media.region, "header")
+  else:
+    found = scan_area.find_in(np.stack(frames))
+  top, left, bottom, right = found.box
+  if (bottom - top) * (right - left) < _SMALL * media.height * media.width:
+    notices.warn(
+      "%s: the scan seems to be %d x %d of %d x %d pixels, and training would see all of them; "
+      'write scan_area "%s" into its row, or what is right.',
+      media.path,
+      right - left,
+      bottom - top,
+      media.width,
+      media.height,
+      scan_area.text(found.box),
+    )
+  return found
+
+
 def _within(frame, box):
-  """The part of a frame within a box, all of it for None."""
-  return frame if box is None else frame[box[0] : box[2], box[1] : box[3]]
+  """The part of a frame [h, w] within a box."""
+  return frame[box[0] : box[2], box[1] : box[3]]
 
 
 def _warn_of_text(clip, found):
@@ -208,7 +238,18 @@ def _overlap(box, other):
 
 
 def _warn_of_tags(clip):
-  for path, name, text in tags.read(clip.media):
+  media = clip.media
+  told = tags.read(media)
+  if media.format == "dicom":
+    # Whatever stands in these is of the patient, the place or the time.
+    if names := sorted({name for _, name, _ in told}):
+      notices.warn(
+        f"%s: its header tells whose it is or when it was made ({tables.shown_list(names, 5)}); "
+        "import it, which replaces that.",
+        media.path,
+      )
+    return
+  for path, name, text in told:
     if what := suspicious(text):
       notices.warn(
         f"%s: its tag {tags.public_name(name)} holds what looks like {what}; remove it (importing "
@@ -248,11 +289,12 @@ def _look_at_masks(dataset, clip, label, seen, weights):
 def _warn_of_mask(dataset, clip, path, painted, mask):
   levels = np.unique(painted) * 255
   low = levels[levels <= _MOST_INDICES + 0.5]
-  # What is only 0 and 1 is told where masks are read.
+  # What is only 0 and 1 is told where masks are read, and 255 may be what does not count.
   if (
-    getattr(dataset.folder, "confidence_maximum", None) is None
-    and low.size > 1
-    and low.size >= levels.size - (levels.max() > 254)
+    dataset.folder.confidence_maximum is None
+    and low.size >= max(1, levels.size - 1)
+    and (levels[-1] > 254 or low.size == levels.size)
+    and 1.5 < levels[low.size - 1] < (_MOST_INDICES if low.size > 1 else _FEW_INDICES) + 0.5
     and np.allclose(low, np.rint(low), atol=1e-3)
   ):
     notices.warn(
@@ -261,15 +303,7 @@ def _warn_of_mask(dataset, clip, path, painted, mask):
       path,
       ", ".join(f"{level:.0f}" for level in (0, *levels)),
     )
-  if clip.area is not None and painted.size:
-    share = 1 - np.count_nonzero(_within(mask, clip.area)) / painted.size
-    if share > _OUTSIDE:
-      notices.warn(
-        "%s: %.0f %% of what is painted lies outside of the scan area and is cropped away; mend "
-        "scan_area, or the mask.",
-        path,
-        100 * share,
-      )
+  mask_check.warn_of_outside(path, mask, clip.area)
 
 
 def _jpeg(pixels):
@@ -285,14 +319,19 @@ def _picture(kept, frame):
   return Picture(_jpeg(pixels), *pixels.shape, frame)
 
 
-def _overlay(dataset, kept, label, weights):
+def _overlay(dataset, kept, label, weights, box):
   pixels = kept[label.frame]
   empty = np.zeros(pixels.shape, np.float32)
   layers = np.stack([weights.get(name, empty) for name in dataset.classes], axis=-1)
+  # The scan alone where it has all that is painted, as it may be a small part of the screen.
+  is_cropped = np.count_nonzero(_within(layers, box)) == np.count_nonzero(layers)
+  if is_cropped:
+    pixels, layers = _within(pixels, box), _within(layers, box)
   return Picture(
     _jpeg(palette.overlay(pixels, layers)),
     *pixels.shape,
     label.frame,
     label.person,
+    is_cropped and pixels.shape != empty.shape,
     {name: float(mask.max()) for name, mask in weights.items() if mask.any()},
   )

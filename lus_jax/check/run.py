@@ -8,7 +8,9 @@ from absl import logging
 
 from lus_jax import notices, pool, problems, progress
 from lus_jax.check import alike, folders, pixels
+from lus_jax.media import scan_area
 from lus_jax.media.deidentify import suspicious
+from lus_jax.splits import SPLITS
 from lus_jax.words import plural
 from tfds_builders import tables
 
@@ -19,8 +21,8 @@ _LABELS = 3
 _INVERTED, _USUAL = 0.5, 0.25
 # How far a scan area may be from the usual one of its frame size: intersection over union.
 _USUAL_AREA = 0.8
-# Names that a warning shows, and pairs of clips that are warned of.
-_SHOWN, _PAIRS = 5, 20
+# Names that a warning shows.
+_SHOWN = 5
 
 
 @dataclasses.dataclass
@@ -31,7 +33,7 @@ class Result:
     dataset: a `folders.DataSet`.
     seen: a `pixels.Seen` of each of its clips.
     splits: names of clips by split, as training splits by default; empty where it cannot.
-    step: every so many frames one was compared with those of other patients.
+    step: of some frames of each video, every so many one was compared with other patients'.
     shown: numbers of the clips of the sheet.
     odd_areas: numbers of clips whose scan area is not like those of others of their size.
     problems: what training refuses, a line each.
@@ -69,7 +71,8 @@ def check(directory, *, with_pictures=False, split_unit="patient", num_processes
     may_split = not refused
     result.shown, shown = _choose(dataset) if with_pictures else ((), {})
     n_frames = sum(clip.media.n_frames for clip in dataset.clips)
-    result.step = max(1, -(-n_frames // alike.MOST))
+    n_alike = sum(len(scan_area.looked_at(clip.media)) for clip in dataset.clips)
+    result.step = max(1, -(-n_alike // alike.MOST))
     look = functools.partial(pixels.look, dataset, result.step, shown)
     with progress.bar(total=n_frames, unit="frame", what="reading", delay=1) as bar:
       clips = range(len(dataset.clips))
@@ -129,24 +132,21 @@ def _check_masks(result):
 def _warn_of_patients(result):
   """Warns of near-identical frames of two patients, and of frame sizes within one."""
   clips = result.dataset.clips
-  pairs = alike.find([seen.hashes for seen in result.seen], [clip.patient for clip in clips])
+  groups = alike.find([seen.hashes for seen in result.seen], [clip.patient for clip in clips])
   split_of = {name: split for split, names in result.splits.items() for name in names}
-  for pair in pairs[:_PAIRS]:
-    one, other = clips[pair.one], clips[pair.other]
-    sides = {split_of[clip.name] for clip in (one, other) if clip.name in split_of}
+  for group in groups:
+    names = [f"{clips[i].name} of patient {tables.shown(clips[i].patient)}" for i in group.clips]
+    sides = [
+      split for split in SPLITS if split in {split_of.get(clips[i].name) for i in group.clips}
+    ]
     logging.warning(
-      "%s of patient %s and %s of patient %s have near-identical frames (%d of %d bits of their "
-      "hash differ)%s; if they are one person's, say so, or the test is not independent.",
-      one.name,
-      tables.shown(one.patient),
-      other.name,
-      tables.shown(other.patient),
-      pair.bits,
+      "%s have near-identical frames (the nearest of two patients differ in %d of %d bits of their "
+      "hash)%s; if they are one person's, say so, or the test is not independent.",
+      tables.shown_list(names, _SHOWN),
+      group.bits,
       alike.N_BITS,
-      f", one in {' and one in '.join(sorted(sides))}" * (len(sides) > 1),
+      f", and stand in {' and '.join(sides)}" * (len(sides) > 1),
     )
-  if len(pairs) > _PAIRS:
-    logging.warning("%d more pairs have near-identical frames.", len(pairs) - _PAIRS)
   sizes = collections.defaultdict(dict)
   for clip in clips:
     size = f"{clip.media.width} x {clip.media.height}"
@@ -173,7 +173,7 @@ def _warn_of_areas(dataset):
     odd += [i for i in members if _agreement(dataset.clips[i].area, usual) < _USUAL_AREA]
   for i in sorted(odd):
     notices.warn(
-      "%s: its scan area is unlike those of other videos of its size; look at it in the sheet "
+      "%s: its scan area is unlike those of others of its frame size; look at it in the sheet "
       "(--html).",
       dataset.clips[i].media.path,
     )

@@ -47,25 +47,33 @@ def overview(result):
     not any(mask.pixels for mask in masks) for seen in result.seen for masks, _ in seen.labels
   )
   videos = [clip for clip in clips if clip.media.n_frames > 1]
+  stills = plural(len(clips) - len(videos), "still")
+  of_labels = {clip.name for clip, _ in labels}
   rows = [
     ("data set", f"{dataset.name} ({dataset.kind}), licence {dataset.licence or 'unknown'}"),
     ("patients", f"{len(patients)}" + " (stand-ins)" * _are_stand_ins(dataset)),
     ("patient-days", f"{len(days)}" if days else "no day is known"),
     ("views", _counted((clip.view for clip in clips if clip.view), "none is known")),
-    ("videos", f"{len(videos)}, and {plural(len(clips) - len(videos), 'still')}"),
+    (f"{dataset.noun}s", f"{len(videos)}, and {stills}" if videos else stills),
     ("frames", f"{n_read}"),
-    (
-      "labelled frames",
-      f"{len(labelled)} on {plural(len({clip.name for clip, _ in labels}), 'video')}",
-    ),
-    (dataset.people, _counted(label.person or "unknown" for _, label in labels)),
-    ("labels that show nothing", f"{empty} of {len(labels)} ({_percent(empty, len(labels))})"),
-    ("frame sizes", _counted(f"{clip.media.width} x {clip.media.height}" for clip in clips)),
-    ("frames per second", _counted(_rate(clip.media) for clip in videos)),
-    ("scan areas", _areas(clips)),
+  ]
+  if labels:
+    rows += [
+      ("labelled frames", f"{len(labelled)} of {plural(len(of_labels), dataset.noun)}"),
+      (dataset.people, _counted(label.person or "unknown" for _, label in labels)),
+      ("labels that show nothing", f"{empty} of {len(labels)} ({_percent(empty, len(labels))})"),
+    ]
+  rows.append(
+    ("frame sizes", _counted(f"{clip.media.width} x {clip.media.height}" for clip in clips))
+  )
+  if videos:
+    rows.append(("frames per second", _counted(_rate(clip.media) for clip in videos)))
+  return [
+    *rows,
+    ("mm per pixel", _counted(_spacing(clip.media) for clip in clips)),
+    ("scan areas", _areas(dataset)),
     ("splits", _splits(result)),
   ]
-  return [row for row in rows if labels or row[0] not in (dataset.people, rows[8][0])]
 
 
 def _are_stand_ins(dataset):
@@ -77,15 +85,25 @@ def _rate(media):
   return "unknown" if math.isnan(rate) else f"{rate:.3g}"
 
 
-def _areas(clips):
-  given = sum(clip.area is not None for clip in clips)
-  return f"{given} of {plural(len(clips), 'video')}" if given else "the whole frame of each video"
+def _spacing(media):
+  if media.spacing is None:
+    return "unknown"
+  vertical, horizontal = (f"{one:.3g}" for one in media.spacing)
+  return vertical if vertical == horizontal else f"{horizontal} across, {vertical} down"
+
+
+def _areas(dataset):
+  given = sum(clip.area is not None for clip in dataset.clips)
+  if not given:
+    return "none is given: training sees whole frames"
+  return f"given of {given} of {plural(len(dataset.clips), dataset.noun)}"
 
 
 def _splits(result):
   by_table = any(clip.split for clip in result.dataset.clips)
   patient_of = {clip.name: clip.patient for clip in result.dataset.clips}
-  noun = "label" if any(clip.labels for clip in result.dataset.clips) else "video"
+  # Those of frames are split, where there are any.
+  noun = "label" if result.dataset.kind == "lus_folder" else result.dataset.noun
   counts = [
     f"{split} {plural(len({patient_of[name] for name in names}), 'patient')}, "
     f"{plural(len(names), noun)}"
@@ -124,11 +142,13 @@ def missing(result):
   for column, filled in dataset.columns.items():
     if not all(filled):
       n = len(filled) - sum(filled)
-      lines.append(f"{column}: empty in {'all' if n == len(filled) else n} of {len(filled)} rows")
+      lines.append(
+        f"{column}: empty in {'all' if n == len(filled) else f'{n} of {len(filled)}'} rows"
+      )
   if dataset.classes:
     without = [clip.name for clip in dataset.clips if not clip.labels]
     if without:
-      lines.append(f"no label: {_some(without, 'video')}")
+      lines.append(f"no label: {_some(without, dataset.noun)}")
     unpainted = [row[0] for row in classes(result) if not row[1]]
     if unpainted:
       lines.append(f"never painted: {_some(unpainted, 'class')}")
@@ -142,7 +162,7 @@ def missing(result):
     lines.append("no licence: say in dataset.json under which the data are")
   flat = [c.name for c, seen in zip(dataset.clips, result.seen, strict=True) if seen.n_flat]
   if flat:
-    lines.append(f"frames of one grey value: in {_some(flat, 'video')}")
+    lines.append(f"frames of one grey value: in {_some(flat, dataset.noun)}")
   return lines + [
     f"{what}: {len(names)} ({tables.shown_list(names, 5)})" for what, names in dataset.odd.items()
   ]

@@ -116,6 +116,11 @@ class Dataset:
     return bool(self.metadata.get("has_ignore"))
 
   @property
+  def has_scan_areas(self):
+    """Whether frames were cropped to the part of the screen that shows the scan."""
+    return bool(self.metadata.get("has_scan_areas"))
+
+  @property
   def notes(self):
     """What a reader of any result on this data set has to know."""
     notes = list(self.metadata.get("notes", []))
@@ -199,6 +204,8 @@ class Dataset:
       "split_unit": self.split_unit,
       "splits": {name: len(source) for name, source in self.splits.items()},
       **({"raters": list(self.raters)} if self.raters else {}),
+      # Of runs from before there were any, nothing is said.
+      **({"has_scan_areas": True} if self.has_scan_areas else {}),
     }
 
 
@@ -318,6 +325,8 @@ def open_dataset(config, kind):
     raise UserError(
       f"config.data.split_unit: '{config.split_unit}' is not known; choose patient or frame."
     )
+  # The config of a run that was begun with an older version lacks it.
+  num_processes = getattr(config, "num_processes", 0)
   # A bare machine that trains on arrays may lack it.
   import tensorflow_datasets as tfds
 
@@ -352,6 +361,7 @@ def open_dataset(config, kind):
       directory=config.dir,
       split_unit=config.split_unit,
       seed=config.split_seed,
+      **({"num_processes": num_processes} if config.name == "lus_folder" else {}),
     )
   elif config.name == "covid_blues":
     from tfds_builders.covid_blues import CovidBlues as Builder
@@ -360,7 +370,12 @@ def open_dataset(config, kind):
     if config.split_unit != "patient":
       raise UserError("config.data.split_unit: covid_blues is always split by patient.")
     builder_config = covid_blues_config(
-      kind, size, size, directory=config.dir, seed=config.split_seed
+      kind,
+      size,
+      size,
+      directory=config.dir,
+      seed=config.split_seed,
+      num_processes=num_processes,
     )
   else:
     raise UserError(
@@ -368,9 +383,6 @@ def open_dataset(config, kind):
     )
   _hush_tfds()
   prepared = prepared_directory(config)
-
-  # The config of a run that was begun with an older version lacks it.
-  num_processes = getattr(config, "num_processes", 0)
 
   def make():
     return Builder(

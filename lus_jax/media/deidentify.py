@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import secrets
+import tempfile
 import unicodedata
 
 import numpy as np
@@ -41,7 +42,7 @@ _SUSPICIOUS = {
     r"(?i)(?<![a-z])(?:mrn|ssn|dob|pid)(?![a-z])",
   ),
   "a person's name": (
-    r"[^\W\d_]{2,}\^",
+    r"(?<![^\W\d_])[^\W\d_]{2,}\^",
     r"(?<!\w)[^\W\d_a-z][^\W\d_A-Z]+,[ _]?[^\W\d_a-z][^\W\d_A-Z]+",
     r"(?i)(?<![^\W_])(?:mr|mrs|dr|prof|herr|frau|mme)[._ ]+[^\W\d_]{2,}",
   ),
@@ -178,25 +179,26 @@ def _read_key(path):
 
 
 def _make_key(path):
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  temporary = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-      with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-      # Not renamed: of two commands at once both take the key of the first.
-      with contextlib.suppress(FileExistsError):
-        os.link(temporary, path)
-    finally:
-      temporary.unlink(missing_ok=True)
+    # Of mode 600 from the beginning.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(descriptor, "w") as file:
+      file.write(secrets.token_hex(32) + "\n")
+      file.flush()
+      os.fsync(file.fileno())
+    # Not renamed: of two commands at once both take the key of the first.
+    with contextlib.suppress(FileExistsError):
+      os.link(temporary, path)
   except OSError as error:
     raise UserError(
       f"{path}: the key of the pseudonyms cannot be made there ({error.strerror}); name another "
       "place."
     ) from error
+  finally:
+    if temporary is not None:
+      os.unlink(temporary)
   return _read_key(path)
 
 
@@ -263,14 +265,16 @@ def rewrite(media, box, target, pseudonyms, *, patient=None, keep_pixels=False):
 
 
 def _frames(media, box):
-  """Yields frames as shown, [h, w] uint8, 0 outside the box."""
   for frame in readers.stream(media):
-    if box is not None:
-      top, left, bottom, right = box
-      inside = frame[top:bottom, left:right]
-      frame = np.zeros_like(frame)
-      frame[top:bottom, left:right] = inside
-    yield np.ascontiguousarray(frame)
+    yield np.ascontiguousarray(frame) if box is None else blank(frame, box)
+
+
+def blank(frame, box):
+  """A copy of a frame [h, w] that is 0 outside a box (top, left, bottom, right)."""
+  top, left, bottom, right = box
+  blanked = np.zeros_like(frame)
+  blanked[top:bottom, left:right] = frame[top:bottom, left:right]
+  return blanked
 
 
 def report(removed):
@@ -285,7 +289,7 @@ def report(removed):
     copies.update(one.removed.keys())
     replaced.update(one.replaced)
   blanked = [one for one in removed if one.n_blanked]
-  lines = [f"De-identified: {len(removed)} videos and stills."]
+  lines = [f"De-identified: {plural(len(removed), 'clip')}."]
   if blanked:
     n_pixels, n_frames = sum(x.n_blanked for x in blanked), sum(x.n_frames for x in blanked)
     lines.append(

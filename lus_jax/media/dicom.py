@@ -145,6 +145,25 @@ def header(path):
     return dcmread(path, defer_size=None if deflated else _DEFERRED, force=not named)
 
 
+def is_picture(path):
+  """Whether a DICOM file has pixels: reports and directories have none (`UserError`: damaged)."""
+  return any(name in header(path) for name in ("Rows", "PixelData"))
+
+
+def subject(path):
+  """Whose a DICOM file is and of which day, as it says: PatientID, and a date as 20240301.
+
+  Either is '' where it says nothing.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  dataset = header(path)
+  with _damage(path):
+    dates = (dataset.get(name) for name in ("StudyDate", "ContentDate", "AcquisitionDate"))
+    return str(dataset.get("PatientID") or "").strip(), str(next(filter(None, dates), "")).strip()
+
+
 def _number(dataset, name):
   """The first number of an element; None where there is none that makes sense."""
   try:

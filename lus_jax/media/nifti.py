@@ -31,9 +31,9 @@ def _damage(path):
   from nibabel.spatialimages import HeaderDataError
   from nibabel.wrapstruct import WrapStructError
 
-  # Of gzip, of nibabel, and of Python where a field of the header is no sensible number.
+  # Of gzip, of nibabel, and of Python where a field of the header is no sensible number or code.
   errors = OSError, EOFError, zlib.error, HeaderDataError, ImageFileError, WrapStructError
-  errors += ValueError, OverflowError, TypeError
+  errors += ValueError, OverflowError, TypeError, LookupError
   return damage_is_a_user_error(path, _MEND, errors, "missing, damaged or no NIfTI file")
 
 
@@ -100,6 +100,8 @@ def _clip_shape(shape, path, axes):
   if not shape or min(shape) < 1:
     raise UserError(f"{path} is damaged: its header speaks of no picture; {_MEND}.")
   more = [length for length in shape[2:] if length != 1]
+  if min(more, default=1) < 1:
+    raise UserError(f"{path} is damaged: its header speaks of no frames; {_MEND}.")
   if len(more) > 1:
     size = " x ".join(str(length) for length in shape)
     raise UserError(
@@ -195,6 +197,29 @@ def read_clip(media, wanted):
     for i, values in enumerate(_frames(file, media.path, media.nifti_axes)):
       if i in left:
         yield values if media.window is None else windows.grey(values, media.window, media.path)
+
+
+def read_frames(path, axes=None, most=limits.MAX_UNFOLDED):
+  """Reads a flat NIfTI or a clip in its own values: [N, h, w].
+
+  Args:
+    path: of it.
+    axes: as in `size`.
+    most: bytes that it may unfold to.
+
+  Raises:
+    UserError: it is damaged, too large, of colours, or has slices at several times.
+  """
+  check_file(path, _MEND)
+  with _opened(path) as file:
+    _, shape, dtype = _read_header(file, path)
+    n_frames, height, width = _clip_shape(shape, path, axes)
+    if dtype.kind not in "iuf":
+      raise UserError(f"{path} holds colours or complex numbers; save one grey value a pixel.")
+    limits.check_unfolded(path, n_frames * height * width * dtype.itemsize, most)
+    with _damage(path):
+      file.seek(0)
+    return np.stack(list(_frames(file, path, axes)))
 
 
 def directions(path):

@@ -42,7 +42,7 @@ def read(media):
     UserError: a file is damaged.
   """
   found = []
-  for path in media.files:
+  for path in media.files if media.format == "folder" else (media.path,):
     if media.format == "dicom":
       # Imported here: pydicom is large, and few need it.
       from lus_jax.media import dicom_copy

@@ -46,7 +46,7 @@ def _lines(path):
   if nrrd != text.startswith(b"NRRD"):
     raise UserError(f"{path} is damaged or not what its name says; {_MEND}.")
   found = []
-  for line in text.decode("latin-1").splitlines():
+  for line in text.decode("utf-8", "surrogateescape").splitlines():
     if nrrd and not line:
       break
     name, _, value = line.partition(":" if nrrd else "=")

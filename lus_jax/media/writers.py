@@ -19,7 +19,8 @@ def write(target, frames, media):
   """Writes frames in a format that keeps what `readers.probe` says of them, whole or not at all.
 
   npy, NIfTI and MetaImage keep to their formats (NRRD becomes .mha); of all else what has a rate
-  becomes an AVI (FFV1), pictures become PNG: one, or a folder of them, numbered from 0.
+  becomes an AVI (FFV1; above 1000 frames a second a mov of PNG), pictures become PNG: one, or a
+  folder of them, numbered from 0.
 
   Args:
     target: where to, without a suffix.
@@ -136,12 +137,15 @@ def _write_folder(target, frames):
 
 
 def _write_video(target, frames, media):
-  path = _beside(target, ".avi")
   # The rate as a fraction of whole numbers, as 30000/1001, which files hold.
   rate = fractions.Fraction(media.frames_per_second).limit_denominator(10**6)
-  exact = {"fflags": "+bitexact"}  # no name or version of a program
-  with written(path) as temporary, av.open(temporary, "w", format="avi", options=exact) as video:
-    stream = video.add_stream("ffv1", rate=rate, options={"level": "3", "slicecrc": "1"})
+  # Matroska counts milliseconds, and AVI does where there are more than one a frame.
+  kind, codec, options = "avi", "ffv1", {"level": "3", "slicecrc": "1"}
+  if rate > 1000:
+    kind, codec, options = "mov", "png", {}
+  path, exact = _beside(target, f".{kind}"), {"fflags": "+bitexact"}  # no name of a program
+  with written(path) as temporary, av.open(temporary, "w", format=kind, options=exact) as video:
+    stream = video.add_stream(codec, rate=rate, options=options)
     stream.height, stream.width = media.height, media.width
     stream.pix_fmt = "gray"
     for i, pixels in enumerate(frames):

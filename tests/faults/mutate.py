@@ -154,9 +154,13 @@ def zip_inside(rng, data):
     for name in names:
       content = archive.read(name)
       if name == chosen:
-        if rng.random() < 0.2:
+        choice = rng.random()
+        if choice < 0.1:
           continue
-        content = _one(rng)(rng, content)
+        if choice < 0.2:
+          name = f"../../{name}"
+        mutator = {".xml": xml_value, ".png": png_inside}.get(name[-4:], _one(rng))
+        content = (mutator if choice < 0.7 else _one(rng))(rng, content)
       new.writestr(name, content)
   return out.getvalue()
 
@@ -297,6 +301,49 @@ def csv_cell(rng, data):
   else:
     return data.decode().encode(str(rng.choice(("utf-16", "utf-8-sig", "utf-16-le"))))
   return "\n".join(map(",".join, rows)).encode() + b"\n"
+
+
+_XML_VALUE = re.compile(rb'="([^"]*)"|>([^<>]+)<')
+_BOMB = b"<!DOCTYPE a [<!ENTITY b 'xxxxxxxxxx'>%s]>" % b"".join(
+  b"<!ENTITY %c '%s'>" % (c, b"&%c;" % (c - 1) * 10) for c in range(99, 110)
+)
+
+
+def xml_value(rng, data):
+  """Replaces one value of an XML text, repeats or removes an element, or adds entities or depth."""
+  choice = rng.random()
+  if choice < 0.05:
+    return _BOMB + data.replace(b"b_line", b"&m;")
+  if choice < 0.1:
+    return data.replace(b"</annotations>", b"<image>" * 50_000 + b"</annotations>")
+  found = list(_XML_VALUE.finditer(data))
+  if not found:
+    return data
+  start, end = (one := found[int(rng.integers(len(found)))]).span(1 if one[1] is not None else 2)
+  if choice < 0.85:
+    value = _value(rng)
+    value = str(value).replace(_HUGE, "9" * 5000).encode(errors="replace")
+    for special, written in ((b"&", b"&amp;"), (b"<", b"&lt;"), (b'"', b"&quot;"), (b"\0", b"")):
+      value = value.replace(special, written)
+    return data[:start] + value + data[end:]
+  start, end = data.rfind(b"<", 0, start), data.find(b">", end) + 1
+  return data[:start] + data[start:end] * (0 if choice < 0.92 else 2) + data[end:]
+
+
+def zip_bomb(rng, data):
+  """An archive whose members are zeros that unpack to gigabytes, or say that they do."""
+  out = io.BytesIO()
+  with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    names = archive.namelist()
+  with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+    for name in names:
+      new.writestr(name, bytes(2**26))
+  content = out.getvalue()
+  if rng.random() < 0.5:
+    return content
+  # Of their stated size, in the directory at the end.
+  size = struct.pack("<I", 2**26)
+  return content.replace(size, struct.pack("<I", int(rng.choice((0, 10, 2**31, 2**32 - 1)))))
 
 
 def fifo(rng, path, outside):

@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+import tracemalloc
 from unicodedata import normalize
 
 import av
@@ -269,6 +270,91 @@ def test_frames_are_letterboxed_with_their_masks(folder, tmp_path):
   assert not example["image"][:8].any() and not example["image"][56:].any()
 
 
+def set_areas(folder, *cells):
+  folder.header.append("scan_area")
+  folder.manifest = [
+    [*row, cell] for row, cell in zip(folder.manifest, [*cells, *[""] * 6], strict=False)
+  ]
+
+
+def test_frames_masks_and_videos_are_cropped_to_the_scan_area(folder, tmp_path):
+  top, left, bottom, right = 3, 10, 19, 26
+  set_areas(folder, "10 3 16 16", "10,3,16,16", " 10, 3, 16, 16 ")
+  folder.save_mask("a.npy/_ignore.png", np.eye(HEIGHT, WIDTH, k=9, dtype=np.uint8) * 255)
+  config = folder.config(height=16, width=16)
+  builder = build(config, tmp_path / "data")
+  examples = read(builder)
+  videos = read(build(folder.config("videos", height=16, width=16), tmp_path / "data"))
+  box = np.s_[top:bottom, left:right]
+  for name in ("a.npy", "b.avi", "c"):
+    frames, example = folder.videos[name], examples[name][1]
+    np.testing.assert_array_equal(example["image"][..., 0], frames[-1][box])
+    for k, c in enumerate(CLASSES):
+      mask = np.where(example["ignore"][..., 0], 0, folder.masks[name, c][box])
+      np.testing.assert_array_equal(example["confidence"][..., k], mask)
+    for one in (example, videos[name][1]):
+      assert one["scan_area"].tolist() == [top, left, bottom, right]
+      assert one["frame_size"].tolist() == [HEIGHT, WIDTH]
+      assert one["valid_box"].tolist() == [0, 0, 16, 16]
+    np.testing.assert_array_equal(videos[name][1]["frames"][..., 0], frames[:, *box])
+  np.testing.assert_array_equal(
+    examples["a.npy"][1]["ignore"][..., 0], np.eye(HEIGHT, WIDTH, k=9)[box]
+  )
+  # An empty cell is the whole frame.
+  assert examples["d.png"][1]["scan_area"].tolist() == [0, 0, HEIGHT, WIDTH]
+  assert examples["d.png"][1]["valid_box"].tolist() == [2, 0, 14, 16]
+  options = {"name": "lus_folder", "image_size": 32, "split_unit": "patient", "split_seed": 0}
+  options |= {"dir": str(folder.path), "prepared_dir": str(tmp_path / "data")}
+  dataset = datasets.open_dataset(ConfigDict(options), "frames")
+  assert dataset.has_scan_areas and dataset.summary()["has_scan_areas"] is True
+
+
+def test_without_scan_areas_data_are_as_they_were(folder, tmp_path):
+  plain = folder.config()
+  assert "scan_area" not in build(plain, tmp_path / "data").info.features
+  set_areas(folder)
+  empty = build(folder.config(), tmp_path / "data")
+  assert "scan_area" not in empty.info.features
+  assert not empty.info.metadata.get("has_scan_areas")
+  folder.manifest[0][-1] = "10 3 16 16"
+  assert len({plain.name, empty.builder_config.name, folder.config().name}) == 3
+
+
+def test_changed_scan_areas_are_prepared_anew(folder):
+  set_areas(folder, "10 3 16 16")
+  before = folder.config().name
+  folder.manifest[0][-1] = "10 3 16 17"
+  assert folder.config().name != before
+
+
+@pytest.mark.parametrize(
+  ("cell", "part"),
+  [
+    ("10 3 16", "four whole numbers, X Y WIDTH HEIGHT"),
+    ("whole", "as 0 0 32 24 for all of it"),
+    ("10 3 23 16", "ends at x = 33, y = 19, outside of its frame of 32 x 24"),
+    ("10 3 16 2", "8 are the least"),
+  ],
+)
+def test_bad_scan_area(folder, cell, part):
+  set_areas(folder, "", cell)
+  check_refused(folder, "manifest.csv row 3: ", part, "An empty cell is the whole frame.")
+
+
+def test_what_is_painted_outside_of_the_scan_area_is_named(folder, tmp_path, warnings_seen):
+  set_areas(folder, "10 3 16 16", "10 3 16 16")
+  inside = np.zeros((HEIGHT, WIDTH), np.uint8)
+  inside[5:15, 12:22] = 200
+  outside = np.roll(inside, -4, axis=1)  # by two columns of ten
+  for name in ("a.npy", "b.avi"):
+    folder.save_mask(f"{name}/pleura.png", inside)
+    folder.save_mask(f"{name}/b_line.png", outside)
+  build(folder.config(), tmp_path / "data")
+  (text,) = [text for text in warnings_seen if "scan area" in text]
+  assert "masks/a.npy/b_line.png (labels.csv row 2, manifest.csv row 2) and 1 more: 20 %" in text
+  assert "mend scan_area, or the mask" in text
+
+
 def test_masks_are_shrunk_without_antialiasing(folder, tmp_path):
   mask = np.zeros((HEIGHT, WIDTH), np.uint8)
   mask[:, 5] = 255  # samples of a 4 x shrink lie at columns 1.5, 5.5, ...: half of this line
@@ -348,6 +434,31 @@ def test_sets_larger_than_the_memory_are_sorted_to_the_same_bytes(
       builder = build(config, tmp_path / str(n_bytes))
     found.append({path.name: path.read_bytes() for path in builder.data_path.iterdir()})
   assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", ["frames", "videos"])
+def test_memory_does_not_grow_with_the_set(folder, tmp_path, monkeypatch, kind):
+  monkeypatch.setattr(records, "MAX_SORTED", 2**16)
+  random, peaks = np.random.default_rng(0), []
+  for number, scale in enumerate((1, 1, 10)):
+    name, labels = f"{number}_{scale}", folder.labels[:1]
+    for i in range(10 * scale):
+      video = f"{name}_{i}.npy"
+      np.save(folder.path / "videos" / video, random.integers(0, 256, (4, 64, 64)).astype(np.uint8))
+      labels.append([video, "3", "ann", "x"])
+    for c in CLASSES:
+      folder.save_mask(f"x/{c}.png", random.integers(0, 256, (64, 64)).astype(np.uint8))
+    folder.labels = labels
+    folder.manifest = [[row[0], f"p{i % 5}", *[""] * 5] for i, row in enumerate(labels[1:])]
+    builder = LusFolder(config=folder.config(kind, 64, 64), data_dir=tmp_path, num_processes=1)
+    with records.sorted_on_disk():
+      if number:  # what is imported on the way is no part of it
+        tracemalloc.start()
+      builder.download_and_prepare()
+      peaks.append(tracemalloc.get_traced_memory()[1])
+      tracemalloc.stop()
+  # All examples together have 1.4 MB (frames) and 1.6 MB (videos).
+  assert peaks[2] < peaks[1] + 300_000, peaks
 
 
 def test_a_damaged_file_is_told_alike_by_several_processes(folder, tmp_path):

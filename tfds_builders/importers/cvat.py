@@ -19,7 +19,7 @@ from lus_jax.files import check_file, damage_is_a_user_error
 from lus_jax.media import readers
 from lus_jax.words import plural
 from tfds_builders import tables
-from tfds_builders.importers import cvat_tracks, options, shapes
+from tfds_builders.importers import cvat_tracks, formats, options, shapes
 from tfds_builders.importers.drawn import Drawn
 
 HELP = "CVAT: task backups, and XML 1.1 for images and for video"
@@ -27,9 +27,11 @@ _KINDS = {kind: kind for kind in shapes.KINDS} | {"box": "rectangle"}
 _LEFT_OUT = ("points", "cuboid", "skeleton")
 # Attributes that are taken for the annotator's confidence, without being asked to.
 _CONFIDENCES = ("confidence", "certainty")
-# A member of an archive that unpacks to more is no annotation.
-_MAX_TEXT = 2**29
+# A member of an archive that unpacks to more bytes, and to more times what is stored of it, was
+# made to fill the memory.
+_SMALL, _RATIO = 2**22, 100
 _MEND = "export it from CVAT again"
+EXPECTED = "a backup or XML of CVAT"
 
 
 def add_options(command):
@@ -133,9 +135,9 @@ class _Task:
       return False
     return self.stop is None or len(self.names) == (self.stop - self.start) // self.step + 1
 
-  def limit(self, frames):
-    """Takes over first frame, last and filter of a task, as `get` finds them by name."""
-    where = f"{self.path}: the task"
+  def limit(self, frames, path):
+    """Takes over first frame, last and filter of a task, which stand by name in a file."""
+    where = f"{path}: the task"
     self.start = _whole(frames.get("start_frame") or 0, where, "a first frame")
     if frames.get("stop_frame") not in (None, ""):
       self.stop = _whole(frames["stop_frame"], where, "a last frame")
@@ -162,6 +164,9 @@ class _Importer:
     """Reads a backup's folder or zip, an XML file, or a folder of these."""
     found = list(_files(path))
     if not found:
+      if any(child.suffix.lower() == ".json" for child in path.iterdir()):
+        # Says whose they are.
+        formats.read_json(formats.json_files(path)[0][0], "cvat", EXPECTED)
       raise UserError(
         f"{path} holds no annotations.json of a backup and no XML of CVAT; mend --annotations."
       )
@@ -252,25 +257,37 @@ class _Importer:
     pixels = shapes.from_runs(shape.runs.tolist(), height, width, where=shape.where)
     return shapes.Shape(shape.name, "mask", pixels=pixels, at=(top, left), **common)
 
-  def _put(self, annotator, clip, frame, shape, maker):
-    self.drawn.add(clip, frame, annotator, shape.name, maker, is_line=shape.kind == "polyline")
+  def _put(self, annotator, clip, frame, origin, shape, maker):
+    is_line = shape.kind == "polyline"
+    self.drawn.add(clip, frame, annotator, origin, shape.name, maker, is_line=is_line)
 
-  def _track(self, keyframes, stop):
-    """Yields what a track shows, as (frame, shape, maker), from its first keyframe to `stop`.
+  def _track(self, task, keyframes, stop, where):
+    """Yields what a track shows, as (frame, shape, maker), from its first keyframe on.
 
     Args:
+      task: the `_Task`, whose clip is known.
       keyframes: `_Shape` by frame, counted as CVAT does.
-      stop: the last frame of its task, or of the clip.
+      stop: its last frame; None: that of the task.
+      where: stands in front of messages.
     """
+    last = self._last(task)
+    beyond = [frame for frame, shape in keyframes.items() if frame > last and not shape.outside]
+    if beyond:
+      raise UserError(
+        f"{where} has a shape on frame {beyond[0]}, but its last is {last}; is it of another clip?"
+      )
+    stop = last if stop is None else min(stop, last)
     order = sorted(keyframes)
     for frame, following in itertools.zip_longest(order, order[1:]):
       shape = keyframes[frame]
       if shape.outside:
         continue
+      if frame > stop:
+        self.drawn.source.skip("keyframes after the last frame of their job", shape.where)
+        continue
       yield frame, shape, self._made(shape)
       right = None if following is None else keyframes[following]
-      end = stop + 1 if following is None else min(following, stop + 1)
-      for i in range(frame + 1, end):
+      for i in range(frame + 1, stop + 1 if following is None else min(following, stop + 1)):
         self._n_between += 1
         share = 0.0 if following is None else (i - frame) / (following - frame)
         yield i, shape, self._made(shape, share, right)
@@ -374,13 +391,13 @@ class _Importer:
       self._place(task, 0, str(path))
       for frame in range(self._last(task) + 1):
         if frame not in task.deleted:
-          self.drawn.label(*self._place(task, frame, str(path)), annotator)
+          self.drawn.label(*self._place(task, frame, str(path)), annotator, path)
 
   def _put_backup(self, annotator, task, frame, shape, maker, where):
     if frame in task.deleted:
       self.drawn.source.skip("shapes on frames that were deleted in CVAT", where)
     else:
-      self._put(annotator, *self._place(task, frame, where), shape, maker)
+      self._put(annotator, *self._place(task, frame, where), task.path, shape, maker)
 
   def _read_json_track(self, annotator, task, track, where, last):
     keyframes, attributes = {}, {}
@@ -397,9 +414,7 @@ class _Importer:
       return
     # Finds the clip, and with it how many frames there are.
     self._place(task, min(keyframes), where)
-    end = self._last(task)
-    end = end if last is None else min(end, last)
-    for frame, shape, maker in self._track(keyframes, max(end, *keyframes)):
+    for frame, shape, maker in self._track(task, keyframes, last, where):
       self._put_backup(annotator, task, frame, shape, maker, where)
 
   def _json_shape(self, entry, owner, where, inherited=None):
@@ -462,19 +477,20 @@ class _Importer:
 
   def _backup_task(self, backup):
     """The `_Task` of a backup, and what it says of its jobs."""
-    content = tables.parse_json(backup.path, backup.task)
+    path = backup.path.with_name("task.json")
+    content = tables.parse_json(path, backup.task)
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, dict):
-      raise UserError(f"{backup.path}: its task.json is none of CVAT; {_MEND}.")
+      raise UserError(f"{path} is none of CVAT; {_MEND}.")
     task = _Task(backup.path, [])
-    task.limit(data)
+    task.limit(data, path)
     deleted = data.get("deleted_frames") or []
     if not isinstance(deleted, list):
-      raise UserError(f"{backup.path}: its task.json has deleted_frames that are no list; {_MEND}.")
-    task.deleted = frozenset(_whole(x, str(backup.path), "a deleted frame") for x in deleted)
+      raise UserError(f"{path} has deleted_frames that are no list; {_MEND}.")
+    task.deleted = frozenset(_whole(x, str(path), "a deleted frame") for x in deleted)
     self._add_labels(
       tables.normal(label["name"].strip())
-      for label in _list(content, "labels", str(backup.path))
+      for label in _list(content, "labels", str(path))
       if isinstance(label.get("name"), str)
     )
     task.is_video, names, task.size = backup.media(data.get("sorting_method"))
@@ -482,7 +498,7 @@ class _Importer:
     task.names = [f"{backup.folder}/data/{name}" for name in names]
     if isinstance(title, str) and task.is_video:
       task.names.append(title)
-    return task, _list(content, "jobs", str(backup.path))
+    return task, _list(content, "jobs", str(path))
 
   # XML.
 
@@ -499,7 +515,7 @@ class _Importer:
       if self._all_frames and task.is_video:
         self._find_clip(task)
         for frame in range(self._last(task) + 1):
-          self.drawn.label(*self._place(task, frame, str(path)), annotator)
+          self.drawn.label(*self._place(task, frame, str(path)), annotator, path)
     if not reader.n_read:
       raise UserError(f"{path} lists no image and no track; {_MEND}.")
 
@@ -515,20 +531,20 @@ class _Importer:
     size = [element.get(key) for key in ("width", "height")]
     size = None if None in size else tuple(_whole(x, where, "a size", 1) for x in size)
     if task is not None:
-      clip, frame = self._find_clip(task), _whole(number, where, "an id")
+      clip, frame, origin = self._find_clip(task), _whole(number, where, "an id"), reader.path
     elif name:
-      clip, frame = self.drawn.picture(name, where)
+      (clip, frame), origin = self.drawn.picture(name, where), f"{where} (id {number})"
     else:
       raise UserError(f"{where} has no name; {_MEND}.")
     self._check_size(where, clip, size)
     drawn = [self._xml_shape(child, child, where, i) for i, child in enumerate(element, start=1)]
     drawn = [shape for shape in drawn if shape is not None]
     for shape in drawn:
-      self._put(annotator, clip, frame, shape, self._made(shape))
+      self._put(annotator, clip, frame, origin, shape, self._made(shape))
     # Where something was drawn that is left out, nobody says that there is nothing.
     is_empty = all(child.tag == "tag" for child in element)
     if is_empty and not self._drawn_frames and (task is None or self._all_frames):
-      self.drawn.label(clip, frame, annotator)
+      self.drawn.label(clip, frame, annotator, origin)
 
   def _read_xml_track(self, annotator, reader, element):
     where = f"{reader.path}: track {tables.shown(element.get('id') or '')}"
@@ -564,11 +580,9 @@ class _Importer:
       b - a > 1 and not kept[a].outside for a, b in zip(order[:-1], order[1:], strict=True)
     )
     reader.is_sparse |= is_sparse
-    end = order[-1]
-    if reader.is_sparse:
-      end = max(end, self._last(task))
-    for frame, shape, maker in self._track(kept, end):
-      self._put(annotator, clip, task.start + frame * task.step, shape, maker)
+    end = None if reader.is_sparse else order[-1]
+    for frame, shape, maker in self._track(task, kept, end, where):
+      self._put(annotator, clip, task.start + frame * task.step, reader.path, shape, maker)
 
   def _xml_shape(self, element, owner, where, number):
     """A `_Shape` of XML; None: it is left out."""
@@ -616,7 +630,7 @@ class _Backup:
   """The backup of one task.
 
   Attributes:
-    path: of it, for messages.
+    path: of its annotations.json, for messages.
     folder: its name.
     annotations: the text of annotations.json.
     task: likewise of task.json.
@@ -676,13 +690,16 @@ class _Backup:
 
 
 def _read_member(archive, info, path):
-  if info.file_size > _MAX_TEXT:
-    raise UserError(f"{path}: {tables.shown(info.filename)} is too large; unpack it yourself.")
+  stored = min(info.compress_size, path.stat().st_size)
+  most = max(_SMALL, _RATIO * stored)
   errors = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
   with damage_is_a_user_error(path, _MEND, errors), archive.open(info) as file:
-    content = file.read(_MAX_TEXT + 1)
-  if len(content) > _MAX_TEXT:
-    raise UserError(f"{path}: {tables.shown(info.filename)} is too large; unpack it yourself.")
+    content = file.read(most + 1)
+  if len(content) > most:
+    raise UserError(
+      f"{path}: {tables.shown(info.filename)} unpacks to over {_RATIO} times its size; unpack the "
+      "archive yourself, and name the folder."
+    )
   return content
 
 
@@ -712,7 +729,7 @@ def _files_of_zip(path):
       elif base == "annotations.json" and f"{folder}task.json" in members:
         manifest = f"{folder}data/manifest.jsonl"
         yield _Backup(
-          path,
+          path / name,
           folder.strip("/") or path.stem,
           _text(read(name), path),
           _text(read(f"{folder}task.json"), path),
@@ -749,6 +766,7 @@ def _files(path, depth=2):
   if head == b"PK\3\4" or path.suffix.lower() == ".zip":
     yield from _files_of_zip(path)
   elif path.suffix.lower() == ".json":
+    formats.read_json(path, "cvat", EXPECTED)
     if not path.with_name("task.json").exists():
       raise UserError(
         f"{path} has no task.json beside it, which says what its frames are; name the backup's "
@@ -778,23 +796,26 @@ class _Xml:
     import defusedxml
     import defusedxml.ElementTree as ElementTree
 
-    depth = 0
+    depth, root = 0, None
     try:
       for event, element in ElementTree.iterparse(
         io.BytesIO(self._content), events=("start", "end"), forbid_dtd=True
       ):
         depth += 1 if event == "start" else -1
         if event == "start":
-          if depth == 1 and element.tag != "annotations":
+          root = element if root is None else root
+          if root.tag != "annotations":
             raise UserError(f"{self.path} is XML, but not CVAT's; mend --annotations.")
           continue
         if depth == 1:
           if element.tag in ("meta", "image", "track"):
             self.n_read += element.tag != "meta"
             yield element
-          element.clear()
+          root.clear()
     except ElementTree.ParseError as error:
       raise UserError(f"{self.path} is no XML ({error}); {_MEND}.") from error
+    except UserError:  # is a ValueError itself
+      raise
     except defusedxml.DefusedXmlException as error:
       raise UserError(
         f"{self.path} declares a document type or entities, as no XML of CVAT does; it is not read."
@@ -810,7 +831,7 @@ class _Xml:
       is_video = text.get("mode") == "interpolation" or bool(text.get("source"))
       names = [name for name in (text.get("source"), text.get("name")) if name]
       found = _Task(self.path, names, is_video)
-      found.limit(text)
+      found.limit(text, self.path)
       size = task.find("original_size")
       if size is not None and is_video:
         found.size = tuple(

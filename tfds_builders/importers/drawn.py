@@ -29,7 +29,7 @@ class Drawn:
     self.source = Source(clips={}, labels=[], classes=[])
     self._line_width = line_width
     self._has_lines = False
-    self._makers = {}
+    self._makers, self._origins = {}, {}
 
   def header(self, clip):
     """The `readers.Media` of a clip, which is imported from now on."""
@@ -47,26 +47,42 @@ class Drawn:
       )
     return clip, frame
 
-  def label(self, clip, frame, annotator):
-    """Notes that a frame is labelled, if only with nothing."""
+  def label(self, clip, frame, annotator, origin):
+    """Notes that a frame is labelled, if only with nothing: see `add`."""
     self.header(clip)
-    return self._makers.setdefault((clip, frame, annotator), [])
+    key = clip, frame, annotator
+    other = self._origins.setdefault(key, origin)
+    if other != origin:
+      raise UserError(
+        f"{origin}: frame {frame} of {clip} is labelled in {other} too; name the people apart "
+        "(--annotations anna=FILE ben=FILE), or remove one."
+      )
+    return self._makers.setdefault(key, [])
 
-  def add(self, clip, frame, annotator, name, maker, *, is_line=False):
+  def add(self, clip, frame, annotator, origin, name, maker, *, is_line=False):
     """Adds a shape to a frame.
 
     Args:
       clip: the clip's name.
       frame: counted from 0.
       annotator: who drew it.
+      origin: the file or entry in which all of one person's shapes on a frame stand.
       name: of its class.
       maker: a `shapes.Shape`, or a function that makes it of the clip's `readers.Media`.
       is_line: whether it is a line, of which the tool stores no width.
+
+    Raises:
+      UserError: another origin has the same frame.
     """
-    self.label(clip, frame, annotator).append(maker)
+    self.label(clip, frame, annotator, origin).append(maker)
     self._has_lines |= is_line
     if name not in self.source.classes:
       self.source.classes.append(name)
+
+  def note(self, text):
+    """Tells the user something, once."""
+    if text not in self.source.notes:
+      self.source.notes.append(text)
 
   @property
   def n_empty(self):

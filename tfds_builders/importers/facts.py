@@ -1,11 +1,14 @@
 """Whose clip it is, of which day and view: from a table, from names, from the source itself."""
 
+import dataclasses
 import datetime
 import math
 import re
 
 from lus_jax.errors import UserError
+from lus_jax.media import dicom
 from tfds_builders import tables
+from tfds_builders.importers import source as source_lib
 from tfds_builders.lus_folder import manifest
 
 # Columns of a user's table beside the one that names the clip: those of manifest.csv.
@@ -40,8 +43,7 @@ def _read_table(path, clips):
   rows = tables.read_table(path, ("video",), "mend --table", ("video", *COLUMNS))
   by_key = {}
   for name in clips:
-    file = clips[name].path
-    whole = name + ("" if file.is_dir() else file.suffix)
+    whole = name + source_lib.suffix(clips[name].path)
     for key in {name, whole, name.rpartition("/")[2], whole.rpartition("/")[2]}:
       by_key.setdefault(key, []).append(name)
   found, unknown = {}, []
@@ -64,6 +66,20 @@ def _read_table(path, clips):
       "mend the column video."
     )
   return found, unknown
+
+
+def of_headers(source):
+  """Adds what DICOM headers say of patients and days to a source's clips, where nobody else does.
+
+  Raises:
+    UserError: a file is damaged.
+  """
+  for name, clip in source.clips.items():
+    if source.header(name).format == "dicom":
+      patient, day = dicom.subject(clip.path)
+      source.clips[name] = dataclasses.replace(
+        clip, patient=clip.patient or tables.normal(patient), day=clip.day or day
+      )
 
 
 def gather(clips, *, table=None, patient_pattern=None, day_pattern=None, view_pattern=None):

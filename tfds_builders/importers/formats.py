@@ -1,5 +1,7 @@
 """Which tool wrote a file of annotations, so that one given to another's importer is told so."""
 
+import re
+
 from lus_jax.errors import UserError
 from tfds_builders import tables
 
@@ -18,6 +20,16 @@ _TOOLS = (
   ("Supervisely", ("objects", "tags"), None),
   ("GeoJSON", ("features",), None),
 )
+
+# Roboflow makes frame_png.rf.0123abcd.jpg of frame.png.
+_ROBOFLOW = re.compile(r"_(png|jpe?g|tiff?|bmp)\.rf\.[0-9A-Za-z]+\.[a-z]+$", re.IGNORECASE)
+# Label Studio puts eight characters in front of the names of uploads.
+_UPLOADED = re.compile(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)")
+
+
+def names_before(text):
+  """What a picture is called, and what it may have been before a tool renamed it, each once."""
+  return list(dict.fromkeys([text, _ROBOFLOW.sub(r".\1", text), _UPLOADED.sub(r"\1", text)]))
 
 
 def _tool(content):
@@ -58,3 +70,29 @@ def read_json(path, own, expected):
     hint = f"import it with {importer}" if importer else "export it as COCO"
     raise UserError(f"{path} looks like {tool}'s, not {expected}; {hint}.")
   return content
+
+
+def json_files(path):
+  """The JSON files of a path, and the folder of each in it: '' or 'a/b/'.
+
+  Args:
+    path: of a file, which is all there is, or of a folder, those below which count too.
+
+  Raises:
+    UserError: there are none.
+  """
+  if not path.is_dir():
+    return [(path, "")]
+  found = []
+
+  def collect(folder, relative):
+    for child in tables.visible(folder):
+      if child.is_dir() and not child.is_symlink():
+        collect(child, f"{relative}{child.name}/")
+      elif child.suffix.lower() == ".json":
+        found.append((child, relative))
+
+  collect(path, "")
+  if not found:
+    raise UserError(f"{path} holds no JSON file; mend --annotations.")
+  return found

@@ -102,6 +102,11 @@ def _spellings(text):
       yield stem
 
 
+def suffix(path):
+  """The suffix of a clip's file, '' of a folder."""
+  return "" if path.is_dir() else readers.split_name(path)[1]
+
+
 class Videos:
   """The clips in a folder and those below it, found by what annotation tools call them.
 
@@ -123,7 +128,7 @@ class Videos:
     self._by_name, self._by_picture = {}, None
     for name, path in self.found.items():
       # As tools name files: with and without folders, with and without suffix.
-      whole = name + ("" if path.is_dir() else path.suffix)
+      whole = name + suffix(path)
       for key in {*_tails(name), *_tails(whole)}:
         self._by_name.setdefault(key, []).append(name)
 
@@ -144,7 +149,7 @@ class Videos:
 
   def _add(self, path):
     relative = path.relative_to(self.folder)
-    stem = relative.name if path.is_dir() else relative.stem
+    stem = relative.name if path.is_dir() else readers.split_name(path)[0]
     name = tables.normal(stem if path == self.folder else (relative.parent / stem).as_posix())
     name = name or tables.normal(self.folder.resolve().name)
     if name in self.found:
@@ -196,6 +201,12 @@ class Videos:
     """Whether any picture, video or folder is called so."""
     self._index_pictures()
     return any(key in self._by_picture or key in self._by_name for key in _spellings(text))
+
+  def is_picture(self, text):
+    """Whether `find_frame` finds one of the pictures of a folder that is a clip."""
+    self._index_pictures()
+    keys = (key for key in _spellings(text) if key in self._by_picture or key in self._by_name)
+    return next(keys, None) in self._by_picture
 
   def _index_pictures(self):
     if self._by_picture is None:
@@ -249,7 +260,7 @@ def place(source, videos, text, where, pattern=None):
     name, frame = videos.find_frame(text, where)
     source.clips.setdefault(name, Clip(name, videos.found[name]))
     header = source.header(name)
-    if header.n_frames > 1 and not header.path.is_dir():
+    if header.n_frames > 1 and not videos.is_picture(text):
       raise UserError(
         f"{where}: {tables.shown(text)} is a video of {header.n_frames} frames; say which frame is "
         "meant with --frame-pattern, as '(.+)_([0-9]+)' for clip_000123."

@@ -10,7 +10,7 @@ from absl import logging
 
 from lus_jax import notices
 from lus_jax.errors import UserError
-from lus_jax.media import readers
+from lus_jax.media import readers, scan_area
 from lus_jax.media.letterbox import letterbox
 from lus_jax.splits import SPLITS
 from tfds_builders import mask_check, records
@@ -95,7 +95,7 @@ def assign_splits(folder, kind, split_unit, seed):
   return splits
 
 
-def folder_config(kind, height, width, *, directory, split_unit="patient", seed=0):
+def folder_config(kind, height, width, *, directory, split_unit="patient", seed=0, num_processes=0):
   """Checks a folder and says what to build from it; writes nothing.
 
   The name holds a fingerprint of the folder, so that changed data are built anew.
@@ -108,6 +108,7 @@ def folder_config(kind, height, width, *, directory, split_unit="patient", seed=
     split_unit: what is split by seed: 'patient', or 'frame' (frames only; not an independent
       test). The column `split` of manifest.csv comes first.
     seed: of the split.
+    num_processes: that read headers of videos, as in `pool.ordered`.
 
   Returns:
     A `FolderConfig` for `LusFolder(config=..., data_dir=...)`.
@@ -122,9 +123,12 @@ def folder_config(kind, height, width, *, directory, split_unit="patient", seed=
     raise UserError(f"The size {height} x {width} is empty; use at least 1 x 1 pixels.")
   if kind == "videos" and split_unit == "frame":
     raise UserError("Videos cannot be split by frame; use split_unit='patient'.")
-  folder = manifest.read_folder(directory, labels=kind == "frames")
+  folder = manifest.read_folder(directory, labels=kind == "frames", num_processes=num_processes)
   splits = assign_splits(folder, kind, split_unit, seed)
   settings = {"split_unit": split_unit, "seed": seed, "fingerprint": folder.fingerprint}
+  if folder.has_scan_areas:
+    # Older versions did not know this column.
+    settings["scan_areas"] = True
   return FolderConfig(
     name=records.config_name(kind, height, width, **settings),
     description=f"{folder.name}: {kind} at {height} x {width}",
@@ -145,7 +149,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
 
   def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
     super().__init__(file_format=file_format, **kwargs)
-    self._num_processes = num_processes
+    self.num_processes = num_processes
 
   def download_and_prepare(self, **kwargs):
     """Builds the data set, as TFDS does; warns once of all files that are alike."""
@@ -159,6 +163,8 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       features = records.video_features(*shape)
     else:
       features = records.frame_features(*shape, ignore=folder.has_ignore)
+    if folder.has_scan_areas:
+      features |= records.area_features()
     counts = {
       name: {"patients": len({_patient(row) for row in rows}), config.kind: len(rows)}
       for name, rows in config.splits.items()
@@ -182,6 +188,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
         missing_class="unlabelled" if folder.missing_class_is_unlabelled else "absent",
         patients={video.patient: folder.patients.get(video.patient, {}) for video in folder.videos},
         **({"has_ignore": True} if folder.has_ignore else {}),
+        **({"has_scan_areas": True} if folder.has_scan_areas else {}),
       ),
     )
 
@@ -202,11 +209,12 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       missing_class_is_unlabelled=folder.missing_class_is_unlabelled,
       confidence_maximum=folder.confidence_maximum,
       has_ignore=folder.has_ignore,
+      has_scan_areas=folder.has_scan_areas,
       height=config.height,
       width=config.width,
     )
     make, items = (_frames, _by_video(rows)) if config.kind == "frames" else (_video, rows)
-    for name, example, found in records.made(make, job, items, self._num_processes, shown):
+    for name, example, found in records.made(self, make, job, items, shown):
       for mask in found:
         masks.count(mask)
       yield name, example
@@ -227,11 +235,14 @@ class Job:
   missing_class_is_unlabelled: bool
   confidence_maximum: float | None
   has_ignore: bool
+  has_scan_areas: bool
   height: int
   width: int
 
-  def letterbox(self, image, **kwargs):
-    """See `letterbox`."""
+  def letterbox(self, image, video, **kwargs):
+    """The video's scan area in one of its frames, or masks, as `letterbox` returns it."""
+    if video.scan_area:
+      image = scan_area.crop(image, video.scan_area)
     return letterbox(image, self.height, self.width, **kwargs)
 
 
@@ -242,7 +253,9 @@ def _confidence(job, label, name, found):
     return np.zeros(shape, np.uint8), not job.missing_class_is_unlabelled
   mask = painted.confidence(label.masks[name], job.confidence_maximum)
   found.append(mask_check.measure(mask, name, label.annotator))
-  return job.letterbox(255 * mask, antialias=False)[0], True
+  where = f" (labels.csv row {label.row}, manifest.csv row {label.video.row})"
+  mask_check.warn_of_outside(label.masks[name], mask, label.video.scan_area, where)
+  return job.letterbox(255 * mask, label.video, antialias=False)[0], True
 
 
 def _ignored(job, label):
@@ -252,7 +265,10 @@ def _ignored(job, label):
     return np.zeros((job.height, job.width, 1), np.uint8)
   mask = np.float32(ignored)
   # Shrinking looks at few of the pixels; none of those between may be lost.
-  mask = job.letterbox(255 * mask)[0] | job.letterbox(255 * mask, antialias=False)[0]
+  mask = (
+    job.letterbox(255 * mask, label.video)[0]
+    | job.letterbox(255 * mask, label.video, antialias=False)[0]
+  )
   return (mask > 0).astype(np.uint8)[..., None]
 
 
@@ -271,7 +287,7 @@ def _frames(job, group):
   }
   images = readers.stream(video.media, list(by_frame))
   for image, labels in zip(images, by_frame.values(), strict=True):
-    fitted, box = job.letterbox(image)
+    fitted, box = job.letterbox(image, video)
     for label in labels:
       found = []
       confidences = [_confidence(job, label, name, found) for name in job.classes]
@@ -290,7 +306,7 @@ def _frames(job, group):
         "annotator": label.annotator,
         "frame": label.frame,
         **ignored,
-        **_provenance(video, box),
+        **_provenance(job, video, box),
       }
       yield f"{video.name}#{label.frame}#{label.annotator}", example, found
 
@@ -301,22 +317,26 @@ def _video(job, video):
   readers.check_total(video.media.path, n, job.height, job.width)
   frames = np.empty((n, job.height, job.width, 1), np.uint8)
   for i, image in zip(range(n), readers.stream(video.media), strict=True):
-    frames[i, ..., 0], box = job.letterbox(image)
+    frames[i, ..., 0], box = job.letterbox(image, video)
   example = {
     "frames": frames,
     "sf_ratio": video.sf_ratio,
     "readmitted_30d": video.readmitted_30d,
     "frames_per_second": video.media.frames_per_second,
-    **_provenance(video, box),
+    **_provenance(job, video, box),
   }
   yield video.name, example, ()
 
 
-def _provenance(video, box):
+def _provenance(job, video, box):
+  areas = {}
+  if job.has_scan_areas:
+    areas = records.area_of(video.scan_area, video.media.height, video.media.width)
   return {
     "video": video.name,
     "patient": video.patient,
     "view": video.view,
     "day": video.day,
     "valid_box": np.array(box, np.int32),
+    **areas,
   }

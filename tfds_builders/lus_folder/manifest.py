@@ -14,7 +14,8 @@ The folder:
                                          that a warning names
                        confidence_maximum  what means 100 % in masks, where their type does not say
     DIR/manifest.csv   a row a video or still: video, patient, day, view, sf_ratio, readmitted_30d,
-                       split
+                       split, scan_area (X Y WIDTH HEIGHT in pixels of the frame as shown: frames
+                       and masks are cropped to it; masks have the frame's whole size)
     DIR/labels.csv     a row a labelled frame: video, frame (from 0), annotator, masks
     DIR/videos/<video>                 DICOM (no suffix is needed), mp4, mov, m4v, avi, mkv, webm,
                                        wmv, gif, npy, NIfTI, NRRD, mha, mhd, a TIFF stack, a picture
@@ -25,7 +26,8 @@ The folder:
     DIR/masks/<masks>/_ignore.png      optional: what is not 0 counts nowhere, in no class
     DIR/patients.csv   optional: patient and anything else, for subgroup tables
 
-`video` and `patient`, and `video`, `frame` and `masks`, are required; an empty cell is unknown.
+`video` and `patient`, and `video`, `frame` and `masks`, are required; an empty cell is unknown, an
+empty `scan_area` the whole frame.
 `video` is relative to DIR/videos and `masks` to DIR/masks.
 """
 
@@ -42,7 +44,16 @@ from lus_jax.splits import SPLITS
 from tfds_builders import tables
 
 VIEWS = ("L1", "L2", "L3", "R1", "R2", "R3")
-MANIFEST_COLUMNS = ("video", "patient", "day", "view", "sf_ratio", "readmitted_30d", "split")
+MANIFEST_COLUMNS = (
+  "video",
+  "patient",
+  "day",
+  "view",
+  "sf_ratio",
+  "readmitted_30d",
+  "split",
+  "scan_area",
+)
 LABEL_COLUMNS = ("video", "frame", "annotator", "masks")
 DATASET_KEYS = (
   "name",
@@ -67,7 +78,10 @@ MIN_SF_RATIO = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-  """A row of manifest.csv; '', -1 and NaN are unknown. `row` counts as a spreadsheet does."""
+  """A row of manifest.csv; '', -1 and NaN are unknown. `row` counts as a spreadsheet does.
+
+  `scan_area` is (top, left, bottom, right), half-open; None: the whole frame.
+  """
 
   row: int
   name: str
@@ -78,6 +92,7 @@ class Video:
   sf_ratio: float
   readmitted_30d: int
   split: str
+  scan_area: tuple[int, int, int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +145,11 @@ class Folder:
     """Whether any label has pixels that do not count."""
     return any(label.ignore for label in self.labels)
 
+  @property
+  def has_scan_areas(self):
+    """Whether the scan is a part of the frame in any video."""
+    return any(video.scan_area for video in self.videos)
+
 
 def _read_dataset(path):
   dataset = tables.read_dataset(path, DATASET_KEYS)
@@ -164,7 +184,7 @@ def _sf_ratio(row):
   return value
 
 
-def _read_videos(directory, words):
+def _read_videos(directory, words, num_processes):
   """The videos, and the names of all rows: more than videos only where problems are collected."""
   rows = tables.read_table(
     directory / "manifest.csv", ("video", "patient"), "write a row a video there", MANIFEST_COLUMNS
@@ -174,11 +194,18 @@ def _read_videos(directory, words):
   for row in rows:
     with problems.apart():
       names[row] = place.name(row, "video")
-  videos, of_videos = [], []
+  paths = {}
   for row in tables.refuse_repeats(names, names.get, "video"):
+    with problems.apart():
+      paths[row] = place.path(row, "video", names[row])
+  videos, of_videos = [], []
+  headers = readers.probe_all(
+    paths.values(), num_processes=num_processes, option=tables.PROCESSES, **words
+  )
+  for row, header in zip(paths, headers, strict=True):
     video = None
     with problems.apart():
-      video = _read_video(row, names[row], place, words)
+      video = _read_video(row, names[row], place, header)
     if video is not None:
       videos.append(video)
       of_videos.append(row)
@@ -201,12 +228,9 @@ def _read_videos(directory, words):
   return tuple(videos), set(names.values())
 
 
-def _read_video(row, name, place, words):
-  path = place.path(row, "video", name)
-  try:
-    header = readers.probe(path, **words)
-  except UserError as error:
-    raise row.error(str(error)) from error
+def _read_video(row, name, place, header):
+  if isinstance(header, UserError):
+    raise row.error(str(header)) from header
   place.claim(row, header.files)
   patient = ""
   with problems.apart():
@@ -221,6 +245,7 @@ def _read_video(row, name, place, words):
     sf_ratio=_sf_ratio(row),
     readmitted_30d=row.number_in("readmitted_30d", int, 0, 1, -1),
     split=row.choice("split", SPLITS),
+    scan_area=tables.scan_area(row, header.height, header.width),
   )
 
 
@@ -390,12 +415,13 @@ def _read_patients(path, videos):
 
 
 @notices.collected()
-def read_folder(directory, *, labels=True):
+def read_folder(directory, *, labels=True, num_processes=0):
   """Reads and checks a folder's tables and the headers of all files they refer to.
 
   Args:
     directory: the folder.
     labels: whether labels.csv and the masks are read too.
+    num_processes: that read headers of videos, as in `pool.ordered`.
 
   Returns:
     A `Folder`.
@@ -410,7 +436,7 @@ def read_folder(directory, *, labels=True):
     "nifti_axes": tables.nifti_axes(directory / "dataset.json", dataset),
     "window": tables.intensity_window(directory / "dataset.json", dataset),
   }
-  videos, known = _read_videos(directory, words)
+  videos, known = _read_videos(directory, words, num_processes)
   frames, patients = (), {}
   with problems.apart():
     frames = _read_labels(directory, dataset, videos, known) if labels else ()

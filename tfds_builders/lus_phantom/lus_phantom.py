@@ -152,7 +152,7 @@ class LusPhantom(tfds.core.GeneratorBasedBuilder):
 
   def __init__(self, *, num_processes=0, **kwargs):
     super().__init__(**kwargs)
-    self._num_processes = num_processes
+    self.num_processes = num_processes
 
   def _info(self):
     config = self.builder_config
@@ -194,7 +194,7 @@ class LusPhantom(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(videos[split], shown) for split in SPLITS}
 
   def _generate_examples(self, videos, shown):
-    return records.made(_video, self.builder_config, videos, self._num_processes, shown)
+    return records.made(self, _video, self.builder_config, videos, shown)
 
 
 def _video(config, video):

@@ -17,7 +17,8 @@ The folder:
     DIR/raters/<rater>/<image>.png             one class, or label indices
     DIR/raters/<rater>/<class>/<image>.png     several classes; one without a file is absent
     DIR/patients.csv   optional, a row an image: image, patient, split (train, validation or test;
-                       for all rows or none, one a patient), and anything else
+                       for all rows or none, one a patient), scan_area (X Y WIDTH HEIGHT in pixels:
+                       image and masks are cropped to it; empty: the whole), and anything else
 
 Binary masks hold 0 and the maximum of the type (NIfTI: 0 and 1). Raters may miss images.
 """
@@ -36,7 +37,7 @@ from tfds_builders.multirater_folder import pictures
 
 POLARITIES = ("white", "black")
 MAX_INDEX = 2**16 - 1
-PATIENT_COLUMNS = ("image", "patient", "split")
+PATIENT_COLUMNS = ("image", "patient", "split", "scan_area")
 DATASET_KEYS = (
   "name",
   "licence",
@@ -55,13 +56,17 @@ DATASET_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-  """One image; `masks` maps each rater who drew it to their files by class; `split` may be ''."""
+  """One image; `masks` maps each rater who drew it to their files by class; `split` may be ''.
+
+  `scan_area` is (top, left, bottom, right), half-open; None: the whole image.
+  """
 
   name: str
   path: pathlib.Path
   patient: str
   split: str
   masks: dict[str, dict[str, pathlib.Path]]
+  scan_area: tuple[int, int, int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +110,11 @@ class Folder:
   images: tuple[Image, ...]
   more: dict[str, dict[str, str]]
   fingerprint: str
+
+  @property
+  def has_scan_areas(self):
+    """Whether the scan is a part of any image."""
+    return any(image.scan_area for image in self.images)
 
 
 def _read_dataset(path):
@@ -292,15 +302,15 @@ def _find_masks(folder, dataset, images, left_out):
 
 
 def _read_patients(path, images):
-  """Returns the patient and the split of each image, and what else the table says of it."""
+  """Returns patient and split of each image, what else the table says of it, and its row."""
   if not tables.exists(path):
-    return {name: (name, "") for name in images}, {}
+    return {name: (name, "") for name in images}, {}, {}
   rows = tables.read_table(path, ("image", "patient"), "", PATIENT_COLUMNS)
   names = {}
   for row in rows:
     with problems.apart():
       names[row] = row.required("image")
-  patients, more, splits = {}, {}, {}
+  patients, more, splits, of_images = {}, {}, {}, {}
   for row in tables.refuse_repeats(names, names.get, "image"):
     with problems.apart():
       name = names[row]
@@ -308,10 +318,8 @@ def _read_patients(path, images):
         raise row.error(
           f"there is no image {tables.shown(name)}; mend the cell (no .png) or remove the row."
         )
-      split = row.choice("split", SPLITS)
-      more[name] = {
-        c: cell for c, cell in row.cells.items() if c not in ("image", "patient", "split")
-      }
+      split, of_images[name] = row.choice("split", SPLITS), row
+      more[name] = {c: cell for c, cell in row.cells.items() if c not in PATIENT_COLUMNS}
       patients[name] = "", split  # so it stays where the patient is told to be empty
       patient = row.required("patient")
       if splits.setdefault(patient, split) != split:
@@ -326,7 +334,7 @@ def _read_patients(path, images):
       problems.tell(UserError(f"{path} has no row for the image {name!r}; add it."))
       patients[name] = "", ""
   tables.warn_of_alike(splits, path, "patients", "one person may stand on both sides of the split")
-  return patients, more
+  return patients, more, of_images
 
 
 @notices.collected()
@@ -356,9 +364,9 @@ def read_folder(directory):
           f"folder of raters/ ({tables.shown_list(folders)}); mend the name."
         )
       )
-  patients, more = {name: ("", "") for name in files}, {}
+  patients, more, rows = {name: ("", "") for name in files}, {}, {}
   with problems.apart():
-    patients, more = _read_patients(directory / "patients.csv", files)
+    patients, more, rows = _read_patients(directory / "patients.csv", files)
   found = {
     rater: _find_masks(folder, dataset, files, left_out) for rater, folder in folders.items()
   }
@@ -372,10 +380,11 @@ def read_folder(directory):
       if not masks:
         raise UserError(f"{path} was drawn by no rater; add a mask or remove the image.")
       paths = dict.fromkeys(mask for by_class in masks.values() for mask in by_class.values())
-      pictures.check_geometry(
+      size = pictures.check_geometry(
         path, paths, indices=bool(dataset["labels"]), axes=dataset["nifti_axes"]
       )
-      images.append(Image(name, path, *patients[name], masks))
+      area = tables.scan_area(rows[name], *size) if name in rows else None
+      images.append(Image(name, path, *patients[name], masks, area))
   digests = {}
   with problems.apart():
     digests = tables.contents(

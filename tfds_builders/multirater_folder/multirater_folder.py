@@ -8,6 +8,7 @@ from absl import logging
 
 from lus_jax import notices
 from lus_jax.errors import UserError
+from lus_jax.media import scan_area
 from lus_jax.media.letterbox import letterbox
 from lus_jax.splits import SPLITS
 from tfds_builders import mask_check, records
@@ -101,6 +102,9 @@ def multirater_config(kind, height, width, *, directory, split_unit="patient", s
   folder = manifest.read_folder(directory)
   splits = assign_splits(folder, split_unit, seed)
   settings = {"split_unit": split_unit, "seed": seed, "fingerprint": folder.fingerprint}
+  if folder.has_scan_areas:
+    # Older versions did not know this column.
+    settings["scan_areas"] = True
   return MultiraterConfig(
     name=records.config_name(kind, height, width, **settings),
     description=f"{folder.name}: {len(folder.raters)} raters at {height} x {width}",
@@ -120,7 +124,7 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
 
   def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
     super().__init__(file_format=file_format, **kwargs)
-    self._num_processes = num_processes
+    self.num_processes = num_processes
 
   def download_and_prepare(self, **kwargs):
     """Builds the data set, as TFDS does; warns once of all files that are alike."""
@@ -133,12 +137,15 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
       name: {"patients": len({image.patient for image in images}), "frames": len(images)}
       for name, images in config.splits.items()
     }
+    features = records.rater_features(
+      config.height, config.width, len(folder.classes), len(folder.raters)
+    )
+    if folder.has_scan_areas:
+      features |= records.area_features()
     return tfds.core.DatasetInfo(
       builder=self,
       description=config.description,
-      features=tfds.features.FeaturesDict(
-        records.rater_features(config.height, config.width, len(folder.classes), len(folder.raters))
-      ),
+      features=tfds.features.FeaturesDict(features),
       license=folder.licence,
       metadata=records.metadata(
         classes=folder.classes,
@@ -152,6 +159,7 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
         soft=folder.soft,
         patients_are_unknown=folder.patients_are_unknown,
         images=folder.more,
+        **({"has_scan_areas": True} if folder.has_scan_areas else {}),
       ),
     )
 
@@ -169,10 +177,11 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
     config = self.builder_config
     job = Job(
       dataclasses.replace(config.folder, images=(), more={}),
+      has_scan_areas=config.folder.has_scan_areas,
       height=config.height,
       width=config.width,
     )
-    for name, example, found in records.made(_frame, job, images, self._num_processes, shown):
+    for name, example, found in records.made(self, _frame, job, images, shown):
       for mask in found:
         masks.count(mask)
       yield name, example
@@ -187,11 +196,14 @@ class Job:
   """What a worker has to know of the set; its `folder` has no images."""
 
   folder: manifest.Folder
+  has_scan_areas: bool
   height: int
   width: int
 
-  def letterbox(self, image, **kwargs):
-    """See `letterbox`."""
+  def letterbox(self, image, area, **kwargs):
+    """The scan area of an image, or of a mask, as `letterbox` returns it."""
+    if area:
+      image = scan_area.crop(image, area)
     return letterbox(image, self.height, self.width, **kwargs)
 
 
@@ -199,13 +211,15 @@ def _frame(job, image):
   """Yields name, example and the `mask_check.Mask`s of an image."""
   folder, found = job.folder, []
   pixels = pictures.read_image(image.path, axes=folder.nifti_axes, window=folder.intensity_window)
-  pixels, box = job.letterbox(pixels)
+  areas = records.area_of(image.scan_area, *pixels.shape) if job.has_scan_areas else {}
+  pixels, box = job.letterbox(pixels, image.scan_area)
   raters = np.zeros((len(folder.raters), job.height, job.width, len(folder.classes)), np.uint8)
   for rater, paths in image.masks.items():
     r = folder.raters.index(rater)
     for name, mask in drawn.masks(folder, paths).items():
       k = folder.classes.index(name)
-      raters[r, ..., k], _ = job.letterbox(255 * mask, antialias=False)
+      raters[r, ..., k], _ = job.letterbox(255 * mask, image.scan_area, antialias=False)
+      mask_check.warn_of_outside(paths[name], mask, image.scan_area, " (see patients.csv)")
       may_be_inverted = drawn.may_be_inverted(folder, paths[name])
       found.append(mask_check.measure(mask, name, rater, may_be_inverted=may_be_inverted))
   has_drawn = np.array([rater in image.masks for rater in folder.raters])
@@ -222,5 +236,6 @@ def _frame(job, image):
     "view": "",
     "day": -1,
     "valid_box": np.array(box, np.int32),
+    **areas,
   }
   yield image.name, example, found

@@ -23,14 +23,8 @@ def is_nifti(path):
   return path.name.lower().endswith(_NIFTI)
 
 
-def _probe_image(path, axes):
-  if is_nifti(path):
-    return readers.Media(path, (path,), 1, *nifti.size(path, axes))
-  return readers.probe_still(path)
-
-
-def image_size(path, *, axes=None):
-  """Reads an image's (height, width) from its header.
+def probe_image(path, *, axes=None):
+  """Reads the header of an image: a `readers.Media` of one frame.
 
   Args:
     path: of it.
@@ -39,8 +33,9 @@ def image_size(path, *, axes=None):
   Raises:
     UserError: it is damaged, or a NIfTI with a third axis.
   """
-  header = _probe_image(path, axes)
-  return header.height, header.width
+  if is_nifti(path):
+    return readers.Media(path, (path,), 1, *nifti.size(path, axes), format="nifti")
+  return readers.probe_still(path)
 
 
 def mask_size(path, *, indices, axes=None):
@@ -63,15 +58,19 @@ def check_geometry(image, masks, *, indices, axes=None):
     indices: whether they hold label indices.
     axes: which axis of NIfTI files is the first, in the user's word: 'xy' or 'yx'.
 
+  Returns:
+    The image's (height, width).
+
   Raises:
     UserError: a size is not the image's; or, between NIfTI files and without the user's word, the
       direction of an axis is not.
   """
-  header = _probe_image(image, axes)
+  header = probe_image(image, axes=axes)
   directions = nifti.directions(image) if is_nifti(image) and axes is None else None
   for path in masks:
     with problems.apart():
       _check_mask(path, image, header, directions, indices=indices, axes=axes)
+  return header.height, header.width
 
 
 def _check_mask(path, image, header, directions, *, indices, axes):
@@ -118,7 +117,7 @@ def read_image(path, *, axes=None, window=None):
     UserError: it is damaged, or a value is not finite.
   """
   if not is_nifti(path):
-    return readers.read(_probe_image(path, axes))[0]
+    return readers.read(probe_image(path))[0]
   values = nifti.read(path, axes)
   if values.dtype == np.uint8 and window is None:
     return values
