@@ -115,14 +115,10 @@ def _n_pages(path):
     while at and at not in seen:
       seen.add(at)
       file.seek(at)
-      head = file.read(struct.calcsize(count))
-      if len(head) < struct.calcsize(count):
-        break
-      file.seek(struct.unpack(f"{order}{count}", head)[0] * tag, 1)
-      following = file.read(struct.calcsize(offset))
-      if len(following) < struct.calcsize(offset):
-        break
-      (at,) = struct.unpack(f"{order}{offset}", following)
+      # Where the file ends before, `struct.error` says so.
+      (n_tags,) = struct.unpack(f"{order}{count}", file.read(struct.calcsize(count)))
+      file.seek(n_tags * tag, 1)
+      (at,) = struct.unpack(f"{order}{offset}", file.read(struct.calcsize(offset)))
   return len(seen)
 
 

@@ -253,11 +253,11 @@ def test_a_stack_is_a_clip(tmp_path, compression):
 
 @pytest.mark.parametrize("big", [False, True])
 def test_a_stack_that_is_cut_off_is_refused(tmp_path, big):
-  path, frames = tmp_path / "a.tif", seeds.frames(5)
+  path, frames = tmp_path / "a.tif", seeds.frames(5, 4, 6)
   save_stack(path, frames, big_tiff=big)
   np.testing.assert_array_equal(read(path), frames)
   data = path.read_bytes()
-  for n in range(20, len(data) - 16, 53):
+  for n in range(20, len(data) - 16):
     path.write_bytes(data[:n])
     refused(path)
 
