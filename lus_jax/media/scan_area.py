@@ -20,10 +20,10 @@ from lus_jax.media import readers
 _FRAMES, _BYTES = 48, 2**28
 # Longer sides are averaged down to less than twice this before motion and texture are measured.
 _SIDE = 480
-# Grey levels: what moves by more than this, and by more than thrice the noise, is tissue; what
-# varies by more than this around a pixel has a texture; what stands out of the black by more than
-# this belongs to what it touches.
-_MOVES, _VARIES, _STANDS_OUT = 3.0, 1.0, 1
+# Grey levels: what changes by more than this, and by more than thrice the noise, is tissue, and so
+# is what touches it and changes by more than the second; what varies by more than this around a
+# pixel has a texture; what stands out of the black by more than this belongs to what it touches.
+_MOVES, _MOVES_FAINTLY, _VARIES, _STANDS_OUT = 3.0, 1.0, 1.0, 1
 # Shares of the picture: a scan is not smaller, or not lower; a part of it not smaller than so much
 # of its largest; what fills so much is the whole.
 _SMALLEST, _THINNEST, _PART, _WHOLE = 0.01, 0.04, 0.1, 0.85
@@ -39,6 +39,9 @@ _LOW, _LONG = 0.15, 4.0
 _GROWTH = 3.0
 # Faint echoes may be so far apart, as a share of the scan's height or width.
 _GAP = 0.15
+# Grey levels: what compression leaves of black between letters; what curves that run have at
+# least, and letters that stay.
+_INK, _BRIGHT, _ALWAYS = 4, 100, 20
 _MARGIN = 4
 # Of the outline: none of the six classes of the paper has it, and it is seen on black and white.
 _COLOUR = 6
@@ -165,12 +168,16 @@ def find_in(frames):
   # Lights flicker, and so does what a camera or a converter makes of black.
   flicker = np.median(small[:, empty], axis=1)
   small = small - (flicker - np.median(flicker))[:, None, None]
+  moving, faint = _moving(small, empty, black)
+  textured = _textured(still, empty) & _is_broad(still, black)
   for how, of_scan, shown in (
-    ("motion", _moving(small, empty), small.max(axis=0)),
-    ("still", _textured(still, empty), still),
+    ("motion", moving, small.max(axis=0)),
+    ("still", textured, still),
   ):
     box = _largest(of_scan, np.abs(shown - black) > 2 * _STANDS_OUT)
     if box is not None:
+      if how == "motion":
+        box = _with_touching(faint, box)
       lit = _lit(frames, empty, step, black)
       box = _grown(frames, lit, tuple(step * x for x in box), black)
       box = _with_margin(box, max(_MARGIN, step), *lit.shape)
@@ -202,17 +209,24 @@ def _rim(image):
   return np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
 
 
-def _moving(small, empty):
-  """Which pixels change over time, [h, w] bool: not for a moment, and not as noise does."""
-  if len(small) < 2:
-    return np.zeros(small.shape[1:], bool)
+def _moving(small, empty, black):
+  """Which pixels change over time, and which at least faintly: not for a moment, nor as noise does.
+
+  Returns:
+    Two of [h, w] bool.
+  """
   if len(small) < 8:
     change = np.ptp(small, axis=0)
   else:
     ordered = np.sort(small, axis=0)
     skipped = len(small) // 10
     change = ordered[-1 - skipped] - ordered[skipped]
-  return change > max(_MOVES, 3 * np.median(change[empty]))
+  # Some of what seems empty is faint tissue.
+  noise = 3 * np.percentile(change[empty], 25)
+  # Around what is bright all the time, as text, compression leaves traces of its own.
+  beside_text = ndimage.maximum_filter(small.min(axis=0), 7) > black + _ALWAYS
+  moves = change > max(_MOVES, noise)
+  return moves, moves | ((change > max(_MOVES_FAINTLY, noise)) & ~beside_text)
 
 
 def _textured(still, empty):
@@ -220,6 +234,12 @@ def _textured(still, empty):
   mean = ndimage.uniform_filter(still.astype(np.float64), 5)
   variance = ndimage.uniform_filter(still.astype(np.float64) ** 2, 5) - mean**2
   return variance > max(_VARIES**2, 9 * np.median(variance[empty]))
+
+
+def _is_broad(still, black):
+  """Which pixels lie near what is no thin line: tissue, and neither letters nor curves."""
+  broad = ndimage.grey_opening(np.abs(still - black), 5) > _INK
+  return ndimage.binary_dilation(broad, iterations=2)
 
 
 def _largest(of_scan, filled):
@@ -230,9 +250,7 @@ def _largest(of_scan, filled):
     filled: [h, w] bool, what differs from the empty screen.
   """
   h, w = of_scan.shape
-  size = max(3, min(h, w) // 60) | 1
-  dense = ndimage.uniform_filter(of_scan.astype(np.float32), size) > 0.35
-  labels, _ = ndimage.label(dense)
+  labels = _dense_parts(of_scan)
   found = []
   for i, where in enumerate(ndimage.find_objects(labels), 1):
     part = labels[where] == i
@@ -264,6 +282,28 @@ def _largest(of_scan, filled):
   return (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
 
 
+def _dense_parts(of_scan):
+  """Numbers the parts of a mask in which much of it is together, from 1; [h, w] int."""
+  size = max(3, min(of_scan.shape) // 60) | 1
+  dense = ndimage.uniform_filter(of_scan.astype(np.float32), size) > 0.35
+  return ndimage.label(dense)[0]
+
+
+def _with_touching(of_scan, box):
+  """The box with all of the parts of a larger mask that reach into it."""
+  labels = _dense_parts(of_scan)
+  inside = np.unique(crop(labels, box))
+  parts = ndimage.find_objects(labels)
+  return _grown_by(box, [parts[i - 1] for i in inside[inside > 0]])
+
+
+def _grown_by(box, parts):
+  larger = box
+  for rows, columns in parts:
+    larger = _union(larger, (rows.start, columns.start, rows.stop, columns.stop))
+  return larger if _area(larger) <= _GROWTH * _area(box) else box
+
+
 def _lit(frames, empty, step, black):
   """How far the brighter frames stand out of the empty screen, and of its noise, [h, w]."""
   # A probe may touch the patient for a part of the clip alone.
@@ -277,17 +317,16 @@ def _lit(frames, empty, step, black):
 
 def _grown(frames, lit, box, black):
   """The box with the dark parts of the scan, which neither move nor have a texture."""
-  high, low = frames.max(axis=0), frames.min(axis=0)
   labels, _ = ndimage.label(lit > _STANDS_OUT)
   inside = np.bincount(crop(labels, box).ravel())
   inside[0] = 0
   if inside.size > 1:
-    where = ndimage.find_objects(labels, int(inside.argmax()))[-1]
-    larger = _union(box, (where[0].start, where[1].start, where[0].stop, where[1].stop))
-    if _area(larger) <= _GROWTH * _area(box):
-      box = larger
-  # Around what is bright all the time, as text, compression leaves traces of its own.
-  echoes = (high > black + _STANDS_OUT) & (ndimage.maximum_filter(low, 17) <= black + 20)
+    box = _grown_by(box, [ndimage.find_objects(labels, int(inside.argmax()))[-1]])
+  # What is as bright as curves is no faint echo, nor are letters, which are bright all the time,
+  # and what compression leaves around either.
+  high, low = frames.max(axis=0), frames.min(axis=0)
+  drawn = ndimage.maximum_filter((high > black + _BRIGHT) | (low > black + _ALWAYS), 17)
+  echoes = (high > black + _STANDS_OUT) & ~drawn
   return _stretched(echoes, box)
 
 

@@ -1,6 +1,8 @@
 import math
+import pathlib
 
 import numpy as np
+import pydicom
 import pytest
 from conftest import REAL_DATA
 from PIL import Image, ImageDraw
@@ -177,6 +179,23 @@ def test_the_header_comes_first_and_a_clip_is_sampled_over_its_length(tmp_path):
   check(scan_area.find(clip), box, "motion")
   named = readers.Media(clip.path, clip.files, 400, H, W, region=(1, 2, 300, 400))
   assert scan_area.find(named) == scan_area.Area((1, 2, 300, 400), "header")
+
+
+@pytest.mark.parametrize(
+  ("name", "box", "how"),
+  [
+    # A heart in the middle of its sector, which is nearly black beside it: x 38 to 297.
+    ("examples_ybr_color", (17, 38, 203, 297), "motion"),
+    # Two scans, and colour bars that touch them, below four lines of text.
+    ("examples_jpeg2k", (106, 2, 339, 636), "still"),
+    ("examples_palette", (66, 326, 162, 594), "still"),
+  ],
+)
+def test_real_screens_of_several_makers(name, box, how):
+  path = pathlib.Path(pydicom.__file__).parent / "data" / "test_files" / f"{name}.dcm"
+  clip = readers.probe(path)
+  assert clip.region is None  # the headers' lie outside of the picture, or are lacking
+  check(scan_area.find(clip), box, how, slack=12)
 
 
 @pytest.mark.real_data
