@@ -270,6 +270,12 @@ def texts(path):
     return list(_said(header, kinds))
 
 
+def is_deidentified(path):
+  """Whether a DICOM header says that the patient's name and id in it are others (`UserError`)."""
+  with dicom.quiet():
+    return _text(dicom.header(path), "PatientIdentityRemoved").upper() == "YES"
+
+
 def _said(dataset, kinds):
   for tag in list(dataset.keys()):
     name = "" if tag.is_private else datadict.keyword_for_tag(tag)
