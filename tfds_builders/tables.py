@@ -749,9 +749,12 @@ def nifti_axes(path, dataset):
   """
   axes = dataset.get("nifti_axes")
   if axes not in (None, *nifti.AXES):
-    raise UserError(
-      f"{path}: 'nifti_axes' is {shown_value(axes)}; write one of {', '.join(nifti.AXES)}."
+    problems.tell(
+      UserError(
+        f"{path}: 'nifti_axes' is {shown_value(axes)}; write one of {', '.join(nifti.AXES)}."
+      )
     )
+    return None
   return axes
 
 
@@ -766,9 +769,13 @@ def intensity_window(path, dataset):
     return None
   is_pair = isinstance(window, list) and len(window) == 2 and all(map(is_number, window))
   if not is_pair or window[0] >= window[1]:
-    raise UserError(
-      f"{path}: 'intensity_window' is {shown_value(window)}; write two rising numbers, [low, high]."
+    problems.tell(
+      UserError(
+        f"{path}: 'intensity_window' is {shown_value(window)}; write two rising numbers, [low, "
+        "high]."
+      )
     )
+    return None
   return tuple(window)
 
 

@@ -26,6 +26,12 @@ class _Parser(argparse.ArgumentParser):
     raise UserError(f"{message} (see --help).")
 
 
+def _count(text):
+  if not text.isdecimal():
+    raise argparse.ArgumentTypeError("needs a whole number from 0")
+  return int(text)
+
+
 def _parser():
   parser = _Parser(
     prog="python -m lus_jax.check",
@@ -42,10 +48,10 @@ def _parser():
   )
   parser.add_argument(
     "--num-processes",
-    type=int,
+    type=_count,
     default=0,
     metavar="N",
-    help="that read; by default as many as help",
+    help="that read files; by default as many as are of use",
   )
   return parser
 
@@ -80,6 +86,8 @@ def _main(argv):
   ):
     if lines:
       print(f"\n{title} ({len(lines)})", *(f"- {line}" for line in lines), sep="\n")
+  if result.dataset.folder is None:
+    print("\nNothing else was read, as these come first.")
   if options.html is not None:
     page.write(options.html, result)
     print(f"\nWrote {options.html}.")

@@ -149,13 +149,14 @@ def find_kind(directory):
   return found[0]
 
 
-def read(directory):
+def read(directory, num_processes):
   """Reads the tables of a data folder and the headers of its files, by the readers of training.
 
   What they refuse goes to `problems.tell`.
 
   Args:
     directory: the folder.
+    num_processes: that read headers of videos, as in `pool.ordered`.
 
   Returns:
     A `DataSet`; without clips where nothing can be read.
@@ -173,12 +174,12 @@ def read(directory):
       "lus_folder": _lus,
       "multirater_folder": _multirater,
       "covid_blues": _covid_blues,
-    }[kind](directory)
+    }[kind](directory, num_processes)
   return dataset
 
 
-def _lus(directory):
-  folder = read_lus(directory)
+def _lus(directory, num_processes):
+  folder = read_lus(directory, num_processes=num_processes)
   cells = _other_cells(directory / "manifest.csv")
   labels = collections.defaultdict(list)
   for label in folder.labels:
@@ -228,7 +229,8 @@ def _other_cells(path):
   }
 
 
-def _multirater(directory):
+def _multirater(directory, num_processes):
+  del num_processes
   folder = read_multirater(directory)
   clips = []
   for image in folder.images:
@@ -259,19 +261,17 @@ def _multirater(directory):
   )
 
 
-def _covid_blues(directory):
+def _covid_blues(directory, num_processes):
   # Its reader is its builder, which needs TensorFlow's data sets.
   from tfds_builders.covid_blues import covid_blues
 
-  config = covid_blues.covid_blues_config("videos", 1, 1, directory=directory)
-  videos = [video for videos in config.splits.values() for video in videos]
-  videos.sort(key=lambda video: video.features["video"])
+  folder = covid_blues.read_folder(directory, num_processes=num_processes)
   return DataSet(
     directory=directory,
     kind="covid_blues",
     name="COVID-BLUES",
     licence=covid_blues.LICENCE,
-    folder=config,
+    folder=folder,
     clips=tuple(
       Clip(
         name=video.features["video"],
@@ -281,9 +281,9 @@ def _covid_blues(directory):
         day=video.features["day"],
         view=video.features["view"],
       )
-      for video in videos
+      for video in folder.videos
     ),
-    odd={what: names for what, names in config.oddities.items() if names},
+    odd={what: names for what, names in folder.oddities.items() if names},
   )
 
 
@@ -302,7 +302,10 @@ def split(dataset, split_unit):
   """
   folder = dataset.folder
   if dataset.kind == "covid_blues":
-    return {name: [v.features["video"] for v in videos] for name, videos in folder.splits.items()}
+    from tfds_builders.covid_blues.covid_blues import assign_splits
+
+    found = assign_splits(folder, 0)
+    return {name: [v.features["video"] for v in videos] for name, videos in found.items()}
   if dataset.kind == "lus_folder":
     from tfds_builders.lus_folder.lus_folder import assign_splits
 

@@ -36,7 +36,7 @@ class Mask:
 
   Attributes:
     file: where it is.
-    pixels: how many are above 0 and count.
+    pixels: how many are above 0, within the scan area, and count.
     bins: int64 [6]: those of (0, .2], (.2, .4], ... (.8, 1), and of 1.
     measured: for a `mask_check.MaskCheck`.
   """
@@ -85,7 +85,8 @@ class Seen:
     hashes: [n, 32] uint8 of some of its frames, for `alike`.
     area: where the scan is, as the tables say (`how` is "table"), or else seems to be.
     text: boxes of what looks like text.
-    labels: of each label that could be read, its masks and how many pixels it has.
+    labels: of each label that could be read, its masks and how many pixels of the frame training
+      sees.
     pictures: for the sheet.
     problems: what training refuses.
   """
@@ -241,12 +242,18 @@ def _warn_of_tags(clip):
   media = clip.media
   told = tags.read(media)
   if media.format == "dicom":
+    # Imported here: pydicom is large, and few need it.
+    from lus_jax.media import dicom_copy
+
     # Whatever stands in these is of the patient, the place or the time.
-    if names := sorted({name for _, name, _ in told}):
+    names = {name for _, name, _ in told}
+    if dicom_copy.is_deidentified(media.path):
+      names -= {"PatientID", "PatientName"}
+    if names:
       notices.warn(
-        f"%s: its header tells whose it is or when it was made ({tables.shown_list(names, 5)}); "
-        "import it, which replaces that.",
+        "%s: its header tells whose it is or when it was made (%s); import it, which replaces it.",
         media.path,
+        tables.shown_list(sorted(names), 5),
       )
     return
   for path, name, text in told:
@@ -261,15 +268,18 @@ def _warn_of_tags(clip):
 def _look_at_masks(dataset, clip, label, seen, weights):
   """Reads the masks of a label; puts them into `weights`, by class, if that is not None."""
   shape = clip.media.height, clip.media.width
+  # What training sees is counted.
+  box = clip.area or scan_area.whole(*shape)
   found = []
-  seen.labels.append((found, shape[0] * shape[1]))
+  seen.labels.append((found, (box[2] - box[0]) * (box[3] - box[1])))
   ignored = folders.ignored(dataset, label)
   for name, mask, by_values in folders.masks(dataset, label):
     if mask.shape != shape:  # which was told
       continue
     if ignored is not None:
       mask = np.where(ignored, np.float32(0), mask)
-    painted = mask[mask > 0]
+    painted = _within(mask, box)
+    painted = painted[painted > 0]
     bins = np.bincount(np.searchsorted(BINS[:-1] + _ROUNDING, painted), minlength=len(BINS))
     bins = np.append(bins, int((painted >= 1 - _ROUNDING).sum()))
     bins[-2] -= bins[-1]

@@ -66,7 +66,7 @@ def check(directory, *, with_pictures=False, split_unit="patient", num_processes
     UserError: it is no data folder.
   """
   with folders.heard() as warnings, notices.collected(), problems.collected() as refused:
-    result = Result(folders.read(directory))
+    result = Result(folders.read(directory, num_processes))
     dataset = result.dataset
     may_split = not refused
     result.shown, shown = _choose(dataset) if with_pictures else ((), {})

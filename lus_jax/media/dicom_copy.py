@@ -272,6 +272,12 @@ def texts(path):
     return [tag for tag in _said(header, kinds) if not (is_unknown and tag[0] == "PatientID")]
 
 
+def is_deidentified(path):
+  """Whether a DICOM header says that the patient's name and id in it are others (`UserError`)."""
+  with dicom.quiet():
+    return _text(dicom.header(path), "PatientIdentityRemoved").upper() == "YES"
+
+
 def _said(dataset, kinds):
   for tag in list(dataset.keys()):
     name = "" if tag.is_private else datadict.keyword_for_tag(tag)

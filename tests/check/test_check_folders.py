@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -15,7 +16,7 @@ from lus_jax import problems
 from lus_jax.check import alike, lettering, page, run, table
 from lus_jax.check.__main__ import main
 from lus_jax.errors import UserError
-from lus_jax.media import readers
+from lus_jax.media import deidentify, readers
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
 SIZE = 64
@@ -542,3 +543,60 @@ def test_scan_areas_are_counted_and_odd_ones_told_and_marked(folder):
   html = page.render(found)
   assert html.count('class="area"') == 7 and html.count("left:7.812%") == 5
   assert "left:46.875%;top:46.875%;width:31.250%;height:31.250%" in html
+
+
+def test_only_headers_of_dicom_that_tell_something_are_told(tmp_path):
+  pydicom = pytest.importorskip("pydicom")
+  from pydicom.data import get_testdata_file
+
+  source = tmp_path / "a.dcm"
+  shutil.copy(get_testdata_file("examples_ybr_color.dcm", download=False), source)
+  folder = Folder(tmp_path / "mine")
+  shutil.copy(source, folder.path / "videos")
+  header = pydicom.dcmread(source)
+  header.PatientName, header.PatientID = "Doe^Jane", "4711"
+  header.save_as(folder.path / "videos" / "a.dcm")
+  media = readers.probe(folder.path / "videos" / "a.dcm")
+  names = deidentify.Pseudonyms(tmp_path / "key", tmp_path / "mine")
+  deidentify.rewrite(media, (0, 0, 240, 320), folder.path / "videos" / "b", names)
+  folder.manifest += [[f"{name}.dcm", "p9", "", "", "", "", ""] for name in "ab"]
+  found = [line for line in folder.check().warnings if "tells whose it is" in line]
+  assert "PatientName" in only(found, "a.dcm") and "Jane" not in found[0] and len(found) == 1
+
+
+def write_video(path, frames):
+  with av.open(path, "w") as container:
+    stream = container.add_stream("libx264", rate=25)
+    stream.height, stream.width, stream.pix_fmt = *frames.shape[1:], "yuv420p"
+    for one in frames:
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(one, format="gray")))
+    container.mux(stream.encode())
+
+
+def test_all_problems_of_covid_blues_are_told(tmp_path):
+  (tmp_path / "lus_videos").mkdir()
+  for patient in range(1, 5):
+    frames = np.stack([scan(100 * patient + i) for i in range(3)])
+    write_video(tmp_path / "lus_videos" / f"patient_{patient}_L1.mp4", frames)
+  (tmp_path / "severity.csv").write_text(
+    "video_file,Severity Score,A-lines,B-lines\npatient_1_L1,1,yes,no\npatient_2_L1,9,yes,no\n"
+  )
+  table_of = "patient_id,cov_test,oxygen_saturation_without_ox,outcome_status_d7,outcome_status_d30"
+  clinical = tmp_path / "clinical_variables.csv"
+  clinical.write_text(f"{table_of}\n1,1,97,2,2\n2,0,98,2,2\n3,1,.97,2,2\n4,0,96,2,2\n")
+  damaged = tmp_path / "lus_videos" / "patient_4_L1.mp4"
+  damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+  result = run.check(tmp_path, num_processes=1)
+  only(result.problems, "patient_2_L1: Severity Score '9'")
+  only(result.problems, "oxygen_saturation_without_ox .97 of patient 3")
+  only(result.problems, "patient_4_L1.mp4 is")
+  assert len(result.problems) == 3
+  assert [clip.name for clip in result.dataset.clips] == ["patient_1_L1"]
+  assert dict(table.overview(result))["frames"] == "3"
+
+
+def test_a_dataset_json_that_says_nothing_ends_the_reading(folder, capsys):
+  (folder.write() / "dataset.json").write_text("[1]")
+  assert main([str(folder.path), "--num-processes", "1"]) == 2
+  text = capsys.readouterr().out
+  assert "must be an object" in text and "Nothing else was read" in text

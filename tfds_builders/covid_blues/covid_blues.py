@@ -248,6 +248,66 @@ def _oddities(videos, patients, recordings, files, clinical, severity):
   }
 
 
+@dataclasses.dataclass(frozen=True)
+class Folder:
+  """A COVID-BLUES folder.
+
+  Attributes:
+    videos: in the order of their names.
+    oddities: names of what is unusual or left out, by what is unusual about it.
+    fingerprint: changes whenever a table or a video does.
+  """
+
+  videos: tuple[Video, ...]
+  oddities: dict[str, list[str]]
+  fingerprint: str
+
+
+def read_folder(directory, *, num_processes=0):
+  """Reads and checks a COVID-BLUES folder's tables and the headers of its videos.
+
+  Args:
+    directory: the folder, as published.
+    num_processes: that read headers of videos, as in `pool.ordered`.
+
+  Returns:
+    A `Folder`.
+
+  Raises:
+    UserError: the folder is not COVID-BLUES or contradicts itself.
+  """
+  if not directory:
+    raise UserError(f"config.data.dir is empty; {_MEND}.")
+  directory = pathlib.Path(directory).expanduser()
+  if not directory.is_dir():
+    raise UserError(f"The folder {directory} does not exist; {_MEND}.")
+  videos, oddities = _read_videos(directory, num_processes)
+  digests = tables.contents(directory, (video.media.path for video in videos))
+  tables.warn_of_copies(
+    [(v.features["video"], v.features["patient"], v.media.files) for v in videos],
+    digests,
+    directory / "lus_videos",
+  )
+  names = ("severity.csv", "clinical_variables.csv")
+  return Folder(tuple(videos), oddities, tables.fingerprint(directory, names, digests))
+
+
+def assign_splits(folder, seed):
+  """Says which videos of a `Folder` are in each split, by patient.
+
+  Returns:
+    Tuples of videos by split.
+
+  Raises:
+    UserError: there are too few patients.
+  """
+  split_of = records.assign_splits((video.features["patient"] for video in folder.videos), seed)
+  return {
+    name: tuple(v for v in folder.videos if split_of[v.features["patient"]] == name)
+    for name in SPLITS
+  }
+
+
 def covid_blues_config(kind, height, width, *, directory, seed=0, num_processes=0):
   """Checks a COVID-BLUES folder and says what to build from it; writes and downloads nothing.
 
@@ -272,31 +332,15 @@ def covid_blues_config(kind, height, width, *, directory, seed=0, num_processes=
       f"covid_blues has no masks, so there are no {kind} to train segmentation on or test it with; "
       "use the segmentation of a run on another data set."
     )
-  if not directory:
-    raise UserError(f"config.data.dir is empty; {_MEND}.")
-  directory = pathlib.Path(directory).expanduser()
-  if not directory.is_dir():
-    raise UserError(f"The folder {directory} does not exist; {_MEND}.")
-  videos, oddities = _read_videos(directory, num_processes)
-  split_of = records.assign_splits((video.features["patient"] for video in videos), seed)
-  digests = tables.contents(directory, (video.media.path for video in videos))
-  tables.warn_of_copies(
-    [(v.features["video"], v.features["patient"], v.media.files) for v in videos],
-    digests,
-    directory / "lus_videos",
-  )
-  names = ("severity.csv", "clinical_variables.csv")
-  settings = {"seed": seed, "fingerprint": tables.fingerprint(directory, names, digests)}
+  folder = read_folder(directory, num_processes=num_processes)
+  splits = assign_splits(folder, seed)
   return CovidBluesConfig(
-    name=records.config_name(kind, height, width, **settings),
+    name=records.config_name(kind, height, width, seed=seed, fingerprint=folder.fingerprint),
     description=f"COVID-BLUES: {kind} at {height} x {width}",
     height=height,
     width=width,
-    splits={
-      name: tuple(video for video in videos if split_of[video.features["patient"]] == name)
-      for name in SPLITS
-    },
-    oddities=oddities,
+    splits=splits,
+    oddities=folder.oddities,
   )
 
 

@@ -136,9 +136,11 @@ def _read_dataset(path):
   dataset.setdefault("persons", {})
   if polarity not in POLARITIES:
     written = tables.shown_value(polarity)
-    raise UserError(f"{path}: 'polarity' is {written}; write one of {', '.join(POLARITIES)}.")
+    problems.tell(
+      UserError(f"{path}: 'polarity' is {written}; write one of {', '.join(POLARITIES)}.")
+    )
   if not isinstance(soft, bool):
-    raise UserError(f"{path}: 'soft' is {tables.shown_value(soft)}; write true or false.")
+    problems.tell(UserError(f"{path}: 'soft' is {tables.shown_value(soft)}; write true or false."))
   dataset["confidence_maximum"] = tables.confidence_maximum(path, dataset)
   dataset["nifti_axes"] = tables.nifti_axes(path, dataset)
   dataset["intensity_window"] = tables.intensity_window(path, dataset)
