@@ -523,11 +523,11 @@ class _Importer:
     name, number = element.get("name"), element.get("id")
     where = f"{reader.path}: image {tables.shown(name or number or '')}"
     task = reader.task_of(element)
-    if task is not None and not task.is_video:
-      task = None
     if task is None and name and re.fullmatch(r"frame_[0-9]{6,}", name):
       # Whoever exports pictures of a video names them so.
       task = reader.tasks.setdefault(None, _Task(reader.path, []))
+    if task is not None and not task.is_video:
+      task = None
     size = [element.get(key) for key in ("width", "height")]
     size = None if None in size else tuple(_whole(x, where, "a size", 1) for x in size)
     if task is not None:
