@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+import tracemalloc
 from unicodedata import normalize
 
 import av
@@ -433,6 +434,31 @@ def test_sets_larger_than_the_memory_are_sorted_to_the_same_bytes(
       builder = build(config, tmp_path / str(n_bytes))
     found.append({path.name: path.read_bytes() for path in builder.data_path.iterdir()})
   assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", ["frames", "videos"])
+def test_memory_does_not_grow_with_the_set(folder, tmp_path, monkeypatch, kind):
+  monkeypatch.setattr(records, "MAX_SORTED", 2**16)
+  random, peaks = np.random.default_rng(0), []
+  for number, scale in enumerate((1, 1, 10)):
+    name, labels = f"{number}_{scale}", folder.labels[:1]
+    for i in range(10 * scale):
+      video = f"{name}_{i}.npy"
+      np.save(folder.path / "videos" / video, random.integers(0, 256, (4, 64, 64)).astype(np.uint8))
+      labels.append([video, "3", "ann", "x"])
+    for c in CLASSES:
+      folder.save_mask(f"x/{c}.png", random.integers(0, 256, (64, 64)).astype(np.uint8))
+    folder.labels = labels
+    folder.manifest = [[row[0], f"p{i % 5}", *[""] * 5] for i, row in enumerate(labels[1:])]
+    builder = LusFolder(config=folder.config(kind, 64, 64), data_dir=tmp_path, num_processes=1)
+    with records.sorted_on_disk():
+      if number:  # what is imported on the way is no part of it
+        tracemalloc.start()
+      builder.download_and_prepare()
+      peaks.append(tracemalloc.get_traced_memory()[1])
+      tracemalloc.stop()
+  # All examples together have 1.4 MB (frames) and 1.6 MB (videos).
+  assert peaks[2] < peaks[1] + 300_000, peaks
 
 
 def test_a_damaged_file_is_told_alike_by_several_processes(folder, tmp_path):
