@@ -445,6 +445,15 @@ def test_xml_for_images_of_a_video(place):
   assert len(place.masks()) == 1
 
 
+def test_pictures_that_are_called_as_frames_of_a_video(place):
+  place.pictures("frame_000000.png", "frame_000001.png")
+  polygon = '<polygon label="b_line" points="2,3;9,3;9,8;2,8"/>'
+  meta = "<task><id>1</id><name>t</name><mode>annotation</mode></task>"
+  place.xml(image("frame_000001", 1, polygon), meta)
+  assert place.run(annotations=place.path / "annotations.xml") == 0
+  assert list(place.masks()) == [("frame_000001", 0)]
+
+
 def test_xml_for_video(place):
   moved = [x + 4 for x in SQUARE]
   # As CVAT writes it: every frame on which something is seen, and single shapes as tracks, the last

@@ -174,6 +174,17 @@ def test_pictures_are_found_in_folders_and_clips(place):
   }
 
 
+def test_pictures_that_were_taken_out_of_a_video(place, capsys):
+  np.save(place.path / "videos" / "clip.npy", np.zeros((9, H, W), np.uint8))
+  place.json("clip_007.json", shape())
+  assert place.run("--frame-pattern=(.+)_([0-9]+)") == 0
+  assert list(place.masks()) == [("clip.npy", 7)]
+  (place.path / "out").rename(place.path / "first")
+  place.json("clip_007.json", shape(), imagePath="clip.png")
+  capsys.readouterr()
+  refused(place, capsys, place.run(), "'clip.png' is a video of 9 frames; say which frame")
+
+
 def test_pictures_are_drawn_on_as_they_are_shown(place, capsys):
   exif = Image.Exif()
   exif[0x0112] = 6

@@ -38,6 +38,7 @@ def add_options(command):
   """Adds its options to a parser."""
   options.add_videos(command)
   options.add_annotations(command, "a backup's folder or zip, or an XML file")
+  options.add_frame_pattern(command)
   options.add_line_width(command)
   command.add_argument(
     "--confidence-attribute",
@@ -523,11 +524,11 @@ class _Importer:
     name, number = element.get("name"), element.get("id")
     where = f"{reader.path}: image {tables.shown(name or number or '')}"
     task = reader.task_of(element)
-    if task is not None and not task.is_video:
-      task = None
     if task is None and name and re.fullmatch(r"frame_[0-9]{6,}", name):
       # Whoever exports pictures of a video names them so.
       task = reader.tasks.setdefault(None, _Task(reader.path, []))
+    if task is not None and not task.is_video:
+      task = None
     size = [element.get(key) for key in ("width", "height")]
     size = None if None in size else tuple(_whole(x, where, "a size", 1) for x in size)
     if task is not None:
@@ -863,6 +864,7 @@ def find(
   confidence_attribute=None,
   all_frames=False,
   drawn_frames=False,
+  frame_pattern=None,
   folders_are_clips=False,
 ):
   """Reads what was drawn in CVAT.
@@ -877,6 +879,7 @@ def find(
       the usual names; '': none.
     all_frames: whether frames of a video without a shape are labelled.
     drawn_frames: whether pictures without a shape are not.
+    frame_pattern: of pictures: see `source.place`.
     folders_are_clips: whether the pictures of a folder are the frames of one clip.
 
   Returns:
@@ -885,9 +888,8 @@ def find(
   Raises:
     UserError: the input is wrong.
   """
-  importer = _Importer(
-    Drawn(videos, folders_are_clips, line_width), confidence_attribute, all_frames, drawn_frames
-  )
+  drawn = Drawn(videos, folders_are_clips, line_width, frame_pattern)
+  importer = _Importer(drawn, confidence_attribute, all_frames, drawn_frames)
   for annotator, path in annotations:
     importer.read(annotator, path)
   return importer.finish()

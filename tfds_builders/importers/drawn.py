@@ -1,9 +1,8 @@
 """Gathers what importers of outlines find, frame by frame."""
 
 from lus_jax.errors import UserError
-from tfds_builders import tables
 from tfds_builders.importers import shapes
-from tfds_builders.importers.source import Clip, Label, Source, Videos
+from tfds_builders.importers.source import Clip, Label, Source, Videos, place
 
 # Of lines, where tools store none and users give none.
 LINE_WIDTH = (5.0, "px")
@@ -18,16 +17,17 @@ class Drawn:
     videos: the folder of the videos or pictures.
     clips_are_folders: whether the pictures of a folder are the frames of one clip.
     line_width: of lines, with its unit; None: `LINE_WIDTH`.
+    pattern: finds clip and frame in what a tool calls a picture: see `source.place`.
 
   Attributes:
     source: a `Source`, whole after `finish`.
     videos: the `Videos`.
   """
 
-  def __init__(self, videos, clips_are_folders, line_width=None):
+  def __init__(self, videos, clips_are_folders, line_width=None, pattern=None):
     self.videos = Videos(videos, clips_are_folders=clips_are_folders)
     self.source = Source(clips={}, labels=[], classes=[])
-    self._line_width = line_width
+    self._line_width, self._pattern = line_width, pattern
     self._has_lines = False
     self._makers, self._origins = {}, {}
 
@@ -37,15 +37,8 @@ class Drawn:
     return self.source.header(clip)
 
   def picture(self, text, where):
-    """The clip and frame of what a tool calls a picture (`UserError`: see `Videos.find_frame`)."""
-    clip, frame = self.videos.find_frame(text, where)
-    header = self.header(clip)
-    if header.n_frames > 1 and not header.path.is_dir():
-      raise UserError(
-        f"{where}: {tables.shown(text)} is a video of {header.n_frames} frames, not a picture; "
-        "name the folder of its pictures with --videos."
-      )
-    return clip, frame
+    """The clip and frame of what a tool calls a picture (`UserError`: see `source.place`)."""
+    return place(self.source, self.videos, text, where, self._pattern)
 
   def label(self, clip, frame, annotator, origin):
     """Notes that a frame is labelled, if only with nothing: see `add`."""

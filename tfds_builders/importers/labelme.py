@@ -37,6 +37,7 @@ def add_options(command):
   """Adds its options to a parser."""
   options.add_videos(command)
   options.add_annotations(command, "a JSON file, or a folder of them")
+  options.add_frame_pattern(command)
   options.add_line_width(command)
 
 
@@ -198,7 +199,7 @@ def _place(drawn, content, relative, path):
   return clip, frame
 
 
-def find(*, videos, annotations, line_width=None, folders_are_clips=False):
+def find(*, videos, annotations, line_width=None, frame_pattern=None, folders_are_clips=False):
   """Reads what was drawn in LabelMe.
 
   Every file's picture is labelled. Shapes are filled as LabelMe fills them in its own label images:
@@ -208,6 +209,7 @@ def find(*, videos, annotations, line_width=None, folders_are_clips=False):
     videos: folder of the pictures.
     annotations: (annotator, path) each: a JSON file or a folder of them.
     line_width: of lines, with its unit; None: LabelMe's own, 10 pixels.
+    frame_pattern: see `source.place`.
     folders_are_clips: whether the pictures of a folder are the frames of one clip.
 
   Returns:
@@ -216,7 +218,7 @@ def find(*, videos, annotations, line_width=None, folders_are_clips=False):
   Raises:
     UserError: the input is wrong.
   """
-  drawn = Drawn(videos, folders_are_clips, line_width)
+  drawn = Drawn(videos, folders_are_clips, line_width, frame_pattern)
   for annotator, given in annotations:
     for path, relative in formats.json_files(given):
       content = formats.read_json(path, "labelme", EXPECTED)

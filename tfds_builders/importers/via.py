@@ -19,6 +19,7 @@ def add_options(command):
   """Adds its options to a parser."""
   options.add_videos(command)
   options.add_annotations(command, "a project's JSON, or annotations exported as JSON or CSV")
+  options.add_frame_pattern(command)
   options.add_line_width(command)
   command.add_argument(
     "--attribute",
@@ -160,6 +161,7 @@ def find(
   line_width=None,
   attribute=None,
   all_frames=False,
+  frame_pattern=None,
   folders_are_clips=False,
 ):
   """Reads what was drawn in VGG Image Annotator 2.
@@ -172,6 +174,7 @@ def find(
     line_width: of polylines, with its unit.
     attribute: of regions, which holds the class; None: the only one.
     all_frames: whether pictures without a region are labelled too.
+    frame_pattern: see `source.place`.
     folders_are_clips: whether the pictures of a folder are the frames of one clip.
 
   Returns:
@@ -180,7 +183,7 @@ def find(
   Raises:
     UserError: the input is wrong.
   """
-  drawn = Drawn(videos, folders_are_clips, line_width)
+  drawn = Drawn(videos, folders_are_clips, line_width, frame_pattern)
   for annotator, path in annotations:
     images = list(_images(path))
     name = None
