@@ -561,3 +561,5 @@ def test_the_command_line_helps():
   assert result.returncode == 0, result.stderr
   for name in ("--workdir", "--input", "--out", "--thresholds", "--members", "--frames"):
     assert name in result.stdout
+  for name in ("mov", "wmv", "DICOM", "NIfTI", "NRRD", "tiff", "folder of numbered pictures"):
+    assert name in result.stdout

@@ -19,6 +19,7 @@ from lus_jax import pool
 from lus_jax.errors import UserError
 from lus_jax.media import scan_area
 from lus_jax.splits import SPLITS
+from tfds_builders import tables
 
 # Patients of the paper: 32 train, 6 validation, 4 test.
 SPLIT_PROPORTIONS = {"train": 32, "validation": 6, "test": 4}
@@ -241,7 +242,7 @@ def made(builder, function, job, items, shown):
     functools.partial(_encoded, function, copy.copy(features), job),
     items,
     num_processes=builder.num_processes,
-    option="--config.data.num_processes",
+    option=tables.PROCESSES,
   )
   # TFDS would do it here, and compressing takes as long as reading.
   features.encode_example = lambda example: example

@@ -31,6 +31,8 @@ MAX_NAME = 255
 # Of files that are read whole: from so many on it takes a while, and digests are kept.
 MANY_BYTES = 2 * 10**9
 DELIMITERS = (",", ";", "\t")
+# What sets how many processes read a data folder.
+PROCESSES = "--config.data.num_processes"
 
 
 class Row:

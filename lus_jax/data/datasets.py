@@ -325,6 +325,8 @@ def open_dataset(config, kind):
     raise UserError(
       f"config.data.split_unit: '{config.split_unit}' is not known; choose patient or frame."
     )
+  # The config of a run that was begun with an older version lacks it.
+  num_processes = getattr(config, "num_processes", 0)
   # A bare machine that trains on arrays may lack it.
   import tensorflow_datasets as tfds
 
@@ -359,6 +361,7 @@ def open_dataset(config, kind):
       directory=config.dir,
       split_unit=config.split_unit,
       seed=config.split_seed,
+      **({"num_processes": num_processes} if config.name == "lus_folder" else {}),
     )
   elif config.name == "covid_blues":
     from tfds_builders.covid_blues import CovidBlues as Builder
@@ -367,7 +370,12 @@ def open_dataset(config, kind):
     if config.split_unit != "patient":
       raise UserError("config.data.split_unit: covid_blues is always split by patient.")
     builder_config = covid_blues_config(
-      kind, size, size, directory=config.dir, seed=config.split_seed
+      kind,
+      size,
+      size,
+      directory=config.dir,
+      seed=config.split_seed,
+      num_processes=num_processes,
     )
   else:
     raise UserError(
@@ -375,9 +383,6 @@ def open_dataset(config, kind):
     )
   _hush_tfds()
   prepared = prepared_directory(config)
-
-  # The config of a run that was begun with an older version lacks it.
-  num_processes = getattr(config, "num_processes", 0)
 
   def make():
     return Builder(

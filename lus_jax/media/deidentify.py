@@ -42,7 +42,7 @@ _SUSPICIOUS = {
     r"(?i)(?<![a-z])(?:mrn|ssn|dob|pid)(?![a-z])",
   ),
   "a person's name": (
-    r"[^\W\d_]{2,}\^",
+    r"(?<![^\W\d_])[^\W\d_]{2,}\^",
     r"(?<!\w)[^\W\d_a-z][^\W\d_A-Z]+,[ _]?[^\W\d_a-z][^\W\d_A-Z]+",
     r"(?i)(?<![^\W_])(?:mr|mrs|dr|prof|herr|frau|mme)[._ ]+[^\W\d_]{2,}",
   ),

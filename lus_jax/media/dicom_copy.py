@@ -12,10 +12,10 @@ import datetime
 import hashlib
 import io
 import itertools
-import math
 import re
 import struct
 
+import numpy as np
 import pydicom
 from pydicom import datadict, encaps, uid, valuerep
 from pydicom.pixels.encoders import JPEGLSLosslessEncoder
@@ -127,14 +127,17 @@ _BROKEN = (
   OSError,
   TypeError,
   ValueError,
+  pydicom.errors.BytesLengthException,
   struct.error,
 )
 _RANGES = {"SL": (-(2**31), 2**31 - 1), "UL": (0, 2**32 - 1), "US": (0, 2**16 - 1)}
-# The code and meaning of what was done, of DICOM's own list (PS3.16, CID 7050).
-_METHODS = {
-  "113100": "Basic Application Confidentiality Profile",
-  "113107": "Retain Longitudinal Temporal Information Modified Dates Option",
-}
+# Pixels from which on a frame is compressed; smaller ones may outgrow the room of the encoder.
+_COMPRESSED = 1024
+# Where numbers of pictures lie, but for 0. Letters that are taken for a number lie elsewhere.
+_LEAST, _MOST = 1e-9, 1e9
+# Codes and meanings of what was done, of DICOM's own list (PS3.16, CID 7050).
+_PROFILE = "113100", "Basic Application Confidentiality Profile"
+_DATES_SHIFTED = "113107", "Retain Longitudinal Temporal Information Modified Dates Option"
 
 
 def _value(dataset, keyword):
@@ -159,7 +162,7 @@ def _text(dataset, keyword):
 
 def _number(value, kind):
   """A number as its VR writes it; None where it is none."""
-  if not isinstance(value, int | float) or not math.isfinite(value):
+  if not isinstance(value, int | float) or not (value == 0 or _LEAST <= abs(value) <= _MOST):
     return None
   if kind in _RANGES or kind == "IS":
     low, high = _RANGES.get(kind, (-(2**31), 2**31 - 1))
@@ -255,16 +258,18 @@ def texts(path):
   """What a DICOM header says of people, places and times: pairs of a keyword and a text.
 
   Of private attributes there is none, nor of what a copy keeps; dates count unless the header says
-  that they are modified.
+  that they are modified or removed.
 
   Raises:
     UserError: the file is damaged.
   """
   with dicom.quiet():
     header = dicom.header(path)
-    modified = _text(header, "LongitudinalTemporalInformationModified") == "MODIFIED"
-    kinds = _TEXTS if modified else _TEXTS | _TIMES
-    return list(_said(header, kinds))
+    dates = _text(header, "LongitudinalTemporalInformationModified")
+    kinds = _TEXTS if dates in ("MODIFIED", "REMOVED") else _TEXTS | _TIMES
+    # Of who was made unknown the id is a pseudonym.
+    is_unknown = _text(header, "PatientIdentityRemoved").upper() == "YES"
+    return [tag for tag in _said(header, kinds) if not (is_unknown and tag[0] == "PatientID")]
 
 
 def _said(dataset, kinds):
@@ -295,7 +300,8 @@ def write(target, frames, media, pseudonyms, patient=None):
   Raises:
     UserError: the file is damaged, or the disk refuses the new one.
   """
-  copy, pixels = pydicom.Dataset(), [_encoded(frame) for frame in frames]
+  encode = _encoded if media.height * media.width >= _COMPRESSED else np.ndarray.tobytes
+  copy, pixels = pydicom.Dataset(), [encode(frame) for frame in frames]
   _add_pixels(copy, pixels, media)
   with dicom.quiet():
     header = dicom.header(media.path)
@@ -335,10 +341,11 @@ def write(target, frames, media, pseudonyms, patient=None):
 
 def _say_what_was_done(copy):
   copy.PatientIdentityRemoved = "YES"
-  copy.LongitudinalTemporalInformationModified = "MODIFIED"
+  shifted = any(keyword in copy for keyword in _DATES)
+  copy.LongitudinalTemporalInformationModified = "MODIFIED" if shifted else "REMOVED"
   copy.DeidentificationMethod = "lus_jax: a new header with numbers of the picture alone"
   methods = []
-  for value, meaning in _METHODS.items():
+  for value, meaning in (_PROFILE, _DATES_SHIFTED) if shifted else (_PROFILE,):
     code = pydicom.Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
     methods.append(code)
@@ -373,9 +380,13 @@ def _add_pixels(copy, pixels, media):
   copy.Rows, copy.Columns = media.height, media.width
   copy.BitsAllocated = copy.BitsStored = 8
   copy.HighBit, copy.PixelRepresentation = 7, 0
-  # Not one text of bytes, which would be a second copy of them all in memory.
-  copy.PixelData = encaps.encapsulate_buffer([io.BytesIO(one) for one in pixels], has_bot=False)
-  copy["PixelData"].VR = "OB"
-  copy["PixelData"].is_undefined_length = True
   copy.file_meta = pydicom.dataset.FileMetaDataset()
-  copy.file_meta.TransferSyntaxUID = uid.JPEGLSLossless
+  if media.height * media.width < _COMPRESSED:
+    copy.PixelData = b"".join(pixels)
+    copy.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+  else:
+    # Not one text of bytes, which would be a second copy of them all in memory.
+    copy.PixelData = encaps.encapsulate_buffer([io.BytesIO(one) for one in pixels], has_bot=False)
+    copy["PixelData"].is_undefined_length = True
+    copy.file_meta.TransferSyntaxUID = uid.JPEGLSLossless
+  copy["PixelData"].VR = "OB"

@@ -6,6 +6,7 @@ to be drawn on the shown picture, and a mask that says so itself is turned likew
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lus_jax import notices
+from lus_jax import notices, pool
 from lus_jax.errors import UserError
 from lus_jax.files import NPY_ERRORS, check_file, damage_is_a_user_error
 from lus_jax.media import confidences, containers, dicom, limits, nifti, stills, volumes
@@ -414,6 +415,29 @@ def probe_still(path):
   if found.n_frames > 1:
     raise UserError(f"{path} holds {found.n_frames} pictures; save one a file.")
   return found
+
+
+def probe_all(paths, *, num_processes=0, option="--num-processes", **words):
+  """Reads the headers of many videos and stills, in several processes.
+
+  Args:
+    paths: of them.
+    num_processes: as in `pool.ordered`.
+    option: likewise.
+    **words: of `probe`, for all.
+
+  Yields:
+    The `Media` of each, in their order, or the `UserError` that `probe` raised.
+  """
+  probe_one = functools.partial(_probe_one, words)
+  return pool.ordered(probe_one, paths, num_processes=num_processes, option=option)
+
+
+def _probe_one(words, path):
+  try:
+    return probe(path, **words)
+  except UserError as error:
+    return error
 
 
 def stream(media, frames=None):

@@ -787,7 +787,12 @@ READERS = {
     name: Reader(_video(name), _read_media(name), (name,), 40, folder=False)
     for name in ("x.mov", "x.mkv", "x.wmv")
   },
-  "pngs": Reader(_media("x"), _read_media("x"), ("x/*",), 40, folder=False),
+  "pngs": Reader(
+    *(_media("x"), _read_media("x"), ("x/*",), 40),
+    # Nothing says how many there were.
+    optional=("000.png", "001.png", "002.png"),
+    folder=False,
+  ),
   "mask": Reader(
     lambda folder: save(folder / "m.png", grey(blob(0))),
     _read_mask,

@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import struct
+import time
 from fractions import Fraction
 
 import av
@@ -185,6 +186,14 @@ def test_suspicious_texts(text, what):
 )
 def test_ordinary_texts_are_not_suspicious(text):
   assert deidentify.suspicious(text) is None
+
+
+@pytest.mark.parametrize("text", ["a", "A", "Aa", "é", "Éa", "1", "0", "0a", "1.", "A ", "^", "a_"])
+def test_long_texts_take_no_long_time(text):
+  # Of the length that comments and profiles have; squares of it would take minutes.
+  began = time.monotonic()
+  deidentify.suspicious(text * 100_000)
+  assert time.monotonic() - began < 2
 
 
 @pytest.mark.real_data
@@ -394,7 +403,7 @@ def test_nifti_leaves_no_texts_and_keeps_axes_spacing_and_rate(tmp_path, names, 
   assert leaks(path) == {"Müller", "Mueller", "47110815", "20200301"}
   media = readers.probe(path, nifti_axes=axes)
   copy, removed = deidentify.rewrite(media, BOX, tmp_path / "out" / "a", names)
-  assert copy.name == "a.nii.gz"
+  assert copy.name == "a.nii.gz" and copy.read_bytes()[3:8] == bytes(5)  # gzip: no name, no time
   copy.with_name("b.nii").write_bytes(gzip.decompress(copy.read_bytes()))
   assert not leaks(copy.parent)
   after = readers.probe(copy, nifti_axes=axes)
@@ -584,7 +593,7 @@ def plant(dataset):
       dataset.add_new(tag, vr, VALUES[vr])
 
 
-def write_dicom(path, frames, charset="ISO_IR 192"):
+def write_dicom(path, frames, charset="ISO_IR 192", syntax=pydicom.uid.ExplicitVRLittleEndian):
   """A clip with a name, dates and ids wherever DICOM has a place for them."""
   dataset, inner = pydicom.Dataset(), pydicom.Dataset()
   for place in (dataset, inner):
@@ -627,10 +636,11 @@ def write_dicom(path, frames, charset="ISO_IR 192"):
   dataset.PhotometricInterpretation = "RGB"
   dataset.BitsAllocated = dataset.BitsStored = 8
   dataset.HighBit, dataset.PixelRepresentation = 7, 0
-  dataset.PixelData = np.repeat(frames[..., None], 3, -1).tobytes()
+  pixels = np.repeat(frames[..., None], 3, -1).tobytes()
+  dataset.PixelData = pixels + bytes(len(pixels) % 2)
   dataset.SOPClassUID = pydicom.uid.UltrasoundMultiFrameImageStorage
   dataset.file_meta = pydicom.dataset.FileMetaDataset()
-  dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+  dataset.file_meta.TransferSyntaxUID = syntax
   dataset.file_meta.SourceApplicationEntityTitle = "Mueller"
   dataset.file_meta.PrivateInformationCreatorUID = "1.2.276.0.20200301.2"
   dataset.file_meta.PrivateInformation = b"Mueller "
@@ -641,13 +651,23 @@ def write_dicom(path, frames, charset="ISO_IR 192"):
 DICOM_SECRETS = (*SECRETS, "121530", "047Y", "71.5", "276.0", "charite", "Sono")
 
 
-@pytest.mark.parametrize("charset", ["ISO_IR 192", "ISO_IR 100"])
+@pytest.mark.parametrize(
+  ("charset", "syntax"),
+  [
+    ("ISO_IR 192", pydicom.uid.ExplicitVRLittleEndian),
+    ("ISO_IR 100", pydicom.uid.ExplicitVRLittleEndian),
+    # Without VRs the letters in place of SteeringAngle are 8 bytes of a number.
+    ("ISO_IR 192", pydicom.uid.ImplicitVRLittleEndian),
+    ("ISO_IR 192", pydicom.uid.DeflatedExplicitVRLittleEndian),
+  ],
+)
 def test_a_dicom_file_leaves_nothing_of_a_person_in_headers_pixels_or_names(
-  tmp_path, names, charset
+  tmp_path, names, charset, syntax
 ):
   path, frames = tmp_path / "Müller_20200301.dcm", clip()
-  write_dicom(path, frames, charset)
-  assert leaks(path, DICOM_SECRETS) == set(DICOM_SECRETS) - {"2020-03-01", "52.5200"}
+  write_dicom(path, frames, charset, syntax)
+  if syntax != pydicom.uid.DeflatedExplicitVRLittleEndian:
+    assert leaks(path, DICOM_SECRETS) == set(DICOM_SECRETS) - {"2020-03-01", "52.5200"}
   media, copy, before, after, removed = rewritten(path, names)
   assert copy.name == "clip.1.dcm" and not leaks(copy, DICOM_SECRETS)
 
@@ -672,6 +692,11 @@ def test_a_dicom_file_leaves_nothing_of_a_person_in_headers_pixels_or_names(
   day = datetime.date(2020, 3, 1) + datetime.timedelta(days=names.shift("47110815"))
   for keyword in DATES:
     assert dataset[keyword].value == f"{day:%Y%m%d}"
+  assert dataset.LongitudinalTemporalInformationModified == "MODIFIED"
+  assert [one.CodeValue for one in dataset.DeidentificationMethodCodeSequence] == [
+    "113100",
+    "113107",
+  ]
 
   assert removed.replaced == PSEUDONYMS | DATES
   for keyword in ("PatientBirthDate", "OperatorsName", "AccessionNumber", "PatientComments"):
@@ -730,6 +755,7 @@ def test_an_unknown_patient_has_no_dates_and_missing_uids_are_made_of_the_pixels
   copies = [deidentify.rewrite(media, BOX, tmp_path / "out" / x, names)[0] for x in "ab"]
   dataset, again = map(pydicom.dcmread, copies)
   assert dataset.PatientID == "" and not any(keyword in dataset for keyword in DATES)
+  assert dataset.LongitudinalTemporalInformationModified == "REMOVED"
   assert dataset.SOPInstanceUID == again.SOPInstanceUID != dataset.StudyInstanceUID
   assert copies[0].read_bytes() == copies[1].read_bytes()
 
@@ -743,6 +769,33 @@ def test_dates_that_cannot_be_shifted_are_left_out(tmp_path, names, date):
   dataset = pydicom.dcmread(copy)
   assert not any(keyword in dataset for keyword in DATES)
   assert removed.removed["StudyDate"] >= 1 and "StudyDate" not in removed.replaced
+
+
+def test_numbers_of_a_length_that_none_has_are_left_out(tmp_path, names):
+  path = tmp_path / "a.dcm"
+  media = small_dicom(path)
+  rate = b"\x18\x00\x63\x10DS\x06\x0033.367"
+  assert path.read_bytes().count(rate) == 1
+  # An FL of three bytes, and the length that a file says of its own beginning.
+  path.write_bytes(path.read_bytes().replace(rate, b"\x18\x00\x63\x10FL\x06\x0033.367"))
+  media = readers.probe(path)
+  assert np.isnan(media.frames_per_second)
+  copy, removed = deidentify.rewrite(media, BOX, tmp_path / "out" / "a", names)
+  assert "FrameTime" not in pydicom.dcmread(copy) and removed.removed["FrameTime"] == 1
+  content = path.read_bytes()
+  at = content.find(b"DICM\x02\x00\x00\x00UL\x04\x00")
+  path.write_bytes(content[: at + 10] + b"\x03" + content[at + 11 :])
+  with pytest.raises(UserError, match="a.dcm is damaged"):
+    readers.probe(path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 1), (1, 7), (31, 33), (32, 32), (2, 65535)])
+def test_frames_of_any_size_are_written(tmp_path, names, size):
+  path, box = tmp_path / "a.dcm", (0, 0, *size)
+  write_dicom(path, np.random.default_rng(0).integers(0, 256, (1, *size), np.uint8))
+  media = readers.probe(path)
+  copy, _ = deidentify.rewrite(media, box, tmp_path / "out" / "a", names)
+  np.testing.assert_array_equal(readers.read(readers.probe(copy)), readers.read(media))
 
 
 def test_pixels_of_dicom_are_kept_where_that_is_asked_for(tmp_path, names):

@@ -833,3 +833,14 @@ def test_random_damage_never_gives_anything_but_one_line(tmp_path):
         n_refused += 1
         assert "\n" not in str(error) and path.name in str(error)
   assert n_refused > 60
+
+
+def test_many_headers_are_read_by_several_processes_as_by_one(tmp_path):
+  paths = [tmp_path / f"{i}.npy" for i in range(5)]
+  for i, path in enumerate(paths):
+    np.save(path, np.zeros((i + 1, 24, 40), np.uint8))
+  paths[3].write_bytes(b"damaged")
+  one, two = (list(readers.probe_all(paths, num_processes=n)) for n in (1, 2))
+  for i in (0, 1, 2, 4):
+    assert repr(one[i]) == repr(two[i]) == repr(readers.probe(paths[i]))
+  assert isinstance(one[3], UserError) and str(one[3]) == str(two[3])

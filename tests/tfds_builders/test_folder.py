@@ -2,11 +2,14 @@ import csv
 import json
 import math
 import os
+import tracemalloc
 from unicodedata import normalize
 
 import av
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
@@ -14,6 +17,7 @@ from PIL import Image
 from lus_jax.data import augment, datasets, pipeline
 from lus_jax.errors import UserError
 from lus_jax.media import readers
+from tests.faults import seeds
 from tfds_builders import records, tables
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
@@ -170,6 +174,88 @@ def test_videos_round_trip_without_labels(folder, tmp_path):
   assert (unknown["readmitted_30d"], unknown["day"], unknown["view"]) == (-1, -1, b"")
   assert (known["sf_ratio"], known["readmitted_30d"], known["frames_per_second"]) == (300, 0, 25)
   assert examples["b.avi"][1]["frames_per_second"] == 25
+
+
+def bring(folder, old, new, write):
+  """Stores a video in another format: `write(path, frames)`."""
+  path = folder.path / "videos" / new
+  path.parent.mkdir(exist_ok=True)
+  write(path, folder.videos[old])
+  folder.videos[new] = folder.videos.pop(old)
+  for row in (*folder.manifest, *folder.labels):
+    row[0] = new if row[0] == old else row[0]
+  for c in CLASSES:
+    folder.masks[new, c] = folder.masks.pop((old, c))
+
+
+def save_dicom(path, frames):
+  seeds.save_dicom(path, seeds.dataset(frames))
+
+
+def save_nifti(path, frames):
+  nibabel.save(nibabel.Nifti1Image(frames.transpose(2, 1, 0), np.eye(4)), path)
+
+
+def save_volume(path, frames):
+  sitk.WriteImage(sitk.GetImageFromArray(frames), path)
+
+
+def save_stack(path, frames):
+  first, *rest = (Image.fromarray(frame) for frame in frames)
+  first.save(path, save_all=True, append_images=rest)
+
+
+@pytest.mark.parametrize("kind", ["frames", "videos"])
+def test_what_machines_and_tools_write_is_read(folder, tmp_path, kind):
+  bring(folder, "a.npy", "IM0001", save_dicom)
+  bring(folder, "b.avi", "series/1.2.840.113619.2.55", save_dicom)
+  bring(folder, "c", "c.nii.gz", save_nifti)
+  bring(folder, "d.png", "d.DCM", save_dicom)
+  bring(folder, "e.npy", "e.mhd", save_volume)
+  bring(folder, "f.gif", "f.tif", save_stack)
+  examples = read(build(folder.config(kind), tmp_path / "data"))
+  assert examples.keys() == folder.videos.keys()
+  for name, frames in folder.videos.items():
+    example = examples[name][1]
+    expected = frames if kind == "videos" else frames[-1]
+    np.testing.assert_array_equal(
+      example["frames" if kind == "videos" else "image"][..., 0], expected
+    )
+    for k, c in enumerate(CLASSES if kind == "frames" else ()):
+      np.testing.assert_array_equal(example["confidence"][..., k], folder.masks[name, c])
+  if kind == "videos":
+    assert examples["IM0001"][1]["frames_per_second"] == 25
+  # The pixels beside a header are of the set, too: a change of theirs is seen.
+  before = folder.config(kind).name
+  save_volume(folder.path / "videos" / "e.mhd", 255 - folder.videos["e.mhd"])
+  assert folder.config(kind).name != before
+
+
+def test_windows_of_more_than_8_bits_are_one_for_all(folder, tmp_path):
+  values = np.arange(5 * HEIGHT * WIDTH).reshape(5, HEIGHT, WIDTH)
+  bring(folder, "a.npy", "a.nii", lambda path, _: save_nifti(path, values.astype(np.int16)))
+  bring(folder, "b.avi", "b", lambda path, _: save_dicom(path, values.astype(np.uint16)))
+  bring(folder, "c", "c.nrrd", lambda path, _: save_volume(path, values.astype(np.float32)))
+  bring(folder, "d.png", "d.tif", lambda path, _: save_stack(path, values[:1].astype(np.uint16)))
+  folder.dataset["intensity_window"] = [100, 3000]
+  folder.labels = [row for row in folder.labels if row[0] != "d.tif"]
+  examples = read(build(folder.config("videos"), tmp_path / "data"))
+  expected = np.rint(np.interp(values, (100, 3000), (0, 255)))
+  for name in ("a.nii", "b", "c.nrrd", "d.tif"):
+    frames = examples[name][1]["frames"][..., 0]
+    np.testing.assert_array_equal(frames, expected[: len(frames)])
+  np.testing.assert_array_equal(examples["e.npy"][1]["frames"][..., 0], folder.videos["e.npy"])
+
+
+def test_nifti_that_was_saved_rows_first(folder, tmp_path):
+  def write(path, frames):
+    nibabel.save(nibabel.Nifti1Image(frames.transpose(1, 2, 0), np.eye(4)), path)
+
+  bring(folder, "a.npy", "a.nii", write)
+  check_refused(folder, "is 32 x 24 and its frame 24 x 32 pixels")
+  folder.dataset["nifti_axes"] = "yx"
+  examples = read(build(folder.config(), tmp_path / "data"))
+  np.testing.assert_array_equal(examples["a.nii"][1]["image"][..., 0], folder.videos["a.nii"][-1])
 
 
 def test_frames_are_letterboxed_with_their_masks(folder, tmp_path):
@@ -348,6 +434,31 @@ def test_sets_larger_than_the_memory_are_sorted_to_the_same_bytes(
       builder = build(config, tmp_path / str(n_bytes))
     found.append({path.name: path.read_bytes() for path in builder.data_path.iterdir()})
   assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", ["frames", "videos"])
+def test_memory_does_not_grow_with_the_set(folder, tmp_path, monkeypatch, kind):
+  monkeypatch.setattr(records, "MAX_SORTED", 2**16)
+  random, peaks = np.random.default_rng(0), []
+  for number, scale in enumerate((1, 1, 10)):
+    name, labels = f"{number}_{scale}", folder.labels[:1]
+    for i in range(10 * scale):
+      video = f"{name}_{i}.npy"
+      np.save(folder.path / "videos" / video, random.integers(0, 256, (4, 64, 64)).astype(np.uint8))
+      labels.append([video, "3", "ann", "x"])
+    for c in CLASSES:
+      folder.save_mask(f"x/{c}.png", random.integers(0, 256, (64, 64)).astype(np.uint8))
+    folder.labels = labels
+    folder.manifest = [[row[0], f"p{i % 5}", *[""] * 5] for i, row in enumerate(labels[1:])]
+    builder = LusFolder(config=folder.config(kind, 64, 64), data_dir=tmp_path, num_processes=1)
+    with records.sorted_on_disk():
+      if number:  # what is imported on the way is no part of it
+        tracemalloc.start()
+      builder.download_and_prepare()
+      peaks.append(tracemalloc.get_traced_memory()[1])
+      tracemalloc.stop()
+  # All examples together have 1.4 MB (frames) and 1.6 MB (videos).
+  assert peaks[2] < peaks[1] + 300_000, peaks
 
 
 def test_a_damaged_file_is_told_alike_by_several_processes(folder, tmp_path):
@@ -628,6 +739,8 @@ def test_bad_arguments(folder):
     ({"polarity": "black"}, "'polarity' is of multirater_folder and says nothing here"),
     ({"soft": True}, "'soft' is of multirater_folder"),
     ({"frame_numbers": 1}, "'frame_numbers' is 1; write 'from_0' or 'of_files'"),
+    ({"nifti_axes": "zx"}, "'nifti_axes' is 'zx'; write one of xy, yx"),
+    ({"intensity_window": [1, 1]}, "'intensity_window' is [1, 1]; write two rising numbers"),
     ({"confidence_maximum": "255"}, "'confidence_maximum' is '255'"),
     ({"confidence_maximum": 0}, "'confidence_maximum' is 0"),
     ({"confidence_maximum": 10**400}, "'confidence_maximum' is 1000"),

@@ -7,7 +7,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from lus_jax.media import readers
+from lus_jax.media import readers, scan_area
 from tfds_builders.importers import __main__ as importers
 from tfds_builders.lus_folder import manifest
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
@@ -333,10 +333,15 @@ def test_real_palette_masks(real_data, tmp_path):
   builder.download_and_prepare()
   examples = [e for split in builder.as_data_source().values() for e in split]
   assert len(examples) == 40
+  areas = {video.name: video.scan_area for video in config.folder.videos}
   for example in examples:
     path = source / "masks" / example["video"].decode()
     with Image.open(path) as mask:
-      indices = np.asarray(mask)
+      whole = np.asarray(mask)
+    box = areas[path.name] or scan_area.whole(*whole.shape)
+    # What lies outside the scan is cut off, and nothing that was drawn.
+    indices = scan_area.crop(whole, box)
+    assert np.count_nonzero(indices) == np.count_nonzero(whole)
     top, left, bottom, right = example["valid_box"]
     for k in range(2):
       # The area survives the resizing; half a pixel of outline is what bilinear may lose.

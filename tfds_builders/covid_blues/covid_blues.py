@@ -162,7 +162,7 @@ def _severity_features(name, row):
   }
 
 
-def _read_videos(directory):
+def _read_videos(directory, num_processes):
   """Returns the videos in the order of their names, and what is odd about the folder."""
   clinical_path = directory / "clinical_variables.csv"
   clinical = _read_table(clinical_path, CLINICAL_COLUMNS)
@@ -178,7 +178,8 @@ def _read_videos(directory):
     raise UserError(f"{folder} holds no video called patient_<ID>_<VIEW>.mp4; {_MEND}.")
   tables.refuse_same_files(recordings)
   patients, videos, first = {}, [], {}
-  for path, match in recordings.items():
+  headers = readers.probe_all(recordings, num_processes=num_processes, option=tables.PROCESSES)
+  for (path, match), header in zip(recordings.items(), headers, strict=True):
     with problems.apart():
       patient, view, recording = match.groups()
       patient = _patient_name(patient)
@@ -192,7 +193,8 @@ def _read_videos(directory):
             f"{_MEND}."
           )
         patients[patient] = _patient_features(patient, clinical[patient])
-      header = readers.probe(path)
+      if isinstance(header, UserError):
+        raise header
       features = {
         "video": path.stem,
         "view": view,
@@ -246,7 +248,7 @@ def _oddities(videos, patients, recordings, files, clinical, severity):
   }
 
 
-def covid_blues_config(kind, height, width, *, directory, seed=0):
+def covid_blues_config(kind, height, width, *, directory, seed=0, num_processes=0):
   """Checks a COVID-BLUES folder and says what to build from it; writes and downloads nothing.
 
   The name holds a fingerprint of the folder, so that changed data are built anew.
@@ -257,6 +259,7 @@ def covid_blues_config(kind, height, width, *, directory, seed=0):
     width: W the frames are letterboxed to, in pixels.
     directory: the folder, as published.
     seed: of the split by patient.
+    num_processes: that read headers of videos, as in `pool.ordered`.
 
   Returns:
     A `CovidBluesConfig` for `CovidBlues(config=..., data_dir=...)`.
@@ -274,7 +277,7 @@ def covid_blues_config(kind, height, width, *, directory, seed=0):
   directory = pathlib.Path(directory).expanduser()
   if not directory.is_dir():
     raise UserError(f"The folder {directory} does not exist; {_MEND}.")
-  videos, oddities = _read_videos(directory)
+  videos, oddities = _read_videos(directory, num_processes)
   split_of = records.assign_splits((video.features["patient"] for video in videos), seed)
   digests = tables.contents(directory, (video.media.path for video in videos))
   tables.warn_of_copies(

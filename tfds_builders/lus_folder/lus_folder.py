@@ -95,7 +95,7 @@ def assign_splits(folder, kind, split_unit, seed):
   return splits
 
 
-def folder_config(kind, height, width, *, directory, split_unit="patient", seed=0):
+def folder_config(kind, height, width, *, directory, split_unit="patient", seed=0, num_processes=0):
   """Checks a folder and says what to build from it; writes nothing.
 
   The name holds a fingerprint of the folder, so that changed data are built anew.
@@ -108,6 +108,7 @@ def folder_config(kind, height, width, *, directory, split_unit="patient", seed=
     split_unit: what is split by seed: 'patient', or 'frame' (frames only; not an independent
       test). The column `split` of manifest.csv comes first.
     seed: of the split.
+    num_processes: that read headers of videos, as in `pool.ordered`.
 
   Returns:
     A `FolderConfig` for `LusFolder(config=..., data_dir=...)`.
@@ -122,7 +123,7 @@ def folder_config(kind, height, width, *, directory, split_unit="patient", seed=
     raise UserError(f"The size {height} x {width} is empty; use at least 1 x 1 pixels.")
   if kind == "videos" and split_unit == "frame":
     raise UserError("Videos cannot be split by frame; use split_unit='patient'.")
-  folder = manifest.read_folder(directory, labels=kind == "frames")
+  folder = manifest.read_folder(directory, labels=kind == "frames", num_processes=num_processes)
   splits = assign_splits(folder, kind, split_unit, seed)
   settings = {"split_unit": split_unit, "seed": seed, "fingerprint": folder.fingerprint}
   if folder.has_scan_areas:

@@ -184,7 +184,7 @@ def _sf_ratio(row):
   return value
 
 
-def _read_videos(directory, words):
+def _read_videos(directory, words, num_processes):
   """The videos, and the names of all rows: more than videos only where problems are collected."""
   rows = tables.read_table(
     directory / "manifest.csv", ("video", "patient"), "write a row a video there", MANIFEST_COLUMNS
@@ -194,11 +194,18 @@ def _read_videos(directory, words):
   for row in rows:
     with problems.apart():
       names[row] = place.name(row, "video")
-  videos, of_videos = [], []
+  paths = {}
   for row in tables.refuse_repeats(names, names.get, "video"):
+    with problems.apart():
+      paths[row] = place.path(row, "video", names[row])
+  videos, of_videos = [], []
+  headers = readers.probe_all(
+    paths.values(), num_processes=num_processes, option=tables.PROCESSES, **words
+  )
+  for row, header in zip(paths, headers, strict=True):
     video = None
     with problems.apart():
-      video = _read_video(row, names[row], place, words)
+      video = _read_video(row, names[row], place, header)
     if video is not None:
       videos.append(video)
       of_videos.append(row)
@@ -221,12 +228,9 @@ def _read_videos(directory, words):
   return tuple(videos), set(names.values())
 
 
-def _read_video(row, name, place, words):
-  path = place.path(row, "video", name)
-  try:
-    header = readers.probe(path, **words)
-  except UserError as error:
-    raise row.error(str(error)) from error
+def _read_video(row, name, place, header):
+  if isinstance(header, UserError):
+    raise row.error(str(header)) from header
   place.claim(row, header.files)
   patient = ""
   with problems.apart():
@@ -411,12 +415,13 @@ def _read_patients(path, videos):
 
 
 @notices.collected()
-def read_folder(directory, *, labels=True):
+def read_folder(directory, *, labels=True, num_processes=0):
   """Reads and checks a folder's tables and the headers of all files they refer to.
 
   Args:
     directory: the folder.
     labels: whether labels.csv and the masks are read too.
+    num_processes: that read headers of videos, as in `pool.ordered`.
 
   Returns:
     A `Folder`.
@@ -431,7 +436,7 @@ def read_folder(directory, *, labels=True):
     "nifti_axes": tables.nifti_axes(directory / "dataset.json", dataset),
     "window": tables.intensity_window(directory / "dataset.json", dataset),
   }
-  videos, known = _read_videos(directory, words)
+  videos, known = _read_videos(directory, words, num_processes)
   frames, patients = (), {}
   with problems.apart():
     frames = _read_labels(directory, dataset, videos, known) if labels else ()
