@@ -352,6 +352,18 @@ def test_archives_of_numpy(folder, capsys):
   refused(folder, capsys, run(folder), "a.npz is damaged")
 
 
+@pytest.mark.parametrize("most", [arrays.MOST, 4 * H * W])
+def test_files_are_read_once_where_they_fit(folder, monkeypatch, most):
+  for i, name in enumerate(("b_line", "pleura")):
+    save(folder / "masks" / f"film_{name}.nii", blob(i, 4))
+  read, seen = arrays.read, []
+  monkeypatch.setattr(arrays, "read", lambda path, axes: seen.append(path) or read(path, axes))
+  monkeypatch.setattr(arrays, "MOST", most)
+  assert run(folder) == 0
+  check(folder, {("film.npy", i, ""): {"b_line": blob(i), "pleura": blob(1 + i)} for i in range(4)})
+  assert len(seen) == 2 if most > 4 * H * W else len(seen) > 2
+
+
 def test_archives_that_unpack_too_far(folder, capsys, monkeypatch):
   monkeypatch.setattr(arrays, "MOST", 500)
   (folder / "masks").mkdir()

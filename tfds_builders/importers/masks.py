@@ -139,7 +139,8 @@ class _Reader:
 
   def __init__(self, source, classes, asked):
     self._source, self._classes, self._asked = source, classes, asked
-    self._last = None, None
+    # What was read of files, the latest last.
+    self._read = {}
 
   def picture(self, path, name):
     """A function that makes the confidences of a picture, float32 [h, w], by class."""
@@ -203,11 +204,13 @@ class _Reader:
     return found
 
   def arrays(self, path):
-    """The arrays of a file and the order of their axes; kept until the next file is asked for."""
-    if self._last[0] != path:
-      self._last = path, None
-      self._last = path, arrays.read(path, self._asked["nifti_axes"])
-    return self._last[1]
+    """The arrays of a file and the order of their axes; kept until others need the memory."""
+    found = self._read.pop(path, None) or arrays.read(path, self._asked["nifti_axes"])
+    # A frame may be of several files, and comes before the next frame of each.
+    while self._read and sum(map(_n_bytes, [found, *self._read.values()])) > arrays.MOST:
+      del self._read[next(iter(self._read))]
+    self._read[path] = found
+    return found
 
   def frames(self, path, name, media):
     """What a file of arrays holds: class ('': labels), axes, a key of `arrays`, and its 100 %."""
@@ -266,6 +269,11 @@ class _Reader:
         "name all classes in --classes, or a class in the file's name if it holds confidences."
       )
     return {one: (labels == k).astype(np.float32) for k, one in enumerate(self._classes, start=1)}
+
+
+def _n_bytes(found):
+  """Bytes that arrays take in memory; those on the disk take none."""
+  return sum(0 if isinstance(array, np.memmap) else array.nbytes for array in found[0].values())
 
 
 def _code(colour):
