@@ -24,14 +24,23 @@ def soften(mask, width, spacing=(1.0, 1.0)) -> np.ndarray:
   if not width > 0:
     raise ValueError(f"width is {width}; it has to be above 0")
   mask = np.asarray(mask, bool)
+  soft = mask.astype(np.float32)
   if mask.all() or not mask.any():
-    return mask.astype(np.float32)
+    return soft
+  # Beyond half the width around what is drawn all is 0; distances of whole frames take long.
+  reach = [int(np.ceil(width / 2 / step)) + 1 for step in spacing]
+  where = tuple(
+    slice(max(0, found.min() - margin), found.max() + margin + 1)
+    for found, margin in zip(mask.nonzero(), reach, strict=True)
+  )
+  mask = mask[where]
   inside = ndimage.distance_transform_edt(mask, sampling=spacing)
   outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
   # To the nearest pixel of the other side; the outline is half a pixel nearer.
   half = min(spacing) / 2
   signed = np.where(mask, inside - half, half - outside)
-  return np.clip(0.5 + signed / width, 0, 1).astype(np.float32)
+  soft[where] = np.clip(0.5 + signed / width, 0, 1)
+  return soft
 
 
 def between(inner, outer) -> np.ndarray:

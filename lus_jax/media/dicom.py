@@ -27,8 +27,10 @@ _MEND = "export or copy it again"
 _DEFERRED = 2**20
 # Bytes that a deflated file may unfold to, all of which are in memory twice.
 _MOST_DEFLATED = 2**29
-# Frames whose window is chosen from what they hold.
-_SAMPLED = 8
+# A window is chosen from so many frames, and from about so many values of them.
+_SAMPLED, _SAMPLED_VALUES = 8, 2**22
+# Values of 32 bits that are shown together.
+_AT_ONCE = 2**22
 # How far grey may be from its own colour, and how much of a picture of ultrasound is grey.
 _COLOUR_NOISE = 6
 _MOST = 0.5
@@ -248,7 +250,7 @@ def _opened(path):
   bits = _whole(dataset, "BitsStored", path, allocated)
   if min(height, width, n_frames) < 1:
     raise UserError(f"{path} is damaged: its header speaks of no picture; {_MEND}.")
-  limits.check_pixels(path, height, width)
+  limits.check_pixels(path, height, width, limits.MAX_FRAME_PIXELS)
   if samples not in (1, 3) or not 0 < bits <= allocated or allocated not in (1, 8, 16, 32):
     raise UserError(
       f"{path} has {samples} x {bits} of {allocated} bits a pixel, which are not read; save it in "
@@ -512,7 +514,8 @@ def _is_ybr(values, told, pixels):
   Most of a picture of ultrasound is grey: equal red, green and blue, or differences near 128.
   """
   step = max(1, max(values.shape[:2]) // 512)
-  first, second, third = np.moveaxis(_eight_bits(values, pixels)[::step, ::step].astype(int), -1, 0)
+  few = _eight_bits(values[::step, ::step], pixels).astype(int)
+  first, second, third = np.moveaxis(few, -1, 0)
   of_rgb = np.ptp([first, second, third], axis=0) <= _COLOUR_NOISE
   of_ybr = np.maximum(abs(second - 128), abs(third - 128)) <= _COLOUR_NOISE
   found = pixels.says_ybr if told is None else told
@@ -533,7 +536,7 @@ def _eight_bits(values, pixels):
   """Colours [h, w, 3] in 8 bits."""
   if values.dtype == np.uint8 and pixels.bits >= 8:
     return values
-  return np.rint(values / (2**pixels.bits - 1) * 255).clip(0, 255).astype(np.uint8)
+  return windows.grey(values, (0, 2**pixels.bits - 1), pixels.path)
 
 
 def _luma(rgb):
@@ -635,8 +638,10 @@ def _grey(values, pixels, media, tables):
     values = _eight_bits(values, pixels)
     return values[..., 0] if media.is_ybr else _luma(values)
   if values.dtype.itemsize > 2:
+    step = max(1, _AT_ONCE // values.shape[1])
     with _damage(pixels.path):
-      return _shown(values, pixels, media.window)
+      parts = [values[i : i + step] for i in range(0, len(values), step)]
+      return np.concatenate([_shown(part, pixels, media.window) for part in parts])
   dtype = values.dtype.newbyteorder("=")
   if dtype not in tables:
     tables[dtype] = _table(dtype, pixels, media.window)
@@ -654,8 +659,11 @@ def _window(pixels, words):
     return None
   sampled = np.unique(np.linspace(0, pixels.n_frames - 1, _SAMPLED).astype(int)).tolist()
   with _damage(pixels.path):
-    values = [_rescaled(values, pixels) for values, _ in _decoded(pixels, sampled)]
-  return windows.of_clip(np.stack(values), pixels.path)
+    step = len(sampled) * pixels.height * pixels.width // _SAMPLED_VALUES + 1
+    values = [
+      _rescaled(values.ravel()[::step].copy(), pixels) for values, _ in _decoded(pixels, sampled)
+    ]
+  return windows.of_clip(np.concatenate(values), pixels.path)
 
 
 def _rate(dataset):

@@ -267,7 +267,9 @@ def texts(path):
     header = dicom.header(path)
     dates = _text(header, "LongitudinalTemporalInformationModified")
     kinds = _TEXTS if dates in ("MODIFIED", "REMOVED") else _TEXTS | _TIMES
-    return list(_said(header, kinds))
+    # Of who was made unknown the id is a pseudonym.
+    is_unknown = _text(header, "PatientIdentityRemoved").upper() == "YES"
+    return [tag for tag in _said(header, kinds) if not (is_unknown and tag[0] == "PatientID")]
 
 
 def _said(dataset, kinds):

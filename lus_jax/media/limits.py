@@ -8,6 +8,8 @@ MAX_PIXELS = 178_956_970
 MAX_TOTAL = 2**30
 # Of what a compressed file of uncompressed pixels unfolds to, in bytes.
 MAX_UNFOLDED = 2 * 2**30
+# Of one frame of DICOM and NIfTI, whose values may take many bytes each on the way to one.
+MAX_FRAME_PIXELS = 2**26
 # Of one frame of a video, of which decoders keep up to 16 and one a thread: 4K, and half as many.
 MAX_VIDEO_PIXELS = 5120 * 2880
 

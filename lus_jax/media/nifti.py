@@ -95,6 +95,8 @@ def size(path, axes=None):
 
 def _clip_shape(shape, path, axes):
   """Returns the number of frames, height and width of a shape in a header."""
+  if not shape or min(shape) < 1:
+    raise UserError(f"{path} is damaged: its header speaks of no picture; {_MEND}.")
   more = [length for length in shape[2:] if length != 1]
   if min(more, default=1) < 1:
     raise UserError(f"{path} is damaged: its header speaks of no frames; {_MEND}.")
@@ -104,6 +106,7 @@ def _clip_shape(shape, path, axes):
       f"{path} has {size} values: several slices at several times; save one clip a file, with "
       "frames on its third axis, or its fourth."
     )
+  limits.check_pixels(path, *shape[:2], limits.MAX_FRAME_PIXELS)
   return more[0] if more else 1, *_size(shape[:2], path, axes)
 
 
@@ -172,7 +175,7 @@ def probe(path, words):
       file.seek(0)
     is_grey, step = dtype == np.uint8 and not scaled, n_frames * height * width // _SAMPLED + 1
     # To the end, where its checksum is.
-    sampled = [frame.ravel()[::step] for frame in _frames(file, path, axes)]
+    sampled = [frame.ravel()[::step].copy() for frame in _frames(file, path, axes)]
   window = None
   if not is_grey:
     window = words.window or windows.of_clip(np.concatenate(sampled), path)

@@ -95,7 +95,35 @@ def opened(path, mend=_MEND, *, stack=False):
 def n_frames(image, path):
   """Counts the frames of an open picture (`UserError` if it is damaged); previews are none."""
   with _damage(path, _MEND):
-    return image.n_frames if image.format in ("GIF", "TIFF") else 1
+    found = image.n_frames if image.format in ("GIF", "TIFF") else 1
+    stated = _n_pages(path) if image.format == "TIFF" else found
+  if found != stated:
+    raise UserError(f"{path} is truncated: {found} of at least {stated} pages are there; {_MEND}.")
+  return found
+
+
+def _n_pages(path):
+  """Counts the pages that a TIFF's headers point to; Pillow stops silently where one lacks."""
+  with path.open("rb") as file:
+    start = file.read(16)
+    order = "<" if start[:2] == b"II" else ">"
+    big = struct.unpack(f"{order}H", start[2:4])[0] == 43
+    # How many tags a page has, and where the next one is; a tag takes 12 bytes, or 20.
+    count, offset, tag = ("Q", "Q", 20) if big else ("H", "I", 12)
+    (at,) = struct.unpack_from(f"{order}{offset}", start, 8 if big else 4)
+    seen = set()
+    while at and at not in seen:
+      seen.add(at)
+      file.seek(at)
+      head = file.read(struct.calcsize(count))
+      if len(head) < struct.calcsize(count):
+        break
+      file.seek(struct.unpack(f"{order}{count}", head)[0] * tag, 1)
+      following = file.read(struct.calcsize(offset))
+      if len(following) < struct.calcsize(offset):
+        break
+      (at,) = struct.unpack(f"{order}{offset}", following)
+  return len(seen)
 
 
 def seek(image, path, frame):
@@ -235,7 +263,7 @@ def grey(image, path, window=None):
     return windows.grey(values, window, path), None
   largest = int(values.max())
   dark = largest <= _DARK and maximum == 65535
-  return np.rint(values / (maximum / 255)).astype(np.uint8), largest if dark else None
+  return windows.grey(values, (0, maximum), path), largest if dark else None
 
 
 def texts(image, path):

@@ -7,6 +7,8 @@ from lus_jax.errors import UserError
 
 # Between the least and the greatest of a picture that may hold but noise.
 _FEW_LEVELS = 16
+# Values that become grey together.
+_AT_ONCE = 2**22
 
 
 def choose(values, path):
@@ -62,19 +64,23 @@ def of_clip(values, path):
 
 
 def grey(values, window, path):
-  """Maps numbers to grey: uint8 of the same shape; a window of one value makes all 0.
+  """Maps numbers to grey, in parts, as they may be many: uint8 of the same shape.
 
   Args:
-    values: of any shape.
-    window: (low, high): what becomes 0 and 255.
+    values: [h, ...], any numbers.
+    window: (low, high): what becomes 0 and 255; all is 0 where they are equal.
     path: for the message.
 
   Raises:
     UserError: a value is not finite.
   """
-  if values.dtype.kind == "f" and not np.isfinite(values).all():
-    raise UserError(f"{path} holds values that are not finite; replace them by a number.")
   low, high = window
-  if low == high:
-    return np.zeros(values.shape, np.uint8)
-  return np.rint(np.interp(values, (low, high), (0, 255))).astype(np.uint8)
+  found = np.zeros(values.shape, np.uint8)
+  step = max(1, _AT_ONCE * len(values) // max(1, values.size))
+  for i in range(0, len(values), step):
+    part = values[i : i + step]
+    if part.dtype.kind == "f" and not np.isfinite(part).all():
+      raise UserError(f"{path} holds values that are not finite; replace them by a number.")
+    if low < high:
+      found[i : i + step] = np.rint(np.interp(part, (low, high), (0, 255)))
+  return found

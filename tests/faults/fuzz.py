@@ -276,10 +276,11 @@ def import_folder(argv, out, kind="lus_folder"):
   if _around(out) != before:
     raise Wrong(f"wrote {sorted(_around(out) - before)}, outside of its folder")
   if code == 2:
-    message = err.getvalue().strip()
+    # Warnings stand above it.
+    message = err.getvalue().strip().rpartition("error: ")[2]
     if out.exists():
       raise Wrong(f"exit code 2, but {out.name} was written")
-    raise UserError(message.removeprefix("error: "))
+    raise UserError(message)
   if code or not out.is_dir():
     raise Wrong(f"exit code {code}")
   # Pictures are copied as they are, and read by the run that is to use them.
@@ -506,6 +507,152 @@ def _read_palette(folder, _):
   return import_folder([*argv, "--out", out], out)
 
 
+def _make_coco(folder):
+  from pycocotools import mask as coco
+
+  def entry(i, name):
+    return {"id": i, "file_name": f"{name}.png", "width": 32, "height": 24}
+
+  for i in range(2):
+    save(folder / "data" / "videos" / f"{i}.png", picture(i))
+  drawn = np.asfortranarray((blob(0) > 0.3).astype(np.uint8))
+  counts = coco.encode(drawn)["counts"].decode()
+  flat = np.concatenate([[0], drawn.ravel(order="F")])
+  runs = np.diff([0, *np.flatnonzero(np.diff(flat)), drawn.size]).tolist()
+  found = [
+    {"segmentation": [[5.5, 5, 20, 5, 20, 15], [1, 1, 5, 1, 5, 5.5]]},
+    {"segmentation": {"size": [24, 32], "counts": counts}, "iscrowd": 1},
+    {"segmentation": {"size": [24, 32], "counts": runs}},
+    {"segmentation": [], "bbox": [3, 4, 10, 5.5]},
+  ]
+  content = {
+    "images": [entry(1, "0"), entry(2, "1")],
+    "annotations": [
+      {"id": i, "image_id": 1 + i % 2, "category_id": 1 + i // 2, "annotator": f"a{i % 2}"} | one
+      for i, one in enumerate(found)
+    ],
+    "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b", "supercategory": "c"}],
+  }
+  (folder / "data" / "coco.json").write_text(json.dumps(content))
+
+
+def _make_label_studio(folder):
+  for i in range(2):
+    save(folder / "data" / "videos" / f"{i}.png", picture(i))
+  # 3072 bytes in runs of one value: 8 times 384 of them, by the second of four widths.
+  bits = f"{3072:032b}" + "00111" + "0010" + "1000" + "0111" + "1111"
+  bits += "".join(f"101{383:09b}{255 * (i % 2):08b}" for i in range(8))
+  bits += "0" * (-len(bits) % 8)
+  rle = [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+  values = {
+    "brushlabels": {"format": "rle", "rle": rle},
+    "polygonlabels": {"points": [[10, 10], [60, 10.5], [60, 50]]},
+    "rectanglelabels": {"x": 10, "y": 20, "width": 30, "height": 20, "rotation": 15},
+    "ellipselabels": {"x": 50, "y": 50, "radiusX": 20, "radiusY": 15, "rotation": 30},
+    "keypointlabels": {"x": 50, "y": 50, "width": 1},
+  }
+  size = {"original_width": 32, "original_height": 24, "image_rotation": 0}
+  results = [
+    {"id": f"r{k}", "type": kind, "value": value | {kind: ["ab"[k % 2]]}, **size}
+    for k, (kind, value) in enumerate(values.items())
+  ]
+  tasks = [
+    {
+      "id": i,
+      "data": {"image": f"/data/upload/1/0a1b2c3d-{i}.png"},
+      "annotations": [
+        {"completed_by": who, "was_cancelled": False, "result": results[who:]} for who in range(2)
+      ],
+    }
+    for i in range(2)
+  ]
+  (folder / "data" / "tasks.json").write_text(json.dumps(tasks))
+
+
+def _stroke(seed):
+  layer = np.zeros((16, 20, 4), np.uint8)
+  layer[3:-3, 3:-3, 3] = 100 + 30 * seed
+  return layer
+
+
+def _make_openraster(folder):
+  import io
+  import zipfile
+
+  from PIL import Image
+
+  (folder / "data" / "in").mkdir(parents=True)
+  with zipfile.ZipFile(folder / "data" / "in" / "f.ora", "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("mimetype", "image/openraster")
+    archive.writestr(
+      "stack.xml",
+      '<?xml version="1.0" encoding="UTF-8"?>\n<image w="32" h="24" version="0.0.5"><stack><stack '
+      'name="a" opacity="0.9"><layer name="x" src="data/2.png" x="3" y="2" opacity="0.7"/></stack>'
+      '<layer name="b copy" src="data/1.png" x="-2" y="4" visibility="visible" '
+      'composite-op="svg:src-over"/><layer name="Background" src="data/0.png" x="0" y="0"/></stack>'
+      "</image>",
+    )
+    for i in range(3):
+      file = io.BytesIO()
+      Image.fromarray(_stroke(i) if i else picture(0)).save(file, "PNG")
+      archive.writestr(f"data/{i}.png", file.getvalue())
+
+
+def _make_photoshop(folder):
+  from PIL import Image
+  from psd_tools import PSDImage
+
+  (folder / "data" / "in").mkdir(parents=True)
+  psd = PSDImage.new("RGBA", (32, 24))
+  psd.create_pixel_layer(Image.fromarray(picture(0)).convert("RGB"), name="Background")
+  psd.create_pixel_layer(Image.fromarray(_stroke(1)), name="b", top=4, left=-2, opacity=200)
+  inner = psd.create_pixel_layer(Image.fromarray(_stroke(2)), name="x", top=2, left=3)
+  inner.create_mask(Image.fromarray(np.full((16, 20), 200, np.uint8)))
+  psd.create_group([inner], name="a")
+  psd.save(folder / "data" / "in" / "f.psd")
+
+
+def _make_pages(folder):
+  from PIL import Image
+
+  (folder / "data" / "in").mkdir(parents=True)
+  pages = [Image.fromarray(picture(0))]
+  pages += [Image.fromarray(grey(blob(i))) for i in range(2)]
+  pages[0].save(folder / "data" / "in" / "f.tif", save_all=True, append_images=pages[1:])
+
+
+def _read_layers(folder, _):
+  data, out = folder / "data", folder / "out"
+  argv = ["layers", "--annotations", data / "in", "--classes", "a,b", "--out", out]
+  return import_folder(argv, out)
+
+
+def _make_masks(folder):
+  import nibabel
+
+  masks = folder / "data" / "masks"
+  for name in "xyz":
+    save(folder / "data" / "videos" / f"{name}.png", picture(0))
+  np.save(folder / "data" / "videos" / "film.npy", np.stack([picture(i) for i in range(4)]))
+  np.save(folder / "data" / "videos" / "kino.npy", np.stack([picture(i) for i in range(4)]))
+  save(masks / "a" / "x.png", grey(blob(0)))
+  save(masks / "b_inner" / "x.png", grey(blob(0) > 0.9))
+  save(masks / "b_outer" / "x.png", grey(blob(0) > 0.1))
+  soft = np.stack([blob(i) for i in range(4)])
+  np.save(masks / "y.npy", np.stack([blob(1), blob(2)], axis=-1))
+  np.savez_compressed(masks / "film.npz", a=soft, b=grey(soft))
+  labels = (soft > 0.3).astype(np.uint8) + (soft > 0.8)
+  nibabel.save(nibabel.Nifti1Image(labels.T, np.eye(4)), masks / "kino.nii.gz")
+
+
+def _make_colours(folder):
+  for i in range(2):
+    save(folder / "data" / "videos" / f"f{i}.png", picture(i))
+    indices = (blob(i) > 0.3).astype(np.uint8) + (blob(i) > 0.8)
+    colours = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0)], np.uint8)
+    save(folder / "data" / "masks" / f"f{i}.png", colours[indices])
+
+
 def _make_rater_folders(folder):
   for i in range(3):
     save(folder / "data" / "images" / f"c{i}.png", picture(i))
@@ -640,7 +787,12 @@ READERS = {
     name: Reader(_video(name), _read_media(name), (name,), 40, folder=False)
     for name in ("x.mov", "x.mkv", "x.wmv")
   },
-  "pngs": Reader(_media("x"), _read_media("x"), ("x/*",), 40, folder=False),
+  "pngs": Reader(
+    *(_media("x"), _read_media("x"), ("x/*",), 40),
+    # Nothing says how many there were.
+    optional=("000.png", "001.png", "002.png"),
+    folder=False,
+  ),
   "mask": Reader(
     lambda folder: save(folder / "m.png", grey(blob(0))),
     _read_mask,
@@ -693,6 +845,29 @@ READERS = {
     folder=False,
   ),
   "palette": Reader(_make_palette, _read_palette, ("data/*/*",), 50, folder=False),
+  "coco": Reader(
+    _make_coco, _read_drawn("coco", "coco.json", "--boxes"), ("data/*.json",), 60, folder=False
+  ),
+  "label_studio": Reader(
+    *(_make_label_studio, _read_drawn("label_studio", "tasks.json"), ("data/*.json",), 60),
+    folder=False,
+  ),
+  "openraster": Reader(_make_openraster, _read_layers, ("data/in/*",), 60, folder=False),
+  "photoshop": Reader(_make_photoshop, _read_layers, ("data/in/*",), 60, folder=False),
+  "pages": Reader(_make_pages, _read_layers, ("data/in/*",), 50, folder=False),
+  "masks": Reader(
+    *(_make_masks, _read_drawn("masks", "masks", "--classes", "a,b"), ("data/masks/**/*",), 70),
+    optional=("x.png", "y.npy", "film.npz", "kino.nii.gz"),
+    folder=False,
+  ),
+  "colours": Reader(
+    _make_colours,
+    _read_drawn("masks", "masks", "--colours", "a=#ff0000,b=0,255,0"),
+    ("data/masks/*",),
+    40,
+    optional=("f0.png", "f1.png"),
+    folder=False,
+  ),
   "folders": Reader(
     *(_make_rater_folders, _read_rater_folders, ("data/images/*", "data/raters/*/*"), 50),
     optional=tuple(f"c{i}.png" for i in range(3)),
@@ -740,6 +915,8 @@ def _mutators(path, reader):
     specific = [mutate.xml_value] * 24
   elif name.endswith(".zip"):
     specific = [mutate.zip_inside] * 6 + [mutate.zip_bomb]
+  elif name.endswith(".ora"):
+    specific = [mutate.zip_inside] * 12 + [mutate.zip_bomb]
   elif name.endswith((".npz", ".pth")):
     specific = [mutate.zip_inside] * 6
   elif name.endswith(".npy"):

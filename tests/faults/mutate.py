@@ -154,9 +154,13 @@ def zip_inside(rng, data):
     for name in names:
       content = archive.read(name)
       if name == chosen:
-        if rng.random() < 0.2:
+        choice = rng.random()
+        if choice < 0.1:
           continue
-        content = _one(rng)(rng, content)
+        if choice < 0.2:
+          name = f"../../{name}"
+        mutator = {".xml": xml_value, ".png": png_inside}.get(name[-4:], _one(rng))
+        content = (mutator if choice < 0.7 else _one(rng))(rng, content)
       new.writestr(name, content)
   return out.getvalue()
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from lus_jax.labels import borders
 
@@ -20,6 +21,19 @@ def test_the_label_at_half_is_the_mask():
     for spacing in ((1, 1), (0.3, 0.1)):
       soft = np.rint(255 * borders.soften(mask, width, spacing)).astype(np.uint8)
       np.testing.assert_array_equal(soft / np.float32(255) >= 0.5, mask)
+
+
+def test_what_is_drawn_at_a_border_or_far_from_all():
+  random = np.random.default_rng(3)
+  for top, left in ((0, 0), (30, 5), (44, 50), (20, 20)):
+    mask = np.zeros((60, 70), bool)
+    mask[top : top + 16, left : left + 20] = random.random((16, 20)) > 0.3
+    for width, spacing in ((9, (1, 1)), (2, (0.5, 0.2))):
+      inside = ndimage.distance_transform_edt(mask, sampling=spacing)
+      outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
+      half = min(spacing) / 2
+      expected = np.clip(0.5 + np.where(mask, inside - half, half - outside) / width, 0, 1)
+      np.testing.assert_allclose(borders.soften(mask, width, spacing), expected, atol=1e-6)
 
 
 def test_millimetres():

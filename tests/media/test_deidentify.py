@@ -403,7 +403,7 @@ def test_nifti_leaves_no_texts_and_keeps_axes_spacing_and_rate(tmp_path, names, 
   assert leaks(path) == {"Müller", "Mueller", "47110815", "20200301"}
   media = readers.probe(path, nifti_axes=axes)
   copy, removed = deidentify.rewrite(media, BOX, tmp_path / "out" / "a", names)
-  assert copy.name == "a.nii.gz"
+  assert copy.name == "a.nii.gz" and copy.read_bytes()[3:8] == bytes(5)  # gzip: no name, no time
   copy.with_name("b.nii").write_bytes(gzip.decompress(copy.read_bytes()))
   assert not leaks(copy.parent)
   after = readers.probe(copy, nifti_axes=axes)

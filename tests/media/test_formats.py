@@ -98,6 +98,11 @@ def test_nifti_of_more_than_8_bits(tmp_path, warnings_seen):
 def test_nifti_that_cannot_be_a_clip(tmp_path):
   save_nifti(tmp_path / "a.nii", np.zeros((8, 8, 3, 3), np.uint8))
   refused(tmp_path / "a.nii", "several slices at several times")
+  seeds.make_clip(tmp_path / "b.nii")
+  content = bytearray((tmp_path / "b.nii").read_bytes())
+  content[46:48] = bytes(2)
+  (tmp_path / "b.nii").write_bytes(content)
+  refused(tmp_path / "b.nii", "no picture")
   save_nifti(tmp_path / "a.nii", np.zeros((8, 8, 3), np.complex64))
   refused(tmp_path / "a.nii", "complex")
   seeds.make_clip(tmp_path / "b.nii.gz")
@@ -241,6 +246,17 @@ def test_a_stack_is_a_clip(tmp_path, compression):
   assert found.n_frames == 7 and np.isnan(found.frames_per_second)
   np.testing.assert_array_equal(readers.read(found), frames)
   np.testing.assert_array_equal(readers.read(found, [5, 0, 5]), frames[[5, 0, 5]])
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_stack_that_is_cut_off_is_refused(tmp_path, big):
+  path, frames = tmp_path / "a.tif", seeds.frames(5)
+  save_stack(path, frames, big_tiff=big)
+  np.testing.assert_array_equal(read(path), frames)
+  data = path.read_bytes()
+  for n in range(20, len(data) - 16, 53):
+    path.write_bytes(data[:n])
+    refused(path)
 
 
 def test_a_stack_of_more_than_8_bits(tmp_path, warnings_seen):

@@ -215,8 +215,9 @@ def test_roboflow(folder, capsys):
   assert importers.main([*argv, "--patient-pattern=clip", "--no-splits"]) == 0
 
 
-def test_roboflow_beside_the_pictures_of_before(folder):
-  assert run(folder, content([annotation([TRIANGLE])], ["a_png.rf.0a1b2c3d.jpg"])) == 0
+@pytest.mark.parametrize("name", ["a_png.rf.0a1b2c3d.jpg", "images/0a1b2c3d-a.png"])
+def test_names_before_a_tool_renamed_pictures(folder, name):
+  assert run(folder, content([annotation([TRIANGLE])], [name])) == 0
   assert set(written(folder)) == {("a.png", 0, "")}
 
 
@@ -268,6 +269,9 @@ def test_frames_of_clips(folder, capsys):
     ({"images": [{"id": 10, "file_name": "../c.png"}]}, "'../c.png' is not in"),
     ({"images": [{"id": 10, "file_name": "/etc/passwd"}]}, "'/etc/passwd' is not in"),
     ({"images": [{"id": 10}]}, "has no 'file_name'"),
+    ({"images": [{"id": "a\nb"}], "annotations": []}, "image 'a\\nb' has no 'file_name'"),
+    ({"annotations": [{"id": "a\nb", "image_id": "c\nd", "category_id": 3}]}, "image 'c\\nd', "),
+    ({"images": [{"id": 10, "file_name": "a.png", "width": "1\n", "height": 2}]}, "'1\\n' x 2 "),
     ({"images": [{"id": 10, "file_name": "a.png", "width": 3, "height": 2}]}, "3 x 2 pixels, but"),
     ({"images": [{"id": i, "file_name": "a.png"} for i in (10, 11)]}, "labelled twice"),
   ],
@@ -298,3 +302,30 @@ def test_outlines_without_area_are_counted(folder, capsys):
   assert run(folder, found) == 0
   assert "Left out: 1 outlines without area" in capsys.readouterr().out
   np.testing.assert_array_equal(written(folder)["a.png", 0, ""]["b_line"], 255 * filled(L_SHAPE))
+
+
+@pytest.mark.real_data
+def test_real_masks_as_run_lengths(real_data, tmp_path):
+  source = real_data / "usgra_seg" / "dataset" / "test"
+  images, annotations, expected = [], [], {}
+  for i, path in enumerate(sorted((source / "masks").iterdir())[:8]):
+    indices = np.asarray(Image.open(path))
+    size = {"height": indices.shape[0], "width": indices.shape[1]}
+    images.append({"id": i, "file_name": path.name, **size})
+    for k in (1, 2):
+      mask = (indices == k).astype(np.uint8)
+      expected[path.name, k] = 255 * mask
+      found = pycoco.encode(np.asfortranarray(mask))
+      segmentation = {"size": found["size"], "counts": found["counts"].decode()}
+      annotations.append(annotation(segmentation, i, k, id=len(annotations)))
+  categories = [{"id": 1, "name": "nerve"}, {"id": 2, "name": "vessel"}]
+  (tmp_path / "x.json").write_text(
+    json.dumps({"images": images, "annotations": annotations, "categories": categories})
+  )
+  argv = [f"--videos={source / 'images'}", f"--annotations={tmp_path / 'x.json'}"]
+  assert importers.main(["coco", *argv, f"--out={tmp_path / 'out'}"]) == 0
+  masks = written(tmp_path)
+  assert len(masks) == 8
+  for (name, k), mask in expected.items():
+    found = masks[name, 0, ""].get(("nerve", "vessel")[k - 1], np.zeros_like(mask))
+    np.testing.assert_array_equal(found, mask)

@@ -106,7 +106,7 @@ def test_palette_mistakes(palette, capsys):
   check_refused(path, capsys, run_palette(path / "gone"), "gone/images does not exist")
   masks = path / "masks"
   Image.fromarray(np.zeros((*SHAPE, 3), np.uint8)).save(masks / "bert_3.png")
-  check_refused(path, capsys, run_palette(path), "bert_3.png has pixels of type RGB")
+  check_refused(path, capsys, run_palette(path), "bert_3.png has pixels of type RGB; if its")
   save_indices(masks / "bert_3.png", indices["bert_3"][:, 1:])
   check_refused(path, capsys, run_palette(path), "bert_3.png is 29 x 20 and its image 30 x 20")
   (masks / "bert_3.png").unlink()

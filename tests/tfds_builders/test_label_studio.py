@@ -1,4 +1,7 @@
+import base64
+import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -154,6 +157,30 @@ def test_brushes_may_be_soft(folder):
   np.testing.assert_array_equal(written(folder)["a.png", 0, "user_1"]["b_line"], soft)
 
 
+def bitmask(alpha, head="data:image/png;base64,"):
+  file = io.BytesIO()
+  pixels = np.zeros((*alpha.shape, 4), np.uint8)
+  pixels[..., 3] = alpha
+  Image.fromarray(pixels).save(file, "PNG")
+  link = head + base64.b64encode(file.getvalue()).decode()
+  return region("bitmasklabels", {"imageDataURL": link})
+
+
+def test_bitmasks(folder, capsys):
+  assert run(folder, [task([bitmask(disc(9, 9, 6))])]) == 0
+  np.testing.assert_array_equal(written(folder)["a.png", 0, "user_1"]["b_line"], disc(9, 9, 6))
+  shutil.rmtree(folder / "out")
+  capsys.readouterr()
+  for one, part in (
+    (bitmask(disc(9, 9, 6)[1:]), "a bitmask of 30 x 19 pixels, but its picture is 30 x 20"),
+    (bitmask(disc(9, 9, 6), "https://x/"), "no PNG in a data URL"),
+    (region("bitmasklabels", {"imageDataURL": None}), "no PNG in a data URL"),
+    (region("bitmasklabels", {"imageDataURL": "data:image/png;base64,?"}), "no base64"),
+    (region("bitmasklabels", {"imageDataURL": "data:image/png;base64,iVBO"}), "no bitmask in PNG"),
+  ):
+    refused(folder, capsys, run(folder, [task([one])]), part)
+
+
 def filled(points):
   flat = [float(x) for point in points for x in point]
   return 255 * pycoco.decode(pycoco.frPyObjects([flat], H, W))[..., 0]
@@ -268,6 +295,8 @@ def test_frames_of_videos(folder, capsys):
   [
     ([{"image": "a.png", "id": 1, "annotation_id": 2, "brush": []}], "JSON-MIN; export it as"),
     ([{"id": 1}], "has no 'data'"),
+    ([{"id": "a\nb", "annotations": []}], "task 'a\\nb' has no 'data'"),
+    ([task([brush(disc(1, 1, 1), original_width="3\n")])], "of a picture of '3\\n' x 20"),
     ([task([], image="c.png")], "'c.png' is not in"),
     ([task([], image="../../x.png")], "is not in"),
     ([task([], image="")], "names no picture"),

@@ -273,6 +273,12 @@ def test_tiff_mistakes(tmp_path, capsys):
   file = tmp_path / "in" / "f1.tif"
   pages(file, ("x", PICTURE))
   refused(tmp_path, capsys, run(tmp_path), "f1.tif has one page")
+  pages(file, ("", PICTURE), ("", whole(9, 1, 1)), names=False)
+  refused(tmp_path, capsys, run(tmp_path), "f1.tif has 2 layers without names; name them as the c")
+  pages(file, ("x", PICTURE), ("line", whole(9, 1, 1)))
+  refused(
+    tmp_path, capsys, run(tmp_path), "layer is called b_line or pleura (there are: f1.tif: line)"
+  )
   pages(file, ("x", PICTURE), ("b_line", PICTURE[1:]))
   refused(tmp_path, capsys, run(tmp_path), "page 2 is 30 x 19 pixels and the first 30 x 20")
   pages(file, ("x", PICTURE), ("b_line", whole(9, 1, 1)[..., :3]))
@@ -290,8 +296,9 @@ def test_which_layer_is_the_picture(tmp_path, capsys):
   capsys.readouterr()
   opaque = np.dstack([PICTURE] * 3)
   ora(tmp_path / "in" / "f1.ora", layer("b_line", opaque), picture)
-  refused(tmp_path, capsys, run(tmp_path), "f1.ora: b_line covers the whole picture alike")
-  ora(tmp_path / "in" / "f1.ora", layer("scan", stroke(255, colour=(9, 9, 9)), 2, 2))
+  refused(tmp_path, capsys, run(tmp_path), "f1.ora: 'b_line' covers the whole picture alike")
+  scan = layer("scan", stroke(255, colour=(9, 9, 9)), 2, 2)
+  ora(tmp_path / "in" / "f1.ora", layer("b_line", stroke(255)), scan)
   assert run(tmp_path) == 0
   assert "1 transparent parts of pictures, which become black" in capsys.readouterr().out
   (video,) = manifest.read_folder(tmp_path / "out").videos
@@ -303,6 +310,7 @@ def test_which_layer_is_the_picture(tmp_path, capsys):
   [
     ("<image", "no XML that is read"),
     ('<!DOCTYPE x [<!ENTITY a "b">]><image w="3" h="2">&a;</image>', "no XML that is read"),
+    ('<?xml version="1.0" encoding="UTB-8"?><image/>', "no XML that is read"),
     ("<svg/>", "describes no picture with layers"),
     ('<image w="3"><stack/></image>', "has h='None'"),
     ('<image w="-3" h="2"><stack/></image>', "-3 x 2 pixels"),

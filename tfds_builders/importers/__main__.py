@@ -205,7 +205,10 @@ def _main(argv):
     raise UserError(str(error)) from error
   print(f"{'Would write' if dry_run else 'Wrote'} {out}.", *notes, sep="\n")
   if not dry_run:
-    print(f"Next: --config.data.name={builder} --config.data.dir={out}")
+    print(
+      f"Next: python -m lus_jax.check {out} --html FILE, then train with "
+      f"--config.data.name={builder} --config.data.dir={out}"
+    )
 
 
 @notices.collected()

@@ -3,8 +3,6 @@
 import dataclasses
 import pathlib
 
-import numpy as np
-
 from lus_jax import progress
 from lus_jax.errors import UserError
 from lus_jax.media import deidentify, readers, scan_area
@@ -147,9 +145,7 @@ class Clips:
     image = readers.read(self._source.header(name), [number])[0]
     if not self._deidentified or self._options.keep_pixels:
       return image
-    blanked, box = np.zeros_like(image), self._rows[name].area.box
-    scan_area.crop(blanked, box)[...] = scan_area.crop(image, box)
-    return blanked
+    return deidentify.blank(image, self._rows[name].area.box)
 
   def notes(self):
     """What a user should know of the clips, as lines."""
@@ -166,7 +162,7 @@ class Clips:
     notes = [
       "Scan areas: "
       + ", ".join(f"{len(found[how])} {words[how]}" for how in words if how in found)
-      + ". Look at them: python -m lus_jax.check DIR --html FILE"
+      + "; look at them in the sheet of lus_jax.check."
     ]
     if widened := [name for name, row in self._rows.items() if row.widened]:
       notes.append(
@@ -184,6 +180,11 @@ class Clips:
         f"{plural(len(rows), 'clip')} would be de-identified, with new names."
         if self._pseudonyms is None
         else f"{plural(len(rows), 'clip')}: names replaced, pixels outside the scan area blanked."
+      )
+    if whole := [name for name in found.get("whole", ()) if self._deidentified]:
+      notes.append(
+        f"Nothing was blanked in {len(whole)} clip(s), whose scan area is the whole frame "
+        f"({tables.shown_list(whole, 5)}): look for text in them."
       )
     if self._tells:
       notes.append(

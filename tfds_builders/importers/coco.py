@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import re
 
 import numpy as np
 
@@ -24,8 +23,6 @@ ANNOTATORS = (
   "reader_id",
   "annotated_by",
 )
-# Roboflow makes frame_png.rf.0123abcd.jpg of frame.png.
-_ROBOFLOW = re.compile(r"_(png|jpe?g|tiff?|bmp)\.rf\.[0-9A-Za-z]+\.[a-z]+$", re.IGNORECASE)
 _SPLITS = {
   "train": "train",
   "valid": "validation",
@@ -84,7 +81,9 @@ def _by_id(content, key, one, path):
   for number, entry in enumerate(_entries(content, key, path), start=1):
     identity = _id(entry, "id", f"{path}: {one} {number}")
     if identity in found:
-      raise UserError(f"{path}: two {key} have the id {identity}; export it again.")
+      raise UserError(
+        f"{path}: two {key} have the id {tables.shown_value(identity)}; export it again."
+      )
     found[identity] = entry
   return found
 
@@ -160,7 +159,9 @@ class _File:
     parents = {entry.get("supercategory") for entry in categories.values()} - {None, "", "none"}
     names = {}
     for identity, entry in categories.items():
-      name = shapes.class_name(entry.get("name"), f"{self.path}: category {identity}")
+      name = shapes.class_name(
+        entry.get("name"), f"{self.path}: category {tables.shown_value(identity)}"
+      )
       if name in names.values():
         raise UserError(f"{self.path}: two categories are called {tables.shown(name)}; rename one.")
       names[identity] = name
@@ -189,13 +190,15 @@ class _File:
     return tables.normal(str(value).strip()) if type(value) in (int, str) else ""
 
   def _add(self, annotation, number):
-    where = f"{self.path}: annotation {annotation.get('id', number)}"
+    where = f"{self.path}: annotation {tables.shown_value(annotation.get('id', number))}"
     image = _id(annotation, "image_id", where)
     if image not in self.images:
-      raise UserError(f"{where} is of image {image}, which is not in 'images'; export it again.")
+      shown = tables.shown_value(image)
+      raise UserError(f"{where} is of image {shown}, which is not in 'images'; export it again.")
     category = _id(annotation, "category_id", where)
     if category not in self._names:
-      raise UserError(f"{where} is of category {category}, not in 'categories'; export it again.")
+      shown = tables.shown_value(category)
+      raise UserError(f"{where} is of category {shown}, not in 'categories'; export it again.")
     annotator = self._annotator
     if self._field:
       who = self._who(annotation, self._field)
@@ -248,12 +251,12 @@ class _File:
   def name_of(self, image, videos):
     """The (clip, frame) of an image."""
     entry = self.images[image]
-    where = f"{self.path}: image {image}"
+    where = f"{self.path}: image {tables.shown_value(image)}"
     text = entry.get("file_name")
     if not isinstance(text, str) or not text.strip():
       raise UserError(f"{where} has no 'file_name'; export it again.")
     beside = self.path.resolve().parent
-    names = [text, _ROBOFLOW.sub(r".\1", text)]
+    names = formats.names_before(text)
     if beside != (root := videos.folder.resolve()) and beside.is_relative_to(root):
       # Pictures lie beside the file, where those of other folders may have their names.
       names.insert(0, f"{beside.relative_to(root).as_posix()}/{text}")
@@ -265,8 +268,9 @@ class _File:
     entry = self.images[image]
     said = entry.get("width"), entry.get("height")
     if None not in said and said != (media.width, media.height):
+      size = " x ".join(map(tables.shown_value, said))
       raise UserError(
-        f"{self.path}: image {image} ({entry['file_name']}) is {said[0]} x {said[1]} pixels, but "
+        f"{self.path}: image {tables.shown(entry['file_name'])} is {size} pixels, but "
         f"{media.path} is {media.width} x {media.height}; export it at the picture's size."
       )
 

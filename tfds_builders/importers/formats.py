@@ -1,5 +1,7 @@
 """Which tool wrote a file of annotations, so that one given to another's importer is told so."""
 
+import re
+
 from lus_jax.errors import UserError
 from tfds_builders import tables
 
@@ -18,6 +20,16 @@ _TOOLS = (
   ("Supervisely", ("objects", "tags"), None),
   ("GeoJSON", ("features",), None),
 )
+
+# Roboflow makes frame_png.rf.0123abcd.jpg of frame.png.
+_ROBOFLOW = re.compile(r"_(png|jpe?g|tiff?|bmp)\.rf\.[0-9A-Za-z]+\.[a-z]+$", re.IGNORECASE)
+# Label Studio puts eight characters in front of the names of uploads.
+_UPLOADED = re.compile(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)")
+
+
+def names_before(text):
+  """What a picture is called, and what it may have been before a tool renamed it, each once."""
+  return list(dict.fromkeys([text, _ROBOFLOW.sub(r".\1", text), _UPLOADED.sub(r"\1", text)]))
 
 
 def _tool(content):

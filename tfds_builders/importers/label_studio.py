@@ -6,13 +6,17 @@ less 1. Then blocks: 1 bit, whether one value is repeated; 2 bits, which of the 
 length less 1; and the value, or as many as the length says.
 """
 
+import base64
+import binascii
+import io
 import pathlib
-import re
 import urllib.parse
 
 import numpy as np
+from PIL import Image
 
 from lus_jax.errors import UserError
+from lus_jax.files import damage_is_a_user_error
 from lus_jax.media import readers
 from lus_jax.words import plural
 from tfds_builders import tables
@@ -21,10 +25,9 @@ from tfds_builders.importers.source import Label, Source, Videos, place
 
 HELP = "Label Studio's JSON export: brushes, polygons, rectangles, ellipses"
 EXPECTED = 'Label Studio\'s JSON, [{"data": {...}, "annotations": [...]}, ...]'
-# Label Studio puts eight characters in front of the names of uploads.
-_UPLOADED = re.compile(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)")
 # What a brush's run lengths may say of themselves: bytes of 8 bits.
 _WORD = 8
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def add_options(command):
@@ -110,6 +113,48 @@ def _bytes(rle, where):
   return bytes(rle)
 
 
+def bitmask(content, height, width, where):
+  """Decodes a bitmask, a PNG of how opaque it is: uint8 [h, w], 255 = wholly.
+
+  Raises:
+    UserError: it is damaged, or of another picture.
+  """
+  with damage_is_a_user_error(where, "export it again", _DAMAGE, "no bitmask in PNG"):
+    image = Image.open(io.BytesIO(content), formats=("PNG",))
+  # Before it is unpacked, as a broken one may be larger than the memory.
+  if image.size != (width, height):
+    raise UserError(
+      f"{where} is a bitmask of {image.width} x {image.height} pixels, but its picture is {width} "
+      f"x {height}; export it again."
+    )
+  with damage_is_a_user_error(where, "export it again", _DAMAGE, "no bitmask in PNG"):
+    return np.asarray(image.convert("RGBA").getchannel("A"))
+
+
+def _png(link, where):
+  head, _, text = link.partition(",") if isinstance(link, str) else ("", "", "")
+  if not (head.startswith("data:image/png") and head.endswith(";base64")):
+    raise UserError(f"{where} has a bitmask that is no PNG in a data URL; export it again.")
+  try:
+    return base64.b64decode(text, validate=True)
+  except (binascii.Error, ValueError) as error:
+    raise UserError(
+      f"{where} has a bitmask that is no base64 ({error}); export it again."
+    ) from error
+
+
+def _painted(value, where):
+  """A function that decodes what was painted for a picture of h x w; None if nothing was."""
+  # What is kept is less than JSON's lists.
+  if "rle" in value:
+    rle = _bytes(value["rle"], where)
+    return lambda height, width: brush(rle, height, width, where)
+  if "imageDataURL" in value:
+    content = _png(value["imageDataURL"], where)
+    return lambda height, width: bitmask(content, height, width, where)
+  return None
+
+
 def _number(value, key, where):
   found = value.get(key)
   if not tables.is_number(found):
@@ -159,7 +204,9 @@ class _Regions:
       raise UserError(f"{where} has no list of results; export it as {EXPECTED}.")
     makers = []
     for number, result in enumerate(results, start=1):
-      makers += self._read_one(result, f"{where}: result {result.get('id', number)}")
+      makers += self._read_one(
+        result, f"{where}: result {tables.shown_value(result.get('id', number))}"
+      )
     return makers
 
   def _read_one(self, result, where):
@@ -168,12 +215,15 @@ class _Regions:
       kind = kind if isinstance(kind, str) else "?"
       self._source.skip(f"results of type {tables.shown(kind, 30)}, which draw nothing", where)
       return []
-    if kind in ("brush", "polygon", "rectangle", "ellipse") and not _labels(value, kind, where):
+    if kind in ("brush", "bitmask", "polygon", "rectangle", "ellipse") and not _labels(
+      value, kind, where
+    ):
       # Its labels are another result of the same region, which repeats the outline.
       return []
     names = _labels(value, kind, where)
-    outline = None if "rle" in value else _outline(value, where)
-    if kind.startswith(("video", "keypoint", "timeline")) or not (outline or "rle" in value):
+    painted = _painted(value, where)
+    outline = None if painted else _outline(value, where)
+    if kind.startswith(("video", "keypoint", "timeline")) or not (outline or painted):
       self._source.skip(f"results of type {tables.shown(kind, 30)}, which draw no area", where)
       return []
     if not names:
@@ -186,20 +236,19 @@ class _Regions:
       )
     said = result.get("original_height"), result.get("original_width")
     self._source.classes += names
-    # What is kept is less than JSON's lists.
-    rle = _bytes(value["rle"], where) if outline is None else b""
     angle = _number(value, "rotation", where) if value.get("rotation") else 0.0
-    return [self._maker(name, outline, rle, angle, said, where) for name in names]
+    return [self._maker(name, outline, painted, angle, said, where) for name in names]
 
-  def _maker(self, name, outline, rle, angle, said, where):
+  def _maker(self, name, outline, painted, angle, said, where):
     def make(height, width):
       if said not in ((None, None), (height, width)):
+        size = " x ".join(map(tables.shown_value, reversed(said)))
         raise UserError(
-          f"{where} is of a picture of {said[1]} x {said[0]} pixels, but the picture has {width} x "
-          f"{height}; export it at the picture's size."
+          f"{where} is of a picture of {size} pixels, but the picture has {width} x {height}; "
+          "export it at the picture's size."
         )
-      if outline is None:
-        pixels = brush(rle, height, width, where)
+      if painted:
+        pixels = painted(height, width)
         if not self._soft:
           if (pixels % 255).any():
             self._source.skip("brushes' grey edges, cut at half (--soft keeps them)", where)
@@ -246,7 +295,7 @@ def _names(task, key, where):
     if link is not None:
       local = urllib.parse.parse_qs(link.query).get("d")
       text = local[0] if local else urllib.parse.unquote(link.path)
-    names += [text, _UPLOADED.sub(r"\1", text)]
+    names += formats.names_before(text)
   return [name for name in dict.fromkeys(names) if name.strip("/ ")]
 
 
@@ -316,7 +365,7 @@ def find(
       raise UserError(f"{path} does not look like {EXPECTED}; mend --annotations.")
     people = set()
     for number, task in enumerate(tasks, start=1):
-      where = f"{path}: task {task.get('id', number)}"
+      where = f"{path}: task {tables.shown_value(task.get('id', number))}"
       name, frame = place(
         source, found, _picture(task, found, data_key, frame_pattern, where), where, frame_pattern
       )

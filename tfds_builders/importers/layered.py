@@ -175,7 +175,8 @@ def _read_ora(path):
     names = set(archive.namelist())
   try:
     root = ElementTree.fromstring(text)
-  except (ElementTree.ParseError, defusedxml.DefusedXmlException) as error:
+  # The last two: an encoding that there is not, or that expat does not read.
+  except (ElementTree.ParseError, defusedxml.DefusedXmlException, LookupError, ValueError) as error:
     raise UserError(f"{path}: its stack.xml is no XML that is read ({error}); {_MEND}.") from error
   layers = []
 

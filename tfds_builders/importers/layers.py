@@ -24,6 +24,8 @@ HELP = "painted layers (OpenRaster, PSD, TIFF pages): opacity is the confidence"
 # What programs make of a layer's name when it is copied or repeated.
 _COPY = re.compile(r"(?:copy of )?(.+?)(?:[ _-]copy)?(?:[ _-]?#?\d+)?", re.IGNORECASE)
 
+_OF_NO_CLASS, _INVISIBLE = "layers of no class", "invisible layers"
+
 
 def add_options(command):
   """Adds its options to a parser."""
@@ -104,10 +106,15 @@ class _Painted:
   def group(self, document, picture):
     """Triples of class (None: it is none), number and layer, of all but the picture's."""
     unnamed = not any(layer.name for layer in document.layers)
+    if unnamed and len(document.layers) != len(self._classes) + 1:
+      raise UserError(
+        f"{document.path} has {len(document.layers)} layers without names; name them as the "
+        f"classes, or bring the picture and one for each of {len(self._classes)} classes."
+      )
     for i, layer in enumerate(document.layers):
       name = self._class_of(layer)
-      if unnamed and len(document.layers) == len(self._classes) + 1:
-        # Pages of a TIFF without names stand in the order of the classes, above the picture.
+      if unnamed:
+        # Pages of a TIFF stand in the order of the classes then, above the picture.
         name = self._classes[i - 1]
       if i != picture:
         yield name, i, layer
@@ -118,9 +125,9 @@ class _Painted:
     for name, i, layer in self.group(document, picture):
       where = f"{file}: {layer.name or f'layer {i + 1}'}"
       if name is None:
-        self._source.skip("layers of no class", where)
+        self._source.skip(_OF_NO_CLASS, where)
       elif not layer.visible:
-        self._source.skip("invisible layers", where)
+        self._source.skip(_INVISIBLE, where)
       else:
         self.spellings.setdefault(name, {})[layer.name or f"page {i + 1}"] = None
     for name in document.skipped:
@@ -135,7 +142,7 @@ class _Painted:
       confidence = layer.confidence()
       if confidence.shape != (media.height, media.width):
         readers.check_mask_size(document.path, confidence.shape, media)
-      where = f"{document.path}: {layer.name or f'layer {i + 1}'}"
+      where = f"{document.path}: {tables.shown(layer.name or f'layer {i + 1}')}"
       if confidence.min() == confidence.max() > 0:
         raise UserError(
           f"{where} covers the whole picture alike; erase where the class is not, or name another "
@@ -228,6 +235,12 @@ def find(
         pictures.add(name, document, document.layers[picture])
       painted.count(document, picture)
       source.labels.append(Label(name, frame, _draw(painted, file, picture), annotator))
+  if not painted.spellings:
+    found = [*source.skipped.get(_OF_NO_CLASS, ()), *source.skipped.get(_INVISIBLE, ())]
+    raise UserError(
+      f"No visible layer is called {' or '.join(classes)} (there are: "
+      f"{tables.shown_list(found, 5) or 'none'}); mend --classes, or rename the layers."
+    )
   _add_notes(source, painted, clips)
   return source
 

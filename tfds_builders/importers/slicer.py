@@ -8,11 +8,10 @@ import dataclasses
 import math
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from lus_jax.errors import UserError
 from tfds_builders import tables
-from tfds_builders.importers import formats, options, shapes
+from tfds_builders.importers import formats, opencv, options, shapes
 from tfds_builders.importers.drawn import Drawn
 
 HELP = "SlicerUltrasound: pleura and B-lines of AnnotateUltrasound"
@@ -74,43 +73,25 @@ def _fan(content, path):
   return _Fan((x, y), near, far)
 
 
-def _half_widths(radius):
-  """Half of each row's width of a filled circle of pixels, from its middle on."""
-  rows = [0] * (radius + 1)
-  x, y, error = radius, 0, 0
-  while x >= y:
-    rows[y], rows[x] = max(rows[y], x), max(rows[x], y)
-    error += 2 * y + 1
-    y += 1
-    if error > 0:
-      error -= 2 * x - 1
-      x -= 1
-  return rows
-
-
 def _sector(fan, start, end, height, width):
-  """The part of a fan between the rays through two pixels: [h, w] bool."""
-  image = Image.new("1", (width, height))
+  """The part of a fan between the rays through two pixels, as the tool draws it: [h, w] bool."""
+  found = np.zeros((height, width), bool)
   if fan is None:
-    # Of a linear probe the tool fills the rectangle between the ends, of which it leaves out the
-    # last row and column.
-    found = np.zeros((height, width), bool)
+    # Of a linear probe it fills the rectangle between the ends, without the last row and column.
     (x1, y1), (x2, y2) = start, end
     found[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] = True
     return found
   x, y = fan.centre
   angles = [math.atan2(py - y, px - x) % math.pi for px, py in (end, start)]
   if angles[0] == angles[1]:
-    return np.asarray(image)
+    return found
   turns = np.linspace(*angles, 360)
   arc = np.rint([x + fan.far * np.cos(turns), y + fan.far * np.sin(turns)]).astype(int).T
-  corners = [fan.centre, *map(tuple, arc.tolist())]
-  ImageDraw.Draw(image).polygon(corners, fill=1, outline=1)
-  found = np.array(image)
-  for row, half in enumerate(_half_widths(fan.near)):
-    for at in (y - row, y + row):
-      if 0 <= at < height:
-        found[at, max(x - half, 0) : max(x + half + 1, 0)] = False
+  arc = [tuple(point) for point in arc.tolist()]
+  opencv.polygon(found, [fan.centre, *arc])
+  for ray_end in (arc[0], arc[-1]):
+    opencv.line(found, fan.centre, ray_end)
+  opencv.circle(found, fan.centre, fan.near, False)
   return found
 
 
