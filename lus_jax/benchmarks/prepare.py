@@ -51,7 +51,10 @@ def write_folder(directory, n):
   for i in range(n):
     generator = np.random.default_rng(i)
     down, right = generator.integers(0, (HEIGHT, WIDTH))
-    clip = [np.roll(speckle, (down + 3 * frame, right), (0, 1)) for frame in range(N_FRAMES)]
+    clip = np.stack(
+      [np.roll(speckle, (down + 3 * frame, right), (0, 1)) for frame in range(N_FRAMES)]
+    )
+    clip[0, 0, :3] = i % 256, i // 256 % 256, i // 256**2
     np.save(directory / "videos" / f"{i:06d}.npy", clip)
     (directory / "masks" / f"{i:06d}").mkdir(parents=True)
     for name in CLASSES:
