@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lus_jax import notices
 from lus_jax.errors import UserError
 from lus_jax.media import readers
 from tfds_builders import tables
@@ -169,6 +170,7 @@ class Videos:
     for key in _spellings(text):
       names = self._by_name.get(key, ())
       if len(names) == 1:
+        self._doubt(text, key, names[0], where)
         return names[0]
       if names:
         raise self._ambiguous(text, names, where)
@@ -187,11 +189,14 @@ class Videos:
     for key in _spellings(text):
       frames = self._by_picture.get(key, ())
       if len(frames) == 1:
-        return frames[0]
+        name, frame = frames[0]
+        self._doubt(text, key, f"{name}/picture", where)
+        return name, frame
       if frames:
         raise self._ambiguous(text, [name for name, _ in frames], where)
       names = self._by_name.get(key, ())
       if len(names) == 1:
+        self._doubt(text, key, names[0], where)
         return names[0], 0
       if names:
         raise self._ambiguous(text, names, where)
@@ -217,6 +222,22 @@ class Videos:
             whole = f"{name}/{tables.normal(file.name)}"
             for key in {*_tails(whole), *_tails(whole.removesuffix(file.suffix))}:
               self._by_picture.setdefault(key, []).append((name, i))
+
+  def _doubt(self, text, key, found, where):
+    """Warns where the folder that a tool names is not that of what was found by the rest alone."""
+    depth = key.count("/") + 1
+    theirs, ours = (
+      tables.normal(path).replace("\\", "/").casefold().split("/")[:-depth]
+      for path in (text, found)
+    )
+    if theirs and ours and theirs[-1] != ours[-1]:
+      notices.warn(
+        "%s: %s is taken for %s, though their folders differ; if it is of another clip, put that "
+        "into the folder of the videos.",
+        where,
+        tables.shown(text),
+        found,
+      )
 
   def _ambiguous(self, text, names, where):
     return UserError(
