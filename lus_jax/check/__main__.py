@@ -67,9 +67,11 @@ def _main(argv):
   from lus_jax.check import page, run, table
   from lus_jax.report import cells
 
+  # Before anything is read, as that may take long.
+  file = None if options.html is None else page.place(options.html)
   result = run.check(
     options.directory,
-    with_pictures=options.html is not None,
+    with_pictures=file is not None,
     split_unit=options.split_unit,
     num_processes=options.num_processes,
   )
@@ -88,9 +90,9 @@ def _main(argv):
       print(f"\n{title} ({len(lines)})", *(f"- {line}" for line in lines), sep="\n")
   if result.dataset.folder is None:
     print("\nNothing else was read, as these come first.")
-  if options.html is not None:
-    page.write(options.html, result)
-    print(f"\nWrote {options.html}.")
+  if file is not None:
+    page.write(file, result)
+    print(f"\nWrote {file}.")
   print(f"\n{plural(len(result.problems), 'problem')}, {plural(len(result.warnings), 'warning')}.")
   return 2 if result.problems else 0
 

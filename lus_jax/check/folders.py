@@ -16,7 +16,7 @@ from lus_jax.files import expanded
 from lus_jax.media import readers
 from tfds_builders import tables
 from tfds_builders.lus_folder import painted
-from tfds_builders.lus_folder.manifest import MANIFEST_COLUMNS
+from tfds_builders.lus_folder.manifest import LABEL_COLUMNS, MANIFEST_COLUMNS
 from tfds_builders.lus_folder.manifest import read_folder as read_lus
 from tfds_builders.multirater_folder import drawn, pictures
 from tfds_builders.multirater_folder.manifest import read_folder as read_multirater
@@ -82,7 +82,7 @@ class DataSet:
     directory: where it is.
     kind: of `KINDS`.
     name, licence: of the data set.
-    classes: K names.
+    classes: K names; none where nothing is labelled.
     people: what those who paint are called.
     noun: what a clip is called.
     folder: what the folder's own reader returned; None where it refused all.
@@ -179,7 +179,13 @@ def read(directory, num_processes):
 
 
 def _lus(directory, num_processes):
-  folder = read_lus(directory, num_processes=num_processes)
+  is_labelled = _has_labels(directory)
+  folder = read_lus(directory, labels=is_labelled, num_processes=num_processes)
+  masks = directory / "masks"
+  if not is_labelled and masks.is_dir() and tables.visible(masks):
+    absl_logging.warning(
+      "%s: none of it is used, as labels.csv names no labelled frame; write a row for each.", masks
+    )
   cells = _other_cells(directory / "manifest.csv")
   labels = collections.defaultdict(list)
   for label in folder.labels:
@@ -191,7 +197,7 @@ def _lus(directory, num_processes):
     kind="lus_folder",
     name=folder.name,
     licence=folder.licence,
-    classes=folder.classes,
+    classes=folder.classes if is_labelled else (),
     folder=folder,
     clips=tuple(
       Clip(
@@ -217,6 +223,18 @@ def _lus(directory, num_processes):
       "annotator (labels.csv)": [bool(label.annotator) for label in folder.labels],
     },
   )
+
+
+def _has_labels(directory):
+  """Whether labels.csv has a row; also where it cannot be read, which the folder's reader tells."""
+  path = directory / "labels.csv"
+  if not tables.exists(path):
+    return False
+  required = LABEL_COLUMNS[:2]
+  with contextlib.suppress(UserError):
+    header, lines, _ = tables.read_lines(path, tables.read_text(path, ""), required)
+    return not set(required) <= set(header) or any(any(line) for _, line in lines)
+  return True
 
 
 def _other_cells(path):
@@ -309,6 +327,9 @@ def split(dataset, split_unit):
   if dataset.kind == "lus_folder":
     from tfds_builders.lus_folder.lus_folder import assign_splits
 
+    if not dataset.classes:
+      found = assign_splits(folder, "videos", "patient", 0)
+      return {name: [video.name for video in videos] for name, videos in found.items()}
     found = assign_splits(folder, "frames", split_unit, 0)
     return {name: [label.video.name for label in labels] for name, labels in found.items()}
   from tfds_builders.multirater_folder.multirater_folder import assign_splits
@@ -355,5 +376,4 @@ def ignored(dataset, label):
 def mask_check(dataset):
   """What collects the masks of a data set, to warn of them together; None where there are none."""
   check = {"lus_folder": painted.mask_check, "multirater_folder": drawn.mask_check}
-  known = dataset.folder is not None and dataset.kind in check
-  return check[dataset.kind](dataset.folder) if known else None
+  return check[dataset.kind](dataset.folder) if dataset.classes and dataset.kind in check else None

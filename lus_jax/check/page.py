@@ -1,15 +1,38 @@
 """One HTML page of what was found in a data folder, with a picture of every video."""
 
+import os
 import pathlib
 
 import jinja2
 
 from lus_jax import palette
 from lus_jax.check import run, table
-from lus_jax.files import write_text
+from lus_jax.errors import UserError
+from lus_jax.files import expanded, write_text
 from lus_jax.media import scan_area
 from lus_jax.report import pictures
 from lus_jax.words import plural
+
+_SUFFIXES = (".html", ".htm")
+
+
+def place(file):
+  """The path of a page that is to be written, with its `~` replaced.
+
+  Raises:
+    UserError: it is a folder or another kind of file, or its folder is missing.
+  """
+  file = expanded(file, "--html")
+  if file.is_dir():
+    raise UserError(f"{file} is a folder; name a file in it with --html, as {file / 'check.html'}.")
+  if not file.parent.is_dir():
+    raise UserError(f"{file.parent} is no folder; make it first, or mend --html.")
+  if os.path.lexists(file) and file.suffix.lower() not in _SUFFIXES:
+    raise UserError(
+      f"{file} exists, and its name is not that of a page ({' or '.join(_SUFFIXES)}); it would be "
+      "overwritten: name another file with --html."
+    )
+  return file
 
 
 def write(file, result):

@@ -191,14 +191,17 @@ def _agreement(box, other):
 
 
 def _warn_of_names(dataset):
-  """Warns of names of files, patients and cells that look like a person's."""
+  """Warns of names of files, patients, annotators and cells that look like a person's."""
   names = collections.defaultdict(dict)
   for clip in dataset.clips:
     for part in (clip.name, *(path.name for path in clip.media.files)):
       names["the file name"].setdefault(part)
     names["the patient"].setdefault(clip.patient)
+    for label in clip.labels:
+      names[f"the {dataset.people.removesuffix('s')}"].setdefault(label.person)
     for column, cell in clip.cells.items():
       names[f"the column {tables.shown(column)}, in which"].setdefault(cell)
+  names["the person"] = dict.fromkeys(getattr(dataset.folder, "persons", ()))
   for what, texts in names.items():
     found = {text: why for text in texts if (why := suspicious(text))}
     for why in dict.fromkeys(found.values()):

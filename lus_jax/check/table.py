@@ -103,7 +103,8 @@ def _splits(result):
   by_table = any(clip.split for clip in result.dataset.clips)
   patient_of = {clip.name: clip.patient for clip in result.dataset.clips}
   # Those of frames are split, where there are any.
-  noun = "label" if result.dataset.kind == "lus_folder" else result.dataset.noun
+  is_by_frame = result.dataset.kind == "lus_folder" and result.dataset.classes
+  noun = "label" if is_by_frame else result.dataset.noun
   counts = [
     f"{split} {plural(len({patient_of[name] for name in names}), 'patient')}, "
     f"{plural(len(names), noun)}"
@@ -152,6 +153,8 @@ def missing(result):
     unpainted = [row[0] for row in classes(result) if not row[1]]
     if unpainted:
       lines.append(f"never painted: {_some(unpainted, 'class')}")
+  elif dataset.kind == "lus_folder" and dataset.folder is not None:
+    lines.append("no labels: segmentation cannot be trained on it; videos only")
   days = {clip.patient: False for clip in dataset.clips} | {
     clip.patient: True for clip in dataset.clips if clip.day >= 0
   }

@@ -27,6 +27,8 @@ _LETTERS = 10
 
 _MONTHS = "jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz]"
 _YEAR, _MONTH, _DAY = "(?:19|20)[0-9]{2}", "(?:0?[1-9]|1[0-2])", "(?:0?[1-9]|[12][0-9]|3[01])"
+# Of files, which no e-mail address ends with: clip@25fps.avi.
+_SUFFIXES = "png|jpe?g|tiff?|bmp|gif|npy|npz|dcm|dicom|mov|avi|mkv|webm|wmv|nii|gz|nrrd|mha|mhd"
 # What looks like it tells whose a picture is; the first that fits is said.
 _SUSPICIOUS = {
   "a date": (
@@ -36,6 +38,7 @@ _SUSPICIOUS = {
     rf"(?<![0-9])(?:{_DAY}([-_./ ]){_MONTH}|{_MONTH}([-_./ ]){_DAY})(?:\1|\2){_YEAR}(?![0-9])",
     rf"(?i)(?<![0-9]){_DAY}[-_. ]*(?:{_MONTHS})[a-z]*[-_. ]*{_YEAR}(?![0-9])",
   ),
+  "an e-mail address": (rf"[\w+-]@(?:[\w-]+\.)+(?!(?i:{_SUFFIXES})\b)[^\W\d_]{{2,}}(?![^\W_])",),
   "a DICOM UID": (r"(?<![0-9.])[0-2](?:\.(?:0|[1-9][0-9]*)){5,}",),
   "a number of a person or an examination": (
     r"(?<![0-9])0*[1-9][0-9]{6,}",
@@ -71,8 +74,8 @@ def suspicious(text):
   It is for warnings: a single surname, or a name in small letters, is not recognised.
 
   Returns:
-    'a date', 'a DICOM UID', 'a number of a person or an examination' or "a person's name"; None
-    where nothing looks like it.
+    'a date', 'an e-mail address', 'a DICOM UID', 'a number of a person or an examination' or "a
+    person's name"; None where nothing looks like it.
   """
   text = _CHECKSUM.sub(" ", unicodedata.normalize("NFC", text))
   for what, patterns in _SUSPICIOUS.items():

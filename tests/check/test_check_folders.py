@@ -137,6 +137,30 @@ def test_what_is_missing_is_said(folder):
   only(lines, "no licence")
 
 
+def test_videos_without_labels_are_good_for_tasks_on_videos(folder, tmp_path, capsys):
+  folder.labels = []
+  shutil.rmtree(folder.path / "masks")
+  directory = folder.write()
+  for _ in range(2):
+    assert main([str(directory), "--num-processes", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "- no labels: segmentation cannot be trained on it; videos only" in text
+    assert re.search(r"splits  train 4 patients, 4 videos; validation 1 patient, 1 video; ", text)
+    assert "0 problems, 0 warnings." in text and "never painted" not in text
+    assert folder_config("videos", SIZE, SIZE, directory=directory).splits["train"]
+    with pytest.raises(UserError, match="labels.csv (has no rows|does not exist)"):
+      folder_config("frames", SIZE, SIZE, directory=directory)
+    (directory / "labels.csv").unlink(missing_ok=True)
+  # The page too.
+  page.write(tmp_path / "check.html", run.check(directory, with_pictures=True, num_processes=1))
+  assert "videos only" in (tmp_path / "check.html").read_text()
+  folder.paint("0/pleura.png", np.zeros((SIZE, SIZE), np.uint8))
+  only(run.check(directory, num_processes=1).warnings, "masks: none of it is used")
+  folder.manifest[0][0] = "gone.npy"
+  result = folder.check()
+  assert "gone.npy" in only(result.problems, "manifest.csv row 2")
+
+
 # Problems.
 
 
@@ -364,6 +388,20 @@ def test_names_dates_and_numbers_in_names_cells_and_tags_are_told(folder):
   assert "Jane" not in only(found, "still.png", "its tag Artist", "a person's name")
 
 
+def test_names_of_annotators_and_raters_are_told(folder, tmp_path):
+  folder.labels[0][2], folder.labels[1][2] = "jane.doe@hospital.org", "Anna Mueller"
+  found = folder.check().warnings
+  only(found, "the annotator 'jane.doe@hospital.org' looks like an e-mail address")
+  only(found, "the annotator 'Anna Mueller' looks like a person's name")
+  many = raters_folder(tmp_path / "many")
+  os.rename(many / "raters" / "anna", many / "raters" / "anna@hospital.org")
+  content = json.loads((many / "dataset.json").read_text())
+  (many / "dataset.json").write_text(json.dumps(content | {"persons": {"ben": "Dr. Weber"}}))
+  found = run.check(many, num_processes=1).warnings
+  only(found, "the rater 'anna@hospital.org' looks like an e-mail address")
+  only(found, "the person 'Dr. Weber' looks like a person's name")
+
+
 def test_masks_that_look_like_something_else_are_told(folder):
   for i in range(6):
     folder.paint(f"{i}/b_line.png", np.zeros((SIZE, SIZE), np.uint8))
@@ -511,6 +549,7 @@ def test_the_page_carries_everything_and_escapes_names(folder, tmp_path, capsys)
   folder.manifest[0][0] = folder.labels[0][0] = odd
   folder.labels[1][1] = "99"
   file = tmp_path / "new" / "check.html"
+  file.parent.mkdir()
   assert main([str(folder.write()), "--html", str(file), "--num-processes", "1"]) == 2
   html = file.read_text()
   assert "<b>" not in html and "&lt;b&gt;" in html
@@ -520,6 +559,29 @@ def test_the_page_carries_everything_and_escapes_names(folder, tmp_path, capsys)
   assert "frame 99 is past the end" in html and "pleura up to 100%" in html
   assert [path.name for path in file.parent.iterdir()] == ["check.html"]
   assert f"Wrote {file}." in capsys.readouterr().out
+
+
+def test_a_page_is_written_over_nothing_but_a_page(folder, tmp_path, capsys, monkeypatch):
+  directory = folder.write()
+  monkeypatch.setattr(run, "check", lambda *args, **options: pytest.fail("was read"))
+  before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+  (tmp_path / "link.csv").symlink_to(tmp_path / "gone")
+  for file, part in (
+    (directory / "manifest.csv", "its name is not that of a page"),
+    (directory / "videos" / "0.npy", "its name is not that of a page"),
+    (tmp_path / "link.csv", "its name is not that of a page"),
+    (directory, "is a folder"),
+    (tmp_path / "new" / "check.html", "new is no folder; make it first"),
+    (directory / "manifest.csv" / "check.html", "manifest.csv is no folder"),
+  ):
+    assert main([str(directory), "--html", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert part in error and error.count("\n") == 1
+  assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["link.csv", "mine"]
+  for name in ("new", "new.HTM", "old.html"):
+    (tmp_path / "old.html").write_text("old")
+    assert page.place(str(tmp_path / name)) == tmp_path / name
 
 
 def test_many_videos_are_sampled_and_the_page_says_so(folder, tmp_path, monkeypatch):

@@ -151,6 +151,9 @@ def test_a_key_that_cannot_be_made_is_one_line(tmp_path):
     ("scan 1.3.2020", "a date"),
     ("03_31_2020", "a date"),
     ("01-MAR-2020", "a date"),
+    ("jane.doe@hospital.org", "an e-mail address"),
+    ("user_j-@mail.klinik.de.png", "an e-mail address"),
+    ("clip of J\u00f6rg@kh-süd.de, twice", "an e-mail address"),
     ("P12345678", "a number of a person or an examination"),
     ("MRN 17", "a number of a person or an examination"),
     ("1.2.840.113619.2.55.3.604", "a DICOM UID"),
@@ -177,6 +180,10 @@ def test_suspicious_texts(text, what):
     "ExpertsAnnotations/Person1_Amira/seg_B1.png",
     "a3f4123456789b00ff",
     "v1.2.3",
+    "clip@25fps.avi",
+    "left@2x.PNG",
+    "a@b",
+    "user_3 @ home.",
     "1920x1080",
     "PK3QW5Y7ABC",
     "README_upstream.md",
@@ -188,7 +195,9 @@ def test_ordinary_texts_are_not_suspicious(text):
   assert deidentify.suspicious(text) is None
 
 
-@pytest.mark.parametrize("text", ["a", "A", "Aa", "é", "Éa", "1", "0", "0a", "1.", "A ", "^", "a_"])
+@pytest.mark.parametrize(
+  "text", ["a", "A", "Aa", "é", "Éa", "1", "0", "0a", "1.", "A ", "^", "a_", "a@", "a@a.", "@a."]
+)
 def test_long_texts_take_no_long_time(text):
   # Of the length that comments and profiles have; squares of it would take minutes.
   began = time.monotonic()
