@@ -292,6 +292,8 @@ def test_polygons(polygons, capsys, monkeypatch):
     ({"version": "5.0", "shapes": []}, "looks like LabelMe"),
     ({"images": [], "annotations": [], "categories": []}, "looks like COCO"),
     ({"_via_img_metadata": {}}, "looks like VGG Image Annotator"),
+    ({"shapes": []}, "looks like LabelMe"),
+    ({"shapes": [], "tracks": []}, "looks like CVAT"),
   ],
 )
 def test_polygon_mistakes(polygons, capsys, content, part):

@@ -15,6 +15,7 @@ _TOOLS = (
   ("LabelMe", ("shapes", "flags"), "labelme"),
   ("Label Studio", ("annotations", "data"), "label_studio"),
   ("CVAT", ("shapes", "tracks"), "cvat"),
+  ("LabelMe", ("shapes",), "labelme"),
   ("SlicerUltrasound", ("frame_annotations",), "slicer"),
   ("Datumaro", ("items", "categories"), None),
   ("Supervisely", ("objects", "tags"), None),
@@ -46,13 +47,14 @@ def _tool(content):
   return None
 
 
-def read_json(path, own, expected):
+def read_json(path, own, expected, option="--annotations"):
   """Reads a tool's JSON.
 
   Args:
     path: of the file.
     own: the importer that reads it, of `__main__.FORMATS`.
     expected: what such a file looks like, for messages.
+    option: which named the file, likewise.
 
   Returns:
     What it says.
@@ -60,7 +62,7 @@ def read_json(path, own, expected):
   Raises:
     UserError: it is missing, no JSON, or another tool's.
   """
-  text = tables.read_text(path, "mend --annotations")
+  text = tables.read_text(path, f"mend {option}")
   if text.lstrip().startswith("<"):
     raise UserError(f"{path} is XML (CVAT's: import it with cvat), not {expected}.")
   content = tables.parse_json(path, text)

@@ -5,20 +5,11 @@ import pathlib
 from lus_jax.errors import UserError
 from lus_jax.media import readers
 from tfds_builders import tables
-from tfds_builders.importers import shapes
+from tfds_builders.importers import formats, shapes
 from tfds_builders.importers.source import Clip, Label, Source
 
 HELP = "polygons on one video, in JSON of our own"
 EXPECTED = '{"NNN": [{"class": "b_line", "polygon_xy": [[x, y], ...]}, ...], ...}'
-# What other tools write, by keys of theirs: the importer that reads it.
-_OTHER_FORMATS = {
-  "LabelMe": ("shapes", "labelme"),
-  "COCO": ("annotations", "coco"),
-  "VGG Image Annotator": ("_via_img_metadata", "via"),
-  "Datumaro": ("items", None),
-  "Supervisely": ("objects", None),
-  "GeoJSON": ("features", None),
-}
 
 
 def add_options(command):
@@ -30,20 +21,7 @@ def add_options(command):
 
 def _read(path, header):
   """The shapes by place of the frame in its clip."""
-  text = tables.read_text(path, "mend --polygons")
-  if text.lstrip().startswith("<"):
-    raise UserError(
-      f"{path} is XML (CVAT's: import it with cvat); this importer reads JSON, {EXPECTED}."
-    )
-  frames = tables.parse_json(path, text)
-  if isinstance(frames, dict):
-    for tool, (key, importer) in _OTHER_FORMATS.items():
-      if key in frames:
-        hint = f"import it with {importer}" if importer else "convert it"
-        raise UserError(
-          f"{path} looks like {tool} ({key!r}); this importer reads {EXPECTED}, with an entry a "
-          f"frame by its file's name; {hint}."
-        )
+  frames = formats.read_json(path, "polygons", EXPECTED, "--polygons")
   index_of = {tables.normal(file.stem): i for i, file in enumerate(header.files)}
   strange = UserError(f"{path} does not look like {EXPECTED}; mend it.")
   if not isinstance(frames, dict):
