@@ -149,6 +149,18 @@ def test_boxes_are_drawn_where_they_are_wanted(folder, capsys):
   np.testing.assert_array_equal(written(folder)["a.png", 0, ""]["b_line"], expected)
 
 
+def test_a_picture_of_which_all_is_left_out_is_not_empty(folder, capsys):
+  box = annotation([], image=11, bbox=[3, 4, 10, 5])
+  Image.fromarray(np.zeros((H, W), np.uint8)).save(folder / "videos" / "c.png")
+  found = content([annotation([TRIANGLE]), box, box | {"bbox": None}], ["a.png", "b.png", "c.png"])
+  assert run(folder, found) == 0
+  printed = capsys.readouterr().out
+  assert "1 image without annotations count as seen and empty" in printed
+  assert "Left out: 1 images of which all annotations are left out; they are not" in printed
+  masks = written(folder)
+  assert set(masks) == {("a.png", 0, ""), ("c.png", 0, "")} and masks["c.png", 0, ""] == {}
+
+
 def test_several_files_are_several_raters(folder, capsys):
   for name, mask in (("anna", disc(9, 9, 6)), ("ben", disc(12, 9, 6))):
     (folder / f"{name}.json").write_text(json.dumps(content([annotation(compressed(mask))])))
@@ -238,7 +250,13 @@ def test_frames_of_clips(folder, capsys):
   assert run(folder, found, "--folders-are-clips", pattern) == 0
   assert {(n, frame) for n, frame, _ in written(folder)} == {("film.npy", 2), ("clip", 1)}
   shutil.rmtree(folder / "out")
-  capsys.readouterr()
+  assert "0 is the first frame of a video; if 1 is" in capsys.readouterr().out
+  assert run(folder, found, "--folders-are-clips", pattern, "--first-frame=1") == 0
+  assert {(n, frame) for n, frame, _ in written(folder)} == {("film.npy", 1), ("clip", 1)}
+  shutil.rmtree(folder / "out")
+  assert "1 is the first frame of a video." in capsys.readouterr().out
+  late = [pattern, "--folders-are-clips", "--first-frame=3"]
+  refused(folder, capsys, run(folder, found, *late), "'film_2.png' is frame 2, but")
   found["images"] = [{"id": 11, "file_name": "film.npy"}]
   refused(folder, capsys, run(folder, found), "'film.npy' is a video of 4 frames; say which")
 

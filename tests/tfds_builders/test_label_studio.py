@@ -233,6 +233,30 @@ def test_outlines(folder, capsys):
     assert part in printed
 
 
+def test_an_annotation_of_which_all_is_left_out_is_not_empty(folder, capsys):
+  point = region("keypointlabels", {"x": 10, "y": 10, "width": 1})
+  Image.fromarray(np.zeros((H, W), np.uint8)).save(folder / "videos" / "c.png")
+  tasks = [task([brush(disc(9, 9, 6))]), task([point], image="b.png"), task([], image="c.png")]
+  # A rectangle to which no label was given.
+  tasks[1]["annotations"][0]["result"].append(region("rectangle", {"x": 1}, None))
+  assert run(folder, tasks) == 0
+  printed = capsys.readouterr().out
+  assert "1 annotation without regions count as seen and empty" in printed
+  assert "Left out: 1 annotations of which all results are left out; they label" in printed
+  masks = written(folder)
+  assert set(masks) == {("a.png", 0, "user_1"), ("c.png", 0, "user_1")}
+
+
+def test_the_folder_of_uploads_is_nobodys(folder, capsys):
+  for i, name in enumerate(("1/b.png", "2/c.png")):
+    (folder / "videos" / name).parent.mkdir()
+    Image.fromarray(np.full((H, W), 50 * i, np.uint8)).save(folder / "videos" / name)
+  link = "/data/upload/1/0a1b2c3d-c.png"
+  assert run(folder, [task([brush(disc(9, 9, 6))], image=link)]) == 0
+  assert set(written(folder)) == {("2/c.png", 0, "user_1")}
+  assert "folders differ" not in "".join(capsys.readouterr())
+
+
 def test_several_annotators(folder, capsys):
   one, two = [brush(disc(9, 9, 6))], [brush(disc(12, 9, 6))]
   other = {"completed_by": {"id": 2, "email": "ben@example.org"}, "result": two}

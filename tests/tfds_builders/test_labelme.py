@@ -180,6 +180,9 @@ def test_pictures_that_were_taken_out_of_a_video(place, capsys):
   assert place.run("--frame-pattern=(.+)_([0-9]+)") == 0
   assert list(place.masks()) == [("clip.npy", 7)]
   (place.path / "out").rename(place.path / "first")
+  assert place.run("--frame-pattern=(.+)_([0-9]+)", "--first-frame=1") == 0
+  assert list(place.masks()) == [("clip.npy", 6)]
+  (place.path / "out").rename(place.path / "second")
   place.json("clip_007.json", shape(), imagePath="clip.png")
   capsys.readouterr()
   refused(place, capsys, place.run(), "'clip.png' is a video of 9 frames; say which frame")

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lus_jax import notices
 from lus_jax.errors import UserError
-from tfds_builders.importers.source import Videos
+from tfds_builders.importers import options
+from tfds_builders.importers.source import Source, Videos, place
 
 
 @pytest.fixture
@@ -57,3 +59,43 @@ def test_pictures_that_are_clips(pictures):
   # Composed and decomposed.
   assert videos.find_frame("O\u0308L1.png", "x") == ("b/Öl1", 0)
   assert videos.find("clip/003", "x") == "a/clip/003"
+
+
+@pytest.mark.parametrize("clips_are_folders", [True, False])
+@pytest.mark.parametrize("text", ["other/004.png", "x/b/003.png", "b/clip/003.png", r"A\b.v2.npy"])
+def test_a_folder_of_other_clips_is_no_others_folder(pictures, text, clips_are_folders):
+  (pictures / "a" / "clip" / "003.png").unlink()
+  videos = Videos(pictures, clips_are_folders=clips_are_folders)
+  if text.startswith("b/clip"):
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(pictures / "a" / "clip" / "003.png")
+    (pictures / "a" / "other" / "003.png").unlink()
+    videos = Videos(pictures, clips_are_folders=clips_are_folders)
+  with pytest.raises(UserError, match="x: .* is not in .*, whose folder of that name holds others"):
+    videos.find_frame(text, "x")
+
+
+def test_a_folder_that_is_nobodys_is_doubted(pictures, caplog):
+  with notices.collected():
+    assert Videos(pictures).find_frame("data/clip/004.png", "x")[0] == "a/clip/004"
+  assert "is taken for a/clip/004, though their folders differ" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ("first", "text", "frame"),
+  [(0, "b.v2_0", 0), (0, "b.v2_2", 2), (1, "b.v2_1", 0), (1, "b.v2_3", 2), (7, "b.v2_8", 1)],
+)
+def test_frames_of_videos_count_from_the_first(pictures, first, text, frame):
+  source, pattern = Source({}, [], []), options.frame_pattern("(.+)_([0-9]+)")
+  videos = Videos(pictures, clips_are_folders=True)
+  # Pictures have numbers of their own, and stills need no telling.
+  assert place(source, videos, "clip_4", "x", pattern, first) == ("a/clip", 1)
+  assert source.notes == []
+  for _ in range(2):
+    assert place(source, videos, text, "x", pattern, first) == ("b.v2", frame)
+  assert len(source.notes) == 1 and f"{first} is the first frame of a video" in source.notes[0]
+  assert ("--first-frame 1" in source.notes[0]) == (first == 0)
+  for number in {first - 1, first + 3} - {-1}:
+    with pytest.raises(UserError, match=f"is frame {number}, but .* has {first} to {first + 2};"):
+      place(source, videos, f"b.v2_{number}", "x", pattern, first)
+  with pytest.raises(UserError, match="--first-frame is of the numbers that --frame-pattern finds"):
+    place(source, videos, text, "x", None, 1)

@@ -148,8 +148,8 @@ class _File:
     self._names = self._classes(content, annotations)
     self._field = self._find_field(annotations)
     self.n_crowds = 0
-    # Makers of shapes by image, then by annotator.
-    self.drawn = collections.defaultdict(dict)
+    # Makers of shapes by image, then by annotator; and images of which something is left out.
+    self.drawn, self.left_out = collections.defaultdict(dict), set()
     for number, annotation in enumerate(annotations, start=1):
       self._add(annotation, number)
 
@@ -213,6 +213,8 @@ class _File:
     makers = self._makers(annotation, name, where)
     if makers:
       self.drawn[image].setdefault(annotator, []).extend(makers)
+    else:
+      self.left_out.add(image)
 
   def _makers(self, annotation, name, where):
     """Functions that make the shapes of one annotation for a picture of h x w."""
@@ -261,7 +263,7 @@ class _File:
       # Pictures lie beside the file, where those of other folders may have their names.
       names.insert(0, f"{beside.relative_to(root).as_posix()}/{text}")
     name = next(filter(videos.knows, names), text)
-    return place(self._source, videos, name, where, self._asked["pattern"])
+    return place(self._source, videos, name, where, *self._asked["pattern"])
 
   def check_size(self, image, media):
     """Refuses an image of another size than its picture (`UserError`)."""
@@ -297,6 +299,7 @@ def find(
   crowds="object",
   annotator_field=None,
   frame_pattern=None,
+  first_frame=0,
   no_splits=False,
 ):
   """Reads COCO instances.
@@ -308,7 +311,7 @@ def find(
     boxes: whether boxes without outline are drawn as rectangles, or left out.
     crowds: what iscrowd is: 'object', or 'ignore' for pixels that do not count.
     annotator_field: of annotations, which says who drew them; None: one of `ANNOTATORS`, if any.
-    frame_pattern: see `source.place`.
+    frame_pattern, first_frame: see `source.place`.
     no_splits: whether folders called train, valid and test say nothing.
 
   Returns:
@@ -323,7 +326,7 @@ def find(
     "boxes": boxes,
     "crowds": crowds,
     "annotator_field": annotator_field,
-    "pattern": frame_pattern,
+    "pattern": (frame_pattern, first_frame),
   }
   n_empty = n_crowds = 0
   for annotator, path in annotations:
@@ -334,6 +337,10 @@ def find(
       name, frame = file.name_of(image, found)
       file.check_size(image, source.header(name))
       drawn = file.drawn.get(image)
+      if not drawn and image in file.left_out:
+        # Where something was drawn that is left out, nobody says that there is nothing.
+        source.skip("images of which all annotations are left out; they are not labelled", name)
+        continue
       if not drawn and by_annotator:
         source.skip("images that nobody drew on, of whom it is not known who saw them", name)
         continue

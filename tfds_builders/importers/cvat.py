@@ -865,6 +865,7 @@ def find(
   all_frames=False,
   drawn_frames=False,
   frame_pattern=None,
+  first_frame=0,
   folders_are_clips=False,
 ):
   """Reads what was drawn in CVAT.
@@ -879,7 +880,7 @@ def find(
       the usual names; '': none.
     all_frames: whether frames of a video without a shape are labelled.
     drawn_frames: whether pictures without a shape are not.
-    frame_pattern: of pictures: see `source.place`.
+    frame_pattern, first_frame: of pictures: see `source.place`.
     folders_are_clips: whether the pictures of a folder are the frames of one clip.
 
   Returns:
@@ -888,7 +889,7 @@ def find(
   Raises:
     UserError: the input is wrong.
   """
-  drawn = Drawn(videos, folders_are_clips, line_width, frame_pattern)
+  drawn = Drawn(videos, folders_are_clips, line_width, frame_pattern, first_frame)
   importer = _Importer(drawn, confidence_attribute, all_frames, drawn_frames)
   for annotator, path in annotations:
     importer.read(annotator, path)

@@ -17,17 +17,17 @@ class Drawn:
     videos: the folder of the videos or pictures.
     clips_are_folders: whether the pictures of a folder are the frames of one clip.
     line_width: of lines, with its unit; None: `LINE_WIDTH`.
-    pattern: finds clip and frame in what a tool calls a picture: see `source.place`.
+    pattern, first_frame: find clip and frame in what a tool calls a picture: see `source.place`.
 
   Attributes:
     source: a `Source`, whole after `finish`.
     videos: the `Videos`.
   """
 
-  def __init__(self, videos, clips_are_folders, line_width=None, pattern=None):
+  def __init__(self, videos, clips_are_folders, line_width=None, pattern=None, first_frame=0):
     self.videos = Videos(videos, clips_are_folders=clips_are_folders)
     self.source = Source(clips={}, labels=[], classes=[])
-    self._line_width, self._pattern = line_width, pattern
+    self._line_width, self._pattern, self._first_frame = line_width, pattern, first_frame
     self._has_lines = False
     self._makers, self._origins = {}, {}
 
@@ -38,7 +38,7 @@ class Drawn:
 
   def picture(self, text, where):
     """The clip and frame of what a tool calls a picture (`UserError`: see `source.place`)."""
-    return place(self.source, self.videos, text, where, self._pattern)
+    return place(self.source, self.videos, text, where, self._pattern, self._first_frame)
 
   def label(self, clip, frame, annotator, origin):
     """Notes that a frame is labelled, if only with nothing: see `add`."""

@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 import pathlib
+import re
 import urllib.parse
 
 import numpy as np
@@ -27,6 +28,8 @@ HELP = "Label Studio's JSON export: brushes, polygons, rectangles, ellipses"
 EXPECTED = 'Label Studio\'s JSON, [{"data": {...}, "annotations": [...]}, ...]'
 # What a brush's run lengths may say of themselves: bytes of 8 bits.
 _WORD = 8
+# Where the server keeps uploads, by the number of the project, which is no folder of the user's.
+_UPLOADS = re.compile(r"^.*/data/upload/[0-9]+/(?=[^/]+$)")
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
@@ -294,7 +297,7 @@ def _names(task, key, where):
     link = urllib.parse.urlsplit(text) if "://" in text or text.startswith("/data/") else None
     if link is not None:
       local = urllib.parse.parse_qs(link.query).get("d")
-      text = local[0] if local else urllib.parse.unquote(link.path)
+      text = local[0] if local else _UPLOADS.sub("", urllib.parse.unquote(link.path))
     names += formats.names_before(text)
   return [name for name in dict.fromkeys(names) if name.strip("/ ")]
 
@@ -334,6 +337,7 @@ def find(
   annotations,
   folders_are_clips=False,
   frame_pattern=None,
+  first_frame=0,
   data_key=None,
   soft=False,
 ):
@@ -343,7 +347,7 @@ def find(
     videos: a folder of the pictures.
     annotations: pairs of annotator ('' if unknown) and path of a JSON.
     folders_are_clips: whether the pictures of a folder are the frames of one clip.
-    frame_pattern: see `source.place`.
+    frame_pattern, first_frame: see `source.place`.
     data_key: field of a task's data that names its picture; None: whichever does.
     soft: whether how opaque a brush is is the confidence, or brushes are cut at half.
 
@@ -367,7 +371,12 @@ def find(
     for number, task in enumerate(tasks, start=1):
       where = f"{path}: task {tables.shown_value(task.get('id', number))}"
       name, frame = place(
-        source, found, _picture(task, found, data_key, frame_pattern, where), where, frame_pattern
+        source,
+        found,
+        _picture(task, found, data_key, frame_pattern, where),
+        where,
+        frame_pattern,
+        first_frame,
       )
       made = task.get("annotations", [])
       if not isinstance(made, list) or not all(isinstance(x, dict) for x in made):
@@ -383,6 +392,10 @@ def find(
         who = _who(annotation, where)
         people.add(who)
         makers = regions.read(annotation.get("result"), where)
+        if annotation["result"] and not makers:
+          # Where something was drawn that is left out, nobody says that there is nothing.
+          source.skip("annotations of which all results are left out; they label nothing", where)
+          continue
         n_empty += not makers
         source.labels.append(Label(name, frame, _draw(makers, source), annotator or who))
     if annotator and len(people) > 1:

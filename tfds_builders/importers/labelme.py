@@ -199,7 +199,15 @@ def _place(drawn, content, relative, path):
   return clip, frame
 
 
-def find(*, videos, annotations, line_width=None, frame_pattern=None, folders_are_clips=False):
+def find(
+  *,
+  videos,
+  annotations,
+  line_width=None,
+  frame_pattern=None,
+  first_frame=0,
+  folders_are_clips=False,
+):
   """Reads what was drawn in LabelMe.
 
   Every file's picture is labelled. Shapes are filled as LabelMe fills them in its own label images:
@@ -209,7 +217,7 @@ def find(*, videos, annotations, line_width=None, frame_pattern=None, folders_ar
     videos: folder of the pictures.
     annotations: (annotator, path) each: a JSON file or a folder of them.
     line_width: of lines, with its unit; None: LabelMe's own, 10 pixels.
-    frame_pattern: see `source.place`.
+    frame_pattern, first_frame: see `source.place`.
     folders_are_clips: whether the pictures of a folder are the frames of one clip.
 
   Returns:
@@ -218,7 +226,7 @@ def find(*, videos, annotations, line_width=None, frame_pattern=None, folders_ar
   Raises:
     UserError: the input is wrong.
   """
-  drawn = Drawn(videos, folders_are_clips, line_width, frame_pattern)
+  drawn = Drawn(videos, folders_are_clips, line_width, frame_pattern, first_frame)
   for annotator, given in annotations:
     for path, relative in formats.json_files(given):
       content = formats.read_json(path, "labelme", EXPECTED)

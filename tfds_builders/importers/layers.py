@@ -190,6 +190,7 @@ def find(
   videos=None,
   folders_are_clips=False,
   frame_pattern=None,
+  first_frame=0,
 ):
   """Reads layered pictures.
 
@@ -200,7 +201,7 @@ def find(
     videos: a folder of the videos or pictures, which are found by the layered pictures' names;
       None: each of them is a still of its own.
     folders_are_clips: whether the pictures of a folder are the frames of one clip.
-    frame_pattern: see `source.place`.
+    frame_pattern, first_frame: see `source.place`.
 
   Returns:
     A `Source`.
@@ -223,7 +224,7 @@ def find(
       picture = painted.picture(document)
       frame = 0
       if clips is not None:
-        name, frame = place(source, clips, name, str(file), frame_pattern)
+        name, frame = place(source, clips, name, str(file), frame_pattern, first_frame)
         size = document.height, document.width
         readers.check_mask_size(file, size, source.header(name))
       elif picture is None:

@@ -364,6 +364,7 @@ def find(
   empty_frames=False,
   folders_are_clips=False,
   frame_pattern=None,
+  first_frame=0,
 ):
   """Reads masks.
 
@@ -379,7 +380,7 @@ def find(
     axes: of NumPy arrays, of `arrays.AXES`; None: whichever fit.
     empty_frames: whether frames of arrays that nothing is drawn on are labelled.
     folders_are_clips: whether the pictures of a folder are the frames of one clip.
-    frame_pattern: see `source.place`.
+    frame_pattern, first_frame: see `source.place`.
 
   Returns:
     A `Source`.
@@ -413,7 +414,7 @@ def find(
       if not text:
         raise UserError(f"{path} names no picture, only a class; name it as the picture, too.")
       if arrays.stem(path) is None:
-        clip, frame = place(source, found, text, str(path), frame_pattern)
+        clip, frame = place(source, found, text, str(path), frame_pattern, first_frame)
         key = clip, frame, annotator
         frames.add(key, name, role, path, reader.picture(path, name))
       elif colours:
@@ -421,7 +422,7 @@ def find(
           f"{path} is an array, but --colours are those of pictures; import it alone."
         )
       else:
-        at = _clip_of(source, found, text, path, frame_pattern)
+        at = _clip_of(source, found, text, path, frame_pattern, first_frame)
         _add_arrays(source, frames, reader, path, name, role, at, annotator, empty_frames)
   source.labels = list(frames.labels())
   for name in found.found:
@@ -431,13 +432,13 @@ def find(
   return source
 
 
-def _clip_of(source, videos, text, path, pattern):
+def _clip_of(source, videos, text, path, pattern, first_frame):
   """The clip of an array, and the frame, None if the array has all frames."""
   if pattern is None and videos.knows(text) and not videos.is_picture(text):
     name, _ = videos.find_frame(text, str(path))
     source.clips.setdefault(name, videos.clips([name])[name])
     return name, None
-  return place(source, videos, text, str(path), pattern)
+  return place(source, videos, text, str(path), pattern, first_frame)
 
 
 def _add_arrays(source, frames, reader, path, name, role, at, annotator, empty_frames):

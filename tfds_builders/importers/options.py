@@ -23,6 +23,13 @@ def pattern(text):
     raise argparse.ArgumentTypeError(f"no regular expression: {error}") from error
 
 
+def whole(text):
+  """A whole number from 0."""
+  if not (text.isascii() and text.isdecimal() and len(text) < 10):
+    raise argparse.ArgumentTypeError("needs a whole number from 0")
+  return int(text)
+
+
 def positive(text):
   """A number above 0."""
   value = tables.parse_number(text, float, decimal_comma=False)
@@ -114,13 +121,20 @@ def frame_pattern(text):
 
 
 def add_frame_pattern(command):
-  """Adds the option that finds clip and frame in what a tool calls a picture."""
+  """Adds the options that find clip and frame in what a tool calls a picture."""
   command.add_argument(
     "--frame-pattern",
     type=frame_pattern,
     metavar="REGEX",
     help="its two groups are the clip and the frame's number in a picture's name, as "
-    "(.+)_([0-9]+); one group: the number, of the only clip. Frames of videos count from 0",
+    "(.+)_([0-9]+); one group: the number, of the only clip",
+  )
+  command.add_argument(
+    "--first-frame",
+    type=whole,
+    default=0,
+    metavar="N",
+    help="what number --frame-pattern finds of a video's first frame: 0 by default; ffmpeg's is 1",
   )
 
 

@@ -127,6 +127,12 @@ class Videos:
       raise UserError(f"{folder} holds no video or picture ({readers.FORMATS}); mend {option}.")
     tables.refuse_same_files(path for path in self.found.values() if path.is_file())
     self._by_name, self._by_picture = {}, None
+    # Those that hold clips, or the pictures of one.
+    self._folders = {
+      folder
+      for name, path in self.found.items()
+      for folder in name.casefold().split("/")[: None if path.is_dir() else -1]
+    }
     for name, path in self.found.items():
       # As tools name files: with and without folders, with and without suffix.
       whole = name + suffix(path)
@@ -224,13 +230,24 @@ class Videos:
               self._by_picture.setdefault(key, []).append((name, i))
 
   def _doubt(self, text, key, found, where):
-    """Warns where the folder that a tool names is not that of what was found by the rest alone."""
+    """Warns where the folder that a tool names is not that of what was found by the rest alone.
+
+    Raises:
+      UserError: there are clips in a folder so called.
+    """
     depth = key.count("/") + 1
     theirs, ours = (
       tables.normal(path).replace("\\", "/").casefold().split("/")[:-depth]
       for path in (text, found)
     )
-    if theirs and ours and theirs[-1] != ours[-1]:
+    if not theirs or (ours and theirs[-1] == ours[-1]):
+      return
+    if theirs[-1] in self._folders:
+      raise UserError(
+        f"{where}: {tables.shown(text)} is not in {self.folder}, whose folder of that name holds "
+        f"others; put it there, or mend {self.option}."
+      )
+    if ours:
       notices.warn(
         "%s: %s is taken for %s, though their folders differ; if it is of another clip, put that "
         "into the folder of the videos.",
@@ -260,7 +277,7 @@ class Videos:
       source.skip("files that are neither videos nor pictures", path.name)
 
 
-def place(source, videos, text, where, pattern=None):
+def place(source, videos, text, where, pattern=None, first_frame=0):
   """Finds the frame that a tool calls `text`, and adds its clip to a source.
 
   Args:
@@ -270,6 +287,7 @@ def place(source, videos, text, where, pattern=None):
     where: stands in front of messages.
     pattern: a regular expression on `text` that finds the clip and the number of the frame, as two
       groups, or the number alone where there is one clip; None: each text is a picture.
+    first_frame: the number of the first frame of videos; pictures of a folder have their own.
 
   Returns:
     The clip's name, and the frame counted from 0.
@@ -278,6 +296,8 @@ def place(source, videos, text, where, pattern=None):
     UserError: there is none, or several; or it is a video, and nobody says which frame.
   """
   if pattern is None:
+    if first_frame:
+      raise UserError("--first-frame is of the numbers that --frame-pattern finds; say that, too.")
     name, frame = videos.find_frame(text, where)
     source.clips.setdefault(name, Clip(name, videos.found[name]))
     header = source.header(name)
@@ -300,9 +320,20 @@ def place(source, videos, text, where, pattern=None):
     )
   name = videos.find(clip[0], where) if clip else next(iter(videos.found))
   source.clips.setdefault(name, Clip(name, videos.found[name]))
-  numbers = source.header(name).numbers
-  if numbers is None:
-    return name, int(number)
-  if int(number) not in numbers:
-    raise UserError(f"{where}: {videos.found[name]} has no picture of number {int(number)}.")
-  return name, numbers.index(int(number))
+  header, number = source.header(name), int(number)
+  if header.numbers is not None:
+    if number not in header.numbers:
+      raise UserError(f"{where}: {videos.found[name]} has no picture of number {number}.")
+    return name, header.numbers.index(number)
+  frame = number - first_frame
+  if not 0 <= frame < header.n_frames:
+    last = first_frame + header.n_frames - 1
+    raise UserError(
+      f"{where}: {tables.shown(text)} is frame {number}, but {header.path} has {first_frame} to "
+      f"{last}; mend --frame-pattern, or say with --first-frame what number the first has."
+    )
+  note = f"In names that --frame-pattern reads, {first_frame} is the first frame of a video"
+  note += "." if first_frame else "; if 1 is, as ffmpeg writes them, say --first-frame 1."
+  if header.n_frames > 1 and note not in source.notes:
+    source.notes.append(note)
+  return name, frame

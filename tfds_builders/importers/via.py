@@ -162,6 +162,7 @@ def find(
   attribute=None,
   all_frames=False,
   frame_pattern=None,
+  first_frame=0,
   folders_are_clips=False,
 ):
   """Reads what was drawn in VGG Image Annotator 2.
@@ -174,7 +175,7 @@ def find(
     line_width: of polylines, with its unit.
     attribute: of regions, which holds the class; None: the only one.
     all_frames: whether pictures without a region are labelled too.
-    frame_pattern: see `source.place`.
+    frame_pattern, first_frame: see `source.place`.
     folders_are_clips: whether the pictures of a folder are the frames of one clip.
 
   Returns:
@@ -183,7 +184,7 @@ def find(
   Raises:
     UserError: the input is wrong.
   """
-  drawn = Drawn(videos, folders_are_clips, line_width, frame_pattern)
+  drawn = Drawn(videos, folders_are_clips, line_width, frame_pattern, first_frame)
   for annotator, path in annotations:
     images = list(_images(path))
     name = None
