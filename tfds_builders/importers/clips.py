@@ -232,7 +232,8 @@ class Clips:
       return []
     return [
       f"Headers of {plural(len(names), 'clip')} were copied as they are, and seem to tell whose "
-      f"they are or when they were made ({tables.shown_list(names, 5)}); --deidentify replaces it."
+      f"they are or when they were made: {tables.shown_list(names, 5)}. Say --deidentify to have "
+      "that replaced."
     ]
 
 
