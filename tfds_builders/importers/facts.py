@@ -175,8 +175,8 @@ def _count_days(facts, clips):
       if is_date != (date is not None):
         raise UserError(
           f"The days of {other} and {name}, both of patient {tables.shown(cells['patient'])}, are "
-          "a date and a number, which do not count from the same day; say both in one way (--table, "
-          "--day-pattern)."
+          "a date and a number, which do not count from the same day; say both in one way "
+          "(--table, --day-pattern)."
         )
     if date is not None:
       if not cells["patient"]:
