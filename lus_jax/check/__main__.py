@@ -4,10 +4,11 @@
 
 DIR is a lus_folder, a multirater_folder, or a copy of COVID-BLUES. Printed are a table of what
 there is, what is missing, problems with file and row (all that training would refuse, not only the
-first), and warnings of what looks wrong. The exit code is 2 where training would fail, else 0.
+first), and warnings of what looks wrong. The exit code is 2 where training would fail, else 0. Of
+a folder without labels that is a training of clinical tasks on its videos.
 
-FILE is a page of all that with a picture of every video, its scan area, and what was painted.
-Nothing else is written.
+FILE is a page of all that with a picture of every video, its scan area, and what was painted. It
+replaces a page only, not another file. Nothing else is written.
 """
 
 import argparse

@@ -301,6 +301,40 @@ def test_all_frames(place, capsys):
   assert {f: set(m) for (_, f), m in place.masks().items()} == {2: set(), 4: {"b_line"}, 6: set()}
 
 
+def test_frames_of_which_all_is_left_out_are_not_empty(place, capsys):
+  def points(frame, **more):
+    return shape([1.0, 1.0], frame, kind="points", **more)
+
+  place.annotations(
+    {
+      "shapes": [shape(frame=0), points(0), points(1)],
+      "tracks": [track(points(3), points(5, outside=True)), track(points(N - 2))],
+    }
+  )
+  assert place.run("--all-frames") == 0
+  printed = capsys.readouterr().out
+  part = "Left out: 5 frames of which all shapes are left out; they are not labelled ("
+  assert part in printed
+  assert {frame for _, frame in place.masks()} == {*range(N)} - {1, 3, 4, N - 2, N - 1}
+  (place.path / "out").rename(place.path / "first")
+  left = listed([1, 1], 3, kind="points") + listed([1, 1], 4, kind="points")
+  left += listed([1, 1], 5, outside=1, kind="points")
+  kept = listed(SQUARE, 0) + listed(SQUARE, 1, outside=1)
+  tracks = "".join(f'<track id="{i}" label="rib">{x}</track>' for i, x in enumerate((left, kept)))
+  file = place.xml(tracks, video_meta())
+  assert place.run("--all-frames", annotations=file) == 0
+  assert {frame for _, frame in place.masks()} == {*range(N)} - {3, 4}
+  (place.path / "out").rename(place.path / "second")
+  # Frames of XML are the video's, whatever the task leaves out.
+  left = listed([1, 1], 3, kind="points") + listed([1, 1], 5, kind="points")
+  tracks = "".join(
+    f'<track id="{i}" label="rib">{x}</track>' for i, x in enumerate((left, listed(SQUARE, 1)))
+  )
+  file = place.xml(tracks, video_meta(start_frame=1, frame_filter="step=2"))
+  assert place.run("--all-frames", annotations=file) == 0
+  assert {frame for _, frame in place.masks()} == {1, 7, 9, 11}
+
+
 @pytest.mark.parametrize("manifest_says", [True, False])
 def test_a_backup_of_pictures(place, manifest_says):
   place.pictures("p2/10.png", "p2/9.png", "p1/9.png")

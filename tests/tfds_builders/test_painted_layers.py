@@ -127,6 +127,18 @@ def test_openraster(tmp_path, capsys):
   assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
 
 
+def test_a_picture_whose_layers_are_invisible_is_not_empty(tmp_path, capsys):
+  hidden = layer("b_line", stroke(255), visibility="hidden")
+  ora(tmp_path / "in" / "f1.ora", hidden, BACKGROUND)
+  ora(tmp_path / "in" / "f2.ora", layer("pleura", stroke(255)), hidden, BACKGROUND)
+  ora(tmp_path / "in" / "f3.ora", layer("notes", stroke(255)), BACKGROUND)
+  assert run(tmp_path) == 0
+  part = "Left out: 1 pictures whose classes' layers are all invisible; not labelled (f1.ora)"
+  assert part in capsys.readouterr().out
+  found = {name: set(masks) for (name, *_), masks in written(tmp_path).items()}
+  assert found == {"f2.png": {"pleura"}, "f3.png": set()}
+
+
 def test_pictures_of_the_same_name_beside_it(tmp_path, capsys):
   (tmp_path / "videos" / "clip").mkdir(parents=True)
   for i in range(4):

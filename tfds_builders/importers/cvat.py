@@ -117,6 +117,7 @@ class _Task:
     size: (width, height) of its frames, if it says so.
     deleted: frames that were removed, counted as CVAT does.
     clip: the name of its video, once it is found.
+    left_out: frames on which something is drawn that is left out, counted as CVAT does.
   """
 
   path: pathlib.Path
@@ -128,6 +129,7 @@ class _Task:
   size: tuple[int, int] | None = None
   deleted: frozenset[int] = frozenset()
   clip: str | None = None
+  left_out: set[int] = dataclasses.field(default_factory=set)
 
   @property
   def lists_its_own(self):
@@ -383,16 +385,44 @@ class _Importer:
       for i, entry in enumerate(_list(job, "shapes", where), start=1):
         at = f"{where}: shape {i}"
         shape = self._json_shape(entry, entry, at)
-        if shape is not None and not shape.outside:
-          frame = _whole(entry.get("frame"), at, "a frame")
+        frame = _whole(entry.get("frame"), at, "a frame")
+        if shape is None:
+          task.left_out.add(frame)
+        elif not shape.outside:
           self._put_backup(annotator, task, frame, shape, self._made(shape), at)
       for i, track in enumerate(_list(job, "tracks", where), start=1):
         self._read_json_track(annotator, task, track, f"{where}: track {i}", last)
     if self._all_frames:
-      self._place(task, 0, str(path))
-      for frame in range(self._last(task) + 1):
-        if frame not in task.deleted:
-          self.drawn.label(*self._place(task, frame, str(path)), annotator, path)
+      self._label_all(annotator, task, path)
+
+  def _label_all(self, annotator, task, path):
+    """Notes that all frames of a task are labelled, if only with nothing."""
+    # Finds the clip, and with it how many frames there are.
+    self._place(task, 0, str(path))
+    for frame in range(self._last(task) + 1):
+      if frame in task.deleted:
+        continue
+      place = (*self._place(task, frame, str(path)), annotator)
+      if frame not in task.left_out:
+        self.drawn.label(*place, path)
+      elif not self.drawn.is_labelled(*place):
+        # Where something was drawn that is left out, nobody says that there is nothing.
+        what = "frames of which all shapes are left out; they are not labelled"
+        self.drawn.source.skip(what, f"{path}: frame {frame}")
+
+  def _leave_out(self, task, entries, end):
+    """Notes frames of a track that is left out.
+
+    Args:
+      task: the `_Task`.
+      entries: (frame, whether it is outside from there on) each, counted as CVAT does.
+      end: the last frame.
+    """
+    outside = dict(entries)
+    order = sorted(outside)
+    for frame, following in itertools.zip_longest(order, order[1:], fillvalue=end + 1):
+      if not outside[frame]:
+        task.left_out |= set(range(frame, max(following, frame + 1)))
 
   def _put_backup(self, annotator, task, frame, shape, maker, where):
     if frame in task.deleted:
@@ -406,6 +436,11 @@ class _Importer:
       at = f"{where}, keyframe {number}"
       shape = self._json_shape(entry, track, at, attributes)
       if shape is None:
+        if self._all_frames:
+          self._place(task, 0, where)
+          frames = [_whole(one.get("frame"), where, "a frame") for one in track["shapes"]]
+          are_outside = [bool(one.get("outside")) for one in track["shapes"]]
+          self._leave_out(task, zip(frames, are_outside, strict=True), self._last(task))
         return
       frame = _whole(entry.get("frame"), at, "a frame")
       if frame in keyframes:
@@ -514,9 +549,7 @@ class _Importer:
         self._read_xml_track(annotator, reader, element)
     for task in reader.tasks.values():
       if self._all_frames and task.is_video:
-        self._find_clip(task)
-        for frame in range(self._last(task) + 1):
-          self.drawn.label(*self._place(task, frame, str(path)), annotator, path)
+        self._label_all(annotator, task, path)
     if not reader.n_read:
       raise UserError(f"{path} lists no image and no track; {_MEND}.")
 
@@ -544,6 +577,8 @@ class _Importer:
       self._put(annotator, clip, frame, origin, shape, self._made(shape))
     # Where something was drawn that is left out, nobody says that there is nothing.
     is_empty = all(child.tag == "tag" for child in element)
+    if task is not None and not is_empty and not drawn:
+      task.left_out.add((frame - task.start) // task.step)
     if is_empty and not self._drawn_frames and (task is None or self._all_frames):
       self.drawn.label(clip, frame, annotator, origin)
 
@@ -560,6 +595,11 @@ class _Importer:
     for i, child in enumerate(element, start=1):
       shape = self._xml_shape(child, element, where, i)
       if shape is None:
+        # In XML frames are the video's own, and every one is listed.
+        frames = [_whole(one.get("frame"), where, "a frame") for one in element]
+        counted = [(frame - task.start) // task.step for frame in frames]
+        are_outside = [one.get("outside") == "1" for one in element]
+        self._leave_out(task, zip(counted, are_outside, strict=True), -1)
         return
       frame = _whole(child.get("frame"), f"{where}: shape {i}", "a frame")
       if frame in keyframes:

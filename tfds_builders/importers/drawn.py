@@ -52,6 +52,10 @@ class Drawn:
       )
     return self._makers.setdefault(key, [])
 
+  def is_labelled(self, clip, frame, annotator):
+    """Whether a frame was noted as labelled: see `label`."""
+    return (clip, frame, annotator) in self._makers
+
   def add(self, clip, frame, annotator, origin, name, maker, *, is_line=False):
     """Adds a shape to a frame.
 

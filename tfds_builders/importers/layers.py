@@ -120,18 +120,25 @@ class _Painted:
         yield name, i, layer
 
   def count(self, document, picture):
-    """Counts what is left out, and collects how classes are spelled."""
-    file = document.path.name
+    """Counts what is left out, and collects how classes are spelled.
+
+    Returns:
+      Whether it says something of classes: layers of theirs are not all invisible.
+    """
+    file, visible = document.path.name, []
     for name, i, layer in self.group(document, picture):
       where = f"{file}: {layer.name or f'layer {i + 1}'}"
       if name is None:
         self._source.skip(_OF_NO_CLASS, where)
-      elif not layer.visible:
+        continue
+      visible.append(layer.visible)
+      if not layer.visible:
         self._source.skip(_INVISIBLE, where)
       else:
         self.spellings.setdefault(name, {})[layer.name or f"page {i + 1}"] = None
     for name in document.skipped:
       self._source.skip("layers without pixels", f"{file}: {name}")
+    return not visible or any(visible)
 
   def draw(self, document, picture, media):
     """The masks of a document: uint8 [h, w] by class."""
@@ -234,8 +241,11 @@ def find(
         )
       else:
         pictures.add(name, document, document.layers[picture])
-      painted.count(document, picture)
-      source.labels.append(Label(name, frame, _draw(painted, file, picture), annotator))
+      if painted.count(document, picture):
+        source.labels.append(Label(name, frame, _draw(painted, file, picture), annotator))
+      else:
+        # Where something was drawn that is left out, nobody says that there is nothing.
+        source.skip("pictures whose classes' layers are all invisible; not labelled", file.name)
   if not painted.spellings:
     found = [*source.skipped.get(_OF_NO_CLASS, ()), *source.skipped.get(_INVISIBLE, ())]
     raise UserError(
