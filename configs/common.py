@@ -39,6 +39,7 @@ def video_task(task, size, *, target):
   config.data.name = ""  # empty: the videos of the segmentation run's data set
   config.data.dir = ""
   config.data.prepared_dir = ""  # where prepared data sets live; empty: the segmentation run's
+  config.data.num_processes = 0  # that prepare data; 0: where it takes long, one a CPU, up to 8
   config.data.split_seed = 0
   config.data.cache = "auto"  # frames on the device, streamed, or whichever fits
 

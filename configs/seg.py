@@ -29,6 +29,7 @@ def get_config(size="paper"):
   config.data.name = "lus_phantom"  # or lus_folder, multirater_folder
   config.data.dir = ""  # the others: your folder
   config.data.prepared_dir = ""  # where prepared data sets live; empty: TFDS's default
+  config.data.num_processes = 0  # that prepare data; 0: where it takes long, one a CPU, up to 8
   config.data.image_size = 512  # pixels; frames are letterboxed to a square
   config.data.split_unit = "patient"  # 'frame' is for smoke runs on too few patients only
   config.data.split_seed = 0  # of the split, where the data do not give one

@@ -62,6 +62,10 @@ def run(command, *, interrupted="Interrupted."):
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except BrokenPipeError:
+    # Whoever reads has heard enough, as `head`; what is printed at the end goes nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
   except KeyboardInterrupt:
     print(f"\n{interrupted}", file=sys.stderr)
     return 130

@@ -9,7 +9,6 @@ import pathlib
 import stat
 import tokenize
 
-from lus_jax import parallel
 from lus_jax.errors import UserError
 
 # What a disk says that is full, over its quota, read-only, forbidden or broken.
@@ -65,6 +64,9 @@ def write_bytes(file, content):
   Raises:
     UserError: the disk is full, read-only or broken; the message names the file.
   """
+  # Who reads files only, as workers do, needs no jax.
+  from lus_jax import parallel
+
   if not parallel.is_main():
     return
   file = pathlib.Path(file)

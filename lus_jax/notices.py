@@ -6,6 +6,8 @@ from absl import logging
 
 # By text, what was said of the first file, and how many there are; None: nobody collects.
 _collected = None
+# A list of all of them where another process is to say them.
+_kept = None
 
 
 def warn(text, path, *values):
@@ -16,6 +18,9 @@ def warn(text, path, *values):
     path: of the file.
     *values: of the text's other places.
   """
+  if _kept is not None:
+    _kept.append((text, path, *values))
+    return
   if _collected is None:
     logging.warning(text, path, *values)
     return
@@ -38,3 +43,14 @@ def collected():
     for text, ((path, *values), count) in found.items():
       more = f" and {count - 1} more" if count > 1 else ""
       logging.warning(text, f"{path}{more}", *values)
+
+
+@contextlib.contextmanager
+def kept():
+  """Says nothing, and gives the list of what `warn` was called with, for another process."""
+  global _kept
+  before, _kept = _kept, []
+  try:
+    yield _kept
+  finally:
+    _kept = before

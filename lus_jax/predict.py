@@ -3,7 +3,7 @@
   python -m lus_jax.predict --workdir runs/seg --input clip.mp4 --out masks --thresholds .6,.5
 
 (or `--members soft,ordinal` for what was trained beside the thresholds) writes, in the geometry of
-the input's own frames:
+the input's own frames, whichever part of them the networks see (`--crop`):
 
   masks/prediction.json                     what was predicted, from what, by which models
   masks/threshold_0.6/000010/<class>.png    8-bit grey, 255 = probability 1
@@ -30,7 +30,7 @@ from lus_jax.files import write_bytes, write_text
 from lus_jax.inference import frames as frames_lib
 from lus_jax.inference import trained as trained_lib
 from lus_jax.labels import same_threshold
-from lus_jax.media import readers
+from lus_jax.media import readers, scan_area
 from lus_jax.words import plural
 
 SCHEMA = 1
@@ -39,18 +39,21 @@ RECORD = "prediction.json"
 _STATE = ("complete", "versions", "files")
 
 
-def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
+def run(*, workdir, source, out, thresholds=None, members=None, frames=None, crop=None):
   """Predicts an image, a clip or a folder of pictures and writes masks, overlays and records.
 
   Args:
     workdir: of a finished segmentation run.
-    source: mp4, avi, gif, npy, a picture (png, jpg, tif, bmp), a folder of numbered pictures, which
-      is a clip, or one of other pictures.
+    source: a clip or picture of one of `readers.FORMATS`, a folder of numbered pictures, which is
+      a clip, or one of other pictures.
     out: a directory: a new one, an empty one, or that of the same prediction, which is written
       again.
     thresholds: which of the run's thresholds; all by default, none where there are `members`.
     members: names of members beside the thresholds, as in `results/members.json`.
     frames: numbers of frames, counted from 0, in any order; all by default.
+    crop: the scan area that the networks see: 'auto' (found, in each picture or clip by itself),
+      'none' (the whole frame) or 'X,Y,WIDTH,HEIGHT'. By default auto where the frames that the
+      models learned from were cropped, else none.
 
   Returns:
     What `prediction.json` says.
@@ -67,11 +70,15 @@ def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
     os.path.expanduser(workdir), every=members is not None, option="--workdir"
   )
   trained = trained.only(_choose(trained, thresholds, members, workdir))
+  crop = crop or ("auto" if trained.dataset.get("has_scan_areas") else "none")
+  areas = {name: _find_area(clip, crop) for name, clip in clips.items()}
+  if not pictures and areas[""].box != scan_area.whole(clips[""].height, clips[""].width):
+    print(f"scan area {scan_area.text(areas[''].box)} ({areas[''].how})")
   out = pathlib.Path(out).expanduser()
   content = _describe(trained, workdir, source) | {"pictures": list(pictures)}
   contents = {
     name: _describe(trained, workdir, clip.path if pictures else source)
-    | _describe_frames(trained, clip, chosen_frames[name])
+    | _describe_frames(trained, clip, chosen_frames[name], areas[name])
     for name, clip in clips.items()
   }
   if pictures:
@@ -93,7 +100,11 @@ def run(*, workdir, source, out, thresholds=None, members=None, frames=None):
         _write_record(out, content)
       for name, clip in clips.items():
         maps = frames_lib.predict(
-          trained, clip, frames=chosen_frames[name], probability=probability
+          trained,
+          clip,
+          frames=chosen_frames[name],
+          box=areas[name].box,
+          probability=probability,
         )
         _write(out / name, contents[name], maps, bar)
       if pictures:
@@ -120,14 +131,16 @@ def _describe(trained, workdir, source):
   }
 
 
-def _describe_frames(trained, clip, frames):
+def _describe_frames(trained, clip, frames, area):
   size = trained.config.data.image_size
-  _, box = frames_lib.fit(np.zeros((1, clip.height, clip.width), np.uint8), size)
+  _, box = frames_lib.fit(np.zeros((1, clip.height, clip.width), np.uint8), size, area.box)
   return {
     "files": [file.name for file in clip.files],
     "frames": frames,
     "height": clip.height,
     "width": clip.width,
+    "scan_area": list(area.box),
+    "scan_area_by": area.how,
     "network_size": size,
     "valid_box": [int(x) for x in box],
   }
@@ -209,6 +222,19 @@ def _probe(source):
   return clip
 
 
+def _find_area(clip, crop):
+  if crop == "auto":
+    return scan_area.find(clip)
+  if crop == "none":
+    return scan_area.Area(scan_area.whole(clip.height, clip.width), "none")
+  try:
+    return scan_area.Area(scan_area.parse(crop, clip.height, clip.width), "given")
+  except UserError as error:
+    raise UserError(
+      f"--crop={crop}: {clip.path}: {error} Or say --crop=auto, or --crop=none."
+    ) from error
+
+
 def _choose_frames(clip, frames):
   if frames is None:
     return list(range(clip.n_frames))
@@ -262,17 +288,25 @@ def _check_directory(out, content):
       if out.exists() and any(out.iterdir()):
         raise UserError(f"--out={out} holds other things; name a new or empty directory.")
       return
-    theirs = json.loads(file.read_text())
+    # Older ones, which say nothing of it, saw the whole frame.
+    theirs = _whole_frame(content) | json.loads(file.read_text())
     different = [k for k in content if k not in _STATE and theirs.get(k) != content[k]]
   except OSError as error:
     raise UserError(f"--out={out} cannot be used ({error.strerror}).") from error
-  except (AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+  except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
     raise UserError(f"{file} is damaged; name another --out, or remove {out}.") from error
   if different:
     raise UserError(
       f"--out={out} holds another prediction (different: {', '.join(different)}); name another "
       "directory, or remove it."
     )
+
+
+def _whole_frame(content):
+  if "height" not in content:
+    return {}
+  box = scan_area.whole(content["height"], content["width"])
+  return {"scan_area": list(box), "scan_area_by": "none"}
 
 
 def _write_record(out, content):
@@ -314,12 +348,18 @@ def _parse(argv):
   text(
     "input",
     None,
-    "A clip (mp4, avi, gif, npy), a picture (png, jpg, tif, bmp), or a folder of them.",
+    f"A clip or picture ({readers.FORMATS}), or a folder of other pictures.",
   )
   text("out", None, "Where masks and overlays go: a new directory, or the same prediction's.")
   text("thresholds", None, "Which models, as .6,.5; all of the run's by default.")
   text("members", None, "Which models beside the thresholds, as soft,ordinal.")
   text("frames", None, "Which frames, counted from 0, as 0,10,20; all by default.")
+  text(
+    "crop",
+    None,
+    "The scan area that the networks see: auto (found), none, or X,Y,WIDTH,HEIGHT in pixels; by "
+    "default auto if the models learned from scan areas, else none.",
+  )
   text("compilation_cache", "~/.cache/lus_jax", "Where compiled programs are kept; empty: nowhere.")
   flags.DEFINE_bool("help", False, "Show this.", flag_values=values)
   try:
@@ -345,6 +385,7 @@ def _parse(argv):
     "thresholds": _numbers("thresholds", values.thresholds, float),
     "members": [name.strip() for name in values.members.split(",")] if values.members else None,
     "frames": _numbers("frames", values.frames, int),
+    "crop": values.crop,
   }
 
 

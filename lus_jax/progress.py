@@ -14,7 +14,7 @@ def bar(iterable=None, *, total, unit, what, initial=0, delay=0, hidden=False):
   Args:
     iterable: what is gone through; None where `update` is called instead.
     total: how many there are.
-    unit: what they are, as 'step'.
+    unit: what they are, as 'step'; those of 'B' are shown as kB, MB and GB.
     what: is done.
     initial: how many are done already.
     delay: seconds before it shows; what is faster needs none.
@@ -27,6 +27,7 @@ def bar(iterable=None, *, total, unit, what, initial=0, delay=0, hidden=False):
     iterable,
     total=total,
     unit=unit,
+    unit_scale=unit == "B",
     desc=what,
     initial=initial,
     delay=delay,

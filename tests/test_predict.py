@@ -184,6 +184,83 @@ def test_restore_by_hand():
   np.testing.assert_array_equal(halved[..., 0], [[31, 31], [92, 92]])
 
 
+def screen():
+  """A clip on a larger black screen, and where it lies."""
+  frames = np.zeros((6, 120, 160), np.uint8)
+  box = (30, 40, 94, 104)
+  frames[:, 30:94, 40:104] = clip(64, 64) // 2 + 64
+  return frames, box
+
+
+def test_what_is_cropped_is_predicted_as_if_it_were_the_frame(tmp_path, load, model):
+  frames, (top, left, bottom, right) = screen()
+  np.save(tmp_path / "screen.npy", frames)
+  np.save(tmp_path / "scan.npy", np.ascontiguousarray(frames[:, top:bottom, left:right]))
+  options = {"workdir": "run", "frames": "2,4"}
+  assert call(**options, input=tmp_path / "scan.npy", out=tmp_path / "a") == 0
+  out = tmp_path / "b"
+  assert call(**options, input=tmp_path / "screen.npy", out=out, crop="40,30,64,64") == 0
+  for threshold in THRESHOLDS:
+    for i in (2, 4):
+      scan, whole = read(tmp_path / "a", threshold, i), read(out, threshold, i)
+      assert whole.shape == (120, 160, len(CLASSES)) and scan.any()
+      np.testing.assert_array_equal(whole[top:bottom, left:right], scan)
+      whole[top:bottom, left:right] = 0
+      assert not whole.any()
+  overlay = np.asarray(Image.open(out / "overlays" / "threshold_0.6" / "000002.png"))
+  assert overlay.shape == (120, 160, 3)
+  record = json.loads((out / "prediction.json").read_text())
+  assert (record["scan_area"], record["scan_area_by"]) == ([top, left, bottom, right], "given")
+  assert record["valid_box"] == [0, 0, SIZE, SIZE]
+  assert (record["height"], record["width"]) == (120, 160)
+  (one,) = frames_lib.predict(
+    model, readers.probe(tmp_path / "screen.npy"), frames=[2], box=(top, left, bottom, right)
+  )
+  np.testing.assert_array_equal(one[1], frames[2])
+  np.testing.assert_array_equal(one[2][1], read(out, 0.6, 2))
+
+
+def test_the_scan_area_is_looked_for_where_the_models_learned_from_one(
+  tmp_path, model, monkeypatch, capsys
+):
+  frames, box = screen()
+  np.save(tmp_path / "screen.npy", frames)
+  cropped = dataclasses.replace(model, dataset=model.dataset | {"has_scan_areas": True})
+  found = {}
+  for name, trained, crop in (
+    ("plain", model, {}),
+    ("learned", cropped, {}),
+    ("auto", model, {"crop": "auto"}),
+    ("none", cropped, {"crop": "none"}),
+  ):
+    monkeypatch.setattr(trained_lib, "load", lambda workdir, *_, trained=trained, **__: trained)
+    options = {"input": tmp_path / "screen.npy", "out": tmp_path / name, "frames": "0"}
+    assert call(workdir="run", thresholds=".6", **options, **crop) == 0
+    record = json.loads((tmp_path / name / "prediction.json").read_text())
+    found[name] = record["scan_area"], record["scan_area_by"]
+    said = "scan area " in capsys.readouterr().out
+    assert said == (record["scan_area_by"] == "motion")
+  assert found["plain"] == found["none"] == ([0, 0, 120, 160], "none")
+  assert found["learned"] == found["auto"]
+  area, by = found["auto"]
+  assert by == "motion"
+  np.testing.assert_allclose(area, box, atol=8)
+  assert area[0] <= box[0] and area[1] <= box[1] and area[2] >= box[2] and area[3] >= box[3]
+
+
+def test_a_prediction_from_before_there_were_scan_areas_is_known(tmp_path, load, capsys):
+  np.save(tmp_path / "clip.npy", clip(20, 30))
+  out = tmp_path / "out"
+  options = {"workdir": "run", "input": tmp_path / "clip.npy", "out": out, "thresholds": ".6"}
+  assert call(**options) == 0
+  record = json.loads((out / "prediction.json").read_text())
+  del record["scan_area"], record["scan_area_by"]
+  (out / "prediction.json").write_text(json.dumps(record))
+  assert call(**options) == 0
+  assert call(**options, crop="2,3,20,10") == 2
+  assert "(different: scan_area, scan_area_by, valid_box)" in capsys.readouterr().err
+
+
 def test_a_folder_of_masks_is_read_as_a_data_set(tmp_path, load):
   videos = tmp_path / "set" / "videos"
   videos.mkdir(parents=True)
@@ -424,6 +501,9 @@ def test_a_member_nobody_knows_is_refused(tmp_path, mixed, capsys):
     ({"thresholds": ".6,.55"}, "has the threshold 0.55; there are 0.8, 0.6, 0."),
     ({"thresholds": "60%"}, "--thresholds=60%: write numbers, as .6,.5"),
     ({"frames": "0,6"}, "6 is not a frame of"),
+    ({"crop": "0,0,30"}, "--crop=0,0,30: "),
+    ({"crop": "0,0,90,20"}, "outside of its frame of"),
+    ({"crop": "found"}, "X Y WIDTH HEIGHT"),
     ({"frames": "0,6"}, "clip.npy, which has 6 (0 to 5)."),
     ({"frames": "-1"}, "-1 is not a frame of"),
     ({"frames": "1.5"}, "--frames=1.5: write whole numbers, as 0,10,20"),
@@ -480,4 +560,6 @@ def test_the_command_line_helps():
   )
   assert result.returncode == 0, result.stderr
   for name in ("--workdir", "--input", "--out", "--thresholds", "--members", "--frames"):
+    assert name in result.stdout
+  for name in ("mov", "wmv", "DICOM", "NIfTI", "NRRD", "tiff", "folder of numbered pictures"):
     assert name in result.stdout

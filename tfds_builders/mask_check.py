@@ -3,9 +3,15 @@
 import collections
 import dataclasses
 
+import numpy as np
 from absl import logging
 
+from lus_jax import notices
 from lus_jax.errors import UserError
+from lus_jax.media import scan_area
+
+# A larger share of a mask outside of the scan area is no slip of the brush.
+_OUTSIDE = 0.01
 
 
 @dataclasses.dataclass
@@ -14,6 +20,65 @@ class _Seen:
   largest: float = 0.0
   # Of the mask that shows least.
   share: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+  """What one mask shows, without its pixels.
+
+  Attributes:
+    name: its class.
+    person: who drew it; '' is unknown.
+    largest: of its values, in [0, 1].
+    share: the mean of its values; 0 where its background is told by more than these.
+    binary: whether they are all 0 or 1.
+  """
+
+  name: str
+  person: str
+  largest: float
+  share: float
+  binary: bool
+
+
+def measure(mask, name, person, *, may_be_inverted=True):
+  """Measures a mask.
+
+  Args:
+    mask: [h, w] in [0, 1].
+    name: its class.
+    person: who drew it; '' is unknown.
+    may_be_inverted: whether its background is told by its values alone.
+
+  Returns:
+    A `Mask`, for `MaskCheck.count`.
+  """
+  return Mask(
+    name,
+    person,
+    largest=float(mask.max()),
+    share=float(mask.mean()) if may_be_inverted else 0.0,
+    binary=bool(np.isin(mask, (0, 1)).all()),
+  )
+
+
+def warn_of_outside(path, mask, area, where=""):
+  """Warns of a mask of which more than a little lies outside of the scan area.
+
+  Args:
+    path: of it.
+    mask: [h, w], whole.
+    area: (top, left, bottom, right), half-open; None: the whole frame.
+    where: what else to name beside it.
+  """
+  painted = np.count_nonzero(mask) if area is not None else 0
+  if painted and (share := 1 - np.count_nonzero(scan_area.crop(mask, area)) / painted) > _OUTSIDE:
+    notices.warn(
+      "%s: %.0f %% of what is painted lies outside of the scan area and is cropped away; mend "
+      "scan_area, or the mask.",
+      f"{path}{where}",
+      100 * share,
+    )
 
 
 class MaskCheck:
@@ -31,21 +96,25 @@ class MaskCheck:
     self._where, self._who, self._inverted, self._maximum = where, who, inverted, maximum
     self._classes = {name: _Seen() for name in classes}
     self._people = collections.defaultdict(_Seen)
+    # Whether all values so far are 0 or 1.
+    self.binary = True
 
   def add(self, mask, name, person, *, may_be_inverted=True):
-    """Counts a mask.
+    """Counts a mask; see `measure`."""
+    self.count(measure(mask, name, person, may_be_inverted=may_be_inverted))
 
-    Args:
-      mask: [h, w] in [0, 1].
-      name: its class.
-      person: who drew it; '' is unknown.
-      may_be_inverted: whether its background is told by its values alone.
-    """
-    largest, share = float(mask.max()), float(mask.mean()) if may_be_inverted else 0.0
-    for seen in (self._classes[name], self._people[person]):
+  def count(self, mask):
+    """Counts what `measure` says of a mask."""
+    self.binary = self.binary and mask.binary
+    for seen in (self._classes[mask.name], self._people[mask.person]):
       seen.count += 1
-      seen.largest = max(seen.largest, largest)
-      seen.share = min(seen.share, share)
+      seen.largest = max(seen.largest, mask.largest)
+      seen.share = min(seen.share, mask.share)
+
+  @property
+  def largest(self):
+    """The largest value of all masks so far, in [0, 1]."""
+    return max((seen.largest for seen in self._people.values()), default=0.0)
 
   def warn(self):
     """Warns of classes and people that show nothing, little, or the background.
@@ -56,7 +125,7 @@ class MaskCheck:
     Raises:
       UserError: no mask shows more than 1 of 255, so nothing could be learnt.
     """
-    largest = max((seen.largest for seen in self._people.values()), default=0)
+    largest = self.largest
     if self._maximum is None and 0 < largest < 1.5 / 255:
       raise UserError(
         f"{self._where}: no mask holds more than 1 of 255; if masks hold 0 and 1, write "

@@ -2,20 +2,30 @@
 
 Every builder of this package writes these features, so that `lus_jax.data` has one reader.
 Confidences are uint8 (255 = 100 %). `valid_box` is (top, left, bottom, right), half-open: the part
-of the letterboxed picture that was in the original frame. An unknown text is '', an unknown `day`
-or `readmitted_30d` -1, an unknown number NaN.
+of the letterboxed picture that was in the original frame, or in its scan area (`area_features`). An
+unknown text is '', an unknown `day` or `readmitted_30d` -1, an unknown number NaN.
 """
 
+import contextlib
+import copy
+import functools
 import hashlib
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
+from lus_jax import pool
 from lus_jax.errors import UserError
+from lus_jax.media import scan_area
 from lus_jax.splits import SPLITS
+from tfds_builders import tables
 
 # Patients of the paper: 32 train, 6 validation, 4 test.
 SPLIT_PROPORTIONS = {"train": 32, "validation": 6, "test": 4}
+# Bytes of a split that are sorted in memory; a larger one in so many files, one after the other.
+# They are open together, and systems allow a program 1024 files (macOS 256, which TFDS raises).
+MAX_SORTED, N_BUCKETS = 2**24, 256
 
 
 def _array(shape, dtype=np.uint8):
@@ -29,6 +39,27 @@ def _provenance():
     "view": tfds.features.Text(),
     "day": tfds.features.Scalar(np.int32),
     "valid_box": tfds.features.Tensor(shape=(4,), dtype=np.int32),
+  }
+
+
+def area_features():
+  """Where frames that were cropped lie in those of the file, to carry maps back.
+
+  Returns:
+    A dict of TFDS features: `scan_area` (top, left, bottom, right), half-open, in pixels of the
+    frame as shown, and `frame_size`, its (height, width). `valid_box` shows the area alone.
+  """
+  return {
+    "scan_area": tfds.features.Tensor(shape=(4,), dtype=np.int32),
+    "frame_size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+  }
+
+
+def area_of(box, height, width):
+  """The `area_features` of a frame: `box`, or None, the whole of height x width pixels."""
+  return {
+    "scan_area": np.array(box or scan_area.whole(height, width), np.int32),
+    "frame_size": np.array((height, width), np.int32),
   }
 
 
@@ -163,3 +194,69 @@ def config_name(kind, height, width, **settings):
   """A TFDS config name that changes whenever a setting does: `frames_96x96_1f3b9c2a`."""
   text = repr(sorted(settings.items()))
   return f"{kind}_{height}x{width}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def in_order(index, n):
+  """The key of an example that is to be stored as number `index` of n, for `disable_shuffling`.
+
+  TFDS sorts by it, a large set in parts that its first of 128 bits tell: those of small numbers,
+  which it takes by itself, are all 0, and the whole set would be read at once.
+  """
+  return index * (2**128 // n)
+
+
+@contextlib.contextmanager
+def sorted_on_disk():
+  """Within it, TFDS sorts larger sets in files beside those it writes: by itself, from 1 GB on."""
+  values = {"MAX_MEM_BUFFER_SIZE": MAX_SORTED, "BUCKETS_NUMBER": N_BUCKETS}
+  before = {name: getattr(shuffle, name) for name in values}
+  try:
+    for name, value in values.items():
+      setattr(shuffle, name, value)
+    yield
+  finally:
+    for name, value in before.items():
+      setattr(shuffle, name, value)
+
+
+def bar(total, unit):
+  """The progress bar of what `made` makes, over all splits."""
+  # Workers have no use for it, and for jax, which it imports.
+  from lus_jax import progress
+
+  return progress.bar(total=total, unit=unit, what="preparing", delay=2)
+
+
+def made(builder, function, job, items, shown):
+  """Yields what `function(job, item)` yields for each item, in several processes, in their order.
+
+  Args:
+    builder: whose examples these are; its `num_processes` is as in `pool.ordered`.
+    function: of a module; it yields tuples of a name, an example and anything else.
+    job: its first argument, small, as every worker gets it.
+    items: an iterable of its second.
+    shown: of `bar`; it ends where its total is reached.
+  """
+  features = builder.info.features
+  results = pool.chained(
+    functools.partial(_encoded, function, copy.copy(features), job),
+    items,
+    num_processes=builder.num_processes,
+    option=tables.PROCESSES,
+  )
+  # TFDS would do it here, and compressing takes as long as reading.
+  features.encode_example = lambda example: example
+  try:
+    for result in results:
+      yield result
+      shown.update()
+      if shown.n == shown.total:
+        shown.close()
+  finally:
+    del features.encode_example
+    results.close()
+
+
+def _encoded(function, features, job, item):
+  for name, example, *more in function(job, item):
+    yield name, features.encode_example(example), *more

@@ -16,19 +16,23 @@ import pathlib
 import re
 import stat
 import unicodedata
-from concurrent import futures
 
 from absl import logging
 
+from lus_jax import problems
 from lus_jax.errors import UserError
-from lus_jax.files import sha256
+from lus_jax.media import nifti
+from lus_jax.media import scan_area as scan_area_lib
+from tfds_builders import digests
 
 # Of one table, and of one name: more of them is a mistake, and compares slowly.
 MAX_COLUMNS = 10_000
 MAX_NAME = 255
-# Of files that are read whole: from so many on it takes a while, which the user is told.
+# Of files that are read whole: from so many on it takes a while, and digests are kept.
 MANY_BYTES = 2 * 10**9
 DELIMITERS = (",", ";", "\t")
+# What sets how many processes read a data folder.
+PROCESSES = "--config.data.num_processes"
 
 
 class Row:
@@ -69,7 +73,10 @@ class Row:
     """A cell that is empty or one of the choices; refuses others (`UserError`)."""
     value = self.cells.get(column, "")
     if value and value not in choices:
-      raise self.error(f"unknown {column} {shown(value)}; write one of {', '.join(choices)}.")
+      problems.tell(
+        self.error(f"unknown {column} {shown(value)}; write one of {', '.join(choices)}.")
+      )
+      return ""
     return value
 
   def number_in(self, column, kind, low, high, unknown):
@@ -88,8 +95,31 @@ class Row:
     value = parse_number(text, kind, decimal_comma=self.decimal_comma)
     if not low <= value <= high:
       what = f"a {'whole ' * (kind is int)}number from {low:g}" + f" to {high:g}" * (high < 1e6)
-      raise self.error(f"{column} {shown(text)} is not {what}; mend the cell.")
+      problems.tell(self.error(f"{column} {shown(text)} is not {what}; mend the cell."))
+      return unknown
     return value
+
+
+def scan_area(row, height, width):
+  """The box in a row's cell `scan_area`, see `lus_jax.media.scan_area`; None where it is empty.
+
+  Args:
+    row: a `Row`.
+    height: h of the frame, in pixels.
+    width: w of the frame, in pixels.
+
+  Raises:
+    UserError: it is no box in such a frame.
+  """
+  text = row.text("scan_area")
+  if not text:
+    return None
+  with problems.apart():
+    try:
+      return scan_area_lib.parse(text, height, width)
+    except UserError as error:
+      raise row.error(f"{error} An empty cell is the whole frame.") from error
+  return None
 
 
 def parse_number(text, kind, *, decimal_comma):
@@ -227,8 +257,10 @@ def refuse_near_misses(names, known, what):
     if close[0] not in simple:
       close = difflib.get_close_matches(close[0], lacking, n=1, cutoff=0.8)
     if close:
-      raise UserError(
-        f"{what} {shown(name)} is not known; did you mean {simple[close[0]]!r}? Rename it."
+      problems.tell(
+        UserError(
+          f"{what} {shown(name)} is not known; did you mean {simple[close[0]]!r}? Rename it."
+        )
       )
 
 
@@ -301,17 +333,25 @@ def read_table(path, required, mend, known=()):
     UserError: anything is missing or contradicts itself.
   """
   header, lines, decimal_comma = read_lines(path, read_text(path, mend), required)
-  for column in required:
-    if column not in header:
-      raise UserError(
-        f"{path} row 1: the required column {column!r} is missing (there are: "
-        f"{shown_list(header) or 'none'}); add it, with commas between the columns."
-      )
+  lacking = [
+    UserError(
+      f"{path} row 1: the required column {column!r} is missing (there are: "
+      f"{shown_list(header) or 'none'}); add it, with commas between the columns."
+    )
+    for column in required
+    if column not in header
+  ]
+  for error in lacking[:-1]:
+    problems.tell(error)
+  if lacking:
+    raise lacking[-1]
   named = [column for column in header if column]
   seen = set()
   for column in named:
     if column in seen:
-      raise UserError(f"{path} row 1: two columns are called {shown(column)}; rename one of them.")
+      problems.tell(
+        UserError(f"{path} row 1: two columns are called {shown(column)}; rename one of them.")
+      )
     seen.add(column)
   refuse_near_misses(named, known, f"{path} row 1: column")
   rows = []
@@ -324,8 +364,10 @@ def read_table(path, required, mend, known=()):
     }
     row = Row(path, number, cells, decimal_comma=decimal_comma)
     if any(line[len(header) :]):
-      raise row.error(
-        "it has more cells than there are columns; put quotes around a cell that holds a comma."
+      problems.tell(
+        row.error(
+          "it has more cells than there are columns; put quotes around a cell that holds a comma."
+        )
       )
     rows.append(row)
   if not rows:
@@ -334,12 +376,13 @@ def read_table(path, required, mend, known=()):
 
 
 def refuse_repeats(rows, key, what):
-  """Refuses two rows of one key (`UserError`)."""
+  """Refuses two rows of one key (`UserError`); returns those that are the first of theirs."""
   first = {}
   for row in rows:
     other = first.setdefault(key(row), row)
     if other is not row:
-      raise row.error(f"the same {what} as row {other.number}; remove one of them.")
+      problems.tell(row.error(f"the same {what} as row {other.number}; remove one of them."))
+  return list(first.values())
 
 
 def require_constant(rows, values, column, groups, within):
@@ -358,9 +401,11 @@ def require_constant(rows, values, column, groups, within):
       continue
     other_row, other = first.setdefault(group, (row, value))
     if other != value:
-      raise row.error(
-        f"{column} is {row.cells[column]} here and {other_row.cells[column]} in row "
-        f"{other_row.number}, within {within}; make them equal or leave one empty."
+      problems.tell(
+        row.error(
+          f"{column} is {row.cells[column]} here and {other_row.cells[column]} in row "
+          f"{other_row.number}, within {within}; make them equal or leave one empty."
+        )
       )
 
 
@@ -541,24 +586,10 @@ def check_link(directory, path):
     )
 
 
-def _n_bytes(path):
-  try:
-    return path.stat().st_size
-  except OSError as error:
-    raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
-
-
-def _content(path):
-  try:
-    return bytes.fromhex(sha256(path))
-  except OSError as error:
-    raise UserError(f"{path} cannot be read ({error.strerror or error}).") from error
-
-
 def contents(directory, files):
-  """What files hold, as a digest by path; reads every byte of them, and says so if they are large.
+  """What files hold, as a digest by path; reads every byte of them, of large sets once.
 
-  Times and sizes are not asked: they stay where a file is replaced by tools that keep them.
+  See `digests`: times and sizes alone stay where a file is replaced by tools that keep them.
 
   Args:
     directory: the data folder.
@@ -570,11 +601,8 @@ def contents(directory, files):
   files = sorted(files)
   for path in files:
     check_link(directory, path)
-  n_bytes = sum(map(_n_bytes, files))
-  if n_bytes >= MANY_BYTES:
-    print(f"checking {len(files)} files ({n_bytes / 1e9:.1f} GB)", flush=True)
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    return dict(zip(files, pool.map(_content, files), strict=True))
+  keep = sum(map(digests.size, files)) >= MANY_BYTES
+  return digests.contents(directory, files, keep=keep)
 
 
 def fingerprint(directory, tables, files):
@@ -595,7 +623,7 @@ def fingerprint(directory, tables, files):
   for name in tables:
     path = directory / name
     check_link(directory, path)
-    digest.update(_content(path) if path.exists() else b"")
+    digest.update(digests.content(path) if path.exists() else b"")
     digest.update(b"\0")
   # A copy on another disk may write accents in another way.
   names = {path: [normal(part) for part in path.relative_to(directory).parts] for path in files}
@@ -668,15 +696,18 @@ def read_dataset(path, keys):
     raise UserError(f'{path} must be an object: {{"name": ..., "licence": ..., "classes": [...]}}.')
   refuse_near_misses(dataset, keys, f"{path}: key")
   if dataset.get("patients", "unknown") != "unknown":
-    raise UserError(
-      f"{path}: 'patients' is {shown_value(dataset['patients'])}; write \"unknown\" if the "
-      "patients are not real ones, else leave it out."
+    problems.tell(
+      UserError(
+        f"{path}: 'patients' is {shown_value(dataset['patients'])}; write \"unknown\" if the "
+        "patients are not real ones, else leave it out."
+      )
     )
   for field in ("name", "licence"):
     if not isinstance(dataset.get(field), str):
-      raise UserError(f'{path}: {field!r} is missing or no text; add "{field}": "...".')
+      problems.tell(UserError(f'{path}: {field!r} is missing or no text; add "{field}": "...".'))
+      dataset[field] = "unknown"
   if has_controls(dataset["name"]):
-    raise UserError(f"{path}: 'name' holds a line break or control character; mend it.")
+    problems.tell(UserError(f"{path}: 'name' holds a line break or control character; mend it."))
   classes, thin = dataset.get("classes"), dataset.get("thin", [])
   for field, names in (("classes", classes), ("thin", thin)):
     if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
@@ -686,8 +717,8 @@ def read_dataset(path, keys):
     raise UserError(f"{path}: 'classes' is empty; name at least one class.")
   for name in thin:
     if name not in classes:
-      raise UserError(
-        f"{path}: 'thin' names {shown(name)}, which is not in 'classes'; mend the name."
+      problems.tell(
+        UserError(f"{path}: 'thin' names {shown(name)}, which is not in 'classes'; mend the name.")
       )
   return dataset
 
@@ -700,11 +731,52 @@ def confidence_maximum(path, dataset):
   """
   value = dataset.get("confidence_maximum")
   if value is not None and not (is_number(value) and value > 0):
-    raise UserError(
-      f"{path}: 'confidence_maximum' is {shown_value(value)}; write the number that means 100 % in "
-      "masks, as 255."
+    problems.tell(
+      UserError(
+        f"{path}: 'confidence_maximum' is {shown_value(value)}; write the number that means 100 % "
+        "in masks, as 255."
+      )
     )
+    return None
   return value
+
+
+def nifti_axes(path, dataset):
+  """Which axis of NIfTI files is the first, in the user's word; None where there is none.
+
+  Raises:
+    UserError: it is none of `nifti.AXES`.
+  """
+  axes = dataset.get("nifti_axes")
+  if axes not in (None, *nifti.AXES):
+    problems.tell(
+      UserError(
+        f"{path}: 'nifti_axes' is {shown_value(axes)}; write one of {', '.join(nifti.AXES)}."
+      )
+    )
+    return None
+  return axes
+
+
+def intensity_window(path, dataset):
+  """The values of more than 8 bits that become 0 and 255, in the user's word; None without one.
+
+  Raises:
+    UserError: it is no pair of rising numbers.
+  """
+  window = dataset.get("intensity_window")
+  if window is None:
+    return None
+  is_pair = isinstance(window, list) and len(window) == 2 and all(map(is_number, window))
+  if not is_pair or window[0] >= window[1]:
+    problems.tell(
+      UserError(
+        f"{path}: 'intensity_window' is {shown_value(window)}; write two rising numbers, [low, "
+        "high]."
+      )
+    )
+    return None
+  return tuple(window)
 
 
 def is_number(value):

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 
@@ -117,6 +116,11 @@ class Dataset:
     return bool(self.metadata.get("has_ignore"))
 
   @property
+  def has_scan_areas(self):
+    """Whether frames were cropped to the part of the screen that shows the scan."""
+    return bool(self.metadata.get("has_scan_areas"))
+
+  @property
   def notes(self):
     """What a reader of any result on this data set has to know."""
     notes = list(self.metadata.get("notes", []))
@@ -200,6 +204,8 @@ class Dataset:
       "split_unit": self.split_unit,
       "splits": {name: len(source) for name, source in self.splits.items()},
       **({"raters": list(self.raters)} if self.raters else {}),
+      # Of runs from before there were any, nothing is said.
+      **({"has_scan_areas": True} if self.has_scan_areas else {}),
     }
 
 
@@ -270,17 +276,20 @@ def _check_prepared(directory):
 def _prepare_alone(builder, directory):
   import tensorflow_datasets as tfds
 
+  from tfds_builders import records
+
   # TFDS writes there; whoever held the lock before and left some was killed.
   for left in directory.parent.glob("incomplete.*"):
     shutil.rmtree(left, ignore_errors=True)
   print(f"preparing {builder.name} in {directory}", flush=True)
-  if not sys.stderr.isatty():
-    tfds.disable_progress_bar()
+  # Ours knows how much is left.
+  tfds.disable_progress_bar()
   try:
     # What TFDS prints speaks of downloads, and there are none.
     with (
       tempfile.TemporaryDirectory() as downloads,
       contextlib.redirect_stdout(io.StringIO()),
+      records.sorted_on_disk(),
     ):
       builder.download_and_prepare(download_dir=downloads)
     files.write_text(
@@ -316,6 +325,8 @@ def open_dataset(config, kind):
     raise UserError(
       f"config.data.split_unit: '{config.split_unit}' is not known; choose patient or frame."
     )
+  # The config of a run that was begun with an older version lacks it.
+  num_processes = getattr(config, "num_processes", 0)
   # A bare machine that trains on arrays may lack it.
   import tensorflow_datasets as tfds
 
@@ -350,6 +361,7 @@ def open_dataset(config, kind):
       directory=config.dir,
       split_unit=config.split_unit,
       seed=config.split_seed,
+      **({"num_processes": num_processes} if config.name == "lus_folder" else {}),
     )
   elif config.name == "covid_blues":
     from tfds_builders.covid_blues import CovidBlues as Builder
@@ -358,7 +370,12 @@ def open_dataset(config, kind):
     if config.split_unit != "patient":
       raise UserError("config.data.split_unit: covid_blues is always split by patient.")
     builder_config = covid_blues_config(
-      kind, size, size, directory=config.dir, seed=config.split_seed
+      kind,
+      size,
+      size,
+      directory=config.dir,
+      seed=config.split_seed,
+      num_processes=num_processes,
     )
   else:
     raise UserError(
@@ -368,14 +385,19 @@ def open_dataset(config, kind):
   prepared = prepared_directory(config)
 
   def make():
-    return Builder(config=builder_config, data_dir=os.fspath(prepared), file_format="array_record")
+    return Builder(
+      config=builder_config,
+      data_dir=os.fspath(prepared),
+      file_format="array_record",
+      num_processes=num_processes,
+    )
 
   _prepare(make, prepared / Builder.name / builder_config.name / str(Builder.VERSION))
   builder = make()
   metadata = dict(builder.info.metadata)
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
   with _whole(builder.data_dir):
-    records = {
+    stored = {
       name: builder.as_data_source(name, deserialize_method=raw) for name in builder.info.splits
     }
   return Dataset(
@@ -386,7 +408,7 @@ def open_dataset(config, kind):
     split_unit=metadata.pop("split_unit"),
     splits={
       name: Source(source, builder.info.features, builder.data_dir)
-      for name, source in records.items()
+      for name, source in stored.items()
     },
     metadata=metadata,
   )

@@ -4,65 +4,36 @@ A video or picture whose header says that it is shown turned or mirrored is turn
 to be drawn on the shown picture, and a mask that says so itself is turned likewise.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
-import pathlib
+import os
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from lus_jax import notices
+from lus_jax import notices, pool
 from lus_jax.errors import UserError
 from lus_jax.files import NPY_ERRORS, check_file, damage_is_a_user_error
-from lus_jax.media import confidences, containers, limits, stills
+from lus_jax.media import confidences, containers, dicom, limits, nifti, stills, volumes
+from lus_jax.media.clips import Media, Words
 from lus_jax.media.stills import PICTURES
 
-FORMATS = (
-  f"mp4, avi, gif, npy, {', '.join(s[1:] for s in PICTURES)} or a folder of numbered pictures"
-)
 # Images that frames may be stored as, which are not read: better refused than left out.
-OTHER_PICTURES = (".avif", ".dcm", ".gif", ".heic", ".jp2", ".npy", ".webp")
+OTHER_PICTURES = (
+  *(".avif", ".dcm", ".dicom", ".gif", ".gz", ".heic", ".jp2", ".mha", ".mhd", ".nii", ".npy"),
+  *(".nrrd", ".webp"),
+)
 # How far JPEG moves the channels of grey apart.
 _JPEG_COLOUR = 4
-# Which axis of npy files counts frames: [N, h, w] or [h, w, N].
-NPY_AXES = ("nhw", "hwn")
 _IF_HWN = 'save np.moveaxis(frames, -1, 0), or write "npy_axes": "hwn" into dataset.json'
 _IF_NHW = 'write "npy_axes": "nhw" there'
 _MEND = "save it again"
+_FIND = "put the file there or mend its name"
 _MEND_MASK = "save the mask again as 8- or 16-bit grey PNG"
-
-
-@dataclasses.dataclass(frozen=True)
-class Media:
-  """What the header of a video or still says.
-
-  Attributes:
-    path: where it is.
-    files: the files it consists of, in order.
-    n_frames: N.
-    height: h as shown, in pixels.
-    width: w as shown, in pixels.
-    frames_per_second: NaN where unknown.
-    orientation: how the first frame is shown, as in EXIF: 1 as stored, 2 to 8 turned or mirrored
-      (5 to 8 exchange height and width).
-    numbers: of a folder of numbered pictures, the number of each in its name, rising; None where
-      the names have no single number that tells them apart, and for everything else.
-    slots: of an AVI with empty frames, when each stored frame is shown first, counted in frames:
-      it stays until the next; empty if every frame is stored.
-    npy_axes: of npy, which axes it has in the user's word, one of `NPY_AXES`; None: nobody says,
-      so [N, h, w].
-  """
-
-  path: pathlib.Path
-  files: tuple[pathlib.Path, ...]
-  n_frames: int
-  height: int
-  width: int
-  frames_per_second: float = math.nan
-  orientation: int = 1
-  numbers: tuple[int, ...] | None = None
-  slots: tuple[int, ...] = ()
-  npy_axes: str | None = None
 
 
 def check_mask_size(path, size, media, *, of="frame"):
@@ -107,11 +78,6 @@ def _numbers_in(path):
 
 def _format(path):
   return path.suffix.lower().replace("jpeg", "jpg").replace("tiff", "tif")
-
-
-def is_media(path):
-  """Whether a file has the name of a video or picture that is read."""
-  return path.suffix.lower() in (*containers.SUFFIXES, *PICTURES, ".gif", ".npy")
 
 
 def numbered_pictures(folder):
@@ -160,18 +126,19 @@ def _file_numbers(pictures):
   return varying[0] if len(varying) == 1 else None
 
 
-def _probe_gif(path):
+def _probe_gif(path, words):
+  del words
   with stills.opened(path) as image:
-    duration = image.info.get("duration")
     header = stills.n_frames(image, path), image.height, image.width
   with path.open("rb") as file:
     file.seek(-min(64, path.stat().st_size), 2)
     if not file.read().rstrip(b"\0").endswith(b";"):
       notices.warn("%s does not end as a GIF does; its last frames may be missing.", path)
-  return Media(path, (path,), *header, 1000 / duration if duration else math.nan)
+  return Media(path, (path,), *header, containers.mean_rate(path))
 
 
-def _probe_pictures(path, pictures, numbers=None):
+def _probe_folder(path, words):
+  pictures = numbered_pictures(path)
   sizes, orientation = {}, 1
   for file in pictures:
     with stills.opened(file) as image:
@@ -183,30 +150,62 @@ def _probe_pictures(path, pictures, numbers=None):
       f"{second} is {other[1]} x {other[0]} and {first.name} {size[1]} x {size[0]} pixels; frames "
       "of one video must have one size."
     )
-  ((height, width),) = sizes
   return Media(
-    path, tuple(pictures), len(pictures), height, width, orientation=orientation, numbers=numbers
+    path,
+    pictures,
+    len(pictures),
+    *next(iter(sizes)),
+    orientation=orientation,
+    numbers=_file_numbers(pictures),
+    window=words.window,
   )
 
 
-def _read_gif(media, frames):
+def _probe_picture(path, words):
+  with stills.opened(path, stack=True) as image:
+    n_frames, rate = stills.n_frames(image, path), math.nan
+    size, orientation = stills.shown_size(image, path), stills.orientation(image, path)
+    if n_frames > 1 or stills.imagej(image, path):
+      rate = _rate_of_imagej(stills.imagej(image, path), n_frames, path)
+  return Media(path, (path,), n_frames, *size, rate, orientation, window=words.window)
+
+
+def _rate_of_imagej(said, n_frames, path):
+  """Frames per second of a stack by what ImageJ wrote; refuses what is no clip (`UserError`)."""
+
+  def number(name):
+    try:
+      return float(said[name])
+    except (KeyError, ValueError):
+      return 0
+
+  if number("images") > n_frames:
+    raise UserError(
+      f"{path} keeps {said['images']} pictures behind one header, as ImageJ does above 4 GB; save "
+      "it in parts, or as mp4 or AVI."
+    )
+  axes = [f"{said[name]} {name}" for name in ("channels", "slices", "frames") if number(name) > 1]
+  if len(axes) > 1 or number("channels") > 1:
+    raise UserError(f"{path} is a stack of {' and '.join(axes)}; save one clip of grey frames.")
+  rate = number("fps") or (1 / number("finterval") if number("finterval") else 0)
+  return rate if 0 < rate < math.inf else math.nan
+
+
+def _read_gif(media, wanted):
   # In one pass, as a frame is drawn on the one before.
-  wanted, images = set(frames), {}
   with stills.opened(media.path) as image:
     for i in range(max(wanted, default=-1) + 1):
       stills.seek(image, media.path, i)
       if i in wanted:
-        images[i], _ = stills.grey(image, media.path)
-  return [images[i] for i in frames]
+        yield stills.grey(image, media.path)[0]
 
 
-def _read_pictures(media, frames):
-  images, largest = [], []
-  for i in frames:
-    with stills.opened(media.files[i]) as image:
-      pixels, of_dark = stills.grey(image, media.files[i])
-    images.append(pixels)
+def _read_pictures(media, wanted):
+  largest = []
+  for image, file in _pictures(media, wanted):
+    pixels, of_dark = stills.grey(image, file, media.window)
     largest.append(of_dark)
+    yield pixels
   if None not in largest and max(largest, default=0):
     notices.warn(
       "%s: the largest of its 16-bit values is %d of 65535, so it is nearly black; if its scale is "
@@ -214,7 +213,20 @@ def _read_pictures(media, frames):
       media.path,
       max(largest),
     )
-  return images
+
+
+def _pictures(media, wanted):
+  """Yields the open pictures of a folder, or pages of one file, and their files."""
+  if media.format == "folder":
+    for i in wanted:
+      with stills.opened(media.files[i]) as image:
+        yield image, media.files[i]
+    return
+  with stills.opened(media.path, stack=True) as image:
+    for i in wanted:
+      if i:
+        stills.seek(image, media.path, i)
+      yield image, media.path
 
 
 def _load_npy(path, axes):
@@ -289,13 +301,101 @@ def check_axes(clips):
       )
 
 
-def probe(path, *, npy_axes=None):
+def _probe_npy(path, words):
+  shape = _load_npy(path, words.npy_axes).shape
+  if words.npy_axes is None:
+    _refuse_strips(path, shape)
+  return Media(path, (path,), *shape, npy_axes=words.npy_axes)
+
+
+def _read_npy(media, wanted):
+  frames = _load_npy(media.path, media.npy_axes)
+  return (frames[i] for i in wanted)
+
+
+class _Format(NamedTuple):
+  """A format: how users call it, its suffixes, and its functions.
+
+  `probe(path, words)` gives a `Media`, `read(media, wanted)` yields pictures [h, w] uint8 of the
+  frames `wanted`, which rise and differ.
+  """
+
+  title: str
+  suffixes: tuple[str, ...]
+  probe: Callable
+  read: Callable
+
+
+# Every format by the name that `Media.format` holds.
+_FORMATS = {
+  "video": _Format(
+    ", ".join(s[1:] for s in containers.SUFFIXES),
+    containers.SUFFIXES,
+    containers.probe,
+    containers.read,
+  ),
+  "gif": _Format("gif", (".gif",), _probe_gif, _read_gif),
+  "dicom": _Format("DICOM", dicom.SUFFIXES, dicom.probe, dicom.read),
+  "npy": _Format("npy", (".npy",), _probe_npy, _read_npy),
+  "nifti": _Format("NIfTI", nifti.SUFFIXES, nifti.probe, nifti.read_clip),
+  "volume": _Format("NRRD, mha, mhd", volumes.SUFFIXES, volumes.probe, volumes.read),
+  "picture": _Format(
+    f"{', '.join(s[1:] for s in PICTURES)} (also a stack)",
+    PICTURES,
+    _probe_picture,
+    _read_pictures,
+  ),
+  "folder": _Format("a folder of numbered pictures", (), _probe_folder, _read_pictures),
+}
+FORMATS = " or ".join(", ".join(one.title for one in _FORMATS.values()).rsplit(", ", 1))
+
+
+def _format_of(path):
+  """The name of the format that reads a file or folder.
+
+  Raises:
+    UserError: there is none, or no such file.
+  """
+  with contextlib.suppress(OSError, ValueError):  # a null in the name, or one too long
+    if path.is_dir():
+      return "folder"
+  for name, one in _FORMATS.items():
+    if path.name.lower().endswith(one.suffixes):
+      check_file(path, _FIND)
+      return name
+  if not os.path.exists(path):
+    check_file(path, _FIND)  # it says why
+  # Machines write IM0001, or a name of numbers and dots.
+  if dicom.is_dicom(path):
+    return "dicom"
+  raise UserError(f"{path} is of no known format; bring {FORMATS}.")
+
+
+def split_name(path):
+  """The name of a file in two: without the suffix of its format, and that suffix, '' if none."""
+  # The longest first, as in x.nii.gz; of a DICOM file called 1.2.3 nothing is a suffix.
+  suffixes = sorted((s for one in _FORMATS.values() for s in one.suffixes), key=len, reverse=True)
+  name = path.name.lower()
+  length = next((len(s) for s in suffixes if name.endswith(s) and len(s) < len(name)), 0)
+  return path.name[: len(name) - length], path.name[len(name) - length :]
+
+
+def is_media(path):
+  """Whether a file is a video or picture by its name, or a picture of DICOM whatever its name."""
+  if split_name(path)[1] and not path.name.lower().endswith(dicom.SUFFIXES):
+    return True
+  return dicom.is_dicom(path) and dicom.is_picture(path)
+
+
+def probe(path, *, npy_axes=None, nifti_axes=None, window=None):
   """Reads the header of a video or still; of a video the first frame too.
 
   Args:
-    path: mp4, avi, gif, npy ([N, h, w] or [h, w] uint8), a picture (`PICTURES`), or a folder of
-      numbered pictures.
-    npy_axes: which axes npy files have, in the user's word: one of `NPY_AXES`.
+    path: of one of `FORMATS`; npy holds [N, h, w] or [h, w] uint8. DICOM needs no suffix.
+    npy_axes: which axes npy files have, in the user's word: one of `clips.NPY_AXES`.
+    nifti_axes: which axis of NIfTI files is the first, in the user's word: one of `nifti.AXES`.
+    window: (low, high): the values that become 0 and 255 where they have more than 8 bits, in the
+      user's word; by default what the file says, or else a range that a warning names.
 
   Returns:
     A `Media`; of many, see `check_axes`.
@@ -303,28 +403,63 @@ def probe(path, *, npy_axes=None):
   Raises:
     UserError: it is missing, truncated, too large, or of no such format.
   """
-  suffix = path.suffix.lower()
+  name = _format_of(path)
+  found = _FORMATS[name].probe(path, Words(npy_axes, nifti_axes, window))
+  return dataclasses.replace(found, format=name)
+
+
+def probe_still(path):
+  """Like `probe`, of a picture; a folder or a stack of pictures is refused too (`UserError`)."""
+  check_file(path, "save one picture a file")  # a folder would be read as a video
+  found = probe(path)
+  if found.n_frames > 1:
+    raise UserError(f"{path} holds {found.n_frames} pictures; save one a file.")
+  return found
+
+
+def probe_all(paths, *, num_processes=0, option="--num-processes", **words):
+  """Reads the headers of many videos and stills, in several processes.
+
+  Args:
+    paths: of them.
+    num_processes: as in `pool.ordered`.
+    option: likewise.
+    **words: of `probe`, for all.
+
+  Yields:
+    The `Media` of each, in their order, or the `UserError` that `probe` raised.
+  """
+  probe_one = functools.partial(_probe_one, words)
+  return pool.ordered(probe_one, paths, num_processes=num_processes, option=option)
+
+
+def _probe_one(words, path):
   try:
-    folder = path.is_dir()
-  except (OSError, ValueError):
-    folder = False
-  if folder:
-    pictures = numbered_pictures(path)
-    return _probe_pictures(path, pictures, _file_numbers(pictures))
-  if suffix not in (*containers.SUFFIXES, *PICTURES, ".gif", ".npy") and path.exists():
-    raise UserError(f"{path} is of no known format; bring {FORMATS}.")
-  check_file(path, "put the file there or mend its name")
-  if suffix in containers.SUFFIXES:
-    n_frames, size, rate, orientation, slots = containers.probe(path)
-    return Media(path, (path,), n_frames, *size, rate, orientation, slots=slots)
-  if suffix == ".gif":
-    return _probe_gif(path)
-  if suffix == ".npy":
-    shape = _load_npy(path, npy_axes).shape
-    if npy_axes is None:
-      _refuse_strips(path, shape)
-    return Media(path, (path,), *shape, npy_axes=npy_axes)
-  return _probe_pictures(path, (path,))
+    return probe(path, **words)
+  except UserError as error:
+    return error
+
+
+def stream(media, frames=None):
+  """Yields frames as grey values, as they are shown, one after the other in little memory.
+
+  Args:
+    media: what `probe` returned.
+    frames: which frames, counted from 0, rising; all by default.
+
+  Yields:
+    uint8 [h, w].
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  wanted = range(media.n_frames) if frames is None else frames
+  for image in _FORMATS[media.format].read(media, wanted):
+    if image.shape != (media.height, media.width):
+      raise UserError(
+        f"{media.path} changes its frame size on the way; frames of one video must have one size."
+      )
+    yield image
 
 
 def read(media, frames=None):
@@ -341,27 +476,25 @@ def read(media, frames=None):
     UserError: the file is damaged, or too much is asked for at once.
   """
   frames = range(media.n_frames) if frames is None else frames
-  suffix = media.files[0].suffix.lower()
-  n_bytes = len(frames) * media.height * media.width
+  check_total(media.path, len(frames), media.height, media.width)
+  places = {}
+  for place, frame in enumerate(frames):
+    places.setdefault(frame, []).append(place)
+  images = np.empty((len(frames), media.height, media.width), np.uint8)
+  wanted = sorted(places)
+  for frame, image in zip(wanted, stream(media, wanted), strict=True):
+    images[places[frame]] = image
+  return images
+
+
+def check_total(path, n, height, width):
+  """Refuses more frames than are held together: n of height x width pixels (`UserError`)."""
+  n_bytes = n * height * width
   if n_bytes > limits.MAX_TOTAL:
     raise UserError(
-      f"{media.path} has {n_bytes / 2**30:.0f} GiB of frames, more than "
-      f"{limits.MAX_TOTAL // 2**30} are read together; cut it into parts, or make it smaller."
+      f"{path} has {n_bytes / 2**30:.1f} GiB of frames, more than the "
+      f"{limits.MAX_TOTAL / 2**30:g} that are read together; cut it into parts, or make it smaller."
     )
-  if suffix in containers.SUFFIXES:
-    images = containers.read(media.path, frames, media.n_frames, media.slots)
-  elif suffix == ".npy":
-    images = _load_npy(media.path, media.npy_axes)[list(frames)]
-  elif suffix == ".gif":
-    images = _read_gif(media, frames)
-  else:
-    images = _read_pictures(media, frames)
-  for image in images:
-    if image.shape != (media.height, media.width):
-      raise UserError(
-        f"{media.path} changes its frame size on the way; frames of one video must have one size."
-      )
-  return np.stack(images)
 
 
 def _check_mask_type(path, image, *, palette=False, colours=False):

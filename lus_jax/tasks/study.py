@@ -43,7 +43,8 @@ def parts(config):
       part |= {shared: config[shared].to_dict() for shared in SHARED}
       if own:
         # The videos of the data set that was just segmented, and the models of this directory.
-        part["data"] = {"name": "", "prepared_dir": "", "cache": config.data.cache}
+        shared = {name: config.data[name] for name in ("cache", "num_processes")}
+        part["data"] = {"name": "", "prepared_dir": ""} | shared
         part["channels"] |= {"workdir": ""}
     found[name] = ConfigDict(part)
   return found

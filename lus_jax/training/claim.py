@@ -21,6 +21,10 @@ def settings(config):
   """
   fields = json.loads(config.to_json())
   fields.get("study", {}).pop("workers", None)
+  # The parts of a study have data of their own.
+  for part in (fields, *fields.values()):
+    if isinstance(part, dict) and isinstance(part.get("data"), dict):
+      part["data"].pop("num_processes", None)
   return {name: value for name, value in fields.items() if name != "distributed"}
 
 

@@ -64,6 +64,7 @@ def main():
   parser.add_argument("--only", choices=KINDS, action="append", help="this part; may be repeated")
   parser.add_argument("--quick", action="store_true", help="a few cases of each, a tenth of fuzz")
   parser.add_argument("--case", type=int, help="this number of fuzz alone, with all that is known")
+  parser.add_argument("--reader", help="of fuzz this reader alone, 300 times; see fuzz.READERS")
   parser.add_argument("--seed", type=int, default=0, help="of everything random")
   parser.add_argument("--jobs", type=int, default=2, help="processes at once")
   parser.add_argument("--minutes", type=float, default=60, help="after these no case is begun")
@@ -73,6 +74,7 @@ def main():
   work = (options.work or pathlib.Path(tempfile.mkdtemp(prefix="lus_faults_"))).absolute()
   work.mkdir(parents=True, exist_ok=True)
   bench = Bench(work, options.seed, options.quick, options.jobs, options.case)
+  bench.reader = options.reader
   bench.deadline = time.monotonic() + 60 * options.minutes
   cases, seconds, said = [], {}, set()
   try:

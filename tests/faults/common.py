@@ -260,6 +260,7 @@ class Bench:
     quick: whether fewer cases are wanted.
     jobs: how many processes work at once.
     case: the number of the one case that is wanted; None for all.
+    reader: the one reader that is fuzzed; None for all.
     deadline: of `time.monotonic()`: no case is begun after it.
     late: how many were not begun for that.
   """
@@ -269,6 +270,7 @@ class Bench:
   quick: bool
   jobs: int = 2
   case: int | None = None
+  reader: str | None = None
   deadline: float = math.inf
   late: int = 0
 

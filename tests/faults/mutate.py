@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -153,9 +154,13 @@ def zip_inside(rng, data):
     for name in names:
       content = archive.read(name)
       if name == chosen:
-        if rng.random() < 0.2:
+        choice = rng.random()
+        if choice < 0.1:
           continue
-        content = _one(rng)(rng, content)
+        if choice < 0.2:
+          name = f"../../{name}"
+        mutator = {".xml": xml_value, ".png": png_inside}.get(name[-4:], _one(rng))
+        content = (mutator if choice < 0.7 else _one(rng))(rng, content)
       new.writestr(name, content)
   return out.getvalue()
 
@@ -177,6 +182,51 @@ def safetensors_header(rng, data):
   (length,) = struct.unpack("<Q", data[:8])
   header = json_tree(rng, data[8 : 8 + length])
   return struct.pack("<Q", len(header)) + header + data[8 + length :]
+
+
+_PIXELS = {
+  *((0x0002, "US"), (0x0006, "US"), (0x0010, "US"), (0x0011, "US"), (0x0100, "US")),
+  *((0x0101, "US"), (0x0103, "US"), (0x0008, "IS"), (0x0004, "CS")),
+}
+_COLOURS = ("MONOCHROME1", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "", "?")
+
+
+def dicom_element(rng, data):
+  """Another number of rows, frames, bits and the like, or other colours, in DICOM."""
+  number, kind = sorted(_PIXELS)[int(rng.integers(len(_PIXELS)))]
+  start = struct.pack("<HH2s", 0x28, number, kind.encode())
+  at = data.find(start)
+  if at < 0:
+    return _one(rng)(rng, data)
+  length = struct.unpack("<H", data[at + 6 : at + 8])[0]
+  if kind == "US":
+    value = struct.pack("<H", int(rng.choice((0, 1, 2, 3, 4, 7, 8, 12, 16, 25, 32, 255, 65535))))
+  else:
+    texts = ("0", "-1", "1", "3", "5", "99999999", "2147483648", "1e9", "x") if kind == "IS" else ()
+    value = str(rng.choice(texts or _COLOURS)).encode()
+    value += b" " * (len(value) % 2)
+  return data[: at + 6] + struct.pack("<H", len(value)) + value + data[at + 8 + length :]
+
+
+def deflated_inside(rng, data):
+  """Breaks what a deflated DICOM file holds."""
+  start = 144 + struct.unpack("<I", data[140:144])[0]
+  broken = dicom_element(rng, zlib.decompress(data[start:], -15))
+  if rng.random() < 0.5:
+    broken = _one(rng)(rng, broken)
+  deflate = zlib.compressobj(wbits=-15)
+  return data[:start] + deflate.compress(broken) + deflate.flush()
+
+
+def header_number(rng, data):
+  """Another number in a header that is text."""
+  head, rest = data[:1000], data[1000:]
+  found = list(re.finditer(rb"\d+", head))
+  if not found:
+    return data
+  one = found[int(rng.integers(len(found)))]
+  numbers = ("0", "-1", "1", "3", "7", "65535", "99999", "4294967296", "9" * 30, "1e9", "nan", "x")
+  return head[: one.start()] + str(rng.choice(numbers)).encode() + head[one.end() :] + rest
 
 
 def _one(rng):
@@ -251,6 +301,49 @@ def csv_cell(rng, data):
   else:
     return data.decode().encode(str(rng.choice(("utf-16", "utf-8-sig", "utf-16-le"))))
   return "\n".join(map(",".join, rows)).encode() + b"\n"
+
+
+_XML_VALUE = re.compile(rb'="([^"]*)"|>([^<>]+)<')
+_BOMB = b"<!DOCTYPE a [<!ENTITY b 'xxxxxxxxxx'>%s]>" % b"".join(
+  b"<!ENTITY %c '%s'>" % (c, b"&%c;" % (c - 1) * 10) for c in range(99, 110)
+)
+
+
+def xml_value(rng, data):
+  """Replaces one value of an XML text, repeats or removes an element, or adds entities or depth."""
+  choice = rng.random()
+  if choice < 0.05:
+    return _BOMB + data.replace(b"b_line", b"&m;")
+  if choice < 0.1:
+    return data.replace(b"</annotations>", b"<image>" * 50_000 + b"</annotations>")
+  found = list(_XML_VALUE.finditer(data))
+  if not found:
+    return data
+  start, end = (one := found[int(rng.integers(len(found)))]).span(1 if one[1] is not None else 2)
+  if choice < 0.85:
+    value = _value(rng)
+    value = str(value).replace(_HUGE, "9" * 5000).encode(errors="replace")
+    for special, written in ((b"&", b"&amp;"), (b"<", b"&lt;"), (b'"', b"&quot;"), (b"\0", b"")):
+      value = value.replace(special, written)
+    return data[:start] + value + data[end:]
+  start, end = data.rfind(b"<", 0, start), data.find(b">", end) + 1
+  return data[:start] + data[start:end] * (0 if choice < 0.92 else 2) + data[end:]
+
+
+def zip_bomb(rng, data):
+  """An archive whose members are zeros that unpack to gigabytes, or say that they do."""
+  out = io.BytesIO()
+  with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    names = archive.namelist()
+  with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+    for name in names:
+      new.writestr(name, bytes(2**26))
+  content = out.getvalue()
+  if rng.random() < 0.5:
+    return content
+  # Of their stated size, in the directory at the end.
+  size = struct.pack("<I", 2**26)
+  return content.replace(size, struct.pack("<I", int(rng.choice((0, 10, 2**31, 2**32 - 1)))))
 
 
 def fifo(rng, path, outside):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from lus_jax.labels import borders
 
@@ -22,6 +23,19 @@ def test_the_label_at_half_is_the_mask():
       np.testing.assert_array_equal(soft / np.float32(255) >= 0.5, mask)
 
 
+def test_what_is_drawn_at_a_border_or_far_from_all():
+  random = np.random.default_rng(3)
+  for top, left in ((0, 0), (30, 5), (44, 50), (20, 20)):
+    mask = np.zeros((60, 70), bool)
+    mask[top : top + 16, left : left + 20] = random.random((16, 20)) > 0.3
+    for width, spacing in ((9, (1, 1)), (2, (0.5, 0.2))):
+      inside = ndimage.distance_transform_edt(mask, sampling=spacing)
+      outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
+      half = min(spacing) / 2
+      expected = np.clip(0.5 + np.where(mask, inside - half, half - outside) / width, 0, 1)
+      np.testing.assert_allclose(borders.soften(mask, width, spacing), expected, atol=1e-6)
+
+
 def test_millimetres():
   mask = np.zeros((30, 30), bool)
   mask[10:20] = True
@@ -39,3 +53,18 @@ def test_a_picture_without_outline(value):
 def test_a_border_without_width():
   with pytest.raises(ValueError, match="above 0"):
     borders.soften(np.eye(3, dtype=bool), 0)
+
+
+def test_between_two_contours():
+  inner, outer = np.zeros((2, 9, 20), bool)
+  inner[:, 8:12], outer[:, 5:14] = True, True
+  # Across straight contours: 3 pixels on the left, 2 right; none at the picture's border.
+  row = [*[0] * 5, 1 / 6, 3 / 6, 5 / 6, *[1] * 4, 3 / 4, 1 / 4, *[0] * 6]
+  np.testing.assert_allclose(borders.between(inner, outer), np.tile(row, (9, 1)), atol=1e-6)
+  np.testing.assert_array_equal(borders.between(inner, inner), inner)
+  assert not borders.between(inner & False, outer & False).any()
+  # Where all is possible, the picture's border is the outer contour.
+  assert borders.between(inner, outer | True)[0, 0] < 0.1
+  for wrong in ((outer, inner), (inner & False, outer)):
+    with pytest.raises(ValueError, match="inner contour"):
+      borders.between(*wrong)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lus_jax import notices
 from lus_jax.errors import UserError
-from lus_jax.media import limits, nifti
+from lus_jax.media import limits, nifti, readers
 from tfds_builders.multirater_folder import pictures
 
 PIXELS = np.random.default_rng(0).integers(0, 200, (12, 20)).astype(np.uint8)
@@ -128,6 +128,19 @@ def test_malformed_headers(tmp_path, name, at, data):
   path = save(tmp_path / name, PIXELS)
   patch(path, at, data)
   refused(path)
+
+
+@pytest.mark.parametrize(
+  ("at", "data"),
+  [(40, struct.pack("<8h", 3, 4, 3, 0, *4 * [1])), (123, b"\xb8")],  # no frames; no unit
+)
+def test_malformed_headers_of_clips(tmp_path, at, data):
+  path = tmp_path / "a.nii"
+  nibabel.save(nibabel.Nifti1Image(np.zeros((4, 3, 2), np.uint8), np.eye(4)), path)
+  assert readers.probe(path).n_frames == 2
+  patch(path, at, data)
+  with pytest.raises(UserError, match="is damaged|damaged or no NIfTI"):
+    readers.probe(path)
 
 
 def test_header_fields_that_do_not_matter(tmp_path):
@@ -284,7 +297,7 @@ def test_noise_that_fills_the_window_is_warned_of(tmp_path, warnings_seen):
 def test_a_folder_is_no_image(tmp_path):
   (tmp_path / "i.png").mkdir()
   Image.fromarray(PIXELS).save(tmp_path / "i.png" / "0.png")
-  refused(tmp_path / "i.png", "is a folder", reads=(pictures.read_image, pictures.image_size))
+  refused(tmp_path / "i.png", "is a folder", reads=(pictures.read_image, pictures.probe_image))
 
 
 def test_the_users_window_is_that_of_all_images(tmp_path):

@@ -239,6 +239,19 @@ def test_the_name_changes_with_whatever_is_read(folder):
   assert len(names) == 7
 
 
+def test_several_processes_and_little_memory_give_the_same_bytes(folder, tmp_path, monkeypatch):
+  config, found = folder.config(), []
+  for n, n_bytes in ((1, 10**9), (2, 1)):
+    monkeypatch.setattr(records, "MAX_SORTED", n_bytes)
+    builder = CovidBlues(config=config, data_dir=tmp_path / str(n), num_processes=n)
+    with records.sorted_on_disk():
+      builder.download_and_prepare()
+    found.append({path.name: path.read_bytes() for path in builder.data_path.iterdir()})
+  assert found[0] == found[1] and len(found[0]) > 4
+  names = [example["video"].decode() for example in builder.as_data_source("train")]
+  assert names == sorted(names) and len(names) > 1
+
+
 def test_open_dataset_end_to_end(folder, tmp_path, capsys):
   folder.write()
   config = data_config(dir=str(folder.path), prepared_dir=str(tmp_path / "data"))

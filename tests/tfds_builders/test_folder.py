@@ -2,11 +2,14 @@ import csv
 import json
 import math
 import os
+import tracemalloc
 from unicodedata import normalize
 
 import av
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
@@ -14,7 +17,8 @@ from PIL import Image
 from lus_jax.data import augment, datasets, pipeline
 from lus_jax.errors import UserError
 from lus_jax.media import readers
-from tfds_builders import tables
+from tests.faults import seeds
+from tfds_builders import records, tables
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
 HEIGHT, WIDTH = 24, 32
@@ -172,6 +176,88 @@ def test_videos_round_trip_without_labels(folder, tmp_path):
   assert examples["b.avi"][1]["frames_per_second"] == 25
 
 
+def bring(folder, old, new, write):
+  """Stores a video in another format: `write(path, frames)`."""
+  path = folder.path / "videos" / new
+  path.parent.mkdir(exist_ok=True)
+  write(path, folder.videos[old])
+  folder.videos[new] = folder.videos.pop(old)
+  for row in (*folder.manifest, *folder.labels):
+    row[0] = new if row[0] == old else row[0]
+  for c in CLASSES:
+    folder.masks[new, c] = folder.masks.pop((old, c))
+
+
+def save_dicom(path, frames):
+  seeds.save_dicom(path, seeds.dataset(frames))
+
+
+def save_nifti(path, frames):
+  nibabel.save(nibabel.Nifti1Image(frames.transpose(2, 1, 0), np.eye(4)), path)
+
+
+def save_volume(path, frames):
+  sitk.WriteImage(sitk.GetImageFromArray(frames), path)
+
+
+def save_stack(path, frames):
+  first, *rest = (Image.fromarray(frame) for frame in frames)
+  first.save(path, save_all=True, append_images=rest)
+
+
+@pytest.mark.parametrize("kind", ["frames", "videos"])
+def test_what_machines_and_tools_write_is_read(folder, tmp_path, kind):
+  bring(folder, "a.npy", "IM0001", save_dicom)
+  bring(folder, "b.avi", "series/1.2.840.113619.2.55", save_dicom)
+  bring(folder, "c", "c.nii.gz", save_nifti)
+  bring(folder, "d.png", "d.DCM", save_dicom)
+  bring(folder, "e.npy", "e.mhd", save_volume)
+  bring(folder, "f.gif", "f.tif", save_stack)
+  examples = read(build(folder.config(kind), tmp_path / "data"))
+  assert examples.keys() == folder.videos.keys()
+  for name, frames in folder.videos.items():
+    example = examples[name][1]
+    expected = frames if kind == "videos" else frames[-1]
+    np.testing.assert_array_equal(
+      example["frames" if kind == "videos" else "image"][..., 0], expected
+    )
+    for k, c in enumerate(CLASSES if kind == "frames" else ()):
+      np.testing.assert_array_equal(example["confidence"][..., k], folder.masks[name, c])
+  if kind == "videos":
+    assert examples["IM0001"][1]["frames_per_second"] == 25
+  # The pixels beside a header are of the set, too: a change of theirs is seen.
+  before = folder.config(kind).name
+  save_volume(folder.path / "videos" / "e.mhd", 255 - folder.videos["e.mhd"])
+  assert folder.config(kind).name != before
+
+
+def test_windows_of_more_than_8_bits_are_one_for_all(folder, tmp_path):
+  values = np.arange(5 * HEIGHT * WIDTH).reshape(5, HEIGHT, WIDTH)
+  bring(folder, "a.npy", "a.nii", lambda path, _: save_nifti(path, values.astype(np.int16)))
+  bring(folder, "b.avi", "b", lambda path, _: save_dicom(path, values.astype(np.uint16)))
+  bring(folder, "c", "c.nrrd", lambda path, _: save_volume(path, values.astype(np.float32)))
+  bring(folder, "d.png", "d.tif", lambda path, _: save_stack(path, values[:1].astype(np.uint16)))
+  folder.dataset["intensity_window"] = [100, 3000]
+  folder.labels = [row for row in folder.labels if row[0] != "d.tif"]
+  examples = read(build(folder.config("videos"), tmp_path / "data"))
+  expected = np.rint(np.interp(values, (100, 3000), (0, 255)))
+  for name in ("a.nii", "b", "c.nrrd", "d.tif"):
+    frames = examples[name][1]["frames"][..., 0]
+    np.testing.assert_array_equal(frames, expected[: len(frames)])
+  np.testing.assert_array_equal(examples["e.npy"][1]["frames"][..., 0], folder.videos["e.npy"])
+
+
+def test_nifti_that_was_saved_rows_first(folder, tmp_path):
+  def write(path, frames):
+    nibabel.save(nibabel.Nifti1Image(frames.transpose(1, 2, 0), np.eye(4)), path)
+
+  bring(folder, "a.npy", "a.nii", write)
+  check_refused(folder, "is 32 x 24 and its frame 24 x 32 pixels")
+  folder.dataset["nifti_axes"] = "yx"
+  examples = read(build(folder.config(), tmp_path / "data"))
+  np.testing.assert_array_equal(examples["a.nii"][1]["image"][..., 0], folder.videos["a.nii"][-1])
+
+
 def test_frames_are_letterboxed_with_their_masks(folder, tmp_path):
   mask = np.zeros((HEIGHT, WIDTH), np.uint8)
   mask[:, : WIDTH // 2] = 255
@@ -182,6 +268,91 @@ def test_frames_are_letterboxed_with_their_masks(folder, tmp_path):
   np.testing.assert_array_equal(example["confidence"][..., 0], example["image"][..., 0])
   assert (example["image"][8:56, :31] == 255).all()
   assert not example["image"][:8].any() and not example["image"][56:].any()
+
+
+def set_areas(folder, *cells):
+  folder.header.append("scan_area")
+  folder.manifest = [
+    [*row, cell] for row, cell in zip(folder.manifest, [*cells, *[""] * 6], strict=False)
+  ]
+
+
+def test_frames_masks_and_videos_are_cropped_to_the_scan_area(folder, tmp_path):
+  top, left, bottom, right = 3, 10, 19, 26
+  set_areas(folder, "10 3 16 16", "10,3,16,16", " 10, 3, 16, 16 ")
+  folder.save_mask("a.npy/_ignore.png", np.eye(HEIGHT, WIDTH, k=9, dtype=np.uint8) * 255)
+  config = folder.config(height=16, width=16)
+  builder = build(config, tmp_path / "data")
+  examples = read(builder)
+  videos = read(build(folder.config("videos", height=16, width=16), tmp_path / "data"))
+  box = np.s_[top:bottom, left:right]
+  for name in ("a.npy", "b.avi", "c"):
+    frames, example = folder.videos[name], examples[name][1]
+    np.testing.assert_array_equal(example["image"][..., 0], frames[-1][box])
+    for k, c in enumerate(CLASSES):
+      mask = np.where(example["ignore"][..., 0], 0, folder.masks[name, c][box])
+      np.testing.assert_array_equal(example["confidence"][..., k], mask)
+    for one in (example, videos[name][1]):
+      assert one["scan_area"].tolist() == [top, left, bottom, right]
+      assert one["frame_size"].tolist() == [HEIGHT, WIDTH]
+      assert one["valid_box"].tolist() == [0, 0, 16, 16]
+    np.testing.assert_array_equal(videos[name][1]["frames"][..., 0], frames[:, *box])
+  np.testing.assert_array_equal(
+    examples["a.npy"][1]["ignore"][..., 0], np.eye(HEIGHT, WIDTH, k=9)[box]
+  )
+  # An empty cell is the whole frame.
+  assert examples["d.png"][1]["scan_area"].tolist() == [0, 0, HEIGHT, WIDTH]
+  assert examples["d.png"][1]["valid_box"].tolist() == [2, 0, 14, 16]
+  options = {"name": "lus_folder", "image_size": 32, "split_unit": "patient", "split_seed": 0}
+  options |= {"dir": str(folder.path), "prepared_dir": str(tmp_path / "data")}
+  dataset = datasets.open_dataset(ConfigDict(options), "frames")
+  assert dataset.has_scan_areas and dataset.summary()["has_scan_areas"] is True
+
+
+def test_without_scan_areas_data_are_as_they_were(folder, tmp_path):
+  plain = folder.config()
+  assert "scan_area" not in build(plain, tmp_path / "data").info.features
+  set_areas(folder)
+  empty = build(folder.config(), tmp_path / "data")
+  assert "scan_area" not in empty.info.features
+  assert not empty.info.metadata.get("has_scan_areas")
+  folder.manifest[0][-1] = "10 3 16 16"
+  assert len({plain.name, empty.builder_config.name, folder.config().name}) == 3
+
+
+def test_changed_scan_areas_are_prepared_anew(folder):
+  set_areas(folder, "10 3 16 16")
+  before = folder.config().name
+  folder.manifest[0][-1] = "10 3 16 17"
+  assert folder.config().name != before
+
+
+@pytest.mark.parametrize(
+  ("cell", "part"),
+  [
+    ("10 3 16", "four whole numbers, X Y WIDTH HEIGHT"),
+    ("whole", "as 0 0 32 24 for all of it"),
+    ("10 3 23 16", "ends at x = 33, y = 19, outside of its frame of 32 x 24"),
+    ("10 3 16 2", "8 are the least"),
+  ],
+)
+def test_bad_scan_area(folder, cell, part):
+  set_areas(folder, "", cell)
+  check_refused(folder, "manifest.csv row 3: ", part, "An empty cell is the whole frame.")
+
+
+def test_what_is_painted_outside_of_the_scan_area_is_named(folder, tmp_path, warnings_seen):
+  set_areas(folder, "10 3 16 16", "10 3 16 16")
+  inside = np.zeros((HEIGHT, WIDTH), np.uint8)
+  inside[5:15, 12:22] = 200
+  outside = np.roll(inside, -4, axis=1)  # by two columns of ten
+  for name in ("a.npy", "b.avi"):
+    folder.save_mask(f"{name}/pleura.png", inside)
+    folder.save_mask(f"{name}/b_line.png", outside)
+  build(folder.config(), tmp_path / "data")
+  (text,) = [text for text in warnings_seen if "scan area" in text]
+  assert "masks/a.npy/b_line.png (labels.csv row 2, manifest.csv row 2) and 1 more: 20 %" in text
+  assert "mend scan_area, or the mask" in text
 
 
 def test_masks_are_shrunk_without_antialiasing(folder, tmp_path):
@@ -223,9 +394,9 @@ def test_annotators_of_one_frame_are_examples_of_their_own(folder, tmp_path):
 
 def test_each_video_is_decoded_once(folder, tmp_path, monkeypatch):
   folder.labels += [["b.avi", str(frame), "", "a.npy"] for frame in range(4)]
-  config, reads, real = folder.config(), [], readers.read
+  config, reads, real = folder.config(), [], readers.stream
   monkeypatch.setattr(
-    readers, "read", lambda m, frames: reads.append(m.path.name) or real(m, frames)
+    readers, "stream", lambda m, frames: reads.append(m.path.name) or real(m, frames)
   )
   builder = build(config, tmp_path / "data")
   assert sorted(reads) == sorted(folder.videos)
@@ -233,6 +404,73 @@ def test_each_video_is_decoded_once(folder, tmp_path, monkeypatch):
     if example["video"] == b"b.avi":
       expected = folder.videos["b.avi"][example["frame"]]
       np.testing.assert_array_equal(example["image"][..., 0], expected)
+
+
+@pytest.mark.parametrize("kind", ["frames", "videos"])
+def test_several_processes_prepare_the_same_bytes(folder, tmp_path, caplog, kind):
+  folder.labels += [["b.avi", str(frame), "", "a.npy"] for frame in (3, 0, 1)]
+  for c in CLASSES:  # warned of in a worker
+    folder.save_mask(f"c/{c}.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+  config, found, said = folder.config(kind), [], []
+  for n in (1, 2):
+    caplog.clear()
+    builder = LusFolder(config=config, data_dir=tmp_path / str(n), num_processes=n)
+    builder.download_and_prepare()
+    said.append([record.getMessage() for record in caplog.records])
+    found.append({path.name: path.read_bytes() for path in builder.data_path.iterdir()})
+  assert found[0] == found[1] and len(found[0]) > 4
+  assert said[0] == said[1]
+  assert any("every confidence is 0" in text for text in said[0]) == (kind == "frames")
+
+
+@pytest.mark.parametrize("kind", ["frames", "videos"])
+def test_sets_larger_than_the_memory_are_sorted_to_the_same_bytes(
+  folder, tmp_path, monkeypatch, kind
+):
+  config, found = folder.config(kind), []
+  for n_bytes in (10**9, 1):
+    monkeypatch.setattr(records, "MAX_SORTED", n_bytes)
+    with records.sorted_on_disk():
+      builder = build(config, tmp_path / str(n_bytes))
+    found.append({path.name: path.read_bytes() for path in builder.data_path.iterdir()})
+  assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", ["frames", "videos"])
+def test_memory_does_not_grow_with_the_set(folder, tmp_path, monkeypatch, kind):
+  monkeypatch.setattr(records, "MAX_SORTED", 2**16)
+  random, peaks = np.random.default_rng(0), []
+  for number, scale in enumerate((1, 1, 10)):
+    name, labels = f"{number}_{scale}", folder.labels[:1]
+    for i in range(10 * scale):
+      video = f"{name}_{i}.npy"
+      np.save(folder.path / "videos" / video, random.integers(0, 256, (4, 64, 64)).astype(np.uint8))
+      labels.append([video, "3", "ann", "x"])
+    for c in CLASSES:
+      folder.save_mask(f"x/{c}.png", random.integers(0, 256, (64, 64)).astype(np.uint8))
+    folder.labels = labels
+    folder.manifest = [[row[0], f"p{i % 5}", *[""] * 5] for i, row in enumerate(labels[1:])]
+    builder = LusFolder(config=folder.config(kind, 64, 64), data_dir=tmp_path, num_processes=1)
+    with records.sorted_on_disk():
+      if number:  # what is imported on the way is no part of it
+        tracemalloc.start()
+      builder.download_and_prepare()
+      peaks.append(tracemalloc.get_traced_memory()[1])
+      tracemalloc.stop()
+  # All examples together have 1.4 MB (frames) and 1.6 MB (videos).
+  assert peaks[2] < peaks[1] + 300_000, peaks
+
+
+def test_a_damaged_file_is_told_alike_by_several_processes(folder, tmp_path):
+  config = folder.config()
+  path = folder.path / "masks" / "e.npy" / "pleura.png"
+  path.write_bytes(path.read_bytes()[:60])
+  told = []
+  for n in (1, 2):
+    with pytest.raises(UserError) as error:
+      LusFolder(config=config, data_dir=tmp_path / "data", num_processes=n).download_and_prepare()
+    told.append(str(error.value))
+  assert told[0] == told[1] and "pleura.png" in told[0]
 
 
 def test_empty_confidence_is_kept_with_a_warning(folder, tmp_path, warnings_seen):
@@ -501,6 +739,8 @@ def test_bad_arguments(folder):
     ({"polarity": "black"}, "'polarity' is of multirater_folder and says nothing here"),
     ({"soft": True}, "'soft' is of multirater_folder"),
     ({"frame_numbers": 1}, "'frame_numbers' is 1; write 'from_0' or 'of_files'"),
+    ({"nifti_axes": "zx"}, "'nifti_axes' is 'zx'; write one of xy, yx"),
+    ({"intensity_window": [1, 1]}, "'intensity_window' is [1, 1]; write two rising numbers"),
     ({"confidence_maximum": "255"}, "'confidence_maximum' is '255'"),
     ({"confidence_maximum": 0}, "'confidence_maximum' is 0"),
     ({"confidence_maximum": 10**400}, "'confidence_maximum' is 1000"),

@@ -7,7 +7,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from lus_jax.media import readers
+from lus_jax.media import readers, scan_area
 from tfds_builders.importers import __main__ as importers
 from tfds_builders.lus_folder import manifest
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
@@ -106,7 +106,7 @@ def test_palette_mistakes(palette, capsys):
   check_refused(path, capsys, run_palette(path / "gone"), "gone/images does not exist")
   masks = path / "masks"
   Image.fromarray(np.zeros((*SHAPE, 3), np.uint8)).save(masks / "bert_3.png")
-  check_refused(path, capsys, run_palette(path), "bert_3.png has pixels of type RGB")
+  check_refused(path, capsys, run_palette(path), "bert_3.png has pixels of type RGB; if its")
   save_indices(masks / "bert_3.png", indices["bert_3"][:, 1:])
   check_refused(path, capsys, run_palette(path), "bert_3.png is 29 x 20 and its image 30 x 20")
   (masks / "bert_3.png").unlink()
@@ -333,10 +333,15 @@ def test_real_palette_masks(real_data, tmp_path):
   builder.download_and_prepare()
   examples = [e for split in builder.as_data_source().values() for e in split]
   assert len(examples) == 40
+  areas = {video.name: video.scan_area for video in config.folder.videos}
   for example in examples:
     path = source / "masks" / example["video"].decode()
     with Image.open(path) as mask:
-      indices = np.asarray(mask)
+      whole = np.asarray(mask)
+    box = areas[path.name] or scan_area.whole(*whole.shape)
+    # What lies outside the scan is cut off, and nothing that was drawn.
+    indices = scan_area.crop(whole, box)
+    assert np.count_nonzero(indices) == np.count_nonzero(whole)
     top, left, bottom, right = example["valid_box"]
     for k in range(2):
       # The area survives the resizing; half a pixel of outline is what bilinear may lose.

@@ -125,6 +125,28 @@ def test_round_trip_is_exact_at_native_size(folder):
     assert example["valid_box"].tolist() == [0, 0, HEIGHT, WIDTH]
 
 
+def test_images_and_masks_are_cropped_to_the_scan_area(folder, warnings_seen):
+  header = ("image", "patient", "scan_area")
+  rows = [[name, name, "10 3 16 16" * (name != "i1")] for name in IMAGES]
+  folder.write_patients(*rows, header=header)
+  metadata, examples = folder.build(16, 16)
+  for name, example in examples.items():
+    if name == "i1":
+      assert example["scan_area"].tolist() == [0, 0, HEIGHT, WIDTH]
+      continue
+    assert example["scan_area"].tolist() == [3, 10, 19, 26]
+    np.testing.assert_array_equal(example["image"][..., 0], folder.images[name][3:19, 10:26])
+    for r, rater in enumerate(("anna", "bert")):
+      mask = 255 * folder.masks[rater, name][3:19, 10:26]
+      np.testing.assert_array_equal(example["raters"][r, ..., 0], mask)
+    assert example["frame_size"].tolist() == [HEIGHT, WIDTH]
+  assert metadata["has_scan_areas"] and "scan_area" not in metadata["images"]["i0"]
+  (text,) = [text for text in warnings_seen if "scan area" in text]
+  assert "(see patients.csv) and 6 more: " in text  # of two raters of i0, i2, i3, and cleo
+  folder.write_patients(*([*row[:2], "10 3 16 99"] for row in rows), header=header)
+  check_refused(folder, "patients.csv row 2: ", "y = 102, outside of its frame of 32 x 24")
+
+
 def test_soft_label_is_the_rounded_mean_of_those_who_drew():
   raters = np.uint8([[[[255]]], [[[0]]], [[[10]]], [[[200]]]])
   assert records.soft_label(raters, [True, True, True, False]).item() == 88
@@ -648,6 +670,15 @@ def run_config(folder, **values):
   fields |= {"split_unit": "patient", "split_seed": 0}
   fields |= {"prepared_dir": str(folder.path.parent / "prepared")}
   return ConfigDict(fields | values)
+
+
+def test_several_processes_prepare_the_same_bytes(folder, tmp_path):
+  config, found = folder.config(), []
+  for n in (1, 2):
+    builder = MultiraterFolder(config=config, data_dir=tmp_path / str(n), num_processes=n)
+    builder.download_and_prepare()
+    found.append({path.name: path.read_bytes() for path in builder.data_path.iterdir()})
+  assert found[0] == found[1] and len(found[0]) > 4
 
 
 def test_open_dataset(folder):

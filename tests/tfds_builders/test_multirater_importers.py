@@ -69,10 +69,10 @@ def test_masks_of_formats_that_are_not_read_are_not_left_out(folders, capsys):
     part = f"P1_pen/seg_B0{suffix} is of a format that is not read"
     check_refused(path, capsys, run_folders(path), part)
     (folder / f"seg_B0{suffix}").unlink()
-  (folder / "seg_B0.nrrd").write_bytes(b"x")
-  part = "seg_B0.nrrd is no picture that is read, but has the name of a mask of 'B0'"
+  (folder / "seg_B0.xyz").write_bytes(b"x")
+  part = "seg_B0.xyz is no picture that is read, but has the name of a mask of 'B0'"
   check_refused(path, capsys, run_folders(path), part)
-  (folder / "seg_B0.nrrd").rename(folder / "notes.txt")
+  (folder / "seg_B0.xyz").rename(folder / "notes.txt")
   assert run_folders(path) == 0
   assert "P1_pen: Left out, as they are no pictures: notes.txt." in capsys.readouterr().out
 

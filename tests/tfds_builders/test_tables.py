@@ -197,6 +197,7 @@ def test_a_copy_with_accents_written_in_another_way_is_the_same(tmp_path):
 
 
 def test_many_bytes_are_told_of(tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
   (tmp_path / "a").write_bytes(bytes(4_000_000))
   tables.contents(tmp_path, [tmp_path / "a"])
   assert capsys.readouterr().out == ""

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from absl import logging
 from PIL import Image
 
 from lus_jax.errors import UserError
@@ -73,7 +74,8 @@ def test_a_folder_and_the_same_again(clips, tmp_path):
   assert (first.frame, set(first.masks), set(second.masks)) == (2, {"line", "area"}, set())
   np.testing.assert_array_equal(readers.read_mask(first.masks["area"]) * 255, box(at=(8, 9)))
   before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-  assert write.write(source_of(clips, labels), given) == (builder, notes)
+  again = write.write(source_of(clips, labels), given)
+  assert again[1] == ["All of it was there already, to the byte; nothing was changed.", *notes]
   assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
   (out / "manifest.csv").write_text("mine")
   with pytest.raises(UserError, match=r"exists already, and its manifest\.csv is not what"):
@@ -210,10 +212,13 @@ def test_of_all_clips_or_none_it_is_known_whose_they_are(clips, tmp_path):
   )
 
 
-def test_clips_by_the_names_that_tools_give_them(clips):
+def test_clips_by_the_names_that_tools_give_them(clips, monkeypatch):
+  warned = []
+  monkeypatch.setattr(logging, "warning", lambda *args: warned.append(args))
   for text in ("R2", "r2.PNG", "p2_2024-01-31/R2.png", "C:\\work\\p2_2024-01-31\\R2.jpg", "/x/R2"):
     assert clips.find(text, "it") == "p2_2024-01-31/R2"
   assert clips.find("p1_2024-03-04/L1.npy", "it") == "p1_2024-03-04/L1"
+  assert [args[1:] for args in warned] == [("it", "'/x/R2'", "p2_2024-01-31/R2")]
   with pytest.raises(UserError, match="it: 'L1' may be p1_2024-03-01/L1, p1_2024-03-04/L1, all in"):
     clips.find("L1", "it")
   for text in ("", "..", "../../etc/passwd", "L3"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from configs import raters, readmission, seg, sf_ratio
+from configs import paper, raters, readmission, seg, sf_ratio, which_target
 from lus_jax import models
 from lus_jax.errors import UserError
 from lus_jax.models import designs
@@ -217,6 +217,18 @@ def test_a_run_goes_on_with_the_epochs_that_came_of_its_data(tmp_path):
 )
 def test_durations_have_the_unit_that_suits_them(seconds, text):
   assert estimate.duration(seconds) == text
+
+
+@pytest.mark.parametrize("module", [seg, paper, which_target])
+def test_a_run_goes_on_whatever_number_of_processes_prepares_its_data(tmp_path, module):
+  config = module.get_config()
+  claim.claim(tmp_path, claim.settings(config), {})
+  with config.unlocked():
+    config.data.num_processes = 4
+  claim.check_claim(tmp_path, claim.settings(config), {})
+  config.data.image_size = 48
+  with pytest.raises(UserError, match="data.image_size"):
+    claim.check_claim(tmp_path, claim.settings(config), {})
 
 
 def test_settings_are_told_with_their_reasons():

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from lus_jax import problems
 from lus_jax.errors import UserError
 from lus_jax.media import readers
 from lus_jax.media.letterbox import letterbox
@@ -97,8 +98,8 @@ def _read_table(path, columns):
     if columns[0] == "patient_id":
       key = _patient_name(key)
     if key in rows:
-      raise row.error(f"{columns[0]} {tables.shown(key)} stands twice; remove one row.")
-    rows[key] = row
+      problems.tell(row.error(f"{columns[0]} {tables.shown(key)} stands twice; remove one row."))
+    rows.setdefault(key, row)
   return rows
 
 
@@ -161,7 +162,7 @@ def _severity_features(name, row):
   }
 
 
-def _read_videos(directory):
+def _read_videos(directory, num_processes):
   """Returns the videos in the order of their names, and what is odd about the folder."""
   clinical_path = directory / "clinical_variables.csv"
   clinical = _read_table(clinical_path, CLINICAL_COLUMNS)
@@ -177,28 +178,31 @@ def _read_videos(directory):
     raise UserError(f"{folder} holds no video called patient_<ID>_<VIEW>.mp4; {_MEND}.")
   tables.refuse_same_files(recordings)
   patients, videos, first = {}, [], {}
-  for path, match in recordings.items():
-    patient, view, recording = match.groups()
-    patient = _patient_name(patient)
-    other = first.setdefault((patient, view, recording), path)
-    if other != path:
-      raise UserError(f"{path} and {other.name} are the same recording; remove one of them.")
-    if patient not in patients:
-      if patient not in clinical:
-        raise UserError(
-          f"{clinical_path} has no row for patient {patient}, who has the video {path.name}; "
-          f"{_MEND}."
-        )
-      patients[patient] = _patient_features(patient, clinical[patient])
-    header = readers.probe(path)
-    features = {
-      "video": path.stem,
-      "view": view,
-      "frames_per_second": header.frames_per_second,
-      **patients[patient],
-      **_severity_features(path.stem, severity.get(path.stem)),
-    }
-    videos.append(Video(header, features))
+  headers = readers.probe_all(recordings, num_processes=num_processes, option=tables.PROCESSES)
+  for (path, match), header in zip(recordings.items(), headers, strict=True):
+    with problems.apart():
+      patient, view, recording = match.groups()
+      patient = _patient_name(patient)
+      other = first.setdefault((patient, view, recording), path)
+      if other != path:
+        raise UserError(f"{path} and {other.name} are the same recording; remove one of them.")
+      if patient not in patients:
+        if patient not in clinical:
+          raise UserError(
+            f"{clinical_path} has no row for patient {patient}, who has the video {path.name}; "
+            f"{_MEND}."
+          )
+        patients[patient] = _patient_features(patient, clinical[patient])
+      if isinstance(header, UserError):
+        raise header
+      features = {
+        "video": path.stem,
+        "view": view,
+        "frames_per_second": header.frames_per_second,
+        **patients[patient],
+        **_severity_features(path.stem, severity.get(path.stem)),
+      }
+      videos.append(Video(header, features))
   return videos, _oddities(videos, patients, recordings, files, clinical, severity)
 
 
@@ -244,7 +248,67 @@ def _oddities(videos, patients, recordings, files, clinical, severity):
   }
 
 
-def covid_blues_config(kind, height, width, *, directory, seed=0):
+@dataclasses.dataclass(frozen=True)
+class Folder:
+  """A COVID-BLUES folder.
+
+  Attributes:
+    videos: in the order of their names.
+    oddities: names of what is unusual or left out, by what is unusual about it.
+    fingerprint: changes whenever a table or a video does.
+  """
+
+  videos: tuple[Video, ...]
+  oddities: dict[str, list[str]]
+  fingerprint: str
+
+
+def read_folder(directory, *, num_processes=0):
+  """Reads and checks a COVID-BLUES folder's tables and the headers of its videos.
+
+  Args:
+    directory: the folder, as published.
+    num_processes: that read headers of videos, as in `pool.ordered`.
+
+  Returns:
+    A `Folder`.
+
+  Raises:
+    UserError: the folder is not COVID-BLUES or contradicts itself.
+  """
+  if not directory:
+    raise UserError(f"config.data.dir is empty; {_MEND}.")
+  directory = pathlib.Path(directory).expanduser()
+  if not directory.is_dir():
+    raise UserError(f"The folder {directory} does not exist; {_MEND}.")
+  videos, oddities = _read_videos(directory, num_processes)
+  digests = tables.contents(directory, (video.media.path for video in videos))
+  tables.warn_of_copies(
+    [(v.features["video"], v.features["patient"], v.media.files) for v in videos],
+    digests,
+    directory / "lus_videos",
+  )
+  names = ("severity.csv", "clinical_variables.csv")
+  return Folder(tuple(videos), oddities, tables.fingerprint(directory, names, digests))
+
+
+def assign_splits(folder, seed):
+  """Says which videos of a `Folder` are in each split, by patient.
+
+  Returns:
+    Tuples of videos by split.
+
+  Raises:
+    UserError: there are too few patients.
+  """
+  split_of = records.assign_splits((video.features["patient"] for video in folder.videos), seed)
+  return {
+    name: tuple(v for v in folder.videos if split_of[v.features["patient"]] == name)
+    for name in SPLITS
+  }
+
+
+def covid_blues_config(kind, height, width, *, directory, seed=0, num_processes=0):
   """Checks a COVID-BLUES folder and says what to build from it; writes and downloads nothing.
 
   The name holds a fingerprint of the folder, so that changed data are built anew.
@@ -255,6 +319,7 @@ def covid_blues_config(kind, height, width, *, directory, seed=0):
     width: W the frames are letterboxed to, in pixels.
     directory: the folder, as published.
     seed: of the split by patient.
+    num_processes: that read headers of videos, as in `pool.ordered`.
 
   Returns:
     A `CovidBluesConfig` for `CovidBlues(config=..., data_dir=...)`.
@@ -267,31 +332,15 @@ def covid_blues_config(kind, height, width, *, directory, seed=0):
       f"covid_blues has no masks, so there are no {kind} to train segmentation on or test it with; "
       "use the segmentation of a run on another data set."
     )
-  if not directory:
-    raise UserError(f"config.data.dir is empty; {_MEND}.")
-  directory = pathlib.Path(directory).expanduser()
-  if not directory.is_dir():
-    raise UserError(f"The folder {directory} does not exist; {_MEND}.")
-  videos, oddities = _read_videos(directory)
-  split_of = records.assign_splits((video.features["patient"] for video in videos), seed)
-  digests = tables.contents(directory, (video.media.path for video in videos))
-  tables.warn_of_copies(
-    [(v.features["video"], v.features["patient"], v.media.files) for v in videos],
-    digests,
-    directory / "lus_videos",
-  )
-  names = ("severity.csv", "clinical_variables.csv")
-  settings = {"seed": seed, "fingerprint": tables.fingerprint(directory, names, digests)}
+  folder = read_folder(directory, num_processes=num_processes)
+  splits = assign_splits(folder, seed)
   return CovidBluesConfig(
-    name=records.config_name(kind, height, width, **settings),
+    name=records.config_name(kind, height, width, seed=seed, fingerprint=folder.fingerprint),
     description=f"COVID-BLUES: {kind} at {height} x {width}",
     height=height,
     width=width,
-    splits={
-      name: tuple(video for video in videos if split_of[video.features["patient"]] == name)
-      for name in SPLITS
-    },
-    oddities=oddities,
+    splits=splits,
+    oddities=folder.oddities,
   )
 
 
@@ -307,8 +356,9 @@ class CovidBlues(tfds.core.GeneratorBasedBuilder):
   # 1.1.0: configs are named by what files hold, not by their times and sizes.
   VERSION = tfds.core.Version("1.1.0")
 
-  def __init__(self, *, file_format="array_record", **kwargs):
+  def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
     super().__init__(file_format=file_format, **kwargs)
+    self.num_processes = num_processes
 
   def _info(self):
     config = self.builder_config
@@ -347,23 +397,32 @@ class CovidBlues(tfds.core.GeneratorBasedBuilder):
     n_videos = sum(len(videos) for videos in config.splits.values())
     odd = [f"{len(names)} {what}" for what, names in config.oddities.items() if names]
     logging.warning("covid_blues: %d videos; %s", n_videos, ", ".join(odd) or "nothing odd")
-    return {name: self._generate_examples(videos) for name, videos in config.splits.items()}
+    shown = records.bar(n_videos, "video")
+    return {name: self._generate_examples(videos, shown) for name, videos in config.splits.items()}
 
-  def _generate_examples(self, videos):
+  def _generate_examples(self, videos, shown):
     config = self.builder_config
-    for video in videos:
-      name, frames = video.features["video"], readers.read(video.media)
-      shows_something = np.ptp(frames, axis=(1, 2)) > 0
-      if not shows_something.any():
-        raise UserError(f"{video.media.path}: every frame is empty; {_MEND}.")
-      if not shows_something.all():
+    size = config.height, config.width
+    made = records.made(self, _video, size, videos, shown)
+    for i, (name, example, is_odd) in enumerate(made):
+      if is_odd:
         self.info.metadata["oddities"]["videos with empty frames"].append(name)
-      fitted = [letterbox(frame, config.height, config.width) for frame in frames[shows_something]]
-      yield (
-        name,
-        {
-          "frames": np.stack([frame for frame, _ in fitted])[..., None],
-          "valid_box": np.array(fitted[0][1], np.int32),
-          **video.features,
-        },
-      )
+      yield records.in_order(i, len(videos)), example
+
+
+def _video(size, video):
+  """Yields name, example, and whether some frames were empty and left out, of a video."""
+  fitted, box, n_frames = [], None, video.media.n_frames
+  readers.check_total(video.media.path, n_frames, *size)
+  for image in readers.stream(video.media):
+    if np.ptp(image) > 0:
+      image, box = letterbox(image, *size)
+      fitted.append(image)
+  if not fitted:
+    raise UserError(f"{video.media.path}: every frame is empty; {_MEND}.")
+  example = {
+    "frames": np.stack(fitted)[..., None],
+    "valid_box": np.array(box, np.int32),
+    **video.features,
+  }
+  yield video.features["video"], example, len(fitted) < n_frames

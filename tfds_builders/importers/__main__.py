@@ -31,14 +31,37 @@ import sys
 from lus_jax import command_line, notices
 from lus_jax.errors import UserError
 from lus_jax.media import nifti
+from tfds_builders.importers import (
+  clips,
+  coco,
+  cvat,
+  label_studio,
+  labelme,
+  layers,
+  masks,
+  palette,
+  polygons,
+  raters,
+  slicer,
+  via,
+  videos,
+  write,
+)
 from tfds_builders.importers import options as options_lib
-from tfds_builders.importers import palette, polygons, raters, videos, write
 from tfds_builders.multirater_folder import manifest
 
 # Importers of frames: each finds a `Source`, which `write` writes.
 FORMATS = {
+  "coco": coco,
+  "cvat": cvat,
+  "label_studio": label_studio,
+  "labelme": labelme,
+  "layers": layers,
+  "masks": masks,
   "palette": palette,
   "polygons": polygons,
+  "slicer": slicer,
+  "via": via,
   "videos": videos,
 }
 
@@ -91,6 +114,27 @@ def _common_of_frames(common):
       metavar="REGEX",
       help=f"its first group, or all of it, is the {what} in a clip's name with its folders",
     )
+  frames.add_argument(
+    "--crop",
+    default="auto",
+    metavar="auto|none|X,Y,WIDTH,HEIGHT",
+    help="the part of each clip's frames that shows the scan: found, the whole, or this one",
+  )
+  frames.add_argument(
+    "--deidentify",
+    action=argparse.BooleanOptionalAction,
+    help="new names, patients and days shifted by a key, no headers, nothing outside the scan area;"
+    " by default if any clip is DICOM",
+  )
+  frames.add_argument(
+    "--key", type=pathlib.Path, default=clips.KEY, help="file of the pseudonyms' key; made if new"
+  )
+  frames.add_argument(
+    "--keep-pixels", action="store_true", help="de-identified clips keep what is outside the scan"
+  )
+  frames.add_argument(
+    "--keep-names", action="store_true", help="de-identified clips and patients keep their names"
+  )
   frames.add_argument(
     "--builder", choices=write.BUILDERS, help="what to write; by default what fits"
   )
@@ -161,7 +205,10 @@ def _main(argv):
     raise UserError(str(error)) from error
   print(f"{'Would write' if dry_run else 'Wrote'} {out}.", *notes, sep="\n")
   if not dry_run:
-    print(f"Next: --config.data.name={builder} --config.data.dir={out}")
+    print(
+      f"Next: python -m lus_jax.check {out} --html FILE, then train with "
+      f"--config.data.name={builder} --config.data.dir={out}"
+    )
 
 
 @notices.collected()

@@ -1,11 +1,14 @@
 """Whose clip it is, of which day and view: from a table, from names, from the source itself."""
 
+import dataclasses
 import datetime
 import math
 import re
 
 from lus_jax.errors import UserError
+from lus_jax.media import dicom
 from tfds_builders import tables
+from tfds_builders.importers import source as source_lib
 from tfds_builders.lus_folder import manifest
 
 # Columns of a user's table beside the one that names the clip: those of manifest.csv.
@@ -40,8 +43,7 @@ def _read_table(path, clips):
   rows = tables.read_table(path, ("video",), "mend --table", ("video", *COLUMNS))
   by_key = {}
   for name in clips:
-    file = clips[name].path
-    whole = name + ("" if file.is_dir() else file.suffix)
+    whole = name + source_lib.suffix(clips[name].path)
     for key in {name, whole, name.rpartition("/")[2], whole.rpartition("/")[2]}:
       by_key.setdefault(key, []).append(name)
   found, unknown = {}, []
@@ -64,6 +66,20 @@ def _read_table(path, clips):
       "mend the column video."
     )
   return found, unknown
+
+
+def of_headers(source):
+  """Adds what DICOM headers say of patients and days to a source's clips, where nobody else does.
+
+  Raises:
+    UserError: a file is damaged.
+  """
+  for name, clip in source.clips.items():
+    if source.header(name).format == "dicom":
+      patient, day = dicom.subject(clip.path)
+      source.clips[name] = dataclasses.replace(
+        clip, patient=clip.patient or tables.normal(patient), day=clip.day or day
+      )
 
 
 def gather(clips, *, table=None, patient_pattern=None, day_pattern=None, view_pattern=None):
@@ -90,7 +106,7 @@ def gather(clips, *, table=None, patient_pattern=None, day_pattern=None, view_pa
   patterns = {"patient": patient_pattern, "day": day_pattern, "view": view_pattern}
   facts, others = {}, {}
   for name, clip in clips.items():
-    cells = {column: "" for column in COLUMNS}
+    cells = {column: "" for column in COLUMNS} | {"split": clip.split}
     for column, pattern in patterns.items():
       cells[column] = getattr(clip, column)
       if name in rows and rows[name].cells.get(column):
@@ -107,6 +123,7 @@ def gather(clips, *, table=None, patient_pattern=None, day_pattern=None, view_pa
         cells["view"] = ""
     facts[name] = cells
   _count_days(facts, clips)
+  _check_splits(facts)
   notes = []
   if others:
     notes.append(
@@ -119,6 +136,25 @@ def gather(clips, *, table=None, patient_pattern=None, day_pattern=None, view_pa
   if rows and without:
     notes.append(f"{table} has no row for {len(without)}: {tables.shown_list(without, 5)}.")
   return facts, notes
+
+
+def _check_splits(facts):
+  """Refuses splits of some clips only, or of which a patient is on two sides (`UserError`)."""
+  lacking = [name for name, cells in facts.items() if not cells["split"]]
+  if 0 < len(lacking) < len(facts):
+    raise UserError(
+      f"Nobody says which split {len(lacking)} clip(s) are of, as {lacking[0]}, but of others it "
+      "is said; say it of all or none (folders, --table)."
+    )
+  first = {}
+  for name, cells in facts.items():
+    other = first.setdefault(cells["patient"] or name, name)
+    if facts[other]["split"] != cells["split"]:
+      raise UserError(
+        f"{other} and {name} are both of patient {tables.shown(cells['patient'])}, but one is in "
+        f"{facts[other]['split']} and one in {cells['split']}; a patient belongs on one side: mend "
+        "--table, or leave the split out."
+      )
 
 
 def _count_days(facts, clips):

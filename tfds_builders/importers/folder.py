@@ -15,7 +15,7 @@ from tfds_builders import tables
 
 
 class Folder:
-  """A folder that is being written; counts what it holds, and writes nothing in a dry run.
+  """A folder that is being written; a dry run writes nothing.
 
   Args:
     path: where it is; None in a dry run.
@@ -23,11 +23,15 @@ class Folder:
 
   def __init__(self, path):
     self.path = path
-    self.n_files = 0
+    # Whether all of it was there already.
+    self.unchanged = False
+
+  def notes(self):
+    """A line for the user where nothing was changed."""
+    return ["All of it was there already, to the byte; nothing was changed."] * self.unchanged
 
   def _new(self, name):
     """Where a file goes; None in a dry run."""
-    self.n_files += 1
     if self.path is None:
       return None
     file = self.path / name
@@ -51,6 +55,10 @@ class Folder:
       target = self._new(target)
       if target is not None:
         shutil.copyfile(file, target)
+
+  def make(self, name, write):
+    """Calls a function with the path of a new file, without suffix, that it writes."""
+    return write(self._new(name))
 
   def picture(self, pixels, name):
     """Writes a picture: uint8 [h, w]."""
@@ -111,8 +119,9 @@ def new_folder(out, *, dry_run=False):
     return
   partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
   partial.mkdir()
+  folder = Folder(partial)
   try:
-    yield Folder(partial)
+    yield folder
     if not out.exists():
       partial.rename(out)
       return
@@ -122,6 +131,7 @@ def new_folder(out, *, dry_run=False):
         f"{out} exists already, and its {different} is not what this import writes; name a new "
         "folder with --out, or remove it."
       )
+    folder.unchanged = True
     shutil.rmtree(partial)
   except BaseException:
     shutil.rmtree(partial, ignore_errors=True)

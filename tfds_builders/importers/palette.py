@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from lus_jax.errors import UserError
-from lus_jax.media import readers
+from lus_jax.media import readers, stills
 from tfds_builders import tables
 from tfds_builders.importers import folder as folder_lib
 from tfds_builders.importers import options
@@ -56,6 +56,12 @@ class _Indices:
     return indices.shape
 
   def _read(self, path):
+    with stills.opened(path) as image:
+      if image.mode in ("RGB", "RGBA"):
+        raise UserError(
+          f"{path} has pixels of type {image.mode}; if its colours are classes, import it with "
+          "masks --colours, else save it in grey or with a palette."
+        )
     indices = readers.read_indices(path)
     ignored = np.zeros(indices.shape, bool) if self._ignore is None else indices == self._ignore
     return np.where(ignored, 0, indices), ignored
@@ -107,7 +113,8 @@ def find(*, images, masks, classes, ignore=None):
     notes=[*image_notes, *mask_notes],
   )
   for stem, path in mask_of.items():
-    readers.check_mask_size(path, reader.check(path), source.header(stem), of="image")
+    source.media[stem] = readers.probe_still(image_of[stem])
+    readers.check_mask_size(path, reader.check(path), source.media[stem], of="image")
   if reader.full:
     source.notes.append(f"Masks hold 0 and 255: 255 is taken to be {classes[0]}.")
   if reader.has_ignored and not reader.seen:

@@ -110,7 +110,7 @@ def import_folders(
   headers, grey, ones, shares = {}, [], [], []
   with folder_lib.new_folder(out, dry_run=dry_run) as folder:
     for image, path in image_of.items():
-      headers[image] = readers.probe(path)
+      headers[image] = readers.probe_still(path)
       folder.copy(path, [path], f"images/{image}{path.suffix}")
     for rater, drawn in masks.items():
       for image, path in drawn.items():
@@ -140,7 +140,7 @@ def import_folders(
       "More than half of the pixels are object in every mask: is that the background? Then import "
       f"with --polarity={other}."
     )
-  return [*notes, _PATIENTS_NOTE]
+  return [*folder.notes(), *notes, _PATIENTS_NOTE]
 
 
 _PATIENTS_NOTE = (
@@ -221,4 +221,4 @@ def import_qubiq(
   notes = [f"{len(of_case) - len(left_out)} images, {len(raters)} raters, class {class_name}."]
   if left_out:
     notes.append(f"Left out, as they have no mask of {task}: {', '.join(left_out)}.")
-  return [*notes, _PATIENTS_NOTE]
+  return [*folder.notes(), *notes, _PATIENTS_NOTE]

@@ -26,12 +26,14 @@ class Shape:
     points: corners as (x, y); of a rectangle two opposite ones; of an ellipse its centre and
       (radius x, radius y).
     where: stands in front of messages: file, picture and number.
-    width: of a polyline, in pixels.
+    width: of a polyline, in pixels, or in the unit of `spacing`.
+    spacing: of a polyline: (vertical, horizontal) distance of pixels.
     angle: by which a rectangle or ellipse is turned about its centre, in degrees clockwise.
     centres: whether the first pixel's centre is (0, 0), not (.5, .5).
     holes: of a polygon: corners of each.
     pixels: of a mask: uint8 [h', w'], 255 = 100 %.
     at: of a mask: (top, left), where it lies in the picture.
+    confidence: of its annotator in it, from 0 to 1.
   """
 
   name: str
@@ -39,11 +41,13 @@ class Shape:
   points: tuple[tuple[float, float], ...] = ()
   where: str = ""
   width: float = 1.0
+  spacing: tuple[float, float] = (1.0, 1.0)
   angle: float = 0.0
   centres: bool = False
   holes: tuple[tuple[tuple[float, float], ...], ...] = ()
   pixels: np.ndarray | None = None
   at: tuple[int, int] = (0, 0)
+  confidence: float = 1.0
 
 
 def corners(values, where):
@@ -65,7 +69,7 @@ def corners(values, where):
     if not isinstance(point, list | tuple) or len(point) != 2 or not all(map(_is_finite, point)):
       raise UserError(f"{where} has a corner that is no pair of numbers; mend it.")
   # Python's whole numbers may be too large for a float.
-  return tuple((float(min(x, 1e99)), float(min(y, 1e99))) for x, y in values)
+  return tuple((_float(x), _float(y)) for x, y in values)
 
 
 def pairs(values, where):
@@ -73,6 +77,10 @@ def pairs(values, where):
   if not isinstance(values, list | tuple) or len(values) % 2:
     raise UserError(f"{where} has an odd number of coordinates; mend it.")
   return corners(list(zip(values[::2], values[1::2], strict=True)), where)
+
+
+def _float(value):
+  return float(max(-1e99, min(value, 1e99)))
 
 
 def _is_finite(value):
@@ -172,23 +180,41 @@ def _stroke(shape, height, width):
   """Draws a line of a width, with round ends: the pixels whose centre is within half of it."""
   offset = 0 if shape.centres else 0.5
   found = np.zeros((height, width), bool)
+  spacing = np.array(shape.spacing[::-1])
   # A line thinner than the grid still covers the pixels that it passes through.
-  reach = max(shape.width / 2, 0.5)
+  reach = max(shape.width / 2, 0.5 * spacing.max())
   points = np.asarray(shape.points) - offset
   for start, end in zip(points[:-1], points[1:], strict=True):
-    low = np.floor(np.minimum(start, end) - reach).astype(int).clip(0)
-    high = np.ceil(np.maximum(start, end) + reach).astype(int) + 1
+    low = np.floor(np.minimum(start, end) - reach / spacing).astype(int).clip(0)
+    high = np.ceil(np.maximum(start, end) + reach / spacing).astype(int) + 1
     (left, top), (right, bottom) = low, np.minimum(high, (width, height))
     if right <= left or bottom <= top:
       continue
     ys, xs = np.mgrid[top:bottom, left:right]
-    along = end - start
+    dx, dy = (xs - start[0]) * spacing[0], (ys - start[1]) * spacing[1]
+    along = (end - start) * spacing
     length = float(along @ along)
-    t = ((xs - start[0]) * along[0] + (ys - start[1]) * along[1]) / length if length else 0.0
-    t = np.clip(t, 0, 1)
-    away = (xs - start[0] - t * along[0]) ** 2 + (ys - start[1] - t * along[1]) ** 2
+    t = np.clip((dx * along[0] + dy * along[1]) / length if length else 0.0, 0, 1)
+    away = (dx - t * along[0]) ** 2 + (dy - t * along[1]) ** 2
     found[top:bottom, left:right] |= away <= reach**2
   return found
+
+
+def of_width(shape, line_width, media):
+  """A polyline of a width with its unit, as (2.0, 'mm') or (6.0, 'px'), on a picture.
+
+  Raises:
+    UserError: the picture does not say how large its pixels are.
+  """
+  value, unit = line_width
+  if unit == "px":
+    return dataclasses.replace(shape, width=value)
+  if media.spacing is None:
+    raise UserError(
+      f"{media.path} does not say how large its pixels are, so that --line-width cannot count "
+      "millimetres; give it in pixels, as --line-width 6px."
+    )
+  return dataclasses.replace(shape, width=value, spacing=media.spacing)
 
 
 def mask(shape, height, width) -> np.ndarray:
@@ -197,14 +223,14 @@ def mask(shape, height, width) -> np.ndarray:
     whole = np.zeros((height, width), np.uint8)
     (top, left), (h, w) = shape.at, shape.pixels.shape
     whole[top : top + h, left : left + w] = shape.pixels
-    return whole
+    return whole if shape.confidence == 1 else np.rint(whole * shape.confidence).astype(np.uint8)
   if shape.kind == "polyline":
     found = _stroke(shape, height, width)
   else:
     found = _fill(outline(shape), height, width, shape.centres)
     for hole in shape.holes:
       found = found & ~_fill(list(hole), height, width, shape.centres)
-  return np.where(found, np.uint8(255), np.uint8(0))
+  return np.where(found, np.uint8(round(255 * shape.confidence)), np.uint8(0))
 
 
 def draw(shapes, media, source):
@@ -226,7 +252,7 @@ def draw(shapes, media, source):
     if check(shape, media.height, media.width):
       source.cut.append(shape.where)
     drawn = mask(shape, media.height, media.width)
-    if not drawn.any():
+    if not drawn.any() and shape.confidence:
       source.skip("shapes that cover no pixel", shape.where)
     masks[shape.name] = np.maximum(masks.get(shape.name, 0), drawn)
   return masks

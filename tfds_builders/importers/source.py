@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lus_jax import notices
 from lus_jax.errors import UserError
 from lus_jax.media import readers
 from tfds_builders import tables
@@ -21,6 +22,7 @@ class Clip:
     patient: who it shows, where the source says so; '' is unknown.
     day: a whole number or a date, as text, likewise.
     view: likewise.
+    split: one of `SPLITS`, likewise.
   """
 
   name: str
@@ -28,6 +30,7 @@ class Clip:
   patient: str = ""
   day: str = ""
   view: str = ""
+  split: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,28 @@ class Source:
     return self.media[name]
 
 
+def _tails(text):
+  """A path without capitals, whole and without its leading folders: 'a/b', 'b'."""
+  # No disk is deeper than this, and the characters grow with its square.
+  parts = tables.normal(text).replace("\\", "/").casefold().split("/")[-64:]
+  return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
+def _spellings(text):
+  """Keys under which what a tool calls `text` may be known, the longest first."""
+  for key in _tails(text):
+    yield key
+    # Tools that convert videos leave another suffix.
+    stem = key.removesuffix(pathlib.PurePosixPath(key).suffix)
+    if stem != key:
+      yield stem
+
+
+def suffix(path):
+  """The suffix of a clip's file, '' of a folder."""
+  return "" if path.is_dir() else readers.split_name(path)[1]
+
+
 class Videos:
   """The clips in a folder and those below it, found by what annotation tools call them.
 
@@ -101,12 +126,12 @@ class Videos:
     if not self.found:
       raise UserError(f"{folder} holds no video or picture ({readers.FORMATS}); mend {option}.")
     tables.refuse_same_files(path for path in self.found.values() if path.is_file())
-    self._by_name = {}
+    self._by_name, self._by_picture = {}, None
     for name, path in self.found.items():
       # As tools name files: with and without folders, with and without suffix.
-      whole = name + ("" if path.is_dir() else path.suffix)
-      for key in {name, whole, name.rpartition("/")[2], whole.rpartition("/")[2]}:
-        self._by_name.setdefault(key.casefold(), []).append(name)
+      whole = name + suffix(path)
+      for key in {*_tails(name), *_tails(whole)}:
+        self._by_name.setdefault(key, []).append(name)
 
   def _collect(self, folder, clips_are_folders):
     paths = tables.visible(folder)
@@ -125,7 +150,7 @@ class Videos:
 
   def _add(self, path):
     relative = path.relative_to(self.folder)
-    stem = relative.name if path.is_dir() else relative.stem
+    stem = relative.name if path.is_dir() else readers.split_name(path)[0]
     name = tables.normal(stem if path == self.folder else (relative.parent / stem).as_posix())
     name = name or tables.normal(self.folder.resolve().name)
     if name in self.found:
@@ -142,20 +167,86 @@ class Videos:
     Raises:
       UserError: there is none, or several.
     """
-    parts = tables.normal(text).replace("\\", "/").split("/")
-    for start in range(len(parts)):
-      key = "/".join(parts[start:])
-      # Tools that convert videos leave another suffix.
-      for one in (key, str(pathlib.PurePosixPath(key).with_suffix("")) if key else ""):
-        names = self._by_name.get(one.casefold(), ())
-        if len(names) == 1:
-          return names[0]
-        if names:
-          raise UserError(
-            f"{where}: {tables.shown(text)} may be {tables.shown_list(names, 3)}, all in "
-            f"{self.folder}; rename them apart, or name a folder that holds one of them."
-          )
-    raise UserError(
+    for key in _spellings(text):
+      names = self._by_name.get(key, ())
+      if len(names) == 1:
+        self._doubt(text, key, names[0], where)
+        return names[0]
+      if names:
+        raise self._ambiguous(text, names, where)
+    raise self._missing(text, where)
+
+  def find_frame(self, text, where):
+    """The clip and frame, counted from 0, of what a tool calls a picture: `text` as in `find`.
+
+    Of a folder whose pictures are the frames of one clip, it is one of them; what is no picture of
+    such a folder is the first frame of a clip.
+
+    Raises:
+      UserError: there is none, or several.
+    """
+    self._index_pictures()
+    for key in _spellings(text):
+      frames = self._by_picture.get(key, ())
+      if len(frames) == 1:
+        name, frame = frames[0]
+        self._doubt(text, key, f"{name}/picture", where)
+        return name, frame
+      if frames:
+        raise self._ambiguous(text, [name for name, _ in frames], where)
+      names = self._by_name.get(key, ())
+      if len(names) == 1:
+        self._doubt(text, key, names[0], where)
+        return names[0], 0
+      if names:
+        raise self._ambiguous(text, names, where)
+    raise self._missing(text, where)
+
+  def knows(self, text):
+    """Whether any picture, video or folder is called so."""
+    self._index_pictures()
+    return any(key in self._by_picture or key in self._by_name for key in _spellings(text))
+
+  def is_picture(self, text):
+    """Whether `find_frame` finds one of the pictures of a folder that is a clip."""
+    self._index_pictures()
+    keys = (key for key in _spellings(text) if key in self._by_picture or key in self._by_name)
+    return next(keys, None) in self._by_picture
+
+  def _index_pictures(self):
+    if self._by_picture is None:
+      self._by_picture = {}
+      for name, path in self.found.items():
+        if path.is_dir():
+          for i, file in enumerate(readers.numbered_pictures(path)):
+            whole = f"{name}/{tables.normal(file.name)}"
+            for key in {*_tails(whole), *_tails(whole.removesuffix(file.suffix))}:
+              self._by_picture.setdefault(key, []).append((name, i))
+
+  def _doubt(self, text, key, found, where):
+    """Warns where the folder that a tool names is not that of what was found by the rest alone."""
+    depth = key.count("/") + 1
+    theirs, ours = (
+      tables.normal(path).replace("\\", "/").casefold().split("/")[:-depth]
+      for path in (text, found)
+    )
+    if theirs and ours and theirs[-1] != ours[-1]:
+      notices.warn(
+        "%s: %s is taken for %s, though their folders differ; if it is of another clip, put that "
+        "into the folder of the videos.",
+        where,
+        tables.shown(text),
+        found,
+      )
+
+  def _ambiguous(self, text, names, where):
+    return UserError(
+      f"{where}: {tables.shown(text)} may be {tables.shown_list(names, 3)}, all in {self.folder}; "
+      "rename them apart, or name a folder that holds one of them."
+    )
+
+  def _missing(self, text, where):
+    return UserError(
       f"{where}: {tables.shown(text)} is not in {self.folder}; put it there, or mend {self.option}."
     )
 
@@ -167,3 +258,51 @@ class Videos:
     """Counts what is no video or picture as skipped."""
     for path in self.others:
       source.skip("files that are neither videos nor pictures", path.name)
+
+
+def place(source, videos, text, where, pattern=None):
+  """Finds the frame that a tool calls `text`, and adds its clip to a source.
+
+  Args:
+    source: the `Source`.
+    videos: the `Videos`.
+    text: as in `Videos.find`.
+    where: stands in front of messages.
+    pattern: a regular expression on `text` that finds the clip and the number of the frame, as two
+      groups, or the number alone where there is one clip; None: each text is a picture.
+
+  Returns:
+    The clip's name, and the frame counted from 0.
+
+  Raises:
+    UserError: there is none, or several; or it is a video, and nobody says which frame.
+  """
+  if pattern is None:
+    name, frame = videos.find_frame(text, where)
+    source.clips.setdefault(name, Clip(name, videos.found[name]))
+    header = source.header(name)
+    if header.n_frames > 1 and not videos.is_picture(text):
+      raise UserError(
+        f"{where}: {tables.shown(text)} is a video of {header.n_frames} frames; say which frame is "
+        "meant with --frame-pattern, as '(.+)_([0-9]+)' for clip_000123."
+      )
+    return name, frame
+  found = pattern.search(text)
+  *clip, number = found.groups() if found else (None,)
+  if not number or not number.isdecimal() or len(number) > 9 or None in clip:
+    raise UserError(
+      f"{where}: --frame-pattern finds no clip and number in {tables.shown(text)}; mend it."
+    )
+  if not clip and len(videos.found) > 1:
+    raise UserError(
+      f"{where}: --frame-pattern finds a number only, but {videos.folder} holds "
+      f"{len(videos.found)} clips; write a group for the clip too, as '(.+)_([0-9]+)'."
+    )
+  name = videos.find(clip[0], where) if clip else next(iter(videos.found))
+  source.clips.setdefault(name, Clip(name, videos.found[name]))
+  numbers = source.header(name).numbers
+  if numbers is None:
+    return name, int(number)
+  if int(number) not in numbers:
+    raise UserError(f"{where}: {videos.found[name]} has no picture of number {int(number)}.")
+  return name, numbers.index(int(number))

@@ -11,12 +11,12 @@ import re
 
 import numpy as np
 
-from lus_jax import progress
 from lus_jax.errors import UserError
 from lus_jax.labels import borders
 from lus_jax.media import readers
 from lus_jax.words import plural
 from tfds_builders import tables
+from tfds_builders.importers import clips as clips_lib
 from tfds_builders.importers import facts as facts_lib
 from tfds_builders.importers import folder as folder_lib
 
@@ -42,6 +42,11 @@ class Options:
     patient_pattern: a regular expression on clips' names, or None.
     day_pattern: likewise.
     view_pattern: likewise.
+    crop: 'auto' finds each clip's scan area, 'none' takes the whole frame, else the area of all.
+    deidentify: whether copies tell nothing of whose they are; None: if any of the clips is DICOM.
+    key: the file of the pseudonyms' key.
+    keep_pixels: leaves what is outside the scan area in de-identified copies.
+    keep_names: leaves the names of files and patients in de-identified data.
     builder: one of `BUILDERS`; None: what fits.
     dry_run: whether nothing is written.
   """
@@ -56,8 +61,19 @@ class Options:
   patient_pattern: re.Pattern | None = None
   day_pattern: re.Pattern | None = None
   view_pattern: re.Pattern | None = None
+  crop: str = "auto"
+  deidentify: bool | None = None
+  key: pathlib.Path = clips_lib.KEY
+  keep_pixels: bool = False
+  keep_names: bool = False
   builder: str | None = None
   dry_run: bool = False
+
+
+def _extent(mask):
+  """The box around what is not 0 in a mask [h, w]."""
+  rows, columns = (np.flatnonzero((mask > 0).any(axis=axis)) for axis in (1, 0))
+  return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 class _Masks:
@@ -66,6 +82,8 @@ class _Masks:
   def __init__(self, source, options):
     self._source, self._options = source, options
     self.frames, self.pixels = collections.Counter(), collections.Counter()
+    # Boxes around what was drawn, by clip.
+    self.extents = {}
     self.is_soft = False
     self._least = 1.0
 
@@ -90,6 +108,7 @@ class _Masks:
       if mask.any():
         self.frames[name] += 1
         self.pixels[name] += int((mask > 0).sum())
+        self.extents.setdefault(label.clip, []).append(_extent(mask))
     drawn = [mask > 0 for name, mask in masks.items() if name != tables.IGNORE]
     self._least = min(self._least, np.logical_or.reduce(drawn).mean() if drawn else 0.0)
     return masks
@@ -126,7 +145,9 @@ def classes_of(source, options):
         "it."
       )
   classes = list(dict.fromkeys(name for old in known if (name := options.rename.get(old, old))))
-  if not classes and known:
+  if not known:
+    raise UserError("Nothing is drawn in what is imported, so that there is no class; mend it.")
+  if not classes:
     raise UserError("--class drops every class; keep one.")
   folder_lib.check_names(classes, options.thin)
   return classes
@@ -146,28 +167,32 @@ def write(source, options):
     UserError: the input is wrong; then nothing is written.
   """
   classes = classes_of(source, options)
-  names, notes = facts_lib.gather(
+  facts_lib.of_headers(source)
+  facts, notes = facts_lib.gather(
     source.clips,
     table=options.table,
     patient_pattern=options.patient_pattern,
     day_pattern=options.day_pattern,
     view_pattern=options.view_pattern,
   )
+  clips = clips_lib.Clips(source, facts, options)
   labels = sorted(source.labels, key=lambda one: (one.clip, one.frame, one.annotator))
   _refuse_repeats(labels)
   builder = options.builder or _fitting(labels)
   masks = _Masks(source, options)
   with folder_lib.new_folder(options.out, dry_run=options.dry_run) as folder:
     run = _write_frames if builder == "lus_folder" else _write_raters
-    notes = run(folder, source, options, classes, names, labels, masks) + notes
-  patients = {cells["patient"] for cells in names.values()} - {""}
+    notes = run(folder, clips, source, options, classes, labels, masks) + notes
   tables.warn_of_alike(
-    sorted(patients), options.out, "patients", "one person may stand on both sides of the split"
+    sorted({cells["patient"] for cells in facts.values()}),
+    options.out,
+    "patients",
+    "one person may stand on both sides of the split",
   )
   never = [name for name in classes if not masks.frames[name]]
   if labels and never:
     notes.append(f"Nobody drew {tables.shown_list(never)}.")
-  return builder, notes + _counts(source, masks)
+  return builder, folder.notes() + notes + clips.notes() + _counts(source, masks)
 
 
 def _counts(source, masks):
@@ -214,44 +239,21 @@ def _fitting(labels):
   return BUILDERS[max(drawn.values(), default=1) > 1]
 
 
-def _patient(names, clip):
-  return names[clip]["patient"] or clip
-
-
-def _is_unknown(names):
-  """Whether the patients are stand-ins: nobody says whose any clip is.
-
-  Raises:
-    UserError: it is said of some only.
-  """
-  known = [name for name, cells in names.items() if cells["patient"]]
-  if known and len(known) < len(names):
-    lacking = next(name for name in names if name not in known)
+def _check_frame(label, media):
+  if not 0 <= label.frame < media.n_frames:
     raise UserError(
-      f"Nobody says whose {len(names) - len(known)} clip(s) are, as {lacking}, but of others it is "
-      "said; name all patients with --table or --patient-pattern."
+      f"Frame {label.frame} of {label.clip} is labelled, but {media.path} has {media.n_frames} (0 "
+      f"to {media.n_frames - 1}); is it of another clip, or counted otherwise?"
     )
-  return not known
 
 
-def _bar(items, unit, what):
-  return progress.bar(items, total=len(items), unit=unit, what=what, delay=2)
-
-
-def _write_frames(folder, source, options, classes, names, labels, masks):
+def _write_frames(folder, clips, source, options, classes, labels, masks):
   """Writes a `lus_folder`; returns lines for the user."""
-  file_of, n_videos = {}, 0
-  for clip in _bar(list(source.clips.values()), "clip", "copying clips"):
-    media = source.header(clip.name)
-    n_videos += media.n_frames > 1
-    suffix = "" if clip.path.is_dir() else clip.path.suffix
-    file_of[clip.name] = f"{clip.name}{suffix}"
-    folder.copy(clip.path, media.files, f"videos/{file_of[clip.name]}")
   rows = []
-  for label in _bar(labels, "frame", "drawing masks"):
+  for label in clips_lib.bar(labels, "frame", "drawing masks"):
     media = source.header(label.clip)
     _check_frame(label, media)
-    place = f"{label.clip}/{label.frame:06d}"
+    place = f"{clips[label.clip].name}/{label.frame:06d}"
     if label.annotator:
       tables.check_file_name(label.annotator, "The annotator")
       place = f"{place}/{label.annotator}"
@@ -259,9 +261,13 @@ def _write_frames(folder, source, options, classes, names, labels, masks):
     for name, mask in masks.draw(label, media).items():
       if mask.any() or source.missing_is_unlabelled:
         folder.picture(mask, f"masks/{place}/{name}.png")
-    rows.append((file_of[label.clip], label.frame, label.annotator, place))
-  is_unknown = _is_unknown(names)
-  more = {"patients": "unknown"} if is_unknown else {}
+    rows.append((label, place))
+  clips.widen(masks.extents)
+  file_of = {
+    name: clips.copy(folder, name, "videos")
+    for name in clips_lib.bar(list(source.clips), "clip", "copying clips")
+  }
+  more = {"patients": "unknown"} if clips.patients_are_unknown else {}
   if any(source.header(label.clip).path.is_dir() for label in labels):
     # labels.csv holds places, whatever the files' numbers.
     more["frame_numbers"] = "from_0"
@@ -274,23 +280,28 @@ def _write_frames(folder, source, options, classes, names, labels, masks):
     thin=list(options.thin),
     **more,
   )
-  columns = [c for c in facts_lib.COLUMNS if c != "patient" and any(x[c] for x in names.values())]
+  columns = clips.columns
   folder.table(
     "manifest.csv",
     ("video", "patient", *columns),
     [
-      (file_of[name], _patient(names, name), *(cells[column] for column in columns))
-      for name, cells in names.items()
+      (file_of[name], clips[name].patient, *(clips[name].cells[column] for column in columns))
+      for name in source.clips
     ],
   )
-  folder.table("labels.csv", ("video", "frame", "annotator", "masks"), rows)
-  patients = {_patient(names, name) for name in names}
+  folder.table(
+    "labels.csv",
+    ("video", "frame", "annotator", "masks"),
+    [(file_of[label.clip], label.frame, label.annotator, place) for label, place in rows],
+  )
+  n_videos = sum(source.header(name).n_frames > 1 for name in source.clips)
+  patients = {clips[name].patient for name in source.clips}
   notes = [
     f"{plural(n_videos, 'video')}, {plural(len(source.clips) - n_videos, 'still')}, "
     f"{plural(len(rows), 'labelled frame')}, {plural(len(patients), 'patient')}, classes "
-    f"{', '.join(classes) or 'none'}."
+    f"{', '.join(classes)}."
   ]
-  if is_unknown and len(patients) > 1:
+  if clips.patients_are_unknown and len(patients) > 1:
     notes.append(_PATIENTS_NOTE)
   if len(patients) == 1 and labels:
     notes.append(
@@ -305,15 +316,7 @@ def _write_frames(folder, source, options, classes, names, labels, masks):
   return notes
 
 
-def _check_frame(label, media):
-  if not 0 <= label.frame < media.n_frames:
-    raise UserError(
-      f"Frame {label.frame} of {label.clip} is labelled, but {media.path} has {media.n_frames} (0 "
-      f"to {media.n_frames - 1}); is it of another clip, or counted otherwise?"
-    )
-
-
-def _write_raters(folder, source, options, classes, names, labels, masks):
+def _write_raters(folder, clips, source, options, classes, labels, masks):
   """Writes a `multirater_folder`; returns lines for the user."""
   anonymous = next((label for label in labels if not label.annotator), None)
   if anonymous is not None:
@@ -329,17 +332,14 @@ def _write_raters(folder, source, options, classes, names, labels, masks):
     )
   for rater in raters:
     tables.check_file_name(rater, "The annotator")
-  rows, images = [], {}
-  for label in _bar(labels, "mask", "drawing masks"):
+  images = {}
+  for label in clips_lib.bar(labels, "mask", "drawing masks"):
     media = source.header(label.clip)
     _check_frame(label, media)
-    key = label.clip, label.frame
-    if key not in images:
-      flat = label.clip.replace("/", "_")
-      images[key] = flat if media.n_frames == 1 else f"{flat}_{label.frame:06d}"
-      folder.picture(readers.read(media, [label.frame])[0], f"images/{images[key]}.png")
-      cells = names[label.clip]
-      rows.append((images[key], _patient(names, label.clip), cells["split"], cells["day"]))
+    flat = clips[label.clip].name.replace("/", "_")
+    image = flat if media.n_frames == 1 else f"{flat}_{label.frame:06d}"
+    if images.setdefault(image, (label.clip, label.frame)) != (label.clip, label.frame):
+      raise UserError(f"Two frames would be called {image}; rename one of the clips.")
     drawn = masks.draw(label, media)
     if tables.IGNORE in drawn:
       raise UserError(
@@ -351,11 +351,12 @@ def _write_raters(folder, source, options, classes, names, labels, masks):
       within = f"raters/{label.annotator}" + (f"/{name}" if len(classes) > 1 else "")
       # Who looked and drew nothing is not who did not look.
       empty = np.zeros((media.height, media.width), np.uint8)
-      folder.picture(drawn.get(name, empty), f"{within}/{images[key]}.png")
-  if len(set(images.values())) < len(images):
-    raise UserError("Two clips have one name but for / and _; rename one of them.")
-  is_unknown = _is_unknown(names)
-  more = ({"soft": True} if masks.is_soft else {}) | ({"patients": "unknown"} if is_unknown else {})
+      folder.picture(drawn.get(name, empty), f"{within}/{image}.png")
+  clips.widen(masks.extents)
+  for image, (name, frame) in clips_lib.bar(list(images.items()), "image", "copying frames"):
+    folder.picture(clips.frame(name, frame), f"images/{image}.png")
+  more = {"soft": True} if masks.is_soft else {}
+  more |= {"patients": "unknown"} if clips.patients_are_unknown else {}
   folder.dataset(
     name=options.name or options.out.name,
     licence=options.licence,
@@ -363,18 +364,22 @@ def _write_raters(folder, source, options, classes, names, labels, masks):
     thin=list(options.thin),
     **more,
   )
-  columns = [0, 1] + [i for i in (2, 3) if any(row[i] for row in rows)]
-  header = ("image", "patient", "split", "day")
+  columns = clips.columns
   folder.table(
-    "patients.csv", [header[i] for i in columns], [[row[i] for i in columns] for row in rows]
+    "patients.csv",
+    ("image", "patient", *columns),
+    [
+      (image, clips[name].patient, *(clips[name].cells[column] for column in columns))
+      for image, (name, _) in images.items()
+    ],
   )
-  left_out = [name for name in source.clips if name not in {clip for clip, _ in images}]
+  undrawn = [name for name in source.clips if name not in {name for name, _ in images.values()}]
   notes = [
     f"{plural(len(images), 'image')}, {plural(len(raters), 'rater')} ({', '.join(raters)}), "
     f"classes {', '.join(classes)}."
   ]
-  if left_out:
+  if undrawn:
     notes.append(
-      f"Left out: {len(left_out)} clips that nobody drew ({tables.shown_list(left_out, 5)})."
+      f"Left out: {len(undrawn)} clips that nobody drew ({tables.shown_list(undrawn, 5)})."
     )
-  return [*notes, _PATIENTS_NOTE] if is_unknown else notes
+  return [*notes, _PATIENTS_NOTE] if clips.patients_are_unknown else notes

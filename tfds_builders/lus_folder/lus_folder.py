@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -9,12 +10,11 @@ from absl import logging
 
 from lus_jax import notices
 from lus_jax.errors import UserError
-from lus_jax.media import readers
+from lus_jax.media import readers, scan_area
 from lus_jax.media.letterbox import letterbox
 from lus_jax.splits import SPLITS
-from tfds_builders import records
-from tfds_builders.lus_folder import manifest
-from tfds_builders.mask_check import MaskCheck
+from tfds_builders import mask_check, records
+from tfds_builders.lus_folder import manifest, painted
 
 KINDS = ("frames", "videos")
 SPLIT_UNITS = ("patient", "frame")
@@ -46,7 +46,15 @@ def _patient(row):
   return row.video.patient if isinstance(row, manifest.Label) else row.patient
 
 
-def _assign(folder, kind, split_unit, seed):
+def assign_splits(folder, kind, split_unit, seed):
+  """Says which rows of a `manifest.Folder` are in each split; see `folder_config` for the rest.
+
+  Returns:
+    Tuples of labels (kind 'frames') or videos by split.
+
+  Raises:
+    UserError: a split would be empty.
+  """
   table = folder.directory / "manifest.csv"
 
   def unit(row):
@@ -87,7 +95,7 @@ def _assign(folder, kind, split_unit, seed):
   return splits
 
 
-def folder_config(kind, height, width, *, directory, split_unit="patient", seed=0):
+def folder_config(kind, height, width, *, directory, split_unit="patient", seed=0, num_processes=0):
   """Checks a folder and says what to build from it; writes nothing.
 
   The name holds a fingerprint of the folder, so that changed data are built anew.
@@ -100,6 +108,7 @@ def folder_config(kind, height, width, *, directory, split_unit="patient", seed=
     split_unit: what is split by seed: 'patient', or 'frame' (frames only; not an independent
       test). The column `split` of manifest.csv comes first.
     seed: of the split.
+    num_processes: that read headers of videos, as in `pool.ordered`.
 
   Returns:
     A `FolderConfig` for `LusFolder(config=..., data_dir=...)`.
@@ -114,9 +123,12 @@ def folder_config(kind, height, width, *, directory, split_unit="patient", seed=
     raise UserError(f"The size {height} x {width} is empty; use at least 1 x 1 pixels.")
   if kind == "videos" and split_unit == "frame":
     raise UserError("Videos cannot be split by frame; use split_unit='patient'.")
-  folder = manifest.read_folder(directory, labels=kind == "frames")
-  splits = _assign(folder, kind, split_unit, seed)
+  folder = manifest.read_folder(directory, labels=kind == "frames", num_processes=num_processes)
+  splits = assign_splits(folder, kind, split_unit, seed)
   settings = {"split_unit": split_unit, "seed": seed, "fingerprint": folder.fingerprint}
+  if folder.has_scan_areas:
+    # Older versions did not know this column.
+    settings["scan_areas"] = True
   return FolderConfig(
     name=records.config_name(kind, height, width, **settings),
     description=f"{folder.name}: {kind} at {height} x {width}",
@@ -135,8 +147,9 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
   # 1.1.0: configs are named by what files hold, not by their times and sizes.
   VERSION = tfds.core.Version("1.1.0")
 
-  def __init__(self, *, file_format="array_record", **kwargs):
+  def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
     super().__init__(file_format=file_format, **kwargs)
+    self.num_processes = num_processes
 
   def download_and_prepare(self, **kwargs):
     """Builds the data set, as TFDS does; warns once of all files that are alike."""
@@ -150,6 +163,8 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       features = records.video_features(*shape)
     else:
       features = records.frame_features(*shape, ignore=folder.has_ignore)
+    if folder.has_scan_areas:
+      features |= records.area_features()
     counts = {
       name: {"patients": len({_patient(row) for row in rows}), config.kind: len(rows)}
       for name, rows in config.splits.items()
@@ -173,122 +188,155 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
         missing_class="unlabelled" if folder.missing_class_is_unlabelled else "absent",
         patients={video.patient: folder.patients.get(video.patient, {}) for video in folder.videos},
         **({"has_ignore": True} if folder.has_ignore else {}),
+        **({"has_scan_areas": True} if folder.has_scan_areas else {}),
       ),
     )
 
   def _split_generators(self, dl_manager):
     del dl_manager
     splits, folder = self.builder_config.splits, self.builder_config.folder
-    masks = MaskCheck(
-      folder.directory,
-      folder.classes,
-      "annotator",
-      "invert the masks",
-      folder.confidence_maximum,
+    masks = painted.mask_check(folder)
+    shown = records.bar(sum(map(len, splits.values())), self.builder_config.kind[:-1])
+    return {
+      name: self._generate_examples(name, rows, masks, shown) for name, rows in splits.items()
+    }
+
+  def _generate_examples(self, split, rows, masks, shown):
+    config, folder = self.builder_config, self.builder_config.folder
+    job = Job(
+      directory=folder.directory,
+      classes=folder.classes,
+      missing_class_is_unlabelled=folder.missing_class_is_unlabelled,
+      confidence_maximum=folder.confidence_maximum,
+      has_ignore=folder.has_ignore,
+      has_scan_areas=folder.has_scan_areas,
+      height=config.height,
+      width=config.width,
     )
-    return {name: self._generate_examples(name, rows, masks) for name, rows in splits.items()}
-
-  def _generate_examples(self, split, rows, masks):
-    if self.builder_config.kind == "videos":
-      yield from self._videos(rows)
-      return
-    yield from self._frames(rows, masks)
-    # TFDS writes the splits in their order.
-    if split == SPLITS[-1]:
+    make, items = (_frames, _by_video(rows)) if config.kind == "frames" else (_video, rows)
+    for name, example, found in records.made(self, make, job, items, shown):
+      for mask in found:
+        masks.count(mask)
+      yield name, example
+    # TFDS writes the splits in their order, and the metadata after them.
+    if config.kind == "frames" and split == SPLITS[-1]:
       # Whoever sees results of the set has to know.
-      self.info.metadata["notes"] = masks.warn()
-
-  def _letterbox(self, image, **kwargs):
-    return letterbox(image, self.builder_config.height, self.builder_config.width, **kwargs)
-
-  def _confidence(self, label, name, masks):
-    """Returns the letterboxed confidence [H, W] uint8 of a class, and whether it is labelled."""
-    config = self.builder_config
-    if name not in label.masks:
-      shape = config.height, config.width
-      return np.zeros(shape, np.uint8), not config.folder.missing_class_is_unlabelled
-    mask = readers.read_mask(label.masks[name], maximum=config.folder.confidence_maximum)
-    masks.add(mask, name, label.annotator)
-    # Known once all masks are read; TFDS stores the metadata after that.
-    metadata = self.info.metadata
-    if metadata["binary"] and not np.isin(mask, (0, 1)).all():
-      metadata["binary"] = False
-    metadata["largest_confidence"] = max(metadata["largest_confidence"], float(mask.max()))
-    if 0 < mask.max() <= np.float32(1 / 255):
-      notices.warn(
-        "%s: its largest confidence is %.4f; a mask of 0 and 1 should be one of 0 and 255.",
-        label.masks[name],
-        mask.max(),
-      )
-    return self._letterbox(255 * mask, antialias=False)[0], True
-
-  def _ignored(self, label):
-    """Returns what does not count, [H, W, 1] uint8: 1 where any of it was mixed in."""
-    if label.ignore is None:
-      return np.zeros((self.builder_config.height, self.builder_config.width, 1), np.uint8)
-    mask = readers.read_mask(label.ignore, binary=True)
-    ignored = mask > mask.max() / 2
-    if not np.isin(mask, (0, mask.max())).all():
-      notices.warn("%s: its values between are cut at half of its largest.", label.ignore)
-    if ignored.all():
-      notices.warn("%s: none of its pixels is 0, so that its frame counts nowhere.", label.ignore)
-    mask = np.float32(ignored)
-    # Shrinking looks at few of the pixels; none of those between may be lost.
-    mask = self._letterbox(255 * mask)[0] | self._letterbox(255 * mask, antialias=False)[0]
-    return (mask > 0).astype(np.uint8)[..., None]
-
-  def _frames(self, labels, masks):
-    table = self.builder_config.folder.directory / "labels.csv"
-    classes = self.builder_config.folder.classes
-    by_video = sorted(labels, key=lambda label: label.video.row)
-    for _, group in itertools.groupby(by_video, key=lambda label: label.video.row):
-      group = list(group)
-      video = group[0].video
-      wanted = sorted({label.frame for label in group})
-      images = dict(zip(wanted, readers.read(video.media, wanted), strict=True))
-      for label in group:
-        image, box = self._letterbox(images[label.frame])
-        confidences = [self._confidence(label, name, masks) for name in classes]
-        confidence = np.stack([confidence for confidence, _ in confidences], axis=-1)
-        ignored = {}
-        if self.builder_config.folder.has_ignore:
-          ignored = {"ignore": self._ignored(label)}
-          confidence[ignored["ignore"][..., 0] > 0] = 0
-        if not confidence.any():
-          notices.warn("%s: every confidence is 0; kept.", f"{table} row {label.row}")
-        yield (
-          f"{video.name}#{label.frame}#{label.annotator}",
-          {
-            "image": image[..., None],
-            "confidence": confidence,
-            "labelled": np.array([labelled for _, labelled in confidences]),
-            "annotator": label.annotator,
-            "frame": label.frame,
-            **ignored,
-            **_provenance(video, box),
-          },
-        )
-
-  def _videos(self, videos):
-    for video in videos:
-      fitted = [self._letterbox(frame) for frame in readers.read(video.media)]
-      yield (
-        video.name,
-        {
-          "frames": np.stack([frame for frame, _ in fitted])[..., None],
-          "sf_ratio": video.sf_ratio,
-          "readmitted_30d": video.readmitted_30d,
-          "frames_per_second": video.media.frames_per_second,
-          **_provenance(video, fitted[0][1]),
-        },
+      self.info.metadata.update(
+        notes=masks.warn(), binary=masks.binary, largest_confidence=masks.largest
       )
 
 
-def _provenance(video, box):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """What a worker has to know of the set: of `manifest.Folder` and `FolderConfig`, without rows."""
+
+  directory: pathlib.Path
+  classes: tuple[str, ...]
+  missing_class_is_unlabelled: bool
+  confidence_maximum: float | None
+  has_ignore: bool
+  has_scan_areas: bool
+  height: int
+  width: int
+
+  def letterbox(self, image, video, **kwargs):
+    """The video's scan area in one of its frames, or masks, as `letterbox` returns it."""
+    if video.scan_area:
+      image = scan_area.crop(image, video.scan_area)
+    return letterbox(image, self.height, self.width, **kwargs)
+
+
+def _confidence(job, label, name, found):
+  """Returns the letterboxed confidence [H, W] uint8 of a class, and whether it is labelled."""
+  if name not in label.masks:
+    shape = job.height, job.width
+    return np.zeros(shape, np.uint8), not job.missing_class_is_unlabelled
+  mask = painted.confidence(label.masks[name], job.confidence_maximum)
+  found.append(mask_check.measure(mask, name, label.annotator))
+  where = f" (labels.csv row {label.row}, manifest.csv row {label.video.row})"
+  mask_check.warn_of_outside(label.masks[name], mask, label.video.scan_area, where)
+  return job.letterbox(255 * mask, label.video, antialias=False)[0], True
+
+
+def _ignored(job, label):
+  """Returns what does not count, [H, W, 1] uint8: 1 where any of it was mixed in."""
+  ignored = painted.ignored(label)
+  if ignored is None:
+    return np.zeros((job.height, job.width, 1), np.uint8)
+  mask = np.float32(ignored)
+  # Shrinking looks at few of the pixels; none of those between may be lost.
+  mask = (
+    job.letterbox(255 * mask, label.video)[0]
+    | job.letterbox(255 * mask, label.video, antialias=False)[0]
+  )
+  return (mask > 0).astype(np.uint8)[..., None]
+
+
+def _by_video(labels):
+  """Yields the labels of each video, by frame, so that it is read once."""
+  rising = sorted(labels, key=lambda label: (label.video.row, label.frame))
+  for _, group in itertools.groupby(rising, key=lambda label: label.video.row):
+    yield list(group)
+
+
+def _frames(job, group):
+  """Yields name, example and the `mask_check.Mask`s of each labelled frame of a video."""
+  video = group[0].video
+  by_frame = {
+    frame: list(labels) for frame, labels in itertools.groupby(group, key=lambda one: one.frame)
+  }
+  images = readers.stream(video.media, list(by_frame))
+  for image, labels in zip(images, by_frame.values(), strict=True):
+    fitted, box = job.letterbox(image, video)
+    for label in labels:
+      found = []
+      confidences = [_confidence(job, label, name, found) for name in job.classes]
+      confidence = np.stack([confidence for confidence, _ in confidences], axis=-1)
+      ignored = {}
+      if job.has_ignore:
+        ignored = {"ignore": _ignored(job, label)}
+        confidence[ignored["ignore"][..., 0] > 0] = 0
+      if not confidence.any():
+        table = job.directory / "labels.csv"
+        notices.warn("%s: every confidence is 0; kept.", f"{table} row {label.row}")
+      example = {
+        "image": fitted[..., None],
+        "confidence": confidence,
+        "labelled": np.array([labelled for _, labelled in confidences]),
+        "annotator": label.annotator,
+        "frame": label.frame,
+        **ignored,
+        **_provenance(job, video, box),
+      }
+      yield f"{video.name}#{label.frame}#{label.annotator}", example, found
+
+
+def _video(job, video):
+  """Yields name, example and no masks of a video."""
+  n = video.media.n_frames
+  readers.check_total(video.media.path, n, job.height, job.width)
+  frames = np.empty((n, job.height, job.width, 1), np.uint8)
+  for i, image in zip(range(n), readers.stream(video.media), strict=True):
+    frames[i, ..., 0], box = job.letterbox(image, video)
+  example = {
+    "frames": frames,
+    "sf_ratio": video.sf_ratio,
+    "readmitted_30d": video.readmitted_30d,
+    "frames_per_second": video.media.frames_per_second,
+    **_provenance(job, video, box),
+  }
+  yield video.name, example, ()
+
+
+def _provenance(job, video, box):
+  areas = {}
+  if job.has_scan_areas:
+    areas = records.area_of(video.scan_area, video.media.height, video.media.width)
   return {
     "video": video.name,
     "patient": video.patient,
     "view": video.view,
     "day": video.day,
     "valid_box": np.array(box, np.int32),
+    **areas,
   }

@@ -8,19 +8,26 @@ The folder:
                        frame_numbers  of folders of pictures: "from_0" (default) or "of_files"
                        patients       "unknown": the patients of manifest.csv are stand-ins
                        npy_axes       of npy files: "nhw" (default) or "hwn", frames last
+                       nifti_axes     of NIfTI files, the first axis: "xy" (default) or "yx"
+                       intensity_window  [low, high]: the values that become 0 and 255 of files of
+                                         more than 8 bits; default: what they say, else a range
+                                         that a warning names
                        confidence_maximum  what means 100 % in masks, where their type does not say
     DIR/manifest.csv   a row a video or still: video, patient, day, view, sf_ratio, readmitted_30d,
-                       split
+                       split, scan_area (X Y WIDTH HEIGHT in pixels of the frame as shown: frames
+                       and masks are cropped to it; masks have the frame's whole size)
     DIR/labels.csv     a row a labelled frame: video, frame (from 0), annotator, masks
-    DIR/videos/<video>                 mp4, avi, gif, npy, a picture (png, jpg, tif, bmp) or a
-                                       folder of numbered ones
+    DIR/videos/<video>                 DICOM (no suffix is needed), mp4, mov, m4v, avi, mkv, webm,
+                                       wmv, gif, npy, NIfTI, NRRD, mha, mhd, a TIFF stack, a picture
+                                       (png, jpg, tif, bmp) or a folder of numbered ones
     DIR/masks/<masks>/<class>.png      8- or 16-bit grey, confidence = value / maximum of the type
                                        (jpg, tif, bmp are read too);
                                        a missing file is confidence 0, or unlabelled
     DIR/masks/<masks>/_ignore.png      optional: what is not 0 counts nowhere, in no class
     DIR/patients.csv   optional: patient and anything else, for subgroup tables
 
-`video` and `patient`, and `video`, `frame` and `masks`, are required; an empty cell is unknown.
+`video` and `patient`, and `video`, `frame` and `masks`, are required; an empty cell is unknown, an
+empty `scan_area` the whole frame.
 `video` is relative to DIR/videos and `masks` to DIR/masks.
 """
 
@@ -30,14 +37,23 @@ import pathlib
 
 from absl import logging
 
-from lus_jax import notices
+from lus_jax import notices, problems
 from lus_jax.errors import UserError
-from lus_jax.media import readers
+from lus_jax.media import clips, readers
 from lus_jax.splits import SPLITS
 from tfds_builders import tables
 
 VIEWS = ("L1", "L2", "L3", "R1", "R2", "R3")
-MANIFEST_COLUMNS = ("video", "patient", "day", "view", "sf_ratio", "readmitted_30d", "split")
+MANIFEST_COLUMNS = (
+  "video",
+  "patient",
+  "day",
+  "view",
+  "sf_ratio",
+  "readmitted_30d",
+  "split",
+  "scan_area",
+)
 LABEL_COLUMNS = ("video", "frame", "annotator", "masks")
 DATASET_KEYS = (
   "name",
@@ -49,9 +65,11 @@ DATASET_KEYS = (
   "frame_numbers",
   "confidence_maximum",
   "npy_axes",
+  "nifti_axes",
+  "intensity_window",
 )
 # What a user may expect to count here too; passing over it would turn masks over silently.
-MULTIRATER_KEYS = ("polarity", "labels", "persons", "soft", "nifti_axes", "intensity_window")
+MULTIRATER_KEYS = ("polarity", "labels", "persons", "soft")
 FRAME_NUMBERS = ("from_0", "of_files")
 MAX_SF_RATIO = 477.0
 # Nobody lives with less (50 % on pure oxygen is 50); FiO2 in percent gives 1 to 5.
@@ -60,7 +78,10 @@ MIN_SF_RATIO = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-  """A row of manifest.csv; '', -1 and NaN are unknown. `row` counts as a spreadsheet does."""
+  """A row of manifest.csv; '', -1 and NaN are unknown. `row` counts as a spreadsheet does.
+
+  `scan_area` is (top, left, bottom, right), half-open; None: the whole frame.
+  """
 
   row: int
   name: str
@@ -71,6 +92,7 @@ class Video:
   sf_ratio: float
   readmitted_30d: int
   split: str
+  scan_area: tuple[int, int, int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,62 +145,73 @@ class Folder:
     """Whether any label has pixels that do not count."""
     return any(label.ignore for label in self.labels)
 
+  @property
+  def has_scan_areas(self):
+    """Whether the scan is a part of the frame in any video."""
+    return any(video.scan_area for video in self.videos)
+
 
 def _read_dataset(path):
   dataset = tables.read_dataset(path, DATASET_KEYS)
   for key in MULTIRATER_KEYS:
     if key in dataset:
-      raise UserError(f"{path}: {key!r} is of multirater_folder and says nothing here; remove it.")
+      problems.tell(
+        UserError(f"{path}: {key!r} is of multirater_folder and says nothing here; remove it.")
+      )
   choices_of = {"missing_class": ("unlabelled",), "frame_numbers": FRAME_NUMBERS}
-  for key, choices in (choices_of | {"npy_axes": readers.NPY_AXES}).items():
+  for key, choices in (choices_of | {"npy_axes": clips.NPY_AXES}).items():
     if dataset.get(key, choices[0]) not in choices:
       written = tables.shown_value(dataset[key])
-      raise UserError(
-        f"{path}: {key!r} is {written}; write {' or '.join(map(repr, choices))}, or leave it out."
+      problems.tell(
+        UserError(
+          f"{path}: {key!r} is {written}; write {' or '.join(map(repr, choices))}, or leave it out."
+        )
       )
+      del dataset[key]
   return dataset
 
 
 def _sf_ratio(row):
   value = row.number_in("sf_ratio", float, 0, MAX_SF_RATIO, math.nan)
   if value < MIN_SF_RATIO:
-    raise row.error(
-      f"sf_ratio {row.cells['sf_ratio']} is no plausible ratio (nobody lives below "
-      f"{MIN_SF_RATIO:g}); divide SpO2 in percent by FiO2 as a share (.21, not 21)."
+    problems.tell(
+      row.error(
+        f"sf_ratio {row.cells['sf_ratio']} is no plausible ratio (nobody lives below "
+        f"{MIN_SF_RATIO:g}); divide SpO2 in percent by FiO2 as a share (.21, not 21)."
+      )
     )
+    return math.nan
   return value
 
 
-def _read_videos(directory, npy_axes):
+def _read_videos(directory, words, num_processes):
+  """The videos, and the names of all rows: more than videos only where problems are collected."""
   rows = tables.read_table(
     directory / "manifest.csv", ("video", "patient"), "write a row a video there", MANIFEST_COLUMNS
   )
   place = tables.Place(directory / "videos")
-  names = [place.name(row, "video") for row in rows]
-  tables.refuse_repeats(rows, dict(zip(rows, names, strict=True)).get, "video")
-  videos = []
-  for row, name in zip(rows, names, strict=True):
-    path = place.path(row, "video", name)
-    try:
-      header = readers.probe(path, npy_axes=npy_axes)
-    except UserError as error:
-      raise row.error(str(error)) from error
-    place.claim(row, header.files)
-    videos.append(
-      Video(
-        row=row.number,
-        name=name,
-        media=header,
-        patient=row.required("patient"),
-        day=row.number_in("day", int, 0, 2**31 - 1, -1),
-        view=row.choice("view", VIEWS),
-        sf_ratio=_sf_ratio(row),
-        readmitted_30d=row.number_in("readmitted_30d", int, 0, 1, -1),
-        split=row.choice("split", SPLITS),
-      )
-    )
-  readers.check_axes(video.media for video in videos)
-  patients = [video.patient for video in videos]
+  names = {}
+  for row in rows:
+    with problems.apart():
+      names[row] = place.name(row, "video")
+  paths = {}
+  for row in tables.refuse_repeats(names, names.get, "video"):
+    with problems.apart():
+      paths[row] = place.path(row, "video", names[row])
+  videos, of_videos = [], []
+  headers = readers.probe_all(
+    paths.values(), num_processes=num_processes, option=tables.PROCESSES, **words
+  )
+  for row, header in zip(paths, headers, strict=True):
+    video = None
+    with problems.apart():
+      video = _read_video(row, names[row], place, header)
+    if video is not None:
+      videos.append(video)
+      of_videos.append(row)
+  with problems.apart():
+    readers.check_axes(video.media for video in videos)
+  patients = [video.patient or None for video in videos]
   days = [None if video.day == -1 else (video.patient, video.day) for video in videos]
   for column, groups, within in (
     ("sf_ratio", days, "one patient and day"),
@@ -186,11 +219,34 @@ def _read_videos(directory, npy_axes):
     ("split", patients, "one patient"),
   ):
     values = [getattr(video, column) for video in videos]
-    tables.require_constant(rows, values, column, groups, within)
-  empty = [row for row, video in zip(rows, videos, strict=True) if not video.split]
+    tables.require_constant(of_videos, values, column, groups, within)
+  empty = [row for row in rows if not row.cells.get("split")]
   if 0 < len(empty) < len(rows):
-    raise empty[0].error("split is empty here, not in other rows; fill it everywhere or nowhere.")
-  return tuple(videos)
+    problems.tell(
+      empty[0].error("split is empty here, not in other rows; fill it everywhere or nowhere.")
+    )
+  return tuple(videos), set(names.values())
+
+
+def _read_video(row, name, place, header):
+  if isinstance(header, UserError):
+    raise row.error(str(header)) from header
+  place.claim(row, header.files)
+  patient = ""
+  with problems.apart():
+    patient = row.required("patient")
+  return Video(
+    row=row.number,
+    name=name,
+    media=header,
+    patient=patient,
+    day=row.number_in("day", int, 0, 2**31 - 1, -1),
+    view=row.choice("view", VIEWS),
+    sf_ratio=_sf_ratio(row),
+    readmitted_30d=row.number_in("readmitted_30d", int, 0, 1, -1),
+    split=row.choice("split", SPLITS),
+    scan_area=tables.scan_area(row, header.height, header.width),
+  )
 
 
 def _find_masks(row, place, classes, left_out):
@@ -203,36 +259,47 @@ def _find_masks(row, place, classes, left_out):
     name, is_picture = tables.normal(path.stem), path.suffix.lower() in readers.PICTURES
     if name not in (*classes, tables.IGNORE):
       if is_picture or path.is_dir():
-        raise row.error(
-          f"{path} is not <class>.png of any class ({', '.join(classes)}); rename or remove it."
+        problems.tell(
+          row.error(
+            f"{path} is not <class>.png of any class ({', '.join(classes)}); rename or remove it."
+          )
         )
-      left_out.setdefault(path)
+      else:
+        left_out.setdefault(path)
       continue
-    if not is_picture or not path.is_file():
-      raise row.error(
-        f"{path} is not <class>.png of a class, nor of another kind of picture that is read "
-        f"({', '.join(readers.PICTURES)}); save it as PNG."
-      )
-    if path.is_symlink():
-      place.check_link(row, path)
-    if name in masks:
-      raise row.error(f"{path} and {masks[name].name} are the same mask; remove one of them.")
-    masks[name] = path
+    with problems.apart():
+      if not is_picture or not path.is_file():
+        raise row.error(
+          f"{path} is not <class>.png of a class, nor of another kind of picture that is read "
+          f"({', '.join(readers.PICTURES)}); save it as PNG."
+        )
+      if path.is_symlink():
+        place.check_link(row, path)
+      if name in masks:
+        raise row.error(f"{path} and {masks[name].name} are the same mask; remove one of them.")
+      masks[name] = path
   return masks
 
 
 def _check_sizes(row, masks, video):
-  for path in masks.values():
-    try:
-      readers.check_mask_size(path, readers.mask_size(path), video.media)
-    except UserError as error:
-      raise row.error(str(error)) from error
+  """Refuses masks that are not of their frame's size; returns the others."""
+  fitting = {}
+  for name, path in masks.items():
+    with problems.apart():
+      try:
+        readers.check_mask_size(path, readers.mask_size(path), video.media)
+      except UserError as error:
+        raise row.error(str(error)) from error
+      fitting[name] = path
+  return fitting
 
 
 def _frame(row, video, of_files):
-  """The place of a row's frame in its video, from 0."""
+  """The place of a row's frame in its video, from 0; None where it was told to be no number."""
   row.required("frame")
-  frame = row.number_in("frame", int, 0, math.inf, -1)
+  frame = row.number_in("frame", int, 0, math.inf, None)
+  if frame is None:
+    return None
   n_frames, numbers = video.media.n_frames, video.media.numbers
   if of_files and video.media.path.is_dir():
     if numbers is None:
@@ -277,7 +344,8 @@ def _warn_of_numbers(labels, path):
     )
 
 
-def _read_labels(directory, dataset, videos):
+def _read_labels(directory, dataset, videos, known):
+  """The labels of videos; those of other `known` ones are passed over, as these were told of."""
   path, classes = directory / "labels.csv", dataset["classes"]
   rows = tables.read_table(
     path, ("video", "frame", "masks"), "write a row a labelled frame there", LABEL_COLUMNS
@@ -285,21 +353,28 @@ def _read_labels(directory, dataset, videos):
   of_files = dataset.get("frame_numbers") == "of_files"
   by_name = {video.name: video for video in videos}
   names, place = tables.Place(directory / "videos"), tables.Place(directory / "masks")
-  labels, left_out = [], {}
+  labels, left_out = {}, {}
   for row in rows:
-    video = by_name.get(names.name(row, "video"))
-    if video is None:
-      raise row.error(
-        f"video {tables.shown(row.cells['video'])} is not in manifest.csv; add it there or mend "
-        "the cell."
-      )
-    frame = _frame(row, video, of_files)
-    masks = _find_masks(row, place, classes, left_out)
-    _check_sizes(row, masks, video)
-    ignore = masks.pop(tables.IGNORE, None)
-    labels.append(Label(row.number, video, frame, row.text("annotator"), masks, ignore))
-  keys = [(label.video.name, label.frame, label.annotator) for label in labels]
-  tables.refuse_repeats(rows, dict(zip(rows, keys, strict=True)).get, "video, frame and annotator")
+    with problems.apart():
+      name = names.name(row, "video")
+      video = by_name.get(name)
+      if video is None and name in known:
+        continue
+      if video is None:
+        raise row.error(
+          f"video {tables.shown(row.cells['video'])} is not in manifest.csv; add it there or mend "
+          "the cell."
+        )
+      frame = None
+      with problems.apart():
+        frame = _frame(row, video, of_files)
+      masks = _check_sizes(row, _find_masks(row, place, classes, left_out), video)
+      ignore = masks.pop(tables.IGNORE, None)
+      if frame is not None:
+        labels[row] = Label(row.number, video, frame, row.text("annotator"), masks, ignore)
+  keys = {row: (label.video.name, label.frame, label.annotator) for row, label in labels.items()}
+  rows = tables.refuse_repeats(keys, keys.get, "video, frame and annotator")
+  labels = [labels[row] for row in rows]
   if left_out:
     names = [str(path.relative_to(place.root)) for path in left_out]
     logging.warning("%s: %s", place.root, tables.note_of(names, "no pictures"))
@@ -340,12 +415,13 @@ def _read_patients(path, videos):
 
 
 @notices.collected()
-def read_folder(directory, *, labels=True):
+def read_folder(directory, *, labels=True, num_processes=0):
   """Reads and checks a folder's tables and the headers of all files they refer to.
 
   Args:
     directory: the folder.
     labels: whether labels.csv and the masks are read too.
+    num_processes: that read headers of videos, as in `pool.ordered`.
 
   Returns:
     A `Folder`.
@@ -355,18 +431,29 @@ def read_folder(directory, *, labels=True):
   """
   directory = tables.data_folder(directory)
   dataset = _read_dataset(directory / "dataset.json")
-  videos = _read_videos(directory, dataset.get("npy_axes"))
-  frames = _read_labels(directory, dataset, videos) if labels else ()
+  words = {
+    "npy_axes": dataset.get("npy_axes"),
+    "nifti_axes": tables.nifti_axes(directory / "dataset.json", dataset),
+    "window": tables.intensity_window(directory / "dataset.json", dataset),
+  }
+  videos, known = _read_videos(directory, words, num_processes)
+  frames, patients = (), {}
+  with problems.apart():
+    frames = _read_labels(directory, dataset, videos, known) if labels else ()
   names = ["dataset.json", "manifest.csv", "patients.csv"] + ["labels.csv"] * labels
   files = {file for video in videos for file in video.media.files}
   for label in frames:
     files |= {*label.masks.values(), *([label.ignore] if label.ignore else [])}
-  digests = tables.contents(directory, files)
-  tables.warn_of_copies(
-    [(video.name, video.patient, video.media.files) for video in videos],
-    digests,
-    directory / "manifest.csv",
-  )
+  digests = {}
+  with problems.apart():
+    digests = tables.contents(directory, files)
+    tables.warn_of_copies(
+      [(video.name, video.patient, video.media.files) for video in videos],
+      digests,
+      directory / "manifest.csv",
+    )
+  with problems.apart():
+    patients = _read_patients(directory / "patients.csv", videos)
   return Folder(
     directory=directory,
     name=dataset["name"],
@@ -378,6 +465,6 @@ def read_folder(directory, *, labels=True):
     patients_are_unknown="patients" in dataset,
     videos=videos,
     labels=frames,
-    patients=_read_patients(directory / "patients.csv", videos),
+    patients=patients,
     fingerprint=tables.fingerprint(directory, names, digests),
   )

@@ -1,8 +1,6 @@
 """The embedded data set: simulated lung ultrasound with truth, evidence and painted confidence."""
 
-import concurrent.futures
 import dataclasses
-import os
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -152,6 +150,10 @@ class LusPhantom(tfds.core.GeneratorBasedBuilder):
     PhantomConfig(name=kind, description=f"{kind} of 256 x 256 pixels", kind=kind) for kind in KINDS
   ]
 
+  def __init__(self, *, num_processes=0, **kwargs):
+    super().__init__(**kwargs)
+    self.num_processes = num_processes
+
   def _info(self):
     config = self.builder_config
     size = (config.height, config.width, len(simulator.CLASSES))
@@ -179,27 +181,25 @@ class LusPhantom(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager):
     config = self.builder_config
     split_of = records.assign_splits(cohort.patient_names(config.n_patients), config.seed)
-    return {
-      split: self._generate_examples([p for p in split_of if split_of[p] == split])
-      for split in SPLITS
-    }
+    videos = {split: [] for split in SPLITS}
+    for patient, split in split_of.items():
+      videos[split] += cohort.patient_videos(
+        patient,
+        seed=config.seed,
+        setting=config.setting,
+        missing_views=config.missing_views,
+        annotators=annotator.STYLES,
+      )
+    shown = records.bar(sum(map(len, videos.values())), config.kind[:-1])
+    return {split: self._generate_examples(videos[split], shown) for split in SPLITS}
 
-  def _generate_examples(self, patients):
-    config = self.builder_config
-    workers = min(8, os.cpu_count() or 1)
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-      # A patient at a time: rendering ahead of the writer without bound would fill the memory.
-      for patient in patients:
-        videos = cohort.patient_videos(
-          patient,
-          seed=config.seed,
-          setting=config.setting,
-          missing_views=config.missing_views,
-          annotators=annotator.STYLES,
-        )
-        results = pool.map(lambda video: simulate(video, config), videos)
-        for video, arrays in zip(videos, results, strict=True):
-          yield video.name, _example(video, arrays, config)
+  def _generate_examples(self, videos, shown):
+    return records.made(self, _video, self.builder_config, videos, shown)
+
+
+def _video(config, video):
+  """Yields name and example of a video, or of its first frame."""
+  yield video.name, _example(video, simulate(video, config), config)
 
 
 def _example(video, arrays, config):

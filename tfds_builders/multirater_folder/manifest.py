@@ -17,7 +17,8 @@ The folder:
     DIR/raters/<rater>/<image>.png             one class, or label indices
     DIR/raters/<rater>/<class>/<image>.png     several classes; one without a file is absent
     DIR/patients.csv   optional, a row an image: image, patient, split (train, validation or test;
-                       for all rows or none, one a patient), and anything else
+                       for all rows or none, one a patient), scan_area (X Y WIDTH HEIGHT in pixels:
+                       image and masks are cropped to it; empty: the whole), and anything else
 
 Binary masks hold 0 and the maximum of the type (NIfTI: 0 and 1). Raters may miss images.
 """
@@ -27,16 +28,16 @@ import pathlib
 
 from absl import logging
 
-from lus_jax import notices
+from lus_jax import notices, problems
 from lus_jax.errors import UserError
-from lus_jax.media import nifti, readers
+from lus_jax.media import readers
 from lus_jax.splits import SPLITS
 from tfds_builders import tables
 from tfds_builders.multirater_folder import pictures
 
 POLARITIES = ("white", "black")
 MAX_INDEX = 2**16 - 1
-PATIENT_COLUMNS = ("image", "patient", "split")
+PATIENT_COLUMNS = ("image", "patient", "split", "scan_area")
 DATASET_KEYS = (
   "name",
   "licence",
@@ -55,13 +56,17 @@ DATASET_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-  """One image; `masks` maps each rater who drew it to their files by class; `split` may be ''."""
+  """One image; `masks` maps each rater who drew it to their files by class; `split` may be ''.
+
+  `scan_area` is (top, left, bottom, right), half-open; None: the whole image.
+  """
 
   name: str
   path: pathlib.Path
   patient: str
   split: str
   masks: dict[str, dict[str, pathlib.Path]]
+  scan_area: tuple[int, int, int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,40 +111,39 @@ class Folder:
   more: dict[str, dict[str, str]]
   fingerprint: str
 
+  @property
+  def has_scan_areas(self):
+    """Whether the scan is a part of any image."""
+    return any(image.scan_area for image in self.images)
+
 
 def _read_dataset(path):
   dataset = tables.read_dataset(path, DATASET_KEYS)
   if "missing_class" in dataset:
-    raise UserError(
-      f"{path}: 'missing_class' is of lus_folder; a class without a mask is absent here, remove it."
+    problems.tell(
+      UserError(
+        f"{path}: 'missing_class' is of lus_folder; a class without a mask is absent here, remove "
+        "it."
+      )
     )
   for key in ("frame_numbers", "npy_axes"):
     if key in dataset:
-      raise UserError(f"{path}: {key!r} is of lus_folder and says nothing here; remove it.")
+      problems.tell(
+        UserError(f"{path}: {key!r} is of lus_folder and says nothing here; remove it.")
+      )
   polarity, soft = dataset.setdefault("polarity", "white"), dataset.setdefault("soft", False)
   labels = dataset.setdefault("labels", {})
   dataset.setdefault("persons", {})
   if polarity not in POLARITIES:
     written = tables.shown_value(polarity)
-    raise UserError(f"{path}: 'polarity' is {written}; write one of {', '.join(POLARITIES)}.")
+    problems.tell(
+      UserError(f"{path}: 'polarity' is {written}; write one of {', '.join(POLARITIES)}.")
+    )
   if not isinstance(soft, bool):
-    raise UserError(f"{path}: 'soft' is {tables.shown_value(soft)}; write true or false.")
+    problems.tell(UserError(f"{path}: 'soft' is {tables.shown_value(soft)}; write true or false."))
   dataset["confidence_maximum"] = tables.confidence_maximum(path, dataset)
-  axes, window = (
-    dataset.setdefault("nifti_axes", None),
-    dataset.setdefault("intensity_window", None),
-  )
-  if axes not in (None, *nifti.AXES):
-    written = tables.shown_value(axes)
-    raise UserError(f"{path}: 'nifti_axes' is {written}; write one of {', '.join(nifti.AXES)}.")
-  if window is not None:
-    is_pair = isinstance(window, list) and len(window) == 2 and all(map(tables.is_number, window))
-    if not is_pair or window[0] >= window[1]:
-      raise UserError(
-        f"{path}: 'intensity_window' is {tables.shown_value(window)}; write two rising numbers, "
-        "[low, high]."
-      )
-    dataset["intensity_window"] = tuple(window)
+  dataset["nifti_axes"] = tables.nifti_axes(path, dataset)
+  dataset["intensity_window"] = tables.intensity_window(path, dataset)
   for field, what, kind in (("labels", "class", int), ("persons", "rater", str)):
     values = dataset[field].values() if isinstance(dataset[field], dict) else [None]
     # A bool is an int to Python.
@@ -180,23 +184,28 @@ def rater_folders(directory):
   entries = tables.visible(directory)
   folders = [path for path in entries if path.is_dir()]
   for folder in folders:
-    _refuse_ignore(folder, folder.name)
     name = folder.name.casefold()
+    with problems.apart():
+      _refuse_ignore(folder, folder.name)
     for other in entries:
       twin = other.name.casefold()
       if other != folder and (twin == name or twin.startswith(f"{name}.")):
-        raise UserError(
-          f"{other} has the name of the rater {folder.name}; rename or remove one of them."
+        problems.tell(
+          UserError(
+            f"{other} has the name of the rater {folder.name}; rename or remove one of them."
+          )
         )
   others = [path for path in entries if path not in folders]
   for path in others:
     if pictures.stem(path) is not None:
-      raise UserError(f"{path} is in no rater's folder; put it into {directory}/<rater>.")
+      problems.tell(UserError(f"{path} is in no rater's folder; put it into {directory}/<rater>."))
   if len(folders) < 2:
     found = ", ".join(folder.name for folder in folders) or "none"
-    raise UserError(
-      f"{directory} has fewer than two raters' folders ({found}); add a folder a rater, or use "
-      "lus_folder for one annotator."
+    problems.tell(
+      UserError(
+        f"{directory} has fewer than two raters' folders ({found}); add a folder a rater, or use "
+        "lus_folder for one annotator."
+      )
     )
   found = {tables.normal(folder.name): folder for folder in folders}
   tables.warn_of_alike(found, directory, "raters", "they count as different people")
@@ -228,15 +237,17 @@ def _find_images(folder, left_out):
     raise UserError(f"{folder} does not exist; put <image>.png or <image>.nii.gz there.")
   images = {}
   for path in tables.visible(folder):
-    name = _stem(path)
-    if name is None or path.is_dir():
-      left_out.append(path)
-      continue
-    _refuse_pairs("image", path, images.get(name))
-    images[name] = path
+    with problems.apart():
+      name = _stem(path)
+      if name is None or path.is_dir():
+        left_out.append(path)
+        continue
+      _refuse_pairs("image", path, images.get(name))
+      images[name] = path
   if not images:
     raise UserError(f"{folder} holds no image; put <image>.png or <image>.nii.gz there.")
-  tables.refuse_same_files(images.values())
+  with problems.apart():
+    tables.refuse_same_files(images.values())
   return images
 
 
@@ -245,78 +256,87 @@ def _find_masks(folder, dataset, images, left_out):
   classes, labels = dataset["classes"], dataset["labels"]
   files = []
   for path in tables.visible(folder):
-    if path.is_dir():
-      if labels:
-        raise UserError(
-          f"{path} is a folder, but with 'labels' in dataset.json each mask serves all classes; "
-          f"put masks into {folder} itself."
-        )
-      name = tables.normal(path.name)
-      _refuse_ignore(path, name)
-      if name not in classes:
-        raise UserError(
-          f"{path} is the folder of no class ({', '.join(classes)}); rename or remove it."
-        )
-      files += [(file, name) for file in tables.visible(path)]
-    else:
-      if pictures.stem(path) is not None and len(classes) > 1 and not labels:
-        raise UserError(
-          f"{path} is of no class; put it into {folder}/<class> ({', '.join(classes)}), or name "
-          "the label indices in 'labels' of dataset.json."
-        )
-      files.append((path, classes[0]))
+    with problems.apart():
+      if path.is_dir():
+        if labels:
+          raise UserError(
+            f"{path} is a folder, but with 'labels' in dataset.json each mask serves all classes; "
+            f"put masks into {folder} itself."
+          )
+        name = tables.normal(path.name)
+        _refuse_ignore(path, name)
+        if name not in classes:
+          raise UserError(
+            f"{path} is the folder of no class ({', '.join(classes)}); rename or remove it."
+          )
+        files += [(file, name) for file in tables.visible(path)]
+      else:
+        if pictures.stem(path) is not None and len(classes) > 1 and not labels:
+          raise UserError(
+            f"{path} is of no class; put it into {folder}/<class> ({', '.join(classes)}), or name "
+            "the label indices in 'labels' of dataset.json."
+          )
+        files.append((path, classes[0]))
   masks = {}
   for path, name in files:
-    image = _stem(path)
-    if image is None:
-      # Of another format, as c1.webp or c1.nrrd, which may be what its rater drew.
-      if tables.normal(path.name.split(".")[0]) in images or tables.normal(path.stem) in images:
+    with problems.apart():
+      image = _stem(path)
+      if image is None:
+        # Of another format, as c1.webp or c1.nrrd, which may be what its rater drew.
+        if tables.normal(path.name.split(".")[0]) in images or tables.normal(path.stem) in images:
+          raise UserError(
+            f"{path} is neither NIfTI nor a picture that is read ({', '.join(readers.PICTURES)}); "
+            "save the mask as one of them."
+          )
+        left_out.append(path)
+        continue
+      if image not in images:
         raise UserError(
-          f"{path} is neither NIfTI nor a picture that is read ({', '.join(readers.PICTURES)}); "
-          "save the mask as one of them."
+          f"{path}: there is no image {image!r} in images/; add it, or rename or remove the mask."
         )
-      left_out.append(path)
-      continue
-    if image not in images:
-      raise UserError(
-        f"{path}: there is no image {image!r} in images/; add it, or rename or remove the mask."
-      )
-    _refuse_pairs("mask", path, masks.setdefault(image, {}).get(name))
-    masks[image][name] = path
+      _refuse_pairs("mask", path, masks.setdefault(image, {}).get(name))
+      masks[image][name] = path
   if not masks:
-    raise UserError(f"{folder} holds no mask; add one or remove the folder.")
+    problems.tell(UserError(f"{folder} holds no mask; add one or remove the folder."))
   if labels:
     return {image: dict.fromkeys(classes, paths[classes[0]]) for image, paths in masks.items()}
   return masks
 
 
 def _read_patients(path, images):
-  """Returns the patient and the split of each image, and what else the table says of it."""
+  """Returns patient and split of each image, what else the table says of it, and its row."""
   if not tables.exists(path):
-    return {name: (name, "") for name in images}, {}
+    return {name: (name, "") for name in images}, {}, {}
   rows = tables.read_table(path, ("image", "patient"), "", PATIENT_COLUMNS)
-  tables.refuse_repeats(rows, lambda row: row.required("image"), "image")
-  patients, more, splits = {}, {}, {}
+  names = {}
   for row in rows:
-    name = row.cells["image"]
-    if name not in images:
-      raise row.error(
-        f"there is no image {tables.shown(name)}; mend the cell (no .png) or remove the row."
-      )
-    patient, split = row.required("patient"), row.choice("split", SPLITS)
-    if splits.setdefault(patient, split) != split:
-      raise row.error(f"split {split!r} is not that of the patient's other images; use one.")
-    if bool(split) != bool(rows[0].cells.get("split")):
-      raise row.error("split is empty in some rows only; fill it everywhere or nowhere.")
-    patients[name] = patient, split
-    more[name] = {
-      c: cell for c, cell in row.cells.items() if c not in ("image", "patient", "split")
-    }
+    with problems.apart():
+      names[row] = row.required("image")
+  patients, more, splits, of_images = {}, {}, {}, {}
+  for row in tables.refuse_repeats(names, names.get, "image"):
+    with problems.apart():
+      name = names[row]
+      if name not in images:
+        raise row.error(
+          f"there is no image {tables.shown(name)}; mend the cell (no .png) or remove the row."
+        )
+      split, of_images[name] = row.choice("split", SPLITS), row
+      more[name] = {c: cell for c, cell in row.cells.items() if c not in PATIENT_COLUMNS}
+      patients[name] = "", split  # so it stays where the patient is told to be empty
+      patient = row.required("patient")
+      if splits.setdefault(patient, split) != split:
+        problems.tell(
+          row.error(f"split {split!r} is not that of the patient's other images; use one.")
+        )
+      elif bool(split) != bool(rows[0].cells.get("split")):
+        problems.tell(row.error("split is empty in some rows only; fill it everywhere or nowhere."))
+      patients[name] = patient, split
   for name in images:
     if name not in patients:
-      raise UserError(f"{path} has no row for the image {name!r}; add it.")
+      problems.tell(UserError(f"{path} has no row for the image {name!r}; add it."))
+      patients[name] = "", ""
   tables.warn_of_alike(splits, path, "patients", "one person may stand on both sides of the split")
-  return patients, more
+  return patients, more, of_images
 
 
 @notices.collected()
@@ -340,11 +360,15 @@ def read_folder(directory):
   left_out += others
   for rater in dataset["persons"]:
     if rater not in folders:
-      raise UserError(
-        f"{directory / 'dataset.json'}: 'persons' names {tables.shown(rater)}, which is no folder "
-        f"of raters/ ({tables.shown_list(folders)}); mend the name."
+      problems.tell(
+        UserError(
+          f"{directory / 'dataset.json'}: 'persons' names {tables.shown(rater)}, which is no "
+          f"folder of raters/ ({tables.shown_list(folders)}); mend the name."
+        )
       )
-  patients, more = _read_patients(directory / "patients.csv", files)
+  patients, more, rows = {name: ("", "") for name in files}, {}, {}
+  with problems.apart():
+    patients, more, rows = _read_patients(directory / "patients.csv", files)
   found = {
     rater: _find_masks(folder, dataset, files, left_out) for rater, folder in folders.items()
   }
@@ -354,21 +378,25 @@ def read_folder(directory):
   images = []
   for name, path in files.items():
     masks = {rater: masks[name] for rater, masks in found.items() if name in masks}
-    if not masks:
-      raise UserError(f"{path} was drawn by no rater; add a mask or remove the image.")
-    paths = dict.fromkeys(mask for by_class in masks.values() for mask in by_class.values())
-    pictures.check_geometry(
-      path, paths, indices=bool(dataset["labels"]), axes=dataset["nifti_axes"]
+    with problems.apart():
+      if not masks:
+        raise UserError(f"{path} was drawn by no rater; add a mask or remove the image.")
+      paths = dict.fromkeys(mask for by_class in masks.values() for mask in by_class.values())
+      size = pictures.check_geometry(
+        path, paths, indices=bool(dataset["labels"]), axes=dataset["nifti_axes"]
+      )
+      area = tables.scan_area(rows[name], *size) if name in rows else None
+      images.append(Image(name, path, *patients[name], masks, area))
+  digests = {}
+  with problems.apart():
+    digests = tables.contents(
+      directory,
+      {image.path for image in images}
+      | {path for image in images for masks in image.masks.values() for path in masks.values()},
     )
-    images.append(Image(name, path, *patients[name], masks))
-  digests = tables.contents(
-    directory,
-    set(files.values())
-    | {path for image in images for by_class in image.masks.values() for path in by_class.values()},
-  )
-  tables.warn_of_copies(
-    [(image.name, image.patient, [image.path]) for image in images], digests, directory / "images"
-  )
+    tables.warn_of_copies(
+      [(image.name, image.patient, [image.path]) for image in images], digests, directory / "images"
+    )
   return Folder(
     directory=directory,
     name=dataset["name"],

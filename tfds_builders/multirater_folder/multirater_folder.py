@@ -8,12 +8,12 @@ from absl import logging
 
 from lus_jax import notices
 from lus_jax.errors import UserError
+from lus_jax.media import scan_area
 from lus_jax.media.letterbox import letterbox
 from lus_jax.splits import SPLITS
-from tfds_builders import records
+from tfds_builders import mask_check, records
 from tfds_builders.lus_folder.lus_folder import SPLIT_UNITS
-from tfds_builders.mask_check import MaskCheck
-from tfds_builders.multirater_folder import manifest, pictures
+from tfds_builders.multirater_folder import drawn, manifest, pictures
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -34,6 +34,44 @@ class MultiraterConfig(tfds.core.BuilderConfig):
   width: int
   split_unit: str
   splits: dict[str, tuple[manifest.Image, ...]] = dataclasses.field(repr=False)
+
+
+def assign_splits(folder, split_unit, seed):
+  """Says which images of a `manifest.Folder` are in each split; see `multirater_config`.
+
+  Returns:
+    Tuples of images by split.
+
+  Raises:
+    UserError: a split would be empty.
+  """
+  unit = {
+    image.name: image.name if split_unit == "frame" else image.patient for image in folder.images
+  }
+  if not any(image.split for image in folder.images):
+    split_of = records.assign_splits(unit.values(), seed)
+  elif split_unit == "frame":
+    raise UserError(
+      f"{folder.directory / 'patients.csv'} fills the column split, which split_unit='frame' would "
+      "ignore; empty the column or use split_unit='patient'."
+    )
+  else:
+    split_of = {image.patient: image.split for image in folder.images}
+    for name in SPLITS:
+      if name not in split_of.values():
+        raise UserError(
+          f"{folder.directory / 'patients.csv'}: no patient is in the split {name!r}; give it at "
+          "least one, or empty the column split to have patients split by seed."
+        )
+  if split_unit == "frame":
+    logging.warning(
+      "split_unit='frame': images of one patient are in several splits. The report will call this "
+      "'not an independent test'."
+    )
+  return {
+    name: tuple(image for image in folder.images if split_of[unit[image.name]] == name)
+    for name in SPLITS
+  }
 
 
 def multirater_config(kind, height, width, *, directory, split_unit="patient", seed=0):
@@ -62,30 +100,11 @@ def multirater_config(kind, height, width, *, directory, split_unit="patient", s
   if min(height, width) < 1:
     raise UserError(f"The size {height} x {width} is empty; use at least 1 x 1 pixels.")
   folder = manifest.read_folder(directory)
-  unit = {
-    image.name: image.name if split_unit == "frame" else image.patient for image in folder.images
-  }
-  if not any(image.split for image in folder.images):
-    split_of = records.assign_splits(unit.values(), seed)
-  elif split_unit == "frame":
-    raise UserError(
-      f"{folder.directory / 'patients.csv'} fills the column split, which split_unit='frame' would "
-      "ignore; empty the column or use split_unit='patient'."
-    )
-  else:
-    split_of = {image.patient: image.split for image in folder.images}
-    for name in SPLITS:
-      if name not in split_of.values():
-        raise UserError(
-          f"{folder.directory / 'patients.csv'}: no patient is in the split {name!r}; give it at "
-          "least one, or empty the column split to have patients split by seed."
-        )
-  if split_unit == "frame":
-    logging.warning(
-      "split_unit='frame': images of one patient are in several splits. The report will call this "
-      "'not an independent test'."
-    )
+  splits = assign_splits(folder, split_unit, seed)
   settings = {"split_unit": split_unit, "seed": seed, "fingerprint": folder.fingerprint}
+  if folder.has_scan_areas:
+    # Older versions did not know this column.
+    settings["scan_areas"] = True
   return MultiraterConfig(
     name=records.config_name(kind, height, width, **settings),
     description=f"{folder.name}: {len(folder.raters)} raters at {height} x {width}",
@@ -93,10 +112,7 @@ def multirater_config(kind, height, width, *, directory, split_unit="patient", s
     height=height,
     width=width,
     split_unit=split_unit,
-    splits={
-      name: tuple(image for image in folder.images if split_of[unit[image.name]] == name)
-      for name in SPLITS
-    },
+    splits=splits,
   )
 
 
@@ -106,8 +122,9 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
   # 1.1.0: configs are named by what files hold, not by their times and sizes.
   VERSION = tfds.core.Version("1.1.0")
 
-  def __init__(self, *, file_format="array_record", **kwargs):
+  def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
     super().__init__(file_format=file_format, **kwargs)
+    self.num_processes = num_processes
 
   def download_and_prepare(self, **kwargs):
     """Builds the data set, as TFDS does; warns once of all files that are alike."""
@@ -120,12 +137,15 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
       name: {"patients": len({image.patient for image in images}), "frames": len(images)}
       for name, images in config.splits.items()
     }
+    features = records.rater_features(
+      config.height, config.width, len(folder.classes), len(folder.raters)
+    )
+    if folder.has_scan_areas:
+      features |= records.area_features()
     return tfds.core.DatasetInfo(
       builder=self,
       description=config.description,
-      features=tfds.features.FeaturesDict(
-        records.rater_features(config.height, config.width, len(folder.classes), len(folder.raters))
-      ),
+      features=tfds.features.FeaturesDict(features),
       license=folder.licence,
       metadata=records.metadata(
         classes=folder.classes,
@@ -139,79 +159,83 @@ class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
         soft=folder.soft,
         patients_are_unknown=folder.patients_are_unknown,
         images=folder.more,
+        **({"has_scan_areas": True} if folder.has_scan_areas else {}),
       ),
     )
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    folder = self.builder_config.folder
-    other = "white" if folder.polarity == "black" else "black"
-    mend = f'write "polarity": "{other}" in dataset.json'
-    maximum = folder.confidence_maximum
-    masks = MaskCheck(folder.directory, folder.classes, "rater", mend, maximum)
+    masks = drawn.mask_check(self.builder_config.folder)
+    shown = records.bar(len(self.builder_config.folder.images), "image")
     return {
-      name: self._generate_examples(images, masks)
+      name: self._generate_examples(images, masks, shown)
       for name, images in self.builder_config.splits.items()
     }
 
-  def _letterbox(self, image, **kwargs):
-    return letterbox(image, self.builder_config.height, self.builder_config.width, **kwargs)
-
-  def _read_masks(self, paths):
-    """Reads what one rater drew: a dict from class to [h, w] in [0, 1]."""
-    folder = self.builder_config.folder
-    if folder.labels:
-      path = paths[folder.classes[0]]
-      indices = pictures.read_indices(path, folder.labels.values(), axes=folder.nifti_axes)
-      return {name: np.float32(indices == index) for name, index in folder.labels.items()}
-    return {
-      name: pictures.read_mask(
-        path,
-        polarity=folder.polarity,
-        soft=folder.soft,
-        maximum=folder.confidence_maximum,
-        axes=folder.nifti_axes,
-      )
-      for name, path in paths.items()
-    }
-
-  def _generate_examples(self, images, masks):
+  def _generate_examples(self, images, masks, shown):
     """Yields examples; `masks` collects what is in the masks of all splits."""
-    config, folder = self.builder_config, self.builder_config.folder
-    for image in images:
-      pixels = pictures.read_image(
-        image.path, axes=folder.nifti_axes, window=folder.intensity_window
-      )
-      pixels, box = self._letterbox(pixels)
-      raters = np.zeros(
-        (len(folder.raters), config.height, config.width, len(folder.classes)), np.uint8
-      )
-      for rater, paths in image.masks.items():
-        r = folder.raters.index(rater)
-        for name, mask in self._read_masks(paths).items():
-          k = folder.classes.index(name)
-          raters[r, ..., k], _ = self._letterbox(255 * mask, antialias=False)
-          may_be_inverted = not folder.labels and not pictures.is_nifti(paths[name])
-          masks.add(mask, name, rater, may_be_inverted=may_be_inverted)
-      drawn = np.array([rater in image.masks for rater in folder.raters])
-      yield (
-        image.name,
-        {
-          "image": pixels[..., None],
-          "confidence": records.soft_label(raters, drawn),
-          "labelled": np.ones(len(folder.classes), bool),
-          "annotator": "",
-          "frame": 0,
-          "raters": raters,
-          "drawn": drawn,
-          "video": image.name,
-          "patient": image.patient,
-          "view": "",
-          "day": -1,
-          "valid_box": np.array(box, np.int32),
-        },
-      )
+    config = self.builder_config
+    job = Job(
+      dataclasses.replace(config.folder, images=(), more={}),
+      has_scan_areas=config.folder.has_scan_areas,
+      height=config.height,
+      width=config.width,
+    )
+    for name, example, found in records.made(self, _frame, job, images, shown):
+      for mask in found:
+        masks.count(mask)
+      yield name, example
     # TFDS writes the splits in their order.
     if images is config.splits[SPLITS[-1]]:
       # Whoever sees results of the set has to know.
       self.info.metadata["notes"] = masks.warn()
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What a worker has to know of the set; its `folder` has no images."""
+
+  folder: manifest.Folder
+  has_scan_areas: bool
+  height: int
+  width: int
+
+  def letterbox(self, image, area, **kwargs):
+    """The scan area of an image, or of a mask, as `letterbox` returns it."""
+    if area:
+      image = scan_area.crop(image, area)
+    return letterbox(image, self.height, self.width, **kwargs)
+
+
+def _frame(job, image):
+  """Yields name, example and the `mask_check.Mask`s of an image."""
+  folder, found = job.folder, []
+  pixels = pictures.read_image(image.path, axes=folder.nifti_axes, window=folder.intensity_window)
+  areas = records.area_of(image.scan_area, *pixels.shape) if job.has_scan_areas else {}
+  pixels, box = job.letterbox(pixels, image.scan_area)
+  raters = np.zeros((len(folder.raters), job.height, job.width, len(folder.classes)), np.uint8)
+  for rater, paths in image.masks.items():
+    r = folder.raters.index(rater)
+    for name, mask in drawn.masks(folder, paths).items():
+      k = folder.classes.index(name)
+      raters[r, ..., k], _ = job.letterbox(255 * mask, image.scan_area, antialias=False)
+      mask_check.warn_of_outside(paths[name], mask, image.scan_area, " (see patients.csv)")
+      may_be_inverted = drawn.may_be_inverted(folder, paths[name])
+      found.append(mask_check.measure(mask, name, rater, may_be_inverted=may_be_inverted))
+  has_drawn = np.array([rater in image.masks for rater in folder.raters])
+  example = {
+    "image": pixels[..., None],
+    "confidence": records.soft_label(raters, has_drawn),
+    "labelled": np.ones(len(folder.classes), bool),
+    "annotator": "",
+    "frame": 0,
+    "raters": raters,
+    "drawn": has_drawn,
+    "video": image.name,
+    "patient": image.patient,
+    "view": "",
+    "day": -1,
+    "valid_box": np.array(box, np.int32),
+    **areas,
+  }
+  yield image.name, example, found

@@ -2,14 +2,11 @@
 
 import numpy as np
 
-from lus_jax import notices
+from lus_jax import notices, problems
 from lus_jax.errors import UserError
-from lus_jax.files import check_file
-from lus_jax.media import confidences, nifti, readers, stills
+from lus_jax.media import confidences, nifti, readers, stills, windows
 
 _NIFTI = (".nii.gz", ".nii")
-# Between the least and the greatest of a picture that may hold but noise.
-_FEW_LEVELS = 16
 SUFFIXES = (*_NIFTI, *readers.PICTURES)
 
 
@@ -26,15 +23,8 @@ def is_nifti(path):
   return path.name.lower().endswith(_NIFTI)
 
 
-def _probe_image(path, axes):
-  if is_nifti(path):
-    return readers.Media(path, (path,), 1, *nifti.size(path, axes))
-  check_file(path, "save one picture a file")  # a folder would be read as a video
-  return readers.probe(path)
-
-
-def image_size(path, *, axes=None):
-  """Reads an image's (height, width) from its header.
+def probe_image(path, *, axes=None):
+  """Reads the header of an image: a `readers.Media` of one frame.
 
   Args:
     path: of it.
@@ -43,8 +33,9 @@ def image_size(path, *, axes=None):
   Raises:
     UserError: it is damaged, or a NIfTI with a third axis.
   """
-  header = _probe_image(path, axes)
-  return header.height, header.width
+  if is_nifti(path):
+    return readers.Media(path, (path,), 1, *nifti.size(path, axes), format="nifti")
+  return readers.probe_still(path)
 
 
 def mask_size(path, *, indices, axes=None):
@@ -67,38 +58,47 @@ def check_geometry(image, masks, *, indices, axes=None):
     indices: whether they hold label indices.
     axes: which axis of NIfTI files is the first, in the user's word: 'xy' or 'yx'.
 
+  Returns:
+    The image's (height, width).
+
   Raises:
     UserError: a size is not the image's; or, between NIfTI files and without the user's word, the
       direction of an axis is not.
   """
-  header = _probe_image(image, axes)
-  square = header.height == header.width
+  header = probe_image(image, axes=axes)
   directions = nifti.directions(image) if is_nifti(image) and axes is None else None
   for path in masks:
-    size = mask_size(path, indices=indices, axes=axes)
-    mixed = is_nifti(path) != is_nifti(image)
-    if mixed and axes is None and not square and size[::-1] == (header.height, header.width):
-      raise UserError(
-        f"{path} is {size[1]} x {size[0]} and its image {header.width} x {header.height} pixels; "
-        'if NIfTI files were saved rows first, write "nifti_axes": "yx" into dataset.json '
-        "(importing: --nifti-axes=yx)."
-      )
-    readers.check_mask_size(path, size, header, of="image")
-    if mixed and axes is None and square:
-      notices.warn(
-        "%s: NIfTI beside another format, and square, so that nothing says which axis is x; x is "
-        'taken to be the first. Write "nifti_axes": "xy" (that is right) or "yx" (rows first) into '
-        "dataset.json.",
-        path,
-      )
-    theirs = nifti.directions(path) if directions and is_nifti(path) else None
-    if theirs and theirs != directions:
-      raise UserError(
-        f"{path}: its axes point to {' and '.join(theirs)}, those of its image to "
-        f"{' and '.join(directions)} (NIfTI's letters), so it may lie mirrored or turned; save it "
-        "in the image's orientation, with the image's affine; or, if the pixels lie alike in both "
-        'files, write "nifti_axes": "xy" into dataset.json (importing: --nifti-axes=xy).'
-      )
+    with problems.apart():
+      _check_mask(path, image, header, directions, indices=indices, axes=axes)
+  return header.height, header.width
+
+
+def _check_mask(path, image, header, directions, *, indices, axes):
+  square = header.height == header.width
+  size = mask_size(path, indices=indices, axes=axes)
+  mixed = is_nifti(path) != is_nifti(image)
+  if mixed and axes is None and not square and size[::-1] == (header.height, header.width):
+    raise UserError(
+      f"{path} is {size[1]} x {size[0]} and its image {header.width} x {header.height} pixels; "
+      'if NIfTI files were saved rows first, write "nifti_axes": "yx" into dataset.json '
+      "(importing: --nifti-axes=yx)."
+    )
+  readers.check_mask_size(path, size, header, of="image")
+  if mixed and axes is None and square:
+    notices.warn(
+      "%s: NIfTI beside another format, and square, so that nothing says which axis is x; x is "
+      'taken to be the first. Write "nifti_axes": "xy" (that is right) or "yx" (rows first) into '
+      "dataset.json.",
+      path,
+    )
+  theirs = nifti.directions(path) if directions and is_nifti(path) else None
+  if theirs and theirs != directions:
+    raise UserError(
+      f"{path}: its axes point to {' and '.join(theirs)}, those of its image to "
+      f"{' and '.join(directions)} (NIfTI's letters), so it may lie mirrored or turned; save it "
+      "in the image's orientation, with the image's affine; or, if the pixels lie alike in both "
+      'files, write "nifti_axes": "xy" into dataset.json (importing: --nifti-axes=xy).'
+    )
 
 
 def read_image(path, *, axes=None, window=None):
@@ -117,33 +117,11 @@ def read_image(path, *, axes=None, window=None):
     UserError: it is damaged, or a value is not finite.
   """
   if not is_nifti(path):
-    return readers.read(_probe_image(path, axes))[0]
+    return readers.read(probe_image(path))[0]
   values = nifti.read(path, axes)
   if values.dtype == np.uint8 and window is None:
     return values
-  if not np.isfinite(values).all():
-    raise UserError(f"{path} holds values that are not finite; replace them by a number.")
-  low, high = np.percentile(values, (0.5, 99.5)) if window is None else window
-  if low < high < low + _FEW_LEVELS and window is None and values.dtype.kind in "iu":
-    notices.warn(
-      "%s: it has few levels, %g to %g, which become 0 and 255: is it empty? If its values have a "
-      'scale, write "intensity_window": [low, high] into dataset.json.',
-      path,
-      low,
-      high,
-    )
-  if low == high:
-    low, high = float(values.min()), float(values.max())
-    notices.warn(
-      "%s: it is nearly empty: 99 %% of its pixels are %g; it is windowed from %g to %g.",
-      path,
-      np.median(values),
-      low,
-      high,
-    )
-  if low == high:
-    return np.zeros(values.shape, np.uint8)
-  return np.rint(np.interp(values, (low, high), (0, 255))).astype(np.uint8)
+  return windows.grey(values, window or windows.choose(values, path), path)
 
 
 def _read_fractions(path, *, soft, maximum, axes):

@@ -61,6 +61,7 @@ def check(config):
     )
   pipeline.choose_cache_for(config.data.cache, 0)
   least = {
+    "data.num_processes": 0,
     "clip.image_size": 32,
     "clip.n_segment": 1,
     "train.epochs": 1,
@@ -108,6 +109,7 @@ def open_videos(config, trained):
       data.update(config.data)
     data.split_unit = "patient"
     data.prepared_dir = prepared_dir
+    data.num_processes = config.data.get("num_processes", 0)
   dataset = datasets.open_dataset(data, "videos")
   if dataset.classes and dataset.classes != trained.classes:
     raise UserError(

@@ -38,6 +38,7 @@ def check(config):
   """
   objective = Objective(config)
   least = {
+    "data.num_processes": 0,
     "train.epochs": 1,
     "train.batch_size": 0,
     "train.log_every": 1,

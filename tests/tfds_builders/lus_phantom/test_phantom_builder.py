@@ -48,6 +48,16 @@ def test_what_comes_back_from_array_record_is_what_was_simulated(built):
   assert np.mean([example["confidence"].any() for example in frames.values()]) > 0.9
 
 
+def test_several_processes_prepare_the_same_bytes(built, tmp_path):
+  builder, _ = built["videos"]
+  other = LusPhantom(
+    config=builder.builder_config, data_dir=tmp_path, file_format="array_record", num_processes=2
+  )
+  other.download_and_prepare()
+  for path in builder.data_path.iterdir():
+    assert (other.data_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
 def test_frames_are_the_first_frames_of_videos(built):
   _, frames = built["frames"]
   _, videos = built["videos"]

@@ -1,0 +1,206 @@
+"""What becomes of each clip of an import: its name, patient, scan area, and its copy."""
+
+import dataclasses
+import pathlib
+
+from lus_jax import progress
+from lus_jax.errors import UserError
+from lus_jax.media import deidentify, readers, scan_area
+from lus_jax.words import plural
+from tfds_builders import tables
+from tfds_builders.importers import facts as facts_lib
+from tfds_builders.importers import source as source_lib
+
+# One for all imports, so that later deliveries fit the first.
+KEY = pathlib.Path("~/.config/lus_jax/pseudonyms.key")
+CROPS = ("auto", "none")
+
+
+def bar(items, unit, what):
+  """A progress bar over a list."""
+  return progress.bar(items, total=len(items), unit=unit, what=what, delay=2)
+
+
+@dataclasses.dataclass
+class _Row:
+  """A clip as it is written.
+
+  Attributes:
+    name: without suffix.
+    patient: who it shows, or a stand-in.
+    cells: of its row in the table, by column, as text.
+    area: its `scan_area.Area`.
+    widened: whether that was widened to hold what was drawn.
+  """
+
+  name: str
+  patient: str
+  cells: dict[str, str]
+  area: scan_area.Area
+  widened: bool = False
+
+
+class Clips:
+  """The clips of an import, by the name that the source gives them.
+
+  Args:
+    source: the `Source`.
+    facts: of `facts.gather`.
+    options: `write.Options`.
+
+  Attributes:
+    patients_are_unknown: whether nobody says whose any clip is.
+
+  Raises:
+    UserError: a clip is damaged, or it is said of some clips only whose they are.
+  """
+
+  def __init__(self, source, facts, options):
+    self._source, self._options = source, options
+    is_dicom = any(source.header(name).format == "dicom" for name in source.clips)
+    self._deidentified = is_dicom if options.deidentify is None else options.deidentify
+    self._tells = is_dicom and not self._deidentified
+    self._pseudonyms, self._removed = None, []
+    self._facts = facts
+    if self._deidentified and not options.dry_run:
+      self._pseudonyms = deidentify.Pseudonyms(options.key.expanduser(), options.out)
+    self.patients_are_unknown = _are_unknown(facts)
+    self._rows = {
+      name: self._row(name, facts[name])
+      for name in bar(list(source.clips), "clip", "looking for the scan areas")
+    }
+
+  def _row(self, name, cells):
+    patient, written = cells["patient"] or name, name
+    if self._pseudonyms and not self._options.keep_names:
+      patient = self._pseudonyms.patient(patient)
+      written = self._pseudonyms.name(name)
+    return _Row(written, patient, dict(cells), self._area(name))
+
+  def _area(self, name):
+    media, crop = self._source.header(name), self._options.crop
+    if crop == "auto":
+      return scan_area.find(media)
+    whole = scan_area.whole(media.height, media.width)
+    if crop == "none":
+      return scan_area.Area(whole, "whole")
+    try:
+      return scan_area.Area(scan_area.parse(crop, media.height, media.width), "user")
+    except UserError as error:
+      raise UserError(f"--crop, for {media.path}: {error}") from error
+
+  def __getitem__(self, name):
+    return self._rows[name]
+
+  @property
+  def columns(self):
+    """The columns that any clip has a cell in, but the patient's."""
+    for name, row in self._rows.items():
+      media = self._source.header(name)
+      is_whole = row.area.box == scan_area.whole(media.height, media.width)
+      row.cells["scan_area"] = "" if is_whole else scan_area.text(row.area.box)
+    names = [*facts_lib.COLUMNS[1:], "scan_area"]
+    return [name for name in names if any(row.cells[name] for row in self._rows.values())]
+
+  def widen(self, extents):
+    """Widens scan areas that were found, not given, to hold what was drawn.
+
+    Args:
+      extents: boxes around what was drawn, by clip.
+    """
+    for name, boxes in extents.items():
+      row = self._rows[name]
+      if row.area.how in ("motion", "still"):
+        tops, lefts, bottoms, rights = zip(row.area.box, *boxes, strict=True)
+        box = min(tops), min(lefts), max(bottoms), max(rights)
+        row.widened = box != row.area.box
+        row.area = scan_area.Area(box, row.area.how)
+
+  def copy(self, folder, name, within):
+    """Copies a clip, without what tells whose it is if that is wished; returns its file's name."""
+    row, media = self._rows[name], self._source.header(name)
+    clip = self._source.clips[name]
+    if not self._deidentified:
+      file = f"{row.name}{source_lib.suffix(clip.path)}"
+      folder.copy(clip.path, media.files, f"{within}/{file}")
+      return file
+    if self._pseudonyms is None:  # a dry run
+      return row.name
+    path, removed = folder.make(
+      f"{within}/{row.name}",
+      lambda target: deidentify.rewrite(
+        media,
+        row.area.box,
+        target,
+        self._pseudonyms,
+        patient=self._facts[name]["patient"] or None,
+        keep_pixels=self._options.keep_pixels,
+      ),
+    )
+    self._removed.append(removed)
+    return f"{row.name}{source_lib.suffix(path)}"
+
+  def frame(self, name, number):
+    """One frame of a clip, uint8 [h, w], black outside the scan area if that is wished."""
+    image = readers.read(self._source.header(name), [number])[0]
+    if not self._deidentified or self._options.keep_pixels:
+      return image
+    return deidentify.blank(image, self._rows[name].area.box)
+
+  def notes(self):
+    """What a user should know of the clips, as lines."""
+    rows, found = self._rows.values(), {}
+    for name, row in self._rows.items():
+      found.setdefault(row.area.how, []).append(name)
+    words = {
+      "header": "said by the header",
+      "motion": "found by what moves",
+      "still": "found on one picture",
+      "user": "given",
+      "whole": "the whole frame",
+    }
+    notes = [
+      "Scan areas: "
+      + ", ".join(f"{len(found[how])} {words[how]}" for how in words if how in found)
+      + "; look at them in the sheet of lus_jax.check."
+    ]
+    if widened := [name for name, row in self._rows.items() if row.widened]:
+      notes.append(
+        f"Scan areas widened to hold what was drawn: {len(widened)} "
+        f"({tables.shown_list(widened, 5)})."
+      )
+    if self._removed:
+      notes += deidentify.report(self._removed)
+      notes.append(
+        f"Pseudonyms and shifted dates by the key {self._options.key}: keep it apart from the "
+        "data, and for the next delivery."
+      )
+    elif self._deidentified:
+      notes.append(
+        f"{plural(len(rows), 'clip')} would be de-identified, with new names."
+        if self._pseudonyms is None
+        else f"{plural(len(rows), 'clip')}: names replaced, pixels outside the scan area blanked."
+      )
+    if whole := [name for name in found.get("whole", ()) if self._deidentified]:
+      notes.append(
+        f"Nothing was blanked in {len(whole)} clip(s), whose scan area is the whole frame "
+        f"({tables.shown_list(whole, 5)}): look for text in them."
+      )
+    if self._tells:
+      notes.append(
+        "DICOM headers were copied as they are: they tell whose the clips are and when they were "
+        "made."
+      )
+    return notes
+
+
+def _are_unknown(facts):
+  """Whether nobody says whose any clip is; of some only is refused (`UserError`)."""
+  known = [name for name, cells in facts.items() if cells["patient"]]
+  if known and len(known) < len(facts):
+    lacking = next(name for name in facts if name not in known)
+    raise UserError(
+      f"Nobody says whose {len(facts) - len(known)} clip(s) are, as {lacking}, but of others it is "
+      "said; name all patients with --table or --patient-pattern."
+    )
+  return not known
