@@ -40,6 +40,17 @@ def parse(argv):
   parser.add_argument(
     "--review", action="store_true", help="show all annotators and write a consensus of them"
   )
+  parser.add_argument(
+    "--prelabel",
+    metavar="WORKDIR",
+    help="a finished segmentation run whose models' maps are offered as masks to correct",
+  )
+  parser.add_argument(
+    "--member",
+    action="append",
+    metavar="NAME",
+    help="which model of it, as threshold_0.6 or soft; may be repeated (default: all)",
+  )
   return parser.parse_args(argv)
 
 
@@ -72,10 +83,24 @@ def open_store(options):
   return opened
 
 
+def open_prelabels(options, opened):
+  """The models that are offered, None where no run is named (`UserError`)."""
+  if options.prelabel is None:
+    if options.member:
+      raise UserError("--member names a model of a run; name the run with --prelabel WORKDIR.")
+    return None
+  from lus_jax.annotate import prelabels
+
+  command_line.keep_compiled("~/.cache/lus_jax")
+  workdir = pathlib.Path(options.prelabel).expanduser()
+  return prelabels.Prelabels(workdir, opened, options.member)
+
+
 def _main(argv):
   options = parse(argv)
   say_warnings_plainly()
   opened = open_store(options)
+  shown = server.Options(review=options.review, prelabels=open_prelabels(options, opened))
 
   def started(address):
     print(f"{opened.annotator} paints in {opened.directory}: {address}", flush=True)
@@ -83,9 +108,7 @@ def _main(argv):
     if not options.no_browser:
       threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-  server.serve(
-    opened, port=options.port, options=server.Options(review=options.review), started=started
-  )
+  server.serve(opened, port=options.port, options=shown, started=started)
 
 
 def main(argv=None):

@@ -221,6 +221,7 @@ class _Pages:
       "height": media.height,
       "width": media.width,
       "rate": None if math.isnan(rate) else rate,
+      "area": self._store.area(request.query_params.get("video")),
     }
 
   def frames(self, request):

@@ -240,6 +240,11 @@ class Store:
         "with 255 for 100 %; save the masks with 255 for 100 % and remove it."
       )
     self._maximum = maximum
+    self._words = {
+      "npy_axes": self.dataset.get("npy_axes"),
+      "nifti_axes": tables.nifti_axes(self._file("dataset.json"), self.dataset),
+      "window": tables.intensity_window(self._file("dataset.json"), self.dataset),
+    }
     self._place = tables.Place(self._file("videos"))
     rows = tables.read_table(
       self._file("manifest.csv"),
@@ -280,8 +285,13 @@ class Store:
       raise UserError(f"{tables.shown(str(video))} is no video of {self._file('manifest.csv')}.")
     if video not in self._media:
       path = self._place.path(self._rows[video], "video", video)
-      self._media[video] = readers.probe(path, npy_axes=self.dataset.get("npy_axes"))
+      self._media[video] = readers.probe(path, **self._words)
     return self._media[video]
+
+  def area(self, video):
+    """The box of the scan that manifest.csv says, (top, left, bottom, right); None without one."""
+    media = self.media(video)
+    return tables.scan_area(self._rows[video], media.height, media.width)
 
   def frames(self, video, start, count):
     """Grey values of frames as they are shown: uint8 [count, h, w], fewer at the clip's end.
@@ -300,7 +310,7 @@ class Store:
     return np.concatenate(parts)
 
   def _length(self, media):
-    n = _PICTURES if media.files[0].suffix.lower() in readers.PICTURES else _RUN
+    n = _PICTURES if len(media.files) == media.n_frames else _RUN
     # A clip of large frames is kept in memory in parts all the same.
     return max(1, min(n, _CACHED // 4 // (media.height * media.width)))
 

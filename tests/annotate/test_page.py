@@ -3,17 +3,13 @@
 import contextlib
 import csv
 import io
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lus_jax import labels, palette, results
+from lus_jax import labels, main, palette, results
 from lus_jax.media import readers
 from tests.annotate import serving, strokes
 from tfds_builders.lus_folder import manifest
@@ -499,8 +495,9 @@ def test_a_review_shows_everybody_and_writes_a_consensus(open_page, directory):
   assert red > green > blue
 
 
-@pytest.mark.slow
-def test_what_was_painted_trains_through_the_command_line(open_page, directory, tmp_path):
+def test_what_was_painted_trains_through_the_command_line(
+  open_page, directory, tmp_path, toy_networks, capsys
+):
   page = open_page(query="?video=a.npy&frame=0")
   for frame in range(5):
     page.wait(f"[data-frame='{frame}'][data-state=ready]")
@@ -516,17 +513,14 @@ def test_what_was_painted_trains_through_the_command_line(open_page, directory, 
     "data.prepared_dir": tmp_path / "prepared",
     "data.split_unit": "frame",
     "data.image_size": 32,
-    "model.width": 0.125,
     "sweep.thresholds": "(0.6,)",
     "train.epochs": 1,
-    "train.steps": 2,
     "train.batch_size": 1,
   }
-  command = [sys.executable, "-m", "lus_jax.main", "--config", "configs/seg.py:tiny"]
-  command += ["--workdir", workdir, *(f"--config.{name}={x}" for name, x in options.items())]
-  root = pathlib.Path(__file__).parents[2]
-  run = subprocess.run(
-    command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True
+  command = ["main", "--config", "configs/seg.py:tiny", "--workdir", str(workdir)]
+  code = main.main([*command, *(f"--config.{name}={x}" for name, x in options.items())])
+  assert code == 0, capsys.readouterr().err
+  found = results.read(workdir, "segmentation")
+  assert found["rows"][0]["threshold"] == 0.6 and found["dataset"]["classes"] == list(
+    serving.CLASSES
   )
-  assert run.returncode == 0, run.stderr[-2000:]
-  assert results.read(workdir, "segmentation")["rows"][0]["threshold"] == 0.6

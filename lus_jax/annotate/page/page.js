@@ -651,6 +651,7 @@ function toFrame(event) {
 
 function onDown(event) {
   lastHand = performance.now();
+  if (event.pointerType === "pen") $("pressure-row").hidden = false;
   if (!clip || document.body.dataset.state !== "ready" || stroke) return;
   $("over").setPointerCapture(event.pointerId);
   const at = toFrame(event);
@@ -962,6 +963,15 @@ function drawOver() {
       to.stroke();
     }
   };
+  if (clip.area) {
+    // What training crops to.
+    const [top, left, bottom, right] = clip.area, [x, y] = place({ x: left, y: top });
+    to.setLineDash([5 * devicePixelRatio, 5 * devicePixelRatio]);
+    to.lineWidth = devicePixelRatio;
+    to.strokeStyle = "rgb(255 255 255 / .45)";
+    to.strokeRect(x, y, (right - left) * look.scale, (bottom - top) * look.scale);
+    to.setLineDash([]);
+  }
   if (firstLine) path(firstLine);
   if (stroke?.outline) path(stroke.outline, true);
   if (points.length) {
