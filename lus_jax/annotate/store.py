@@ -207,6 +207,39 @@ def _is_clip(folder):
   return numbers is not None and len(set(np.diff(numbers))) <= 1
 
 
+class _Run:
+  """Frames that are decoded one after the other, so that the first need not wait for the last."""
+
+  def __init__(self, media, numbers):
+    self._images = np.empty((len(numbers), media.height, media.width), np.uint8)
+    self._done, self._error, self._news = 0, None, threading.Condition()
+    self.n_bytes = self._images.nbytes
+    threading.Thread(target=self._decode, args=(media, numbers), daemon=True).start()
+
+  @property
+  def failed(self):
+    return self._error is not None
+
+  def _decode(self, media, numbers):
+    try:
+      for image in readers.stream(media, numbers):
+        self._images[self._done] = image
+        with self._news:
+          self._done += 1
+          self._news.notify_all()
+    except Exception as error:  # whoever waits raises it
+      with self._news:
+        self._error = error
+        self._news.notify_all()
+
+  def frames(self, start, stop):
+    with self._news:
+      self._news.wait_for(lambda: self._error is not None or self._done >= stop)
+      if self._done < stop:
+        raise self._error
+    return self._images[start:stop]
+
+
 class Store:
   """A folder that is painted in by one annotator; several may have it open.
 
@@ -306,7 +339,7 @@ class Store:
     n = self._length(media)
     for first in range(start // n * n, last, n):
       run = self._run(video, first)
-      parts.append(run[max(start - first, 0) : last - first])
+      parts.append(run.frames(max(start - first, 0), min(last - first, n)))
     return np.concatenate(parts)
 
   def _length(self, media):
@@ -316,12 +349,12 @@ class Store:
 
   def _run(self, video, first):
     media = self.media(video)
-    with self._decoding:  # one request decodes, the others find it done
-      if (video, first) not in self._runs:
+    with self._decoding:  # one request begins to decode, the others wait for the same frames
+      if (video, first) not in self._runs or self._runs[video, first].failed:
         last = min(first + self._length(media), media.n_frames)
-        self._runs[video, first] = readers.read(media, range(first, last))
+        self._runs[video, first] = _Run(media, range(first, last))
       self._runs.move_to_end((video, first))
-      while len(self._runs) > 1 and sum(run.nbytes for run in self._runs.values()) > _CACHED:
+      while len(self._runs) > 1 and sum(run.n_bytes for run in self._runs.values()) > _CACHED:
         self._runs.popitem(last=False)
       return self._runs[video, first]
 

@@ -194,7 +194,7 @@ async function openClip(video, at = null) {
   $("play").disabled = clip.frames === 1;
   const mine = folder.work.filter((w) => w.video === video);
   const first = mine.find((w) => !w.done && w.note !== "skip") ?? mine[0];
-  frame = at ?? first?.frame ?? Math.floor(clip.frames / 2);
+  frame = at ?? first?.frame ?? 0;
   view.resize(clip.width, clip.height, folder.classes.length);
   fit();
   await openFrame();
@@ -1357,7 +1357,7 @@ async function start() {
   $("prelabel-section").hidden = !folder.prelabels.length;
   $("member").replaceChildren(...folder.prelabels.map((name) => new Option(name, name)));
   $("video").replaceChildren(...folder.videos.map((name) => new Option(name, name)));
-  view = makeView($("canvas"), parameters.has("plain"));
+  view = makeView($("canvas"), parameters.get("draw"));
   view.onrestored = () => openFrame();
   document.body.dataset.view = view.kind;
   makeClasses();

@@ -45,6 +45,7 @@ export class Painting {
     // Rises with every change, so that a save knows whether it holds the latest.
     this.version = 0;
     this.touched = new Set();
+    this.copies = [];
     this.before = new Map();
     this.boxes = new Map();
   }
@@ -54,7 +55,11 @@ export class Painting {
     this.before = new Map();
     this.boxes = new Map();
     for (const k of classes) {
-      if (!this.locked[k]) this.before.set(k, this.planes[k].slice());
+      if (this.locked[k]) continue;
+      // One copy a class for all changes: a new one each would be a frame's bytes of garbage a stroke.
+      this.copies[k] ??= new Uint8Array(this.planes[k].length);
+      this.copies[k].set(this.planes[k]);
+      this.before.set(k, this.copies[k]);
     }
     return this.before.size > 0;
   }

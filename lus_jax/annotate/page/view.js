@@ -39,9 +39,19 @@ void main() {
  * What both views draw: {x, y, scale} places the frame (in device pixels), colours are [r, g, b, opacity]
  * in 0..1 a class, least is the least value of the label or 0, heat whether the other map is shown.
  */
-export function makeView(canvas, plain = false) {
-  const gl = plain ? null : canvas.getContext("webgl2", { alpha: false, antialias: false, powerPreference: "high-performance" });
+export function makeView(canvas, draw = null) {
+  const gl = draw === "2d" || (draw === null && isImitated()) ? null
+    : canvas.getContext("webgl2", { alpha: false, antialias: false, powerPreference: "high-performance" });
   return gl ? new WebGLView(canvas, gl) : new PlainView(canvas);
+}
+
+/** Whether no GPU draws: then the 2D canvas, which draws no more than what changed, is faster. */
+function isImitated() {
+  const gl = document.createElement("canvas").getContext("webgl2");
+  const named = gl?.getExtension("WEBGL_debug_renderer_info");
+  const found = /swiftshader|llvmpipe|softpipe|software|basic render/i.test(named ? gl.getParameter(named.UNMASKED_RENDERER_WEBGL) : "");
+  gl?.getExtension("WEBGL_lose_context")?.loseContext();
+  return found;
 }
 
 class WebGLView {
