@@ -21,6 +21,7 @@ const docs = new Map(); // by "video\nframe", in order of use
 const images = new Map(); // grey frames of the clip by number
 let others = null; // in a review: masks by annotator
 let look = { x: 0, y: 0, scale: 1 };
+let fitted = true; // whether the whole frame is to be seen, whatever the window's size
 let view;
 let stale = true;
 
@@ -684,6 +685,7 @@ function onMove(event) {
   if (stroke?.panning) {
     look.x = stroke.from.x + (event.clientX - stroke.x) * devicePixelRatio;
     look.y = stroke.from.y + (event.clientY - stroke.y) * devicePixelRatio;
+    fitted = false;
   } else if (stroke?.outline) {
     for (const one of event.getCoalescedEvents?.() ?? [event]) stroke.outline.push(toFrame(one));
   } else if (stroke) {
@@ -867,6 +869,7 @@ function fit() {
   look.scale = Math.min(width / clip.width, height / clip.height) * margin;
   look.x = (width - clip.width * look.scale) / 2;
   look.y = (height - clip.height * look.scale) / 2;
+  fitted = true;
   requestDraw();
 }
 
@@ -877,6 +880,7 @@ function zoom(factor, at = null) {
   look.x = x - ((x - look.x) * scale) / look.scale;
   look.y = y - ((y - look.y) * scale) / look.scale;
   look.scale = scale;
+  fitted = false;
   requestDraw();
 }
 
@@ -897,11 +901,14 @@ function onResize() {
     canvas.width = Math.max(1, Math.round($("stage").clientWidth * devicePixelRatio));
     canvas.height = Math.max(1, Math.round($("stage").clientHeight * devicePixelRatio));
   }
+  if (fitted) {
+    fit();
+    return;
+  }
   // What was in the middle stays there.
   look.x += ($("canvas").width - before[0]) / 2;
   look.y += ($("canvas").height - before[1]) / 2;
-  if (clip && before[0] > 1) requestDraw();
-  if (clip && clip.width * look.scale > $("canvas").width * 0.9 && clip.width * look.scale < before[0]) fit();
+  requestDraw();
 }
 
 // --- Drawing --------------------------------------------------------------------------------------
