@@ -31,6 +31,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
+from lus_jax.benchmarks.processes import positive
 from lus_jax.data import datasets
 from lus_jax.files import write_text
 from lus_jax.results import versions
@@ -230,16 +231,13 @@ def main(argv=None):
   )
   parser.add_argument("--size", type=int, default=224, help="H and W in pixels")
   parser.add_argument("--clips", type=int, default=100, help="of scale 1")
-  parser.add_argument("--scales", type=int, nargs="+", default=[1, 10])
-  parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+  parser.add_argument("--scales", type=positive, nargs="+", default=[1, 10])
+  parser.add_argument("--processes", type=positive, nargs="+", default=[1, 2])
   parser.add_argument("--out", help="a JSON file")
   args = parser.parse_args(sys.argv[1:] if argv is None else argv)
   for name, least in (("size", 32), ("clips", 30)):
     if getattr(args, name) < least:
       parser.error(f"--{name} must be at least {least}")
-  for name in ("scales", "processes"):
-    if min(getattr(args, name)) < 1:
-      parser.error(f"--{name} must be at least 1")
   result = run(args)
   print(f"{result['machine']}; " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()))
   print(f"{args.size} x {args.size}\n\n{table(result)}")
