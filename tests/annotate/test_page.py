@@ -3,13 +3,17 @@
 import contextlib
 import csv
 import io
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lus_jax import labels, main, palette, results
+from lus_jax import labels, palette, results
 from lus_jax.media import readers
 from tests.annotate import serving, strokes
 from tfds_builders.lus_folder import manifest
@@ -140,6 +144,8 @@ def open_page(browser, directory):
 
     def make(annotator="anna", query="?frame=2", **options):
       opened = serving.open_store(directory, annotator)
+      if (directory / "protocol.md").is_file():
+        opened.protocol = directory / "protocol.md"
       port = stack.enter_context(serving.serving(opened, **options))
       page = Page(browser, port, query)
       page.port = port
@@ -493,9 +499,104 @@ def test_a_review_shows_everybody_and_writes_a_consensus(open_page, directory):
   assert red > green > blue
 
 
-def test_what_was_painted_trains_through_the_command_line(
-  open_page, directory, tmp_path, toy_networks, capsys
-):
+class Offered:
+  """Stands in for a model: it knows the first class and the last."""
+
+  names = ("threshold_0.6",)
+
+  def __call__(self, video, frame, name):
+    masks = np.zeros((3, HEIGHT, WIDTH), np.uint8)
+    masks[[0, 2], 20:40, 30:50] = 99
+    return {"known": [True, False, True]}, masks
+
+  def describe(self, name):
+    return f"runs/x: {name}"
+
+
+def test_a_models_masks_fill_what_is_empty_and_are_known_for_it(open_page, directory):
+  page = open_page(prelabels=Offered())
+  brush = page.tool("brush", 8, 0, 100)
+  expected = strokes.stroke(EMPTY, page.click((90, 90)), level=255, **brush)
+  page.keys("j")
+  page.until("document.getElementById('toast').textContent.includes('filled band')")
+  page.keys("Control+s")
+  page.saved()
+  found = masks_of(directory)
+  # What a hand has painted stays as it is.
+  same(found["pleura"], expected)
+  assert (found["band"][20:40, 30:50] == 99).all() and (found["band"] > 0).sum() == 400
+  with (directory / "provenance.csv").open() as file:
+    row = list(csv.DictReader(file))[-1]
+  assert (row["prelabel"], row["prelabelled"]) == ("runs/x: threshold_0.6", "band")
+  assert row["touched"] == "pleura"
+  page.keys("a", "a")
+  page.click((90, 90))
+  page.keys("Control+s")
+  page.wait("[data-saved=yes]")
+  with (directory / "provenance.csv").open() as file:
+    assert list(csv.DictReader(file))[-1]["touched"] == "pleura;band"
+
+
+def test_the_protocol_stands_beside_the_frame(open_page, directory):
+  root = pathlib.Path(__file__).parents[2]
+  serving.open_store(directory)
+  shutil.copy(root / "docs" / "protocol.md", directory / "protocol.md")
+  page = open_page()
+  page.keys("g")
+  page.page.wait_for_selector("#protocol h1")
+  text = page.page.locator("#protocol").inner_text()
+  assert "no clinical advice" in text and "vertical_line" in text
+  page.keys("Escape")
+  assert not page.page.locator("#protocol").is_visible()
+
+
+def test_200_steps_can_be_undone_and_no_more_are_kept(open_page):
+  page = open_page()
+  found = page.page.evaluate("""import("./paint.js").then(({ Painting }) => {
+    const painting = new Painting(40, 30, [new Uint8Array(1200), new Uint8Array(1200)]);
+    const states = [];
+    const now = () => String([...painting.planes[0], ...painting.planes[1]]);
+    for (let i = 0; i < 400; i++) {
+      states.push(now());
+      painting.begin([i % 2]);
+      const at = { x: 3 + (i * 7) % 35, y: 3 + (i * 11) % 25 };
+      painting.line(i % 2, at, at, { radius: 4, softness: 0.5, level: 1 + (i * 37) % 255, erase: i % 5 === 4 });
+      if (!painting.end()) states.pop();
+    }
+    const last = now(), total = states.length;
+    let undone = 0, right = true;
+    while (painting.undo()) right &&= now() === states[total - ++undone];
+    while (painting.redo());
+    return [total, undone, right, now() === last];
+  })""")
+  total, undone, right, same_as = found
+  assert total > undone == 200 and right and same_as
+
+
+def test_the_benchmark_measures():
+  if BROWSER is None:
+    pytest.skip("needs Chromium, which is not installed")
+  command = [sys.executable, "-m", "lus_jax.annotate.benchmark", "--width", "64", "--height", "48"]
+  command += ["--frames", "5", "--dabs", "3", "--strokes", "10"]
+  root = pathlib.Path(__file__).parents[2]
+  environment = os.environ | {"PYTHONPATH": str(root)}
+  run = subprocess.run(command, env=environment, capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr[-2000:]
+  assert "6 classes, drawn by" in run.stdout and "10 steps of the history" in run.stdout
+  assert "5 are read after" in run.stdout
+
+
+# With a toy in place of the network, which takes minutes to compile.
+TRAIN = """
+import sys
+from lus_jax import main, models
+from tests import toys
+models.build_model = toys.build_model
+sys.exit(main.main(sys.argv))
+"""
+
+
+def test_what_was_painted_trains_through_the_command_line(open_page, directory, tmp_path):
   page = open_page(query="?video=a.npy&frame=0")
   for frame in range(5):
     page.wait(f"[data-frame='{frame}'][data-state=ready]")
@@ -515,9 +616,12 @@ def test_what_was_painted_trains_through_the_command_line(
     "train.epochs": 1,
     "train.batch_size": 1,
   }
-  command = ["main", "--config", "configs/seg.py:tiny", "--workdir", str(workdir)]
-  code = main.main([*command, *(f"--config.{name}={x}" for name, x in options.items())])
-  assert code == 0, capsys.readouterr().err
+  root = pathlib.Path(__file__).parents[2]
+  command = [sys.executable, "-c", TRAIN, "--config", "configs/seg.py:tiny", "--workdir", workdir]
+  command += [f"--config.{name}={value}" for name, value in options.items()]
+  environment = os.environ | {"PYTHONPATH": str(root)}
+  run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr[-2000:]
   found = results.read(workdir, "segmentation")
   assert found["rows"][0]["threshold"] == 0.6 and found["dataset"]["classes"] == list(
     serving.CLASSES
