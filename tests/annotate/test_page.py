@@ -560,7 +560,8 @@ def test_200_steps_can_be_undone_and_no_more_are_kept(open_page):
       states.push(now());
       painting.begin([i % 2]);
       const at = { x: 3 + (i * 7) % 35, y: 3 + (i * 11) % 25 };
-      painting.line(i % 2, at, at, { radius: 4, softness: 0.5, level: 1 + (i * 37) % 255, erase: i % 5 === 4 });
+      const erase = i % 3 === 2, level = erase ? 0 : 1 + (i * 37) % 255;
+      painting.line(i % 2, at, at, { radius: 4, softness: 0.5, level, erase });
       if (!painting.end()) states.pop();
     }
     const last = now(), total = states.length;
