@@ -138,6 +138,10 @@ class Pseudonyms:
     """The pseudonym of a file's name, as 'FK3QW5Y7ABC'; give its whole path below the source."""
     return self._pseudonym("F", "name", text)
 
+  def annotator(self, text):
+    """The pseudonym of who annotated, as 'AK3QW5Y7ABC'; '' (unknown) stays so."""
+    return self._pseudonym("A", "annotator", text)
+
   def shift(self, patient):
     """How many days are added to the dates of a patient, by the real id: -1 to -3650."""
     return -1 - int.from_bytes(self._digest("shift", patient)[:8]) % _MOST_DAYS

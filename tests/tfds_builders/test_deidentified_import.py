@@ -133,7 +133,7 @@ def test_what_a_user_keeps_is_kept(delivery, capsys):
   assert (video.name, video.patient) == ("20240229/IM0000.dcm", "MRN-4711")
   np.testing.assert_array_equal(readers.read(video.media), frames(0))
   assert run(delivery, "--no-deidentify", f"--out={delivery / 'raw'}") == 0
-  assert "they tell whose the clips are" in capsys.readouterr().out
+  assert "seem to tell whose they are" in capsys.readouterr().out
   raw = delivery / "raw" / "videos" / "20240229" / "IM0000"
   assert raw.read_bytes() == (delivery / "Doe_Jane" / "20240229" / "IM0000").read_bytes()
 
@@ -142,3 +142,8 @@ def test_a_dry_run_makes_no_key(delivery, capsys):
   assert run(delivery, "--dry-run") == 0
   assert "2 clips would be de-identified" in capsys.readouterr().out
   assert not (delivery / "key").exists() and not (delivery / "out").exists()
+
+
+def test_a_folder_within_what_is_imported_is_refused(delivery, capsys):
+  assert run(delivery, f"--out={delivery / 'Doe_Jane' / 'out'}") == 2
+  assert "which is imported from" in capsys.readouterr().err

@@ -3,7 +3,9 @@
 import csv
 import filecmp
 import json
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -237,3 +239,72 @@ def test_folders_of_pictures_are_clips_or_stills(tmp_path):
   source = Source(Videos(tmp_path).clips(), [], ["line"])
   Videos(tmp_path).note_others(source)
   assert source.skipped == {"files that are neither videos nor pictures": ["notes.txt"]}
+
+
+def test_days_of_one_patient_are_all_dates_or_all_numbers(clips, tmp_path):
+  table = tmp_path / "who.csv"
+  days = re.compile("_([-0-9]+)/")
+  table.write_text("video,patient,day\np1_2024-03-01/L1,p1,3\n")
+  given = {"table": table, "patient_pattern": re.compile("p[0-9]"), "day_pattern": days}
+  with pytest.raises(UserError, match="both of patient 'p1', are a date and a number"):
+    facts.gather(clips.clips(), **given)
+  table.write_text("video,patient,day\nR2,p2,240301\n")
+  with pytest.raises(UserError, match="neither a whole number up to 36500 nor a date"):
+    facts.gather(clips.clips(), table=table, patient_pattern=re.compile("p[0-9]"))
+
+
+def test_a_border_wider_than_what_is_drawn_is_told(clips, tmp_path):
+  source = source_of(clips, [("p1_2024-03-01/L1", 0, {"line": box(size=3), "area": box()}, "")])
+  _, notes = write.write(source, write.Options(tmp_path / "out", soft_border=(5.0, "px")))
+  # The middle of 3 pixels is 1.5 from the outline: 1/2 + 1.5/5.
+  assert "line: in 1 label, 49 pixels, at most 80%." in notes
+  assert [note for note in notes if note.startswith("--soft-border is wider than line: labels")]
+
+
+def test_a_mask_of_0_and_1_is_told(clips, tmp_path, monkeypatch):
+  warned = []
+  monkeypatch.setattr(logging, "warning", lambda *args: warned.append(args[1:]))
+  source = source_of(clips, [("p1_2024-03-01/L1", 2, {"line": box(1)}, "")])
+  write.write(source, write.Options(tmp_path / "out"))
+  assert ("p1_2024-03-01/L1", 1, "line", 2) in warned
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing_behind(clips, tmp_path, number):
+  def draw(media):
+    os.kill(os.getpid(), number)
+    return {}
+
+  source = source_of(clips, [])
+  source.labels.append(Label("p1_2024-03-01/L1", 0, draw))
+  before = signal.getsignal(number)
+  with pytest.raises(KeyboardInterrupt):
+    write.write(source, write.Options(tmp_path / "out"))
+  assert {path.name for path in tmp_path.iterdir()} == {"in"}
+  assert signal.getsignal(number) is before
+
+
+def test_what_a_killed_import_left_is_removed(clips, tmp_path):
+  (tmp_path / ".out.partial-4194305").mkdir()  # above the largest number of a process
+  alive = tmp_path / f".out.partial-{os.getppid()}"
+  alive.mkdir()
+  write.write(source_of(clips, [("p1_2024-03-01/L1", 0, {}, "")]), write.Options(tmp_path / "out"))
+  assert {path.name for path in tmp_path.iterdir()} == {"in", "out", alive.name}
+
+
+def test_annotators_whose_names_tell_are_replaced(clips, tmp_path):
+  labels = [("p1_2024-03-01/L1", 0, {}, who) for who in ("reader2", "Doe, Jane")]
+  given = {"builder": "lus_folder", "deidentify": True, "key": tmp_path / "key"}
+  _, notes = write.write(source_of(clips, labels), write.Options(tmp_path / "out", **given))
+  names = {label.annotator for label in manifest.read_folder(tmp_path / "out").labels}
+  assert "reader2" in names and len(names) == 2
+  (other,) = names - {"reader2"}
+  assert re.fullmatch("A[A-Z2-7]{10}", other)
+  assert "Names of annotators were kept: reader2." in notes
+  _, _ = write.write(
+    source_of(clips, labels), write.Options(tmp_path / "kept", **given, keep_names=True)
+  )
+  names = {label.annotator for label in manifest.read_folder(tmp_path / "kept").labels}
+  assert names == {"reader2", "Doe, Jane"}
+  with pytest.raises(UserError, match="--keep-names are of de-identified copies"):
+    write.write(source_of(clips, labels), write.Options(tmp_path / "x", keep_names=True))

@@ -196,6 +196,13 @@ def _main(argv):
   given = vars(_parser().parse_args(argv))
   command, run = given.pop("command"), given.pop("run", None)
   out, dry_run = given["out"], given["dry_run"]
+  for name, folder in given.items():
+    is_source = name != "out" and isinstance(folder, pathlib.Path) and folder.is_dir()
+    if is_source and out.resolve().is_relative_to(folder.resolve()):
+      raise UserError(
+        f"--out={out} lies within {folder}, which is imported from: the next import would take it "
+        "for more of the same; name a folder elsewhere."
+      )
   try:
     if run is None:
       builder, notes = import_frames(command, **given)

@@ -5,7 +5,7 @@ import pathlib
 
 from lus_jax import progress
 from lus_jax.errors import UserError
-from lus_jax.media import deidentify, readers, scan_area
+from lus_jax.media import deidentify, readers, scan_area, tags
 from lus_jax.words import plural
 from tfds_builders import tables
 from tfds_builders.importers import facts as facts_lib
@@ -59,8 +59,12 @@ class Clips:
     self._source, self._options = source, options
     is_dicom = any(source.header(name).format == "dicom" for name in source.clips)
     self._deidentified = is_dicom if options.deidentify is None else options.deidentify
-    self._tells = is_dicom and not self._deidentified
-    self._pseudonyms, self._removed = None, []
+    if not self._deidentified and (options.keep_pixels or options.keep_names):
+      raise UserError(
+        "--keep-pixels and --keep-names are of de-identified copies; say --deidentify, or leave "
+        "them out."
+      )
+    self._pseudonyms, self._removed, self._annotators = None, [], {}
     self._facts = facts
     if self._deidentified and not options.dry_run:
       self._pseudonyms = deidentify.Pseudonyms(options.key.expanduser(), options.out)
@@ -87,7 +91,17 @@ class Clips:
     try:
       return scan_area.Area(scan_area.parse(crop, media.height, media.width), "user")
     except UserError as error:
-      raise UserError(f"--crop, for {media.path}: {error}") from error
+      raise UserError(f"--crop, for {media.path}: {error} Or say auto, or none.") from error
+
+  def annotator(self, text):
+    """What an annotator is called: a pseudonym, if the name looks like a person's or an address."""
+    if not self._deidentified or self._options.keep_names:
+      return text
+    if deidentify.suspicious(text) is None or self._pseudonyms is None:
+      self._annotators.setdefault(text, text)
+    else:
+      self._annotators[text] = self._pseudonyms.annotator(text)
+    return self._annotators[text]
 
   def __getitem__(self, name):
     return self._rows[name]
@@ -169,29 +183,58 @@ class Clips:
         f"Scan areas widened to hold what was drawn: {len(widened)} "
         f"({tables.shown_list(widened, 5)})."
       )
-    if self._removed:
-      notes += deidentify.report(self._removed)
-      notes.append(
-        f"Pseudonyms and shifted dates by the key {self._options.key}: keep it apart from the "
-        "data, and for the next delivery."
-      )
-    elif self._deidentified:
-      notes.append(
-        f"{plural(len(rows), 'clip')} would be de-identified, with new names."
-        if self._pseudonyms is None
-        else f"{plural(len(rows), 'clip')}: names replaced, pixels outside the scan area blanked."
-      )
-    if whole := [name for name in found.get("whole", ()) if self._deidentified]:
+    if not self._deidentified:
+      return notes + self._told()
+    notes += self._deidentified_notes(len(rows))
+    kept = self._options.keep_pixels
+    if whole := [name for name in found.get("whole", ()) if not kept]:
       notes.append(
         f"Nothing was blanked in {len(whole)} clip(s), whose scan area is the whole frame "
         f"({tables.shown_list(whole, 5)}): look for text in them."
       )
-    if self._tells:
-      notes.append(
-        "DICOM headers were copied as they are: they tell whose the clips are and when they were "
-        "made."
-      )
     return notes
+
+  def _deidentified_notes(self, n_clips):
+    if self._pseudonyms is None:
+      return [f"{plural(n_clips, 'clip')} would be de-identified."]
+    notes, kept = [], self._options.keep_names
+    if self._removed:
+      notes += deidentify.report(self._removed)
+    else:
+      pixels = "kept" if self._options.keep_pixels else "blanked"
+      notes.append(
+        f"De-identified: frames of {plural(n_clips, 'clip')} as PNG, without headers; what lies "
+        f"outside the scan area was {pixels}."
+      )
+    if kept:
+      notes.append("Names of files and patients were kept; DICOM headers have pseudonyms.")
+    if own := [name for name, written in self._annotators.items() if name == written and name]:
+      notes.append(f"Names of annotators were kept: {tables.shown_list(own, 5)}.")
+    if replaced := sum(name != written for name, written in self._annotators.items()):
+      notes.append(f"Names of annotators replaced by pseudonyms: {replaced}.")
+    return [
+      *notes,
+      f"Pseudonyms and shifted dates by the key {self._options.key}: keep it apart from the data, "
+      "and for the next delivery.",
+    ]
+
+  def _told(self):
+    """What copies that were made as they are tell, as lines."""
+    names = []
+    for name in self._source.clips:
+      media = self._source.header(name)
+      told = tags.read(media)
+      if told and (
+        media.format == "dicom" or any(deidentify.suspicious(text) for _, _, text in told)
+      ):
+        names.append(name)
+    if not names:
+      return []
+    return [
+      f"Headers of {plural(len(names), 'clip')} were copied as they are, and seem to tell whose "
+      f"they are or when they were made: {tables.shown_list(names, 5)}. Say --deidentify to have "
+      "that replaced."
+    ]
 
 
 def _are_unknown(facts):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import math
 import re
 
 from lus_jax.errors import UserError
@@ -13,6 +12,8 @@ from tfds_builders.lus_folder import manifest
 
 # Columns of a user's table beside the one that names the clip: those of manifest.csv.
 COLUMNS = ("patient", "day", "view", "sf_ratio", "readmitted_30d", "split")
+# A hundred years: 240301 is no number of days, but a date.
+_MOST_DAYS = 36_500
 _DATE = re.compile(r"(\d{4})[-_./]?(\d{2})[-_./]?(\d{2})$")
 
 
@@ -45,11 +46,11 @@ def _read_table(path, clips):
   for name in clips:
     whole = name + source_lib.suffix(clips[name].path)
     for key in {name, whole, name.rpartition("/")[2], whole.rpartition("/")[2]}:
-      by_key.setdefault(key, []).append(name)
+      by_key.setdefault(key.casefold(), []).append(name)
   found, unknown = {}, []
   for row in rows:
     text = row.required("video")
-    names = by_key.get(text, [])
+    names = by_key.get(text.casefold(), [])
     if len(names) > 1:
       raise row.error(
         f"video {tables.shown(text)} may be {tables.shown_list(names, 3)}; say which."
@@ -165,9 +166,18 @@ def _count_days(facts, clips):
       # Who is not known is nobody else.
       key = cells["patient"] or name
       first[key] = min(first.get(key, date), date)
+  numbered = {}
   for name, cells in facts.items():
     text = cells["day"].strip()
     date = _date(text)
+    if text and cells["patient"]:
+      other, is_date = numbered.setdefault(cells["patient"], (name, date is not None))
+      if is_date != (date is not None):
+        raise UserError(
+          f"The days of {other} and {name}, both of patient {tables.shown(cells['patient'])}, are "
+          "a date and a number, which do not count from the same day; say both in one way "
+          "(--table, --day-pattern)."
+        )
     if date is not None:
       if not cells["patient"]:
         cells["day"] = ""
@@ -175,9 +185,9 @@ def _count_days(facts, clips):
       cells["day"] = str((date - first[cells["patient"]]).days)
     elif text:
       day = tables.parse_number(text, int, decimal_comma=False)
-      if math.isnan(day) or day < 0:
+      if not 0 <= day <= _MOST_DAYS:
         raise UserError(
-          f"The day of {clips[name].path} is {tables.shown(text)}, neither a whole number nor a "
-          "date as 2024-03-01; mend --day-pattern or --table."
+          f"The day of {clips[name].path} is {tables.shown(text)}, neither a whole number up to "
+          f"{_MOST_DAYS} nor a date as 2024-03-01; mend --day-pattern or --table."
         )
       cells["day"] = str(int(day))

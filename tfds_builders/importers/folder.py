@@ -3,9 +3,12 @@
 import contextlib
 import csv
 import filecmp
+import glob
 import json
 import os
 import shutil
+import signal
+import threading
 
 from PIL import Image
 
@@ -97,6 +100,33 @@ def _difference(one, other):
   return None
 
 
+def _interrupt(number, frame):
+  raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _removed_when_told_to_stop():
+  """Lets SIGTERM and SIGHUP end what is written as Ctrl-C does, so that nothing is left behind."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+  before = {number: signal.signal(number, _interrupt) for number in numbers}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _remove_leftovers(out):
+  """Removes what imports that were killed left beside `out`: it may tell whose clips are."""
+  for path in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
+    number = path.name.rpartition("-")[2]
+    if number.isdigit() and not os.path.exists(f"/proc/{number}") and os.path.isdir("/proc/self"):
+      shutil.rmtree(path, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def new_folder(out, *, dry_run=False):
   """Yields a temporary `Folder` that becomes `out` if nothing goes wrong, and vanishes if it does.
@@ -117,25 +147,27 @@ def new_folder(out, *, dry_run=False):
   if dry_run:
     yield Folder(None)
     return
+  _remove_leftovers(out)
   partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-  partial.mkdir()
-  folder = Folder(partial)
-  try:
-    yield folder
-    if not out.exists():
-      partial.rename(out)
-      return
-    different = _difference(partial, out)
-    if different is not None:
-      raise UserError(
-        f"{out} exists already, and its {different} is not what this import writes; name a new "
-        "folder with --out, or remove it."
-      )
-    folder.unchanged = True
-    shutil.rmtree(partial)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
+  with _removed_when_told_to_stop():
+    partial.mkdir()
+    folder = Folder(partial)
+    try:
+      yield folder
+      if not out.exists():
+        partial.rename(out)
+        return
+      different = _difference(partial, out)
+      if different is not None:
+        raise UserError(
+          f"{out} exists already, and its {different} is not what this import writes; name a new "
+          "folder with --out, or remove it."
+        )
+      folder.unchanged = True
+      shutil.rmtree(partial)
+    except BaseException:
+      shutil.rmtree(partial, ignore_errors=True)
+      raise
 
 
 def check_names(classes, thin):

@@ -61,7 +61,6 @@ class Source:
     classes: K names, in the order of the tool.
     notes: what a user should know, as lines.
     skipped: names of what is left out, by what it is in the plural ('points').
-    missing_is_unlabelled: whether a class that was not drawn on a labelled frame is unknown there.
     cut: shapes that leave their picture and were cut at its border.
     media: headers of clips that the importer has read already, by name.
   """
@@ -71,7 +70,6 @@ class Source:
   classes: list[str]
   notes: list[str] = dataclasses.field(default_factory=list)
   skipped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-  missing_is_unlabelled: bool = False
   cut: list[str] = dataclasses.field(default_factory=list)
   media: dict[str, readers.Media] = dataclasses.field(default_factory=dict)
 

@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 
+from lus_jax import notices
 from lus_jax.errors import UserError
 from lus_jax.labels import borders
 from lus_jax.media import readers
@@ -82,7 +83,8 @@ class _Masks:
   def __init__(self, source, options):
     self._source, self._options = source, options
     self.frames, self.pixels = collections.Counter(), collections.Counter()
-    # Boxes around what was drawn, by clip.
+    # The largest value of each class, and boxes around what was drawn, by clip.
+    self.largest = collections.Counter()
     self.extents = {}
     self.is_soft = False
     self._least = 1.0
@@ -106,12 +108,25 @@ class _Masks:
         masks[name] = self._soften(mask, media, label)
       self.is_soft |= bool(((mask := masks[name]) % 255).any())
       if mask.any():
+        self._note_largest(label, name, int(mask.max()))
         self.frames[name] += 1
         self.pixels[name] += int((mask > 0).sum())
         self.extents.setdefault(label.clip, []).append(_extent(mask))
     drawn = [mask > 0 for name, mask in masks.items() if name != tables.IGNORE]
     self._least = min(self._least, np.logical_or.reduce(drawn).mean() if drawn else 0.0)
     return masks
+
+  def _note_largest(self, label, name, largest):
+    self.largest[name] = max(self.largest[name], largest)
+    if largest <= 2:
+      notices.warn(
+        "%s: its largest confidence is %d of 255 ('%s' on frame %d); a mask of 0 and 1 should be "
+        "one of 0 and 255.",
+        label.clip,
+        largest,
+        name,
+        label.frame,
+      )
 
   def _soften(self, mask, media, label):
     width, unit = self._options.soft_border
@@ -192,12 +207,16 @@ def write(source, options):
   never = [name for name in classes if not masks.frames[name]]
   if labels and never:
     notes.append(f"Nobody drew {tables.shown_list(never)}.")
-  return builder, folder.notes() + notes + clips.notes() + _counts(source, masks)
+  return builder, folder.notes() + notes + clips.notes() + _counts(
+    source, masks, options.soft_border
+  )
 
 
-def _counts(source, masks):
+def _counts(source, masks, soft_border):
   notes = [
-    f"{name}: drawn on {plural(masks.frames[name], 'frame')}, {masks.pixels[name]:,} pixels."
+    f"{name}: in {plural(masks.frames[name], 'label')}, {masks.pixels[name]:,} pixels"
+    + (f", at most {masks.largest[name] / 255:.0%}" if masks.largest[name] < 255 else "")
+    + "."
     for name in masks.frames
   ]
   if source.cut:
@@ -207,6 +226,12 @@ def _counts(source, masks):
     )
   for what, where in source.skipped.items():
     notes.append(f"Left out: {len(where)} {what} ({tables.shown_list(where, 5)}).")
+  low = [name for name, largest in masks.largest.items() if largest < 255]
+  if soft_border and low:
+    notes.append(
+      f"--soft-border is wider than {tables.shown_list(low)}: labels of higher thresholds show "
+      "nothing of it; a narrower border reaches 100 %."
+    )
   if masks.may_be_inverted:
     notes.append(
       "More than half of every labelled frame is drawn: is that the background? Then import the "
@@ -254,14 +279,15 @@ def _write_frames(folder, clips, source, options, classes, labels, masks):
     media = source.header(label.clip)
     _check_frame(label, media)
     place = f"{clips[label.clip].name}/{label.frame:06d}"
-    if label.annotator:
-      tables.check_file_name(label.annotator, "The annotator")
-      place = f"{place}/{label.annotator}"
+    annotator = clips.annotator(label.annotator)
+    if annotator:
+      tables.check_file_name(annotator, "The annotator")
+      place = f"{place}/{annotator}"
     folder.folder(f"masks/{place}")
     for name, mask in masks.draw(label, media).items():
-      if mask.any() or source.missing_is_unlabelled:
+      if mask.any():
         folder.picture(mask, f"masks/{place}/{name}.png")
-    rows.append((label, place))
+    rows.append((label, annotator, place))
   clips.widen(masks.extents)
   file_of = {
     name: clips.copy(folder, name, "videos")
@@ -271,8 +297,6 @@ def _write_frames(folder, clips, source, options, classes, labels, masks):
   if any(source.header(label.clip).path.is_dir() for label in labels):
     # labels.csv holds places, whatever the files' numbers.
     more["frame_numbers"] = "from_0"
-  if source.missing_is_unlabelled:
-    more["missing_class"] = "unlabelled"
   folder.dataset(
     name=options.name or options.out.name,
     licence=options.licence,
@@ -292,7 +316,7 @@ def _write_frames(folder, clips, source, options, classes, labels, masks):
   folder.table(
     "labels.csv",
     ("video", "frame", "annotator", "masks"),
-    [(file_of[label.clip], label.frame, label.annotator, place) for label, place in rows],
+    [(file_of[label.clip], label.frame, annotator, place) for label, annotator, place in rows],
   )
   n_videos = sum(source.header(name).n_frames > 1 for name in source.clips)
   patients = {clips[name].patient for name in source.clips}
@@ -308,7 +332,7 @@ def _write_frames(folder, clips, source, options, classes, labels, masks):
       "One patient cannot be split by patient: use --config.data.split_unit=frame, which is not an "
       "independent test."
     )
-  if labels and not source.missing_is_unlabelled:
+  if labels:
     notes.append(
       "A class that is not drawn on a labelled frame counts as absent there; if it merely was not "
       'drawn, write "missing_class": "unlabelled" in dataset.json.'
@@ -324,7 +348,8 @@ def _write_raters(folder, clips, source, options, classes, labels, masks):
       f"Nobody says who drew frame {anonymous.frame} of {anonymous.clip}; name the people, as "
       "--annotations anna=FILE ben=FILE."
     )
-  raters = sorted({label.annotator for label in labels})
+  name_of = {label.annotator: clips.annotator(label.annotator) for label in labels}
+  raters = sorted(name_of.values())
   if len(raters) < 2:
     raise UserError(
       f"{raters[0] if raters else 'Nobody'} drew all of it, but multirater_folder needs two "
@@ -348,7 +373,7 @@ def _write_raters(folder, clips, source, options, classes, labels, masks):
         "is an example."
       )
     for name in classes:
-      within = f"raters/{label.annotator}" + (f"/{name}" if len(classes) > 1 else "")
+      within = f"raters/{name_of[label.annotator]}" + (f"/{name}" if len(classes) > 1 else "")
       # Who looked and drew nothing is not who did not look.
       empty = np.zeros((media.height, media.width), np.uint8)
       folder.picture(drawn.get(name, empty), f"{within}/{image}.png")
