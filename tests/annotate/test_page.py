@@ -574,6 +574,7 @@ def test_200_steps_can_be_undone_and_no_more_are_kept(open_page):
   assert total > undone == 200 and right and same_as
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures():
   if BROWSER is None:
     pytest.skip("needs Chromium, which is not installed")
@@ -597,6 +598,7 @@ sys.exit(main.main(sys.argv))
 """
 
 
+@pytest.mark.slow
 def test_what_was_painted_trains_through_the_command_line(open_page, directory, tmp_path):
   page = open_page(query="?video=a.npy&frame=0")
   for frame in range(5):
