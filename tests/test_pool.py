@@ -191,5 +191,5 @@ def test_workers_end_with_their_parent(number):
     pids = {int(parent.stdout.readline()) for _ in range(3)}
     time.sleep(0.2)  # they are busy now
     parent.send_signal(number)
-    parent.communicate(timeout=20)
+    parent.communicate(timeout=120)
   assert pids and all(gone(pid) for pid in pids)

@@ -224,7 +224,7 @@ def _warn_of_text(clip, found):
       top, left, bottom, right = lines[0]
       notices.warn(
         f"%s: there seems to be text in its pixels{text}: %d line(s), the first of %d x %d pixels "
-        "at x = %d, y = %d. If it tells whose it is, blank it (importing does).",
+        "at x = %d, y = %d. If it tells whose it is, blank it (importing --deidentify does).",
         clip.media.path,
         len(lines),
         right - left,

@@ -29,7 +29,7 @@ import re
 import sys
 
 from lus_jax import command_line, notices
-from lus_jax.errors import UserError
+from lus_jax.errors import UserError, say_warnings_plainly
 from lus_jax.media import nifti
 from tfds_builders.importers import (
   clips,
@@ -193,6 +193,7 @@ def main(argv=None):
 
 
 def _main(argv):
+  say_warnings_plainly()
   given = vars(_parser().parse_args(argv))
   command, run = given.pop("command"), given.pop("run", None)
   out, dry_run = given["out"], given["dry_run"]

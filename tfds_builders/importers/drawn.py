@@ -90,7 +90,11 @@ class Drawn:
     """Returns the `Source` (`UserError`: nothing is labelled, `what` it was sought in)."""
     if not self._makers:
       skipped = ", ".join(f"{len(names)} {kind}" for kind, names in self.source.skipped.items())
-      raise UserError(f"{what} holds nothing to import" + f" (left out: {skipped})" * bool(skipped))
+      left_out = f" (left out: {skipped})" * bool(skipped)
+      raise UserError(
+        f"{what} holds nothing to import{left_out}; draw on a frame, or import the clips alone "
+        "with the importer videos."
+      )
     for (clip, frame, annotator), makers in self._makers.items():
       self.source.labels.append(Label(clip, frame, self._drawer(makers), annotator))
     if self._has_lines and self._line_width is None:

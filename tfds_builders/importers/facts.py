@@ -63,8 +63,8 @@ def _read_table(path, clips):
       found[names[0]] = row
   if not found:
     raise UserError(
-      f"{path}: none of its {len(rows)} videos is one of these: {tables.shown_list(clips, 5)}; "
-      "mend the column video."
+      f"{path}: none of its videos ({tables.shown_list(unknown, 3)}) is one of these: "
+      f"{tables.shown_list(clips, 5)}; mend the column video."
     )
   return found, unknown
 
@@ -134,6 +134,14 @@ def gather(clips, *, table=None, patient_pattern=None, day_pattern=None, view_pa
   if unknown:
     notes.append(f"{table}: {len(unknown)} row(s) name no clip: {tables.shown_list(unknown, 5)}.")
   without = [name for name in clips if name not in rows]
+  if unknown and any(facts[name]["patient"] for name in rows):
+    lacking = [name for name in without if not facts[name]["patient"]]
+    if lacking:
+      raise UserError(
+        f"{table}: video {tables.shown_list(unknown, 3)} is none of the clips, and {len(lacking)} "
+        f"clip(s) have no row and no patient ({tables.shown_list(lacking, 3)}); mend the names, or "
+        "add rows."
+      )
   if rows and without:
     notes.append(f"{table} has no row for {len(without)}: {tables.shown_list(without, 5)}.")
   return facts, notes

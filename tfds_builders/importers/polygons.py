@@ -16,7 +16,7 @@ def add_options(command):
   """Adds its options to a parser."""
   command.add_argument("--frames", type=pathlib.Path, required=True, help="folder of frames")
   command.add_argument("--polygons", type=pathlib.Path, required=True, help="JSON file")
-  command.add_argument("--patient", default="patient_1", help="the patient's name")
+  command.add_argument("--patient", default="", help="the patient's name; by default unknown")
 
 
 def _read(path, header):
@@ -52,13 +52,13 @@ def _read(path, header):
   return found
 
 
-def find(*, frames, polygons, patient="patient_1"):
+def find(*, frames, polygons, patient=""):
   """Reads the numbered frames of one video and polygons drawn on them.
 
   Args:
     frames: a folder of numbered pictures.
     polygons: a JSON file (see `tfds_builders.importers.__main__`).
-    patient: the patient's name.
+    patient: the patient's name; '' is unknown.
 
   Returns:
     A `Source`.
@@ -68,7 +68,7 @@ def find(*, frames, polygons, patient="patient_1"):
   """
   if not frames.is_dir():
     raise UserError(f"{frames} does not exist or is no folder; mend --frames.")
-  if not patient.strip() or tables.has_controls(patient):
+  if (patient and not patient.strip()) or tables.has_controls(patient):
     raise UserError(f"--patient {tables.shown(patient)} is no name; name the patient.")
   header = readers.probe(frames)
   found = _read(polygons, header)

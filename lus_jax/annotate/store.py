@@ -1,0 +1,701 @@
+"""The folder that is painted in: clips, frames, and masks that are saved whole or not at all.
+
+A save writes a new folder of masks, which nothing names yet, and then replaces labels.csv, which
+does: whoever reads the data set sees all of the old masks or all of the new ones, whenever the
+process is killed.
+
+    DIR/masks/<video>/<frame>/<annotator>/r0001/<class>.png   a revision; labels.csv names one
+    DIR/provenance.csv   a row a revision: who, when, how long, by which tool, protocol and model
+    DIR/notes.csv        frames that an annotator put off (skip) or wants looked at (flag), and why
+    DIR/.annotate/lock   held while one of several servers of the folder saves
+
+Older revisions stay beside the newest, `keep` of them.
+"""
+
+import collections
+import contextlib
+import csv
+import dataclasses
+import datetime
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import threading
+
+import numpy as np
+from PIL import Image
+
+import lus_jax
+from lus_jax import files
+from lus_jax.errors import UserError
+from lus_jax.media import readers
+from tfds_builders import tables
+from tfds_builders.lus_folder import manifest
+
+try:
+  import fcntl
+except ImportError:  # not on Windows
+  fcntl = None
+
+PROVENANCE = (
+  *("masks", "video", "frame", "annotator", "time", "seconds", "tool", "protocol"),
+  *("prelabel", "prelabelled", "touched"),
+)
+NOTES = ("video", "frame", "annotator", "note", "comment")
+KINDS = ("", "skip", "flag")
+# The page's shader goes through the classes of a pixel one by one.
+MAX_CLASSES = 32
+MAX_COMMENT = 1000
+# Frames that are decoded together: a video is decoded once for each such run, pictures are not.
+_RUN, _PICTURES = 256, 16
+# Bytes of decoded frames that are kept.
+_CACHED = 2**30
+_REVISION = re.compile(r"r(\d{4,})")
+_TABLES = ("labels.csv", "provenance.csv", "notes.csv")
+# Of names in a cell.
+_BETWEEN = ";"
+# What a row of labels.csv means: (video, frame from 0, annotator), and its masks. No column of the
+# user's can be called so.
+_KEY, _MASKS = "\0key", "\0masks"
+
+
+class Conflict(UserError):
+  """The mask was saved by another page since this one read it.
+
+  Attributes:
+    revision: the one that stands now.
+  """
+
+  def __init__(self, revision, message):
+    super().__init__(message)
+    self.revision = revision
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What is told of a save beside its masks.
+
+  Attributes:
+    seconds: that the annotator spent since the last save.
+    touched: classes that a hand changed.
+    prelabel: which model offered masks; '' is none.
+    prelabelled: classes that hold what it offered.
+  """
+
+  seconds: float = 0.0
+  touched: tuple[str, ...] = ()
+  prelabel: str = ""
+  prelabelled: tuple[str, ...] = ()
+
+
+def prepare(directory, classes=None):
+  """Makes a folder of clips and pictures a data set, where it is none yet; does the rest again.
+
+  Clips and pictures that lie in the folder itself are linked into its `videos/`, not moved. A
+  folder of numbered pictures of one size is one clip.
+
+  Args:
+    directory: the folder.
+    classes: K names, where there is no dataset.json.
+
+  Raises:
+    UserError: it holds nothing that is read, or nobody named the classes.
+  """
+  dataset = directory / "dataset.json"
+  if not tables.exists(dataset):
+    if not classes:
+      raise UserError(
+        f"{dataset} does not exist, so nobody knows what is painted; name the classes, as "
+        "--classes pleura,a_line,b_line."
+      )
+    tables.check_classes(classes, "--classes", "--classes: class")
+  elif classes and tuple(classes) != tuple(_read_dataset(directory)["classes"]):
+    raise UserError(f"{dataset} names the classes already; leave --classes out, or mend it there.")
+  if not tables.exists(directory / "manifest.csv"):
+    videos = directory / "videos"
+    if not videos.is_dir():
+      _link(directory, videos)
+    names = _find_clips(videos)
+    if not names:
+      raise UserError(f"{videos} holds no clip or picture; bring {readers.FORMATS}.")
+    # Nobody says whose they are: each clip stands for a patient.
+    rows = [(name, name) for name in names]
+    _write(directory / "manifest.csv", _csv(("video", "patient"), rows))
+  if not tables.exists(dataset):
+    content = {
+      "name": tables.normal(directory.resolve().name) or "painted",
+      "licence": "unknown",
+      "classes": list(classes),
+      "patients": "unknown",
+      "frame_numbers": "from_0",
+    }
+    _write(dataset, json.dumps(content, indent=2) + "\n")
+
+
+def _read_dataset(directory):
+  return tables.read_dataset(directory / "dataset.json", manifest.DATASET_KEYS)
+
+
+def _find_clips(folder):
+  """Names of the clips and pictures below a folder, rising."""
+  names = []
+  for path in tables.visible(folder):
+    if path.is_dir():
+      if any(one.suffix.lower() in readers.PICTURES for one in tables.visible(path)):
+        names.append(path.name)
+      else:
+        names += [f"{path.name}/{name}" for name in _find_clips(path)]
+    elif readers.is_media(path):
+      names.append(path.name)
+  return [tables.normal(name) for name in names]
+
+
+def _link(directory, videos):
+  """Links what lies in a folder into its `videos`, which comes into being whole."""
+  found = [
+    path
+    for path in tables.visible(directory)
+    if readers.is_media(path) or (path.is_dir() and path.name != "masks" and _find_clips(path))
+  ]
+  pictures = [path for path in found if path.suffix.lower() in readers.PICTURES]
+  if not found:
+    raise UserError(f"{directory} holds no clip or picture; bring {readers.FORMATS}.")
+  partial = directory / f".videos.{os.getpid()}.tmp"
+  try:
+    with contextlib.suppress(FileNotFoundError):
+      shutil.rmtree(partial)
+    if len(pictures) > 1 and len(pictures) == len(found) and _is_clip(directory):
+      target = partial / (directory.resolve().name or "clip")
+      _link_all(pictures, target)
+    else:
+      for path in found:
+        if path.is_dir():
+          shutil.copytree(path, partial / path.name, copy_function=_link_or_copy)
+        else:
+          _link_all([path], partial)
+    partial.rename(videos)
+  except OSError as error:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise UserError(f"{videos} cannot be made ({error.strerror or error}).") from error
+
+
+def _link_all(paths, folder):
+  folder.mkdir(parents=True, exist_ok=True)
+  for path in paths:
+    _link_or_copy(path, folder / path.name)
+
+
+def _link_or_copy(source, target):
+  try:
+    os.link(source, target)
+  except OSError:  # a disk without links
+    shutil.copy2(source, target)
+
+
+def _is_clip(folder):
+  """Whether the pictures of a folder are frames of one clip: of one size, evenly numbered."""
+  try:
+    numbers = readers.probe(folder).numbers
+  except UserError:
+    return False
+  return numbers is not None and len(set(np.diff(numbers))) <= 1
+
+
+class _Run:
+  """Frames that are decoded one after the other, so that the first need not wait for the last."""
+
+  def __init__(self, media, numbers):
+    self._images = np.empty((len(numbers), media.height, media.width), np.uint8)
+    self._done, self._error, self._news = 0, None, threading.Condition()
+    self.n_bytes = self._images.nbytes
+    threading.Thread(target=self._decode, args=(media, numbers), daemon=True).start()
+
+  @property
+  def failed(self):
+    return self._error is not None
+
+  def _decode(self, media, numbers):
+    try:
+      for image in readers.stream(media, numbers):
+        self._images[self._done] = image
+        with self._news:
+          self._done += 1
+          self._news.notify_all()
+    except Exception as error:  # whoever waits raises it
+      with self._news:
+        self._error = error
+        self._news.notify_all()
+
+  def frames(self, start, stop):
+    with self._news:
+      self._news.wait_for(lambda: self._error is not None or self._done >= stop)
+      if self._done < stop:
+        raise self._error
+    return self._images[start:stop]
+
+
+class Store:
+  """A folder that is painted in by one annotator; several may have it open.
+
+  Args:
+    directory: of a `lus_folder`; labels.csv need not be there yet.
+    annotator: who paints.
+    keep: how many revisions of a frame's masks stay.
+
+  Attributes:
+    dataset: what dataset.json says.
+    classes: K names.
+    videos: names, in the order of manifest.csv.
+
+  Raises:
+    UserError: a table is not in order, or the annotator's name is none of a folder.
+  """
+
+  def __init__(self, directory, annotator, keep=20):
+    self.directory, self.annotator, self.keep = pathlib.Path(directory), annotator, keep
+    self.dataset = _read_dataset(self.directory)
+    self.classes = tuple(self.dataset["classes"])
+    tables.check_file_name(annotator, "--annotator")
+    if len(self.classes) > MAX_CLASSES:
+      raise UserError(
+        f"{self._file('dataset.json')}: more than {MAX_CLASSES} classes cannot be shown."
+      )
+    maximum = tables.confidence_maximum(self._file("dataset.json"), self.dataset)
+    if maximum is not None and maximum < 255:
+      raise UserError(
+        f"{self._file('dataset.json')}: 'confidence_maximum' is {maximum:g}, but masks are painted "
+        "with 255 for 100 %; save the masks with 255 for 100 % and remove it."
+      )
+    self._maximum = maximum
+    self._words = {
+      "npy_axes": self.dataset.get("npy_axes"),
+      "nifti_axes": tables.nifti_axes(self._file("dataset.json"), self.dataset),
+      "window": tables.intensity_window(self._file("dataset.json"), self.dataset),
+    }
+    self._place = tables.Place(self._file("videos"))
+    rows = tables.read_table(
+      self._file("manifest.csv"),
+      ("video", "patient"),
+      "write a row a video there",
+      manifest.MANIFEST_COLUMNS,
+    )
+    self._rows = {self._place.name(row, "video"): row for row in rows}
+    self.videos = tuple(self._rows)
+    self._media, self._runs = {}, collections.OrderedDict()
+    self._lock, self._decoding = threading.RLock(), threading.Lock()
+    self._check_annotator()
+    self._sweep()
+
+  def _file(self, name):
+    return self.directory / name
+
+  def _check_annotator(self):
+    for _, _, other in (row[_KEY] for row in self._labels()):
+      if other != self.annotator and other.casefold() == self.annotator.casefold():
+        raise UserError(
+          f"{self._file('labels.csv')} has the annotator {tables.shown(other)}; write "
+          f"--annotator {tables.shown(other)}, or choose a name that differs in more than capitals."
+        )
+
+  def _sweep(self):
+    """Removes what a kill left of our tables; what it left of masks goes with the next save."""
+    with self._alone():
+      for name in _TABLES:
+        for path in self.directory.glob(f".{name}.*.tmp"):
+          path.unlink(missing_ok=True)
+
+  # Clips and frames.
+
+  def media(self, video):
+    """The `readers.Media` of a video (`UserError`: there is none, or it is damaged)."""
+    if video not in self._rows:
+      raise UserError(f"{tables.shown(str(video))} is no video of {self._file('manifest.csv')}.")
+    if video not in self._media:
+      path = self._place.path(self._rows[video], "video", video)
+      self._media[video] = readers.probe(path, **self._words)
+    return self._media[video]
+
+  def area(self, video):
+    """The box of the scan that manifest.csv says, (top, left, bottom, right); None without one."""
+    media = self.media(video)
+    return tables.scan_area(self._rows[video], media.height, media.width)
+
+  def frames(self, video, start, count):
+    """Grey values of frames as they are shown: uint8 [count, h, w], fewer at the clip's end.
+
+    Raises:
+      UserError: there are no such frames, or the file is damaged.
+    """
+    media = self.media(video)
+    if not (0 <= start < media.n_frames and count >= 1):
+      raise UserError(f"{video} has the frames 0 to {media.n_frames - 1}, not {start}.")
+    last, parts = min(start + count, media.n_frames), []
+    n = self._length(media)
+    for first in range(start // n * n, last, n):
+      run = self._run(video, first)
+      parts.append(run.frames(max(start - first, 0), min(last - first, n)))
+    return np.concatenate(parts)
+
+  def _length(self, media):
+    n = _PICTURES if len(media.files) == media.n_frames else _RUN
+    # A clip of large frames is kept in memory in parts all the same.
+    return max(1, min(n, _CACHED // 4 // (media.height * media.width)))
+
+  def _run(self, video, first):
+    media = self.media(video)
+    with self._decoding:  # one request begins to decode, the others wait for the same frames
+      if (video, first) not in self._runs or self._runs[video, first].failed:
+        last = min(first + self._length(media), media.n_frames)
+        self._runs[video, first] = _Run(media, range(first, last))
+      self._runs.move_to_end((video, first))
+      while len(self._runs) > 1 and sum(run.n_bytes for run in self._runs.values()) > _CACHED:
+        self._runs.popitem(last=False)
+      return self._runs[video, first]
+
+  # Tables.
+
+  def _read(self, name, columns):
+    """The rows of one of our tables; none where there is no file, or nothing below its header."""
+    path = self._file(name)
+    if not tables.exists(path):
+      return []
+    text = tables.read_text(path, "")
+    if len([line for line in text.splitlines() if line.strip()]) < 2:
+      return []
+    return tables.read_table(path, columns[:2], "", columns)
+
+  def _cells(self, name, columns):
+    return [dict.fromkeys(columns, "") | row.cells for row in self._read(name, columns)]
+
+  def _labels(self):
+    """The rows of labels.csv: all cells, and what they mean under names that no column has."""
+    found, masks = [], tables.Place(self._file("masks"))
+    for row in self._read("labels.csv", manifest.LABEL_COLUMNS):
+      video = self._place.name(row, "video")
+      key = video, self._frame_of(row, video), row.text("annotator")
+      cells = dict.fromkeys(manifest.LABEL_COLUMNS, "") | row.cells
+      found.append(cells | {_KEY: key, _MASKS: masks.name(row, "masks")})
+    return found
+
+  def _frame_of(self, row, video):
+    """The place of a row's frame in its video, counted from 0; None where there is none."""
+    row.required("frame")
+    frame = row.number_in("frame", int, 0, math.inf, -1)
+    numbers = self._numbers(video)
+    if numbers is None:
+      return frame
+    return numbers.index(frame) if frame in numbers else None
+
+  def _numbers(self, video):
+    """The numbers by which dataset.json and labels.csv count frames; None: from 0."""
+    if self.dataset.get("frame_numbers") != "of_files" or video not in self._rows:
+      return None
+    media = self.media(video)
+    return media.numbers if media.path.is_dir() else None
+
+  def _write_table(self, name, columns, rows):
+    columns = list(columns) + [
+      c for c in dict.fromkeys(itertools.chain(*rows)) if c not in (*columns, _KEY, _MASKS)
+    ]
+    cells = [[row.get(column, "") for column in columns] for row in rows]
+    _write(self._file(name), _csv(columns, cells))
+
+  @contextlib.contextmanager
+  def _alone(self):
+    """Within it, no other thread or process saves into this folder."""
+    with self._lock, contextlib.ExitStack() as stack:
+      if fcntl is not None:
+        path = self._file(".annotate") / "lock"
+        try:
+          path.parent.mkdir(exist_ok=True)
+          file = stack.enter_context(path.open("w"))
+        except OSError as error:
+          raise UserError(
+            f"{path} cannot be written ({error.strerror}); nothing was saved."
+          ) from error
+        with contextlib.suppress(OSError):  # a disk without locks
+          fcntl.flock(file, fcntl.LOCK_EX)
+      yield
+
+  # Masks.
+
+  def masks(self, video, frame, revision=None):
+    """The confidences that the annotator painted, or of one of their revisions.
+
+    Returns:
+      The revision, '' where nothing is painted yet, and uint8 [K, h, w].
+
+    Raises:
+      UserError: there is no such frame or revision, or a mask cannot be read.
+    """
+    self._check_frame(video, frame)
+    row = self._row(self._labels(), video, frame)
+    if revision is not None and revision not in self.revisions(video, frame):
+      raise UserError(f"{tables.shown(str(revision))} is no revision of this frame.")
+    revision = revision or (row[_MASKS] if row else "")
+    return revision, self._load(video, revision)
+
+  def of_all(self, video, frame):
+    """What every annotator painted: a dict of uint8 [K, h, w] by their name, for a review."""
+    self._check_frame(video, frame)
+    rows = [row for row in self._labels() if row[_KEY][:2] == (video, frame)]
+    return {row[_KEY][2]: self._load(video, row[_MASKS]) for row in rows}
+
+  def _load(self, video, revision):
+    media = self.media(video)
+    planes = np.zeros((len(self.classes), media.height, media.width), np.uint8)
+    if not revision:
+      return planes
+    for path in tables.visible(self._file("masks") / revision):
+      name = tables.normal(path.stem)
+      if name in self.classes and path.suffix.lower() in readers.PICTURES:
+        tables.check_link(self.directory, path)
+        readers.check_mask_size(path, readers.mask_size(path), media)
+        values = readers.read_mask(path, maximum=self._maximum)
+        planes[self.classes.index(name)] = np.rint(255 * values)
+    return planes
+
+  def _check_frame(self, video, frame):
+    media = self.media(video)
+    if type(frame) is not int or not 0 <= frame < media.n_frames:
+      raise UserError(f"{video} has the frames 0 to {media.n_frames - 1}, not {frame}.")
+
+  def _row(self, rows, video, frame):
+    key = video, frame, self.annotator
+    return next((row for row in rows if row[_KEY] == key), None)
+
+  def _home(self, rows, video, frame):
+    """Where the annotator's revisions of a frame lie, in DIR/masks: within no row's own masks."""
+    key = video, frame, self.annotator
+    taken = [f"{row[_MASKS]}/" for row in rows if row[_KEY] != key]
+    for prefix in itertools.chain([""], (f"painted{i}/" for i in itertools.count(1))):
+      home = f"{prefix}{video}/{frame:06d}/{self.annotator}"
+      if not any(f"{home}/".startswith(one) for one in taken):
+        return home
+
+  def _numbered(self, home):
+    folder = self._file("masks") / home
+    found = [_REVISION.fullmatch(p.name) for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for match in found if match)
+
+  def revisions(self, video, frame):
+    """The annotator's kept revisions of a frame, rising; masks from elsewhere come first."""
+    self._check_frame(video, frame)
+    rows = self._labels()
+    row, home = self._row(rows, video, frame), self._home(rows, video, frame)
+    found = [f"{home}/r{number:04d}" for number in self._numbered(home)]
+    known = [row[_MASKS]] if row else []
+    for one in self._cells("provenance.csv", PROVENANCE):
+      if (one["video"], one["frame"], one["annotator"]) == (video, str(frame), self.annotator):
+        known.append(one["masks"])
+    masks = self._file("masks")
+    # A table that people may have edited: no path out of the masks.
+    known = [one for one in known if not {"", ".", ".."} & set(one.split("/"))]
+    others = [one for one in known if one not in found and (masks / one).is_dir()]
+    return list(dict.fromkeys(others + found))
+
+  def save(self, video, frame, planes, base, work=None, *, aside=False):
+    """Saves a frame's masks as a new revision, and makes it the one that stands.
+
+    Args:
+      video: name of a video.
+      frame: counted from 0.
+      planes: uint8 [K, h, w].
+      base: the revision that was painted on; '' where there was none.
+      work: what else is known of it, a `Work`.
+      aside: whether it is only kept, and what stands stays.
+
+    Returns:
+      The revision.
+
+    Raises:
+      Conflict: `base` does not stand any more, and `aside` is not asked.
+      UserError: there is no such frame, the masks have another size, or the disk refuses.
+    """
+    work = work or Work()
+    self._check_frame(video, frame)
+    media = self.media(video)
+    if planes.shape != (len(self.classes), media.height, media.width) or planes.dtype != np.uint8:
+      raise UserError(
+        f"The masks are {planes.dtype} {list(planes.shape)}, and those of {video} uint8 "
+        f"{[len(self.classes), media.height, media.width]}; nothing was saved."
+      )
+    with self._alone():
+      rows = self._labels()
+      row = self._row(rows, video, frame)
+      stands = row[_MASKS] if row else ""
+      if stands != base and not aside:
+        raise Conflict(
+          stands,
+          f"Frame {frame} of {video} was saved in another window or tab since it was opened here.",
+        )
+      home = self._home(rows, video, frame)
+      revision = f"{home}/r{max(self._numbered(home), default=0) + 1:04d}"
+      self._write_revision(revision, planes, stands)
+      provenance = self._cells("provenance.csv", PROVENANCE)
+      self._note_provenance(provenance, revision, stands, video, frame, work)
+      if not aside:
+        if row is None:
+          numbers = self._numbers(video)
+          number = frame if numbers is None else numbers[frame]
+          row = {"video": video, "frame": str(number), "annotator": self.annotator}
+          rows.append(row)
+        row["masks"] = revision
+        self._write_table("labels.csv", manifest.LABEL_COLUMNS, rows)  # from here on it stands
+        self._prune(home, revision, provenance)
+    return revision
+
+  def _write_revision(self, revision, planes, before):
+    folder = self._file("masks") / revision
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    for left in folder.parent.glob(".r*.tmp"):  # by a kill
+      shutil.rmtree(left, ignore_errors=True)
+    try:
+      partial.mkdir(parents=True)
+      for name, plane in zip(self.classes, planes, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(plane).save(buffer, "PNG", compress_level=3)
+        _write_durably(partial / f"{name}.png", buffer.getvalue())
+      # What counts nowhere is not painted here, and stays.
+      for path in tables.visible(self._file("masks") / before) if before else ():
+        if path.stem == tables.IGNORE and path.is_file():
+          shutil.copyfile(path, partial / path.name)
+      partial.rename(folder)
+    except OSError as error:
+      shutil.rmtree(partial, ignore_errors=True)
+      reason = error.strerror or error
+      raise UserError(f"{folder} cannot be written ({reason}); nothing was saved.") from error
+
+  def _note_provenance(self, rows, revision, before, video, frame, work):
+    """Adds a revision's row: it goes before labels.csv, and alone names nothing that is read."""
+    earlier = next((row for row in rows if row["masks"] == before), {})
+    key = {"video": video, "frame": str(frame), "annotator": self.annotator}
+    if before and not earlier:
+      rows.append({"masks": before} | key)  # imported, or painted elsewhere
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    seconds = _number(earlier.get("seconds")) + work.seconds
+    touched = {*_names(earlier.get("touched")), *work.touched}
+    prelabelled = {*_names(earlier.get("prelabelled")), *work.prelabelled}
+    rows.append(
+      {"masks": revision}
+      | key
+      | {
+        "time": now.replace("+00:00", "Z"),
+        "seconds": f"{seconds:.1f}",
+        "tool": f"lus_jax {lus_jax.__version__}",
+        "protocol": self.protocol_version(),
+        "prelabel": work.prelabel or earlier.get("prelabel", ""),
+        "prelabelled": _BETWEEN.join(c for c in self.classes if c in prelabelled),
+        "touched": _BETWEEN.join(c for c in self.classes if c in touched),
+      }
+    )
+    self._write_table("provenance.csv", PROVENANCE, rows)
+
+  def _prune(self, home, stands, provenance):
+    numbers = self._numbered(home)
+    old = [f"{home}/r{number:04d}" for number in numbers[: -self.keep]]
+    old = [revision for revision in old if revision != stands]
+    if old:
+      kept = [row for row in provenance if row["masks"] not in old]
+      self._write_table("provenance.csv", PROVENANCE, kept)
+    for revision in old:
+      shutil.rmtree(self._file("masks") / revision, ignore_errors=True)
+
+  # What is left to do.
+
+  protocol = None
+
+  def protocol_version(self):
+    """12 hexadecimal digits of the protocol's text; '' where there is none."""
+    path = self.protocol
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path and path.is_file() else ""
+
+  def note(self, video, frame, kind, comment):
+    """Notes that the annotator puts a frame off or wants it looked at; '' takes that back.
+
+    Raises:
+      UserError: there is no such frame or kind, or the comment is too long.
+    """
+    self._check_frame(video, frame)
+    if kind not in KINDS or not isinstance(comment, str):
+      raise UserError("A note is skip or flag, with a comment.")
+    comment = " ".join(comment.split())
+    if len(comment) > MAX_COMMENT or tables.has_controls(comment):
+      raise UserError(f"A comment has at most {MAX_COMMENT} characters, on one line.")
+    key = video, str(frame), self.annotator
+    with self._alone():
+      rows = self._cells("notes.csv", NOTES)
+      rows = [row for row in rows if (row["video"], row["frame"], row["annotator"]) != key]
+      if kind or comment:
+        rows.append(dict(zip(NOTES, (*key, kind, files.plain_cell(comment)), strict=True)))
+      self._write_table("notes.csv", NOTES, rows)
+
+  def work(self):
+    """What there is to paint: a list of dicts, a frame each, in the order of the clips.
+
+    These are all frames that anybody painted or noted; what others painted there is not told.
+    """
+    found = collections.defaultdict(
+      lambda: {"done": False, "note": "", "comment": "", "seconds": 0.0}
+    )
+    rows = self._cells("provenance.csv", PROVENANCE)
+    seconds = {row["masks"]: _number(row["seconds"]) for row in rows}
+    for row in self._labels():
+      video, frame, annotator = row[_KEY]
+      entry = found[video, frame]
+      if annotator == self.annotator:
+        entry |= {"done": True, "seconds": seconds.get(row[_MASKS], 0.0)}
+    for row in self._cells("notes.csv", NOTES):
+      if row["annotator"] == self.annotator and row["frame"].isdigit():
+        found[row["video"], int(row["frame"])] |= {
+          "note": row["note"],
+          "comment": row["comment"],
+        }
+    order = {video: i for i, video in enumerate(self.videos)}
+    keys = [key for key in found if key[0] in order and key[1] is not None]
+    keys.sort(key=lambda key: (order[key[0]], key[1]))
+    return [{"video": video, "frame": frame} | found[video, frame] for video, frame in keys]
+
+
+def _number(text):
+  try:
+    return float(text or 0)
+  except ValueError:
+    return 0.0
+
+
+def _names(text):
+  return [name for name in (text or "").split(_BETWEEN) if name]
+
+
+def _csv(header, rows):
+  buffer = io.StringIO(newline="")
+  csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
+  return buffer.getvalue()
+
+
+def _write(file, text):
+  """Replaces a file in one step, after its content is on the disk (`UserError` if it refuses)."""
+  temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+  try:
+    _write_durably(temporary, text.encode())
+    temporary.replace(file)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+    raise UserError(
+      f"{file} cannot be written ({error.strerror or error}); make room or mend the permissions."
+    ) from error
+
+
+def _write_durably(file, content):
+  with file.open("wb") as opened:
+    opened.write(content)
+    opened.flush()
+    os.fsync(opened.fileno())

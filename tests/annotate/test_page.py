@@ -1,0 +1,631 @@
+"""The page in a real browser: what a hand does on it, and what lies on the disk afterwards."""
+
+import contextlib
+import csv
+import io
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lus_jax import labels, palette, results
+from lus_jax.media import readers
+from tests.annotate import serving, strokes
+from tfds_builders.lus_folder import manifest
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+HEIGHT, WIDTH = 120, 160
+
+
+@pytest.fixture(scope="module")
+def browser():
+  """One browser for all tests here; they are skipped where there is none."""
+  if BROWSER is None:
+    pytest.skip("needs Chromium, which is not installed")
+  api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test")
+  with api.sync_playwright() as driver:
+    options = ["--no-sandbox", "--disable-dev-shm-usage", "--force-device-scale-factor=1"]
+    opened = driver.chromium.launch(executable_path=BROWSER, args=options)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def directory(tmp_path):
+  """A data set of a clip of 5 frames, with `serving.CLASSES`, that nobody painted."""
+  videos = tmp_path / "set" / "videos"
+  videos.mkdir(parents=True)
+  ramp = np.linspace(20, 230, WIDTH)[None, :] + np.zeros((HEIGHT, 1))
+  np.save(videos / "a.npy", np.stack([np.roll(ramp, 8 * i, 1) for i in range(5)]).astype(np.uint8))
+  return tmp_path / "set"
+
+
+class Page:
+  """A page, and a hand that knows pixels of the frame."""
+
+  def __init__(self, browser, port, query="?frame=2"):
+    self.context = browser.new_context(viewport={"width": 900, "height": 560})
+    self.page = self.context.new_page()
+    self.problems = []
+    self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+    self.page.on("console", lambda said: self._heard(said))
+    self.page.goto(f"http://127.0.0.1:{port}/{serving.TOKEN}/{query}")
+    self.wait("[data-state=ready]")
+
+  def _heard(self, said):
+    # Of drivers that draw without a GPU; and refusals that the page itself shows.
+    if said.type in ("error", "warning") and not any(
+      word in said.text for word in ("GPU stall", "Failed to load resource", "GL Driver")
+    ):
+      self.problems.append(said.text)
+
+  def wait(self, state):
+    self.page.wait_for_selector(f"body{state}", timeout=15_000)
+
+  def until(self, script):
+    """Waits until a script is true; Playwright's own way is forbidden by the page's policy."""
+    for _ in range(300):
+      if self.page.evaluate(script):
+        return
+      self.page.wait_for_timeout(50)
+    raise AssertionError(f"never came: {script}")
+
+  def saved(self):
+    self.wait(
+      "[data-saved=yes][data-revision$='/r0001'], body[data-saved=yes]:not([data-revision=''])"
+    )
+
+  def at(self, x, y):
+    """The window's pixel at a place of the frame, and the place of the frame that it is exactly."""
+    # At every frame a number in full, so that both sides reckon with the same.
+    left, top, scale = map(float, self.page.locator("#stage").get_attribute("data-look").split())
+    box = self.page.locator("#over").bounding_box()
+    client = round(box["x"] + left + x * scale), round(box["y"] + top + y * scale)
+    return client, ((client[0] - box["x"] - left) / scale, (client[1] - box["y"] - top) / scale)
+
+  def drag(self, *places):
+    """Draws through places of the frame; returns where exactly."""
+    found = [self.at(*place) for place in places]
+    self.page.mouse.move(*found[0][0])
+    self.page.mouse.down()
+    for client, _ in found[1:]:
+      self.page.mouse.move(*client)
+    self.page.mouse.up()
+    return [place for _, place in found]
+
+  def click(self, *places, **options):
+    found = [self.at(*place) for place in places]
+    for client, _ in found:
+      self.page.mouse.click(*client, **options)
+    return [place for _, place in found]
+
+  def keys(self, *keys):
+    for key in keys:
+      self.page.keyboard.press(key)
+
+  def tool(self, name, size, softness, confidence):
+    """Chooses a tool as its sliders would."""
+    self.page.locator(f"nav [data-action={name}]").click()
+    for slider, value in (("size", 100 * np.log(size) / np.log(200)), ("softness", 100 * softness)):
+      self.slide(slider, value)
+    self.slide("confidence", confidence)
+    shown = self.page.locator("#size-out").text_content()
+    return {"radius": float(shown.split()[0]), "softness": softness}
+
+  def slide(self, name, value):
+    self.page.locator(f"#{name}").evaluate(
+      "(input, value) => { input.value = value; input.dispatchEvent(new Event('input')); }",
+      float(value),
+    )
+
+  def pixels(self, *places):
+    """The colours that are shown at places of the frame."""
+    # The ring of the brush lies over it.
+    self.page.mouse.move(5, 5)
+    self.page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 20)))")
+    shot = np.asarray(Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")).astype(int)
+    clients = [self.at(*place)[0] for place in places]
+    return [shot[y, x] for x, y in clients]
+
+  def close(self):
+    self.context.close()
+    assert not self.problems
+
+
+@pytest.fixture
+def open_page(browser, directory):
+  """`open_page(annotator, query, **options)`: a page of a server of its own."""
+  with contextlib.ExitStack() as stack:
+
+    def make(annotator="anna", query="?frame=2", **options):
+      opened = serving.open_store(directory, annotator)
+      if (directory / "protocol.md").is_file():
+        opened.protocol = directory / "protocol.md"
+      port = stack.enter_context(serving.serving(opened, **options))
+      page = Page(browser, port, query)
+      page.port = port
+      stack.callback(page.close)
+      return page
+
+    yield make
+
+
+def masks_of(directory, frame=2, annotator="anna"):
+  """What a data set's reader finds of a frame: uint8 by class."""
+  for label in manifest.read_folder(directory).labels:
+    if (label.frame, label.annotator) == (frame, annotator):
+      return {
+        name: np.rint(255 * readers.read_mask(path)).astype(np.uint8)
+        for name, path in label.masks.items()
+      }
+  raise AssertionError("nothing was saved")
+
+
+def same(found, expected):
+  difference = np.abs(found.astype(int) - expected.astype(int))
+  assert expected.any() and difference.max() <= 1, difference.max()
+  # Nearly all are equal; the last bit of a root may be another.
+  assert (difference > 0).mean() < 1e-4
+
+
+EMPTY = np.zeros((HEIGHT, WIDTH), np.uint8)
+
+
+def test_strokes_leave_what_their_definition_says(open_page, directory):
+  page = open_page()
+  brush = page.tool("brush", 11, 0.5, 60)
+  first = page.drag((30, 40), (70, 44), (90, 70))
+  second = page.drag((50, 70), (60, 20))
+  expected = strokes.stroke(EMPTY, first, level=153, **brush)
+  expected = strokes.stroke(expected, second, level=153, **brush)
+  # Where two strokes of 60 % cross they leave 60 %.
+  assert expected.max() == 153
+  hard = page.tool("brush", 6, 0, 100)
+  expected = strokes.stroke(expected, page.click((120, 80)), level=255, **hard)
+  eraser = page.tool("eraser", 9, 0.4, 100)
+  wrong = page.drag((20, 100), (140, 100))
+  expected = strokes.stroke(expected, page.drag((70, 30), (72, 60)), level=0, erase=True, **eraser)
+  lower = page.tool("lower", 4, 0.2, 30)
+  expected = strokes.stroke(
+    expected, page.drag((118, 78), (124, 80)), level=77, erase=True, **lower
+  )
+  assert wrong and len(np.unique(expected)) > 100
+  page.keys("a", "b")  # the next class
+  soft = page.tool("brush", 20, 1, 35)
+  other = strokes.stroke(EMPTY, page.drag((100, 20), (100, 25)), level=89, **soft)
+  page.keys("Control+s")
+  page.saved()
+  found = masks_of(directory)
+  same(found["pleura"], expected)
+  same(found["a line"], other)
+  assert not found["band"].any()
+
+
+def test_undo_redo_and_a_page_that_is_opened_again(open_page, directory):
+  page = open_page()
+  brush = page.tool("brush", 10, 0.5, 100)
+  first = page.drag((30, 30), (60, 30))
+  page.drag((30, 60), (60, 60))
+  page.drag((30, 90), (60, 90))
+  page.keys("Control+z", "Control+z", "Control+z", "Control+z")
+  page.keys("Control+Shift+z", "Control+y", "Control+z")
+  expected = strokes.stroke(EMPTY, first, level=255, **brush)
+  page.saved()  # by itself
+  page.wait("[data-saved=yes]")
+  same(masks_of(directory)["pleura"], expected)
+  page.page.reload()
+  page.wait("[data-state=ready]")
+  brush = page.tool("brush", 10, 0.5, 40)
+  expected = strokes.stroke(expected, page.drag((45, 10), (45, 60)), level=102, **brush)
+  page.keys("Control+s")
+  page.wait("[data-revision$='r0002'], body[data-revision$='r0003']")
+  same(masks_of(directory)["pleura"], expected)
+
+
+def test_lines_outlines_and_what_lies_between_lines(open_page, directory):
+  page = open_page()
+  line = page.tool("line", 3, 0.6, 80)
+  points = page.click((20, 20), (60, 30), (100, 18), (140, 26))
+  page.keys("Enter")
+  expected = strokes.stroke(EMPTY, points, level=204, **line)
+  page.click((20, 100), (140, 100))
+  page.keys("Backspace", "Escape")  # given up
+  fill = page.tool("fill", 5, 0.6, 50)
+  corners = page.click((30, 50), (70, 55), (60, 80), (35, 85))
+  page.keys("Enter")
+  expected = strokes.filled(expected, corners, level=128, border=fill["radius"] * 0.6)
+  around = page.drag((90, 50), (110, 50), (112, 70), (88, 72))
+  expected = strokes.filled(expected, around, level=128, border=fill["radius"] * 0.6)
+  page.tool("band", 4, 0, 90)
+  upper = page.click((20, 95), (80, 92), (140, 97))
+  page.keys("Enter")
+  under = page.click((140, 110), (80, 104), (22, 109))  # the other way
+  page.keys("Enter")
+  expected = strokes.filled(expected, [*upper, *under], level=230)
+  page.keys("Control+s")
+  page.saved()
+  same(masks_of(directory)["pleura"], expected)
+
+
+def test_a_painted_outline_is_filled_where_it_is_closed(open_page, directory):
+  page = open_page()
+  brush = page.tool("brush", 3, 0, 70)
+  ring = page.drag((40, 40), (80, 40), (80, 80), (40, 80), (40, 40))
+  expected = strokes.stroke(EMPTY, ring, level=179, **brush)
+  page.tool("fill", 4, 0, 70)
+  page.page.keyboard.down("Shift")
+  page.click((120, 60))  # outside: it would fill the frame
+  page.click((60, 60))
+  page.page.keyboard.up("Shift")
+  expected[40:80, 40:80] = 179
+  page.keys("Control+s")
+  page.saved()
+  same(masks_of(directory)["pleura"], expected)
+
+
+def test_the_pens_pressure_scales_the_confidence(open_page, directory):
+  page = open_page()
+  brush = page.tool("brush", 8, 0.5, 80)
+  places = [page.at(40, 50), page.at(90, 60)]
+  strengths = [0.5, 1.0]
+  script = """([type, [x, y], pressure]) => document.getElementById("over").dispatchEvent(
+    new PointerEvent(type, {clientX: x, clientY: y, pressure, pointerType: "pen", pointerId: 1,
+                            bubbles: true, button: 0, isPrimary: true}))"""
+  page.page.evaluate("document.getElementById('over').setPointerCapture = () => {}")
+  page.page.evaluate(script, ["pointerdown", places[0][0], 0.5])
+  page.page.evaluate(script, ["pointermove", places[1][0], 1.0])
+  page.page.evaluate(script, ["pointerup", places[1][0], 0.0])
+  page.keys("Control+s")
+  page.saved()
+  points = [place for _, place in places]
+  expected = strokes.stroke(EMPTY, points[:1], level=204, strengths=[0.5], **brush)
+  expected = np.maximum(
+    expected, strokes.stroke(EMPTY, points, level=204, strengths=strengths, **brush)
+  )
+  same(masks_of(directory)["pleura"], expected)
+  assert 100 < expected[50, 42] < 115 and expected[60, 89] > 195
+
+
+def test_a_second_annotator_starts_from_nothing(open_page, directory):
+  anna = open_page()
+  brush = anna.tool("brush", 12, 0.5, 100)
+  hers = strokes.stroke(EMPTY, anna.drag((40, 40), (60, 40)), level=255, **brush)
+  anna.keys("Control+s")
+  anna.saved()
+  ben = open_page("ben")
+  # The frame that anna painted is what is left, and it is empty.
+  assert ben.page.locator("#work-count").text_content() == "1 left, 0 done"
+  assert ben.page.locator("body").get_attribute("data-frame") == "2"
+  (grey,) = ben.pixels((50, 40))
+  assert grey[0] == grey[1] == grey[2]
+  brush = ben.tool("brush", 12, 0.5, 50)
+  his = strokes.stroke(EMPTY, ben.drag((90, 80), (100, 80)), level=128, **brush)
+  ben.keys("Control+s")
+  ben.saved()
+  ben.until("document.getElementById('work-count').textContent == '0 left, 1 done'")
+  same(masks_of(directory)["pleura"], hers)
+  same(masks_of(directory, annotator="ben")["pleura"], his)
+
+
+@pytest.mark.parametrize("draw", ["webgl2", "2d"])
+def test_what_is_shown_is_the_frame_the_masks_and_the_label_of_training(open_page, directory, draw):
+  page = open_page(query=f"?draw={draw}&frame=2")
+  assert page.page.locator("body").get_attribute("data-view") == draw
+  frame = readers.read(readers.probe(directory / "videos" / "a.npy"), [2])[0]
+  page.tool("brush", 12, 0, 60)
+  page.drag((40, 40), (60, 40))
+  page.tool("brush", 12, 0, 30)
+  page.drag((40, 90), (60, 90))
+  page.keys("a")
+  page.tool("brush", 12, 0, 100)
+  page.drag((60, 40), (80, 40))
+  weights = np.zeros((HEIGHT, WIDTH, 3))
+  weights[40, 44, 0] = weights[40, 60, 0] = 153 / 255
+  weights[90, 50, 0] = 77 / 255
+  weights[40, 60, 1] = weights[40, 75, 1] = 1
+  for threshold in (None, 0.6, 0.61, 0.3, 0):
+    if threshold is not None:
+      page.slide("threshold", 100 * threshold)
+    shown = weights if threshold is None else np.asarray(labels.label(weights, threshold))
+    expected = palette.overlay(frame, shown)
+    places = (40, 44), (40, 60), (40, 75), (90, 50), (100, 120)
+    colours = page.pixels(*((x + 0.5, y + 0.5) for y, x in places))
+    for (y, x), found in zip(places, colours, strict=True):
+      assert np.abs(found - expected[y, x]).max() <= 2, (threshold, y, x, found, expected[y, x])
+  # Every threshold and every stored value, as training has them.
+  stored = np.arange(256) / 255
+  least = page.page.evaluate(
+    "import('./paint.js').then((p) => [...Array(101).keys()].map((t) => p.leastValue(t / 100)))"
+  )
+  for percent, value in enumerate(least):
+    of_training = np.asarray(labels.label(stored[:, None], percent / 100))[:, 0]
+    np.testing.assert_array_equal(np.arange(256) >= value, of_training > 0, str(percent))
+
+
+def test_two_windows_of_one_frame_lose_nothing(open_page, browser, directory):
+  one = open_page()
+  two = Page(browser, one.port)
+  brush = one.tool("brush", 12, 0.5, 100)
+  first = strokes.stroke(EMPTY, one.drag((40, 40), (60, 40)), level=255, **brush)
+  one.keys("Control+s")
+  one.saved()
+  two.tool("brush", 12, 0.5, 100)
+  second = strokes.stroke(EMPTY, two.drag((40, 80), (60, 80)), level=255, **brush)
+  two.wait("[data-saved=conflict]")
+  two.page.locator("#conflict button[value=aside]").click()
+  two.wait("[data-saved=yes]")
+  same(masks_of(directory)["pleura"], first)
+  kept = sorted((directory / "masks" / "a.npy" / "000002" / "anna").iterdir())
+  same(np.asarray(Image.open(kept[-1] / "pleura.png")), second)
+  # Theirs is shown now, and painted on.
+  third = strokes.stroke(first, two.drag((100, 40), (110, 40)), level=255, **brush)
+  two.keys("Control+s")
+  two.until(f"document.body.dataset.revision.endsWith('r000{len(kept) + 1}')")
+  same(masks_of(directory)["pleura"], third)
+  # The first window is told too, and may put its own in place.
+  fourth = strokes.stroke(first, one.drag((100, 90), (110, 90)), level=255, **brush)
+  one.wait("[data-saved=conflict]")
+  one.page.locator("#conflict button[value=mine]").click()
+  one.wait("[data-saved=yes]")
+  same(masks_of(directory)["pleura"], fourth)
+  two.close()
+
+
+def test_strokes_wait_for_a_server_that_is_away(open_page, directory):
+  page = open_page()
+  page.page.route("**/api/save*", lambda route: route.abort())
+  brush = page.tool("brush", 12, 0.5, 100)
+  expected = strokes.stroke(EMPTY, page.drag((40, 40), (60, 40)), level=255, **brush)
+  page.wait("[data-saved=failed]")
+  page.keys("ArrowRight")
+  page.wait("[data-state=ready]")
+  page.page.unroute("**/api/save*")
+  page.wait("[data-saved=yes]")
+  same(masks_of(directory)["pleura"], expected)
+
+
+def test_a_label_is_copied_to_the_next_frame_and_leaving_saves(open_page, directory):
+  serving.open_store(directory, "ben").save("a.npy", 4, np.zeros((3, HEIGHT, WIDTH), np.uint8), "")
+  page = open_page(query="?video=a.npy&frame=1")
+  brush = page.tool("brush", 12, 0.5, 100)
+  expected = strokes.stroke(EMPTY, page.drag((40, 40), (60, 40)), level=255, **brush)
+  page.keys("d")
+  page.wait("[data-frame='4'][data-state=ready]")
+  page.wait("[data-saved=no]")
+  page.wait("[data-saved=yes]")
+  same(masks_of(directory, frame=1)["pleura"], expected)
+  same(masks_of(directory, frame=4)["pleura"], expected)
+  page.keys("Control+z", "Control+s")
+  page.wait("[data-saved=yes]")
+  page.until("document.body.dataset.revision.endsWith('r0002')")
+  assert not masks_of(directory, frame=4)["pleura"].any()
+
+
+def test_locked_and_hidden_classes_are_not_painted(open_page, directory):
+  page = open_page()
+  page.tool("brush", 12, 0.5, 100)
+  page.keys("k")
+  page.drag((40, 40), (60, 40))
+  assert "locked" in page.page.locator("#toast").text_content()
+  page.keys("k", "v")
+  page.drag((40, 40), (60, 40))
+  assert "hidden" in page.page.locator("#toast").text_content()
+  page.keys("v")
+  page.drag((40, 90), (60, 90))
+  page.keys("Control+s")
+  page.saved()
+  assert not masks_of(directory)["pleura"][:60].any()
+
+
+def test_every_button_has_a_key_and_the_help_lists_it(open_page):
+  page = open_page()
+  page.keys("?")
+  assert page.page.locator("#help").is_visible()
+  listed = page.page.evaluate(
+    "[...document.querySelectorAll('#shortcuts [data-name]')].map((e) => e.dataset.name)"
+  )
+  buttons = page.page.evaluate(
+    "[...document.querySelectorAll('[data-action]')].map((e) => e.dataset.action)"
+  )
+  reviewing = {"mean", "median", "least", "most"}
+  assert set(buttons) - reviewing <= set(listed) and len(listed) == len(set(listed)) > 40
+  keys = page.page.evaluate(
+    "[...document.querySelectorAll('#shortcuts kbd')].map((e) => e.textContent)"
+  )
+  assert len(keys) == len(set(keys)), sorted(key for key in keys if keys.count(key) > 1)
+  page.keys("Escape")
+  for key, name in zip(
+    "erlfwhb", ("eraser", "lower", "line", "fill", "band", "pan", "brush"), strict=True
+  ):
+    page.keys(key)
+    assert page.page.locator(f"[data-action={name}]").get_attribute("aria-pressed") == "true"
+  page.keys("7")
+  assert page.page.locator("#confidence-out").text_content() == "70 %"
+
+
+def test_skip_and_flag_with_a_comment(open_page, directory):
+  page = open_page()
+  page.keys("y")
+  page.page.locator("#comment").fill("is this a rib?")
+  page.page.locator("#note button[value=ok]").click()
+  page.until("document.getElementById('frame-facts').textContent.includes('rib')")
+  page.keys("ArrowRight")
+  page.wait("[data-frame='3'][data-state=ready]")
+  page.keys("s")
+  page.page.locator("#note button[value=ok]").click()
+  page.until("document.querySelectorAll('#work .skip').length == 1")
+  with (directory / "notes.csv").open() as file:
+    rows = {(row["frame"], row["note"], row["comment"]) for row in csv.DictReader(file)}
+  assert rows == {("2", "flag", "is this a rib?"), ("3", "skip", "")}
+  assert page.page.locator("#work-count").text_content() == "1 left, 0 done, 1 flagged"
+
+
+def test_a_review_shows_everybody_and_writes_a_consensus(open_page, directory):
+  painted = {}
+  for name, level in (("anna", 255), ("ben", 128)):
+    masks = np.zeros((3, HEIGHT, WIDTH), np.uint8)
+    masks[0, 20:40, 20:60] = level
+    masks[1, 60:80, 20:60] = level * (name == "ben")
+    serving.open_store(directory, name).save("a.npy", 2, masks, "")
+    painted[name] = masks
+  page = open_page("consensus", review=True)
+  shown = page.page.evaluate(
+    "[...document.querySelectorAll('#panels figure')].map((e) => e.dataset.name)"
+  )
+  assert shown == ["anna", "ben", "Disagreement"]
+  page.keys("Shift+Digit1")
+  page.keys("Control+s")
+  page.saved()
+  found = masks_of(directory, annotator="consensus")
+  mean = np.floor((painted["anna"].astype(int) + painted["ben"]) / 2 + 0.5)
+  for k, name in enumerate(serving.CLASSES):
+    np.testing.assert_array_equal(found[name], mean[k])
+  page.page.locator("#panels figure[data-name=ben] button").click()  # of the chosen class
+  page.keys("Control+s")
+  page.until("document.body.dataset.revision.endsWith('r0002')")
+  found = masks_of(directory, annotator="consensus")
+  np.testing.assert_array_equal(found["pleura"], painted["ben"][0])
+  np.testing.assert_array_equal(found["a line"], mean[1])
+  # Where they differ, the heat: 127 of 255 in the one class, 128 in the other.
+  (plain,) = page.pixels((100, 100))
+  page.keys("x", "m")
+  same_as, (red, green, blue) = page.pixels((100, 100), (30, 70))
+  assert (same_as == plain).all()
+  assert red > green > blue
+
+
+class Offered:
+  """Stands in for a model: it knows the first class and the last."""
+
+  names = ("threshold_0.6",)
+
+  def __call__(self, video, frame, name):
+    masks = np.zeros((3, HEIGHT, WIDTH), np.uint8)
+    masks[[0, 2], 20:40, 30:50] = 99
+    return {"known": [True, False, True]}, masks
+
+  def describe(self, name):
+    return f"runs/x: {name}"
+
+
+def test_a_models_masks_fill_what_is_empty_and_are_known_for_it(open_page, directory):
+  page = open_page(prelabels=Offered())
+  brush = page.tool("brush", 8, 0, 100)
+  expected = strokes.stroke(EMPTY, page.click((90, 90)), level=255, **brush)
+  page.keys("j")
+  page.until("document.getElementById('toast').textContent.includes('filled band')")
+  page.keys("Control+s")
+  page.saved()
+  found = masks_of(directory)
+  # What a hand has painted stays as it is.
+  same(found["pleura"], expected)
+  assert (found["band"][20:40, 30:50] == 99).all() and (found["band"] > 0).sum() == 400
+  with (directory / "provenance.csv").open() as file:
+    row = list(csv.DictReader(file))[-1]
+  assert (row["prelabel"], row["prelabelled"]) == ("runs/x: threshold_0.6", "band")
+  assert row["touched"] == "pleura"
+  page.keys("a", "a")
+  page.click((90, 90))
+  page.keys("Control+s")
+  page.wait("[data-saved=yes]")
+  with (directory / "provenance.csv").open() as file:
+    assert list(csv.DictReader(file))[-1]["touched"] == "pleura;band"
+
+
+def test_the_protocol_stands_beside_the_frame(open_page, directory):
+  root = pathlib.Path(__file__).parents[2]
+  serving.open_store(directory)
+  shutil.copy(root / "docs" / "protocol.md", directory / "protocol.md")
+  page = open_page()
+  page.keys("g")
+  page.page.wait_for_selector("#protocol h1")
+  text = page.page.locator("#protocol").inner_text()
+  assert "no clinical advice" in text and "vertical_line" in text
+  page.keys("Escape")
+  assert not page.page.locator("#protocol").is_visible()
+
+
+def test_200_steps_can_be_undone_and_no_more_are_kept(open_page):
+  page = open_page()
+  found = page.page.evaluate("""import("./paint.js").then(({ Painting }) => {
+    const painting = new Painting(40, 30, [new Uint8Array(1200), new Uint8Array(1200)]);
+    const states = [];
+    const now = () => String([...painting.planes[0], ...painting.planes[1]]);
+    for (let i = 0; i < 400; i++) {
+      states.push(now());
+      painting.begin([i % 2]);
+      const at = { x: 3 + (i * 7) % 35, y: 3 + (i * 11) % 25 };
+      const erase = i % 3 === 2, level = erase ? 0 : 1 + (i * 37) % 255;
+      painting.line(i % 2, at, at, { radius: 4, softness: 0.5, level, erase });
+      if (!painting.end()) states.pop();
+    }
+    const last = now(), total = states.length;
+    let undone = 0, right = true;
+    while (painting.undo()) right &&= now() === states[total - ++undone];
+    while (painting.redo());
+    return [total, undone, right, now() === last];
+  })""")
+  total, undone, right, same_as = found
+  assert total > undone == 200 and right and same_as
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures():
+  if BROWSER is None:
+    pytest.skip("needs Chromium, which is not installed")
+  command = [sys.executable, "-m", "lus_jax.annotate.benchmark", "--width", "64", "--height", "48"]
+  command += ["--frames", "5", "--dabs", "3", "--strokes", "10"]
+  root = pathlib.Path(__file__).parents[2]
+  environment = os.environ | {"PYTHONPATH": str(root)}
+  run = subprocess.run(command, env=environment, capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr[-2000:]
+  assert "6 classes, drawn by" in run.stdout and "10 steps of the history" in run.stdout
+  assert "5 are read after" in run.stdout
+
+
+# With a toy in place of the network, which takes minutes to compile.
+TRAIN = """
+import sys
+from lus_jax import main, models
+from tests import toys
+models.build_model = toys.build_model
+sys.exit(main.main(sys.argv))
+"""
+
+
+@pytest.mark.slow
+def test_what_was_painted_trains_through_the_command_line(open_page, directory, tmp_path):
+  page = open_page(query="?video=a.npy&frame=0")
+  for frame in range(5):
+    page.wait(f"[data-frame='{frame}'][data-state=ready]")
+    page.tool("brush", 14, 0.5, 100 if frame % 2 else 60)
+    page.drag((30 + 8 * frame, 40), (90 + 8 * frame, 44))
+    page.keys("ArrowRight")
+  page.keys("Control+s")
+  page.wait("[data-saved=yes]")
+  workdir = tmp_path / "run"
+  options = {
+    "data.name": "lus_folder",
+    "data.dir": directory,
+    "data.prepared_dir": tmp_path / "prepared",
+    "data.split_unit": "frame",
+    "data.image_size": 32,
+    "sweep.thresholds": "(0.6,)",
+    "train.epochs": 1,
+    "train.batch_size": 1,
+  }
+  root = pathlib.Path(__file__).parents[2]
+  command = [sys.executable, "-c", TRAIN, "--config", "configs/seg.py:tiny", "--workdir", workdir]
+  command += [f"--config.{name}={value}" for name, value in options.items()]
+  environment = os.environ | {"PYTHONPATH": str(root)}
+  run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr[-2000:]
+  found = results.read(workdir, "segmentation")
+  assert found["rows"][0]["threshold"] == 0.6 and found["dataset"]["classes"] == list(
+    serving.CLASSES
+  )
