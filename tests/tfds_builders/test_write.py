@@ -1,6 +1,7 @@
 """What all importers of frames share: renaming, soft borders, tables, dry runs, several people."""
 
 import csv
+import dataclasses
 import filecmp
 import json
 import os
@@ -308,3 +309,19 @@ def test_annotators_whose_names_tell_are_replaced(clips, tmp_path):
   assert names == {"reader2", "Doe, Jane"}
   with pytest.raises(UserError, match="--keep-names are of de-identified copies"):
     write.write(source_of(clips, labels), write.Options(tmp_path / "x", keep_names=True))
+
+
+def test_areas_that_are_found_hold_what_was_drawn_and_given_ones_are_told(clips, tmp_path):
+  labels = [("p1_2024-03-01/L1", 0, {"line": box()}, "")]
+  _, notes = write.write(
+    source_of(clips, labels), write.Options(tmp_path / "given", crop="8,0,20,20")
+  )
+  assert [note for note in notes if note.startswith("What was drawn leaves the area of --crop")]
+  assert manifest.read_folder(tmp_path / "given").videos[0].scan_area == (0, 8, 20, 28)
+  source = source_of(clips, labels)
+  header = source.header("p1_2024-03-01/L1")
+  source.media["p1_2024-03-01/L1"] = dataclasses.replace(header, region=(6, 10, 20, 30))
+  _, notes = write.write(source, write.Options(tmp_path / "found"))
+  area = manifest.read_folder(tmp_path / "found").videos[0].scan_area
+  # What was drawn begins at row 4 and column 5.
+  assert area is None or (area[0] <= 4 and area[1] <= 5)

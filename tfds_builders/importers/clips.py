@@ -31,6 +31,7 @@ class _Row:
     cells: of its row in the table, by column, as text.
     area: its `scan_area.Area`.
     widened: whether that was widened to hold what was drawn.
+    cut: whether what was drawn leaves the area that a user gave.
   """
 
   name: str
@@ -38,6 +39,7 @@ class _Row:
   cells: dict[str, str]
   area: scan_area.Area
   widened: bool = False
+  cut: bool = False
 
 
 class Clips:
@@ -124,9 +126,12 @@ class Clips:
     """
     for name, boxes in extents.items():
       row = self._rows[name]
-      if row.area.how in ("motion", "still", "whole"):
-        box, scan = (scan_area.around(x, *boxes) for x in (row.area.box, row.area.scan))
-        row.widened = (box, scan) != (row.area.box, row.area.scan)
+      box, scan = (scan_area.around(x, *boxes) for x in (row.area.box, row.area.scan))
+      leaves = (box, scan) != (row.area.box, row.area.scan)
+      if row.area.how == "user":
+        row.cut = leaves
+      else:
+        row.widened = leaves
         row.area = scan_area.Area(box, row.area.how, scan)
 
   def copy(self, folder, name, within):
@@ -186,6 +191,11 @@ class Clips:
       notes.append(
         f"Scan areas widened to hold what was drawn: {len(widened)} "
         f"({tables.shown_list(widened, 5)})."
+      )
+    if cut := [name for name, row in self._rows.items() if row.cut]:
+      notes.append(
+        f"What was drawn leaves the area of --crop and is cut off in {plural(len(cut), 'clip')} "
+        f"({tables.shown_list(cut, 5)})."
       )
     if not self._deidentified:
       return notes + self._told()
