@@ -190,10 +190,7 @@ def _look_at_frames(dataset, clip, seen, step, wanted, kept):
 def _find_area(clip, frames):
   """Where the scan seems to be, with a warning where nobody says so and it is small."""
   media = clip.media
-  if media.region is not None:
-    found = scan_area.Area(media.region, "header")
-  else:
-    found = scan_area.find_in(np.stack(frames))
+  found = scan_area.find_among(media, np.stack(frames))
   top, left, bottom, right = found.box
   if (bottom - top) * (right - left) < _SMALL * media.height * media.width:
     notices.warn(

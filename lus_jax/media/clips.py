@@ -40,8 +40,9 @@ class Media:
       says, so x.
     format: which entry of `readers` reads it.
     spacing: millimetres a pixel, (vertical, horizontal), as shown; None where unknown.
-    region: the largest two-dimensional picture of tissue that the header names, a box (top, left,
-      bottom, right), half-open, that lies within the frame; None where there is none.
+    region: the box (top, left, bottom, right), half-open, around all two-dimensional pictures of
+      tissue that the header names and that lie within the frame; None where there is none.
+    traces: boxes of what else it names there: M-mode, spectra, curves.
     window: (low, high): the values that become 0 and 255, where they have more than 8 bits; None
       where their type or header says.
     is_ybr: of DICOM in colours, whether its pixels are brightness and two differences of colour.
@@ -61,5 +62,6 @@ class Media:
   format: str = "picture"
   spacing: tuple[float, float] | None = None
   region: tuple[int, int, int, int] | None = None
+  traces: tuple[tuple[int, int, int, int], ...] = ()
   window: tuple[float, float] | None = None
   is_ybr: bool = False

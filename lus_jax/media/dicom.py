@@ -45,6 +45,9 @@ _PLAIN = (
 _JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 _LOSSLESS_JPEG = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 _RLE = "1.2.840.10008.1.2.5"
+# How regions on the screen that have no two dimensions of space are told (C.8.5.5.1.1): M-mode,
+# spectra, waves, graphics.
+_TRACES = (2, 3, 4, 5)
 _PLUGINS = {
   "1.2.840.10008.1.2.4.80": "pyjpegls",
   "1.2.840.10008.1.2.4.81": "pyjpegls",
@@ -683,14 +686,21 @@ def _rate(dataset):
 
 
 def _regions(pixels):
-  """The boxes of two-dimensional tissue within the picture, largest first, with their spacing."""
+  """What the header names within the picture.
+
+  Returns:
+    The boxes of two-dimensional tissue, largest first, with their spacing; and the boxes of what
+    has no two dimensions, as curves.
+  """
   try:
     items = list(pixels.dataset.get("SequenceOfUltrasoundRegions") or ())
   except _errors():
     items = []
-  found, outside = [], 0
+  found, traces, outside = [], [], 0
   for item in items:
-    if (_number(item, "RegionSpatialFormat"), _number(item, "RegionDataType")) != (1, 1):
+    kind = _number(item, "RegionSpatialFormat"), _number(item, "RegionDataType")
+    is_tissue, is_trace = kind == (1, 1), kind[0] in _TRACES
+    if not is_tissue and not is_trace:
       continue
     names = ("MinY0", "MinX0", "MaxY1", "MaxX1")
     corners = [_number(item, f"RegionLocation{name}") for name in names]
@@ -701,7 +711,10 @@ def _regions(pixels):
     bottom, right = min(bottom + 1, pixels.height), min(right + 1, pixels.width)
     fits = corners[2] <= pixels.height and corners[3] <= pixels.width
     if not fits or not (0 <= top < bottom and 0 <= left < right):
-      outside += 1
+      outside += is_tissue
+      continue
+    if is_trace:
+      traces.append((top, left, bottom, right))
       continue
     spacing = None
     if _number(item, "PhysicalUnitsXDirection") == _number(item, "PhysicalUnitsYDirection") == 3:
@@ -715,7 +728,14 @@ def _regions(pixels):
       "used, nor is its scale.",
       pixels.path,
     )
-  return sorted(found, key=lambda one: -(one[0][2] - one[0][0]) * (one[0][3] - one[0][1]))
+  found.sort(key=lambda one: -(one[0][2] - one[0][0]) * (one[0][3] - one[0][1]))
+  return found, tuple(traces)
+
+
+def _around(boxes):
+  """The box around boxes: of two scans side by side both are seen."""
+  tops, lefts, bottoms, rights = zip(*boxes, strict=True)
+  return (min(tops), min(lefts), max(bottoms), max(rights))
 
 
 def _spacing(pixels, regions):
@@ -746,7 +766,7 @@ def probe(path, words):
     ((values, told),) = _decoded(pixels, [0])
     is_ybr = values.ndim == 3 and _is_ybr(values, told, pixels)
     window = _window(pixels, words)
-    regions = _regions(pixels)
+    regions, traces = _regions(pixels)
     return Media(
       path,
       (path,),
@@ -755,7 +775,8 @@ def probe(path, words):
       pixels.width,
       _rate(pixels.dataset),
       spacing=_spacing(pixels, regions),
-      region=regions[0][0] if regions else None,
+      region=_around([box for box, _ in regions]) if regions else None,
+      traces=traces,
       window=window,
       is_ybr=is_ybr,
     )

@@ -12,12 +12,14 @@ import re
 import numpy as np
 from scipy import ndimage
 
-from lus_jax import palette
+from lus_jax import notices, palette
 from lus_jax.errors import UserError
 from lus_jax.media import readers
 
 # Frames that are looked at, over the whole clip, and how many bytes of them at most.
 _FRAMES, _BYTES = 48, 2**28
+# Of the frames that are compared with a header, and of how much more than its region is believed.
+_TO_COMPARE, _OUTSIDE = 8, 0.1
 # Longer sides are averaged down to less than twice this before motion and texture are measured.
 _SIDE = 480
 # Grey levels: what changes by more than this, and by more than thrice the noise, is tissue, and so
@@ -34,8 +36,8 @@ _FILLED = 0.6
 _EMPTY, _NEARLY_WHOLE = 0.02, 0.6
 # A band so low and so long for its height is a curve or a bar.
 _LOW, _LONG = 0.15, 4.0
-# The box grows over dark parts that touch the scan, up to so many times its area: beyond, the
-# screen itself is no plain black.
+# The box grows over dark parts that touch the scan; to more than so many times its area only over
+# those that are broad.
 _GROWTH = 3.0
 # Faint echoes may be so far apart, as a share of the scan's height or width.
 _GAP = 0.15
@@ -53,13 +55,20 @@ class Area:
   """Where the scan is.
 
   Attributes:
-    box: (top, left, bottom, right), half-open, in pixels of the frame as shown.
+    box: what frames are cropped to, (top, left, bottom, right), half-open, in pixels of the frame
+      as shown.
     how: how it was found: by the "header" of the file, by its "motion", on one "still" picture; or
-      "whole": the whole frame, as nothing says more.
+      "whole": the whole frame, as cropping gains little or nothing says more.
+    scan: what de-identification keeps: smaller than `box` where a scan was found that is nearly
+      the whole frame; by default `box`.
   """
 
   box: tuple[int, int, int, int]
   how: str
+  scan: tuple[int, int, int, int] | None = None
+
+  def __post_init__(self):
+    object.__setattr__(self, "scan", self.scan or self.box)
 
 
 def whole(height, width):
@@ -131,6 +140,12 @@ def crop(images, box):
   return images[..., top:bottom, left:right]
 
 
+def around(*boxes):
+  """The smallest box that holds all of some boxes."""
+  tops, lefts, bottoms, rights = zip(*boxes, strict=True)
+  return (min(tops), min(lefts), max(bottoms), max(rights))
+
+
 def find(media):
   """Finds where the scan is: as the header says, by what moves, or by what has a texture.
 
@@ -143,9 +158,38 @@ def find(media):
   Raises:
     UserError: the file is damaged.
   """
+  numbers = looked_at(media)
   if media.region is not None:
-    return Area(media.region, "header")
-  return find_in(readers.read(media, looked_at(media)))
+    numbers = numbers[:: max(1, len(numbers) // _TO_COMPARE)]
+  return find_among(media, readers.read(media, numbers))
+
+
+def find_among(media, frames):
+  """Finds where the scan is, as `find` does, in frames [n, h, w] uint8 of the clip."""
+  if media.region is None:
+    return find_in(frames)
+  header = Area(media.region, "header")
+  others = np.zeros(frames.shape[1:], bool)
+  for top, left, bottom, right in media.traces:
+    others[top:bottom, left:right] = True
+  crop(others, media.region)[:] = False
+  found = find_in(np.where(others, 0, frames) if others.any() else frames)
+  near = _with_margin(media.region, max(2 * _MARGIN, max(others.shape) // 50), *others.shape)
+  outside = np.zeros_like(others)
+  crop(outside, found.scan)[:] = True
+  crop(outside, near)[:] = False
+  # Of what is no screen with a scan nothing can be said.
+  if found.scan == whole(*others.shape) or outside.sum() <= _OUTSIDE * _area(media.region):
+    return header
+  box = around(found.scan, media.region)
+  notices.warn(
+    "%s: the region that its header names, %s, leaves out what looks like tissue; %s is taken, "
+    "which holds both.",
+    media.path,
+    text(media.region),
+    text(box),
+  )
+  return Area(around(found.box, box), found.how, box)
 
 
 def looked_at(media):
@@ -170,19 +214,20 @@ def find_in(frames):
   small = small - (flicker - np.median(flicker))[:, None, None]
   moving, faint = _moving(small, empty, black)
   textured = _textured(still, empty) & _is_broad(still, black)
-  for how, of_scan, shown in (
-    ("motion", moving, small.max(axis=0)),
-    ("still", textured, still),
-  ):
-    box = _largest(of_scan, np.abs(shown - black) > 2 * _STANDS_OUT)
-    if box is not None:
-      if how == "motion":
-        box = _with_touching(faint, box)
-      lit = _lit(frames, empty, step, black)
-      box = _grown(frames, lit, tuple(step * x for x in box), black)
-      box = _with_margin(box, max(_MARGIN, step), *lit.shape)
-      return everything if _is_whole(lit, box) else Area(box, how)
-  return everything
+  filled = np.abs(still - black) > 2 * _STANDS_OUT
+  lights = np.abs(small.max(axis=0) - black) > 2 * _STANDS_OUT
+  how, box = "motion", _largest(_parts(moving, lights), still.size)
+  if box is None:
+    how, box = "still", _largest(_parts(textured, filled), still.size, _PART)
+  else:
+    # Tissue may stand still: all of it but a heart, or one of two scans.
+    box = _with_still(_parts(textured & filled, filled), still.size, _with_touching(faint, box))
+  if box is None:
+    return everything
+  lit = _lit(frames, empty, step, black)
+  box = _grown(frames, lit, tuple(step * x for x in box), black)
+  box = _with_margin(box, max(_MARGIN, step), *lit.shape)
+  return dataclasses.replace(everything, scan=box) if _is_whole(lit, box) else Area(box, how)
 
 
 def _averaged(frames, step):
@@ -242,12 +287,15 @@ def _is_broad(still, black):
   return ndimage.binary_dilation(broad, iterations=2)
 
 
-def _largest(of_scan, filled):
-  """The box around the largest dense part of a mask, and parts that count beside it; or None.
+def _parts(of_scan, filled):
+  """The dense parts of a mask that are no curves, bars or lines of text.
 
   Args:
     of_scan: [h, w] bool.
     filled: [h, w] bool, what differs from the empty screen.
+
+  Returns:
+    Of each its filled area in pixels, the share of it that is filled, and its box.
   """
   h, w = of_scan.shape
   labels = _dense_parts(of_scan)
@@ -258,28 +306,42 @@ def _largest(of_scan, filled):
     area = int((part & filled[where]).sum())
     if not area:
       continue
-    rows, columns = part.any(axis=1).nonzero()[0], part.any(axis=0).nonzero()[0]
-    box = (
-      where[0].start + rows[0],
-      where[1].start + columns[0],
-      where[0].start + rows[-1] + 1,
-      where[1].start + columns[-1] + 1,
-    )
+    box = _box(where)
     height, width = box[2] - box[0], box[3] - box[1]
     thin = height < _THINNEST * h or width < _THINNEST * w
     if not thin and not (height < _LOW * h and width > _LONG * height):
       found.append((area, area / part.sum(), box))
-  largest = max((area for area, _, _ in found), default=0)
-  if largest < _SMALLEST * h * w:
+  return found
+
+
+def _largest(parts, size, least=0.0):
+  """The box around the largest of some parts and others that are tissue; None if all are small.
+
+  Args:
+    parts: of `_parts`.
+    size: of the picture, in pixels.
+    least: share of the largest part that others have at least.
+  """
+  largest = max((area for area, _, _ in parts), default=0)
+  if largest < _SMALLEST * size:
     return None
-  boxes = np.array(
-    [
-      box
-      for area, share, box in found
-      if area == largest or (area >= _PART * largest and share > _FILLED)
-    ]
+  least = max(_SMALLEST * size, least * largest)
+  return around(
+    *(box for area, share, box in parts if area == largest or (area >= least and share > _FILLED))
   )
-  return (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+
+
+def _with_still(parts, size, box):
+  """A box of tissue with other parts that are tissue: they meet it, or are as large as a scan."""
+  large = max(_SMALLEST * size, _PART * _area(box))
+  return around(
+    box,
+    *(
+      part
+      for area, share, part in parts
+      if share > _FILLED and area >= (_SMALLEST * size if _meet(part, box) else large)
+    ),
+  )
 
 
 def _dense_parts(of_scan):
@@ -294,14 +356,7 @@ def _with_touching(of_scan, box):
   labels = _dense_parts(of_scan)
   inside = np.unique(crop(labels, box))
   parts = ndimage.find_objects(labels)
-  return _grown_by(box, [parts[i - 1] for i in inside[inside > 0]])
-
-
-def _grown_by(box, parts):
-  larger = box
-  for rows, columns in parts:
-    larger = _union(larger, (rows.start, columns.start, rows.stop, columns.stop))
-  return larger if _area(larger) <= _GROWTH * _area(box) else box
+  return around(box, *(_box(parts[i - 1]) for i in inside[inside > 0]))
 
 
 def _lit(frames, empty, step, black):
@@ -317,11 +372,12 @@ def _lit(frames, empty, step, black):
 
 def _grown(frames, lit, box, black):
   """The box with the dark parts of the scan, which neither move nor have a texture."""
-  labels, _ = ndimage.label(lit > _STANDS_OUT)
-  inside = np.bincount(crop(labels, box).ravel())
-  inside[0] = 0
-  if inside.size > 1:
-    box = _grown_by(box, [ndimage.find_objects(labels, int(inside.argmax()))[-1]])
+  shown = lit > _STANDS_OUT
+  larger = _with_most_of(shown, box)
+  if _area(larger) > _GROWTH * _area(box):
+    # Lines that frame the whole screen may touch the scan.
+    larger = _with_most_of(ndimage.binary_opening(shown, np.ones((5, 5))), box)
+  box = larger
   # What is as bright as curves is no faint echo, nor are letters, which are bright all the time,
   # and what compression leaves around either.
   high, low = frames.max(axis=0), frames.min(axis=0)
@@ -330,8 +386,23 @@ def _grown(frames, lit, box, black):
   return _stretched(echoes, box)
 
 
-def _union(a, b):
-  return (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
+def _with_most_of(mask, box):
+  """The box with the part of a mask that most of what the box holds of it belongs to."""
+  labels, _ = ndimage.label(mask)
+  inside = np.bincount(crop(labels, box).ravel())
+  inside[0] = 0
+  if not inside.any():
+    return box
+  return around(box, _box(ndimage.find_objects(labels, int(inside.argmax()))[-1]))
+
+
+def _box(where):
+  rows, columns = where
+  return (rows.start, columns.start, rows.stop, columns.stop)
+
+
+def _meet(a, b):
+  return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
 def _area(box):

@@ -417,7 +417,9 @@ def region(left, top, right, bottom, *, spatial=1, kind=1, step=0.05, units=3):
     ([region(2, 4, 21, 13)], (4, 2, 14, 22), (1.0, 0.5)),
     ([region(0, 0, 31, 23)], (0, 0, 24, 32), (1.0, 0.5)),
     ([region(0, 0, 32, 24)], (0, 0, 24, 32), (1.0, 0.5)),
-    ([region(0, 0, 4, 4), region(2, 4, 21, 13, step=0.1)], (4, 2, 14, 22), (2.0, 1.0)),
+    # Of two scans both are seen, and the scale is the larger's.
+    ([region(0, 0, 4, 4), region(2, 4, 21, 13, step=0.1)], (0, 0, 14, 22), (2.0, 1.0)),
+    ([region(1, 2, 12, 20), region(16, 2, 27, 20)], (2, 1, 21, 28), (1.0, 0.5)),
     ([region(2, 4, 21, 13), region(0, 0, 31, 23, spatial=3)], (4, 2, 14, 22), (1.0, 0.5)),
     ([region(2, 4, 21, 13), region(0, 0, 40, 23)], (4, 2, 14, 22), (1.0, 0.5)),
     ([region(2, 4, 21, 13, units=4)], (4, 2, 14, 22), (0.3, 0.2)),
@@ -433,6 +435,15 @@ def test_regions_and_spacing(tmp_path, warnings_seen, regions, box, spacing):
   found = readers.probe(save(tmp_path, found))
   assert found.region == box and found.spacing == pytest.approx(spacing)
   assert bool(warnings_seen) == (bool(regions) and box is None and regions[0].RegionDataType == 1)
+
+
+def test_of_what_is_no_tissue_on_the_screen_the_place_is_kept(tmp_path):
+  found = seeds.dataset(seeds.frames())
+  found.SequenceOfUltrasoundRegions = [
+    *(region(2, 4, 21, 13), region(1, 15, 30, 22, spatial=2), region(0, 15, 40, 22, spatial=3)),
+    region(3, 5, 9, 9, kind=2),
+  ]
+  assert readers.probe(save(tmp_path, found)).traces == ((15, 1, 23, 31),)
 
 
 def test_nonsense_in_what_is_not_needed_is_passed_over(tmp_path):

@@ -1,9 +1,11 @@
+import dataclasses
 import math
 import pathlib
 
 import numpy as np
 import pydicom
 import pytest
+from absl import logging
 from conftest import REAL_DATA
 from PIL import Image, ImageDraw
 from scipy import ndimage
@@ -13,6 +15,13 @@ from lus_jax.errors import UserError
 from lus_jax.media import readers, scan_area
 
 H, W, N = 360, 480, 16
+
+
+@pytest.fixture
+def warnings_seen(monkeypatch):
+  seen = []
+  monkeypatch.setattr(logging, "warning", lambda text, *values: seen.append(text % values))
+  return seen
 
 
 def speckle(shape, seed=0, n=N):
@@ -157,7 +166,6 @@ def test_dark_tissue_of_one_grey_is_kept_where_the_screen_is_darker():
     speckle((H, W))[:1],
     150 + speckle((H, W)) / 2,  # bright all over
     linear((4, 4, H - 4, W - 4)),
-    linear((0, 0, 260, W)),  # black alone beside it
     np.zeros((N, H, W)),
     np.zeros((1, 1, 1)),
     speckle((2000, 3)),
@@ -170,6 +178,67 @@ def test_what_fills_the_picture_or_convinces_of_nothing_is_whole(frames):
   assert scan_area.find_in(np.uint8(frames)) == scan_area.Area((0, 0, h, w), "whole")
 
 
+def named(frames, at):
+  """The frames with a name at (x, y), and where its pixels are, [h, w] bool."""
+  name = drawn(np.zeros_like(frames[:1]), lambda draw, i: draw.text(at, "DOE", 255, font_size=13))
+  return np.uint8(np.maximum(frames, name)), name[0] > 0
+
+
+@pytest.mark.parametrize(
+  ("box", "at", "how"),
+  [
+    ((60, 60, 300, 420), (200, 20), "motion"),
+    ((60, 10, 300, 370), (420, 100), "motion"),
+    ((50, 20, 348, 426), (200, 20), "whole"),
+    ((10, 10, 350, 366), (420, 100), "whole"),
+    ((25, 4, 358, 478), (4, 2), "whole"),
+    ((4, 0, 356, 436), (446, 100), "whole"),
+  ],
+)
+def test_of_what_is_nearly_the_whole_screen_names_are_no_scan(box, at, how):
+  frames, name = named(linear(box), at)
+  area = scan_area.find_in(frames)
+  assert area.how == how and (area.box == (0, 0, H, W)) == (how == "whole")
+  check(scan_area.Area(area.scan, how), box, how)
+  assert name.sum() > 50 and not scan_area.crop(name, area.scan).any()
+
+
+def test_beside_nearly_a_whole_screen_black_alone_is_not_cropped_either():
+  area = scan_area.find_in(np.uint8(linear((0, 0, 260, W))))
+  assert area.how == "whole" and area.box == (0, 0, H, W)
+  check(scan_area.Area(area.scan, "whole"), (0, 0, 260, W), "whole")
+
+
+def still(box):
+  """A screen [N, H, W] with a scan that does not move."""
+  return np.repeat(linear(box, n=1), N, axis=0)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_tissue_of_which_a_small_part_moves_is_kept_whole(smooth):
+  box = (70, 40, 310, 340)
+  frames = still(box)
+  if smooth:
+    frames[frames > 0] = 20
+  frames[:, 150:220, 150:220] = speckle((70, 70), seed=1)
+  check(scan_area.find_in(drawn(frames, labels)), box, "motion")
+
+
+def test_a_line_around_the_screen_that_touches_a_scan_is_none():
+  box = (70, 40, 200, 190)
+  frames = drawn(linear(box), lambda draw, i: draw.rectangle((2, 70, W - 3, H - 3), outline=90))
+  check(scan_area.find_in(frames), box, "motion")
+
+
+@pytest.mark.parametrize(
+  ("frozen", "live"),
+  [((60, 20, 290, 190), (60, 220, 290, 390)), ((40, 140, 130, 290), (170, 30, 310, 380))],
+)
+def test_a_frozen_scan_beside_or_above_a_live_one_is_kept(frozen, live):
+  frames = drawn(still(frozen) + linear(live), labels)
+  check(scan_area.find_in(frames), scan_area.around(frozen, live), "motion")
+
+
 def test_the_header_comes_first_and_a_clip_is_sampled_over_its_length(tmp_path):
   box = (40, 100, 280, 330)
   frames = np.zeros((400, H, W), np.uint8)
@@ -177,8 +246,31 @@ def test_the_header_comes_first_and_a_clip_is_sampled_over_its_length(tmp_path):
   np.save(tmp_path / "clip.npy", frames)
   clip = readers.probe(tmp_path / "clip.npy")
   check(scan_area.find(clip), box, "motion")
-  named = readers.Media(clip.path, clip.files, 400, H, W, region=(1, 2, 300, 400))
+  named = dataclasses.replace(clip, region=(1, 2, 300, 400))
   assert scan_area.find(named) == scan_area.Area((1, 2, 300, 400), "header")
+
+
+@pytest.mark.parametrize(
+  ("region", "traces", "box"),
+  [
+    ((60, 20, 290, 190), (), None),  # one of two scans
+    ((30, 10, 145, 95), (), None),  # of a picture of half the size
+    ((60, 20, 290, 190), ((50, 210, 300, 400),), (60, 20, 290, 190)),
+    ((40, 10, 310, 420), (), (40, 10, 310, 420)),  # larger
+    ((65, 25, 285, 385), (), (65, 25, 285, 385)),  # within what is uncertain
+  ],
+)
+def test_a_header_that_leaves_out_tissue_is_not_trusted(
+  tmp_path, warnings_seen, region, traces, box
+):
+  np.save(tmp_path / "clip.npy", np.uint8(linear((60, 20, 290, 190)) + linear((60, 220, 290, 390))))
+  clip = dataclasses.replace(readers.probe(tmp_path / "clip.npy"), region=region, traces=traces)
+  area = scan_area.find(clip)
+  if box is not None:
+    assert area == scan_area.Area(box, "header") and not warnings_seen
+  else:
+    check(area, scan_area.around(region, (60, 20, 290, 390)), "motion")
+    assert "clip.npy: the region that its header names" in warnings_seen[0]
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ H, W, N = 96, 160, 6
 BOX = (28, 40, 88, 120)
 
 
-def frames(seed):
-  """A scan that moves in `BOX`, a name above it."""
+def frames(seed, box=BOX):
+  """A scan that moves in a box, a name above it."""
   random = np.random.default_rng(seed)
   images = np.zeros((N, H, W), np.uint8)
-  top, left, bottom, right = BOX
+  top, left, bottom, right = box
   images[:, top:bottom, left:right] = random.integers(60, 220, (N, bottom - top, right - left))
   text = Image.new("L", (W, 14))
   ImageDraw.Draw(text).text((2, 1), "DOE JANE 04.05.1961", fill=255)
@@ -33,7 +33,7 @@ def frames(seed):
   return images
 
 
-def write_dicom(path, seed, date):
+def write_dicom(path, seed, date, box=BOX):
   dataset = Dataset()
   dataset.file_meta = FileMetaDataset()
   dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -55,7 +55,7 @@ def write_dicom(path, seed, date):
   dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
   dataset.BitsAllocated = dataset.BitsStored = 8
   dataset.HighBit, dataset.PixelRepresentation = 7, 0
-  dataset.PixelData = frames(seed).tobytes()
+  dataset.PixelData = frames(seed, box).tobytes()
   path.parent.mkdir(parents=True, exist_ok=True)
   dataset.save_as(path, enforce_file_format=True)
 
@@ -113,6 +113,19 @@ def test_nothing_that_tells_whose_it_is_is_written(delivery, capsys):
   ]
   days = [datetime.date(int(x[:4]), int(x[4:6]), int(x[6:])) for x in dates]
   assert (days[1] - days[0]).days == 3 and days[0] < datetime.date(2024, 2, 29)
+
+
+def test_a_name_beside_a_scan_that_is_nearly_the_whole_screen_is_blanked(tmp_path, capsys):
+  box = (17, 0, H, W)
+  write_dicom(tmp_path / "Doe_Jane" / "IM0000", 0, "20240229", box)
+  assert run(tmp_path) == 0
+  assert "Nothing was blanked" not in capsys.readouterr().out
+  (video,) = manifest.read_folder(tmp_path / "out", labels=False).videos
+  assert video.scan_area is None  # cropping would gain little
+  kept = frames(0, box)
+  assert kept[:, :13].any() and not kept[:, 13:17].any()
+  kept[:, :13] = 0
+  np.testing.assert_array_equal(readers.read(video.media), kept)
 
 
 def test_a_key_gives_the_same_names_again_and_another_one_others(delivery, capsys):

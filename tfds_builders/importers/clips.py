@@ -124,11 +124,10 @@ class Clips:
     """
     for name, boxes in extents.items():
       row = self._rows[name]
-      if row.area.how in ("motion", "still"):
-        tops, lefts, bottoms, rights = zip(row.area.box, *boxes, strict=True)
-        box = min(tops), min(lefts), max(bottoms), max(rights)
-        row.widened = box != row.area.box
-        row.area = scan_area.Area(box, row.area.how)
+      if row.area.how in ("motion", "still", "whole"):
+        box, scan = (scan_area.around(x, *boxes) for x in (row.area.box, row.area.scan))
+        row.widened = (box, scan) != (row.area.box, row.area.scan)
+        row.area = scan_area.Area(box, row.area.how, scan)
 
   def copy(self, folder, name, within):
     """Copies a clip, without what tells whose it is if that is wished; returns its file's name."""
@@ -144,7 +143,7 @@ class Clips:
       f"{within}/{row.name}",
       lambda target: deidentify.rewrite(
         media,
-        row.area.box,
+        row.area.scan,
         target,
         self._pseudonyms,
         patient=self._facts[name]["patient"] or None,
@@ -159,7 +158,12 @@ class Clips:
     image = readers.read(self._source.header(name), [number])[0]
     if not self._deidentified or self._options.keep_pixels:
       return image
-    return deidentify.blank(image, self._rows[name].area.box)
+    return deidentify.blank(image, self._rows[name].area.scan)
+
+  def _fills(self, name):
+    """Whether de-identification keeps all of a clip's frames."""
+    media = self._source.header(name)
+    return self._rows[name].area.scan == scan_area.whole(media.height, media.width)
 
   def notes(self):
     """What a user should know of the clips, as lines."""
@@ -187,9 +191,9 @@ class Clips:
       return notes + self._told()
     notes += self._deidentified_notes(len(rows))
     kept = self._options.keep_pixels
-    if whole := [name for name in found.get("whole", ()) if not kept]:
+    if whole := [name for name in self._rows if not kept and self._fills(name)]:
       notes.append(
-        f"Nothing was blanked in {len(whole)} clip(s), whose scan area is the whole frame "
+        f"Nothing was blanked in {len(whole)} clip(s), whose scan fills the whole frame "
         f"({tables.shown_list(whole, 5)}): look for text in them."
       )
     return notes
