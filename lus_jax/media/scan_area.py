@@ -31,6 +31,8 @@ _MOVES, _MOVES_FAINTLY, _VARIES, _STANDS_OUT = 3.0, 1.0, 1.0, 1
 _SMALLEST, _THINNEST, _PART, _WHOLE = 0.01, 0.04, 0.1, 0.85
 # Of text so much is ink at most, of tissue more is not black.
 _FILLED = 0.6
+# Of text on a grey ground so much has the grey of that.
+_ONE_GREY = 0.3
 # A picture of which less than this is empty is all scan. Where nothing stands beside a scan of so
 # much of the picture, black alone, cropping would gain little, and clips of one machine differ.
 _EMPTY, _NEARLY_WHOLE = 0.02, 0.6
@@ -218,10 +220,12 @@ def find_in(frames):
   lights = np.abs(small.max(axis=0) - black) > 2 * _STANDS_OUT
   how, box = "motion", _largest(_parts(moving, lights), still.size)
   if box is None:
-    how, box = "still", _largest(_parts(textured, filled), still.size, _PART)
+    parts = _without_panels(_parts(textured, filled), still, black)
+    how, box = "still", _largest(parts, still.size, _PART)
   else:
     # Tissue may stand still: all of it but a heart, or one of two scans.
-    box = _with_still(_parts(textured & filled, filled), still.size, _with_touching(faint, box))
+    parts = _without_panels(_parts(textured & filled, filled), still, black)
+    box = _with_still(parts, still.size, _with_touching(faint, box))
   if box is None:
     return everything
   lit = _lit(frames, empty, step, black)
@@ -312,6 +316,18 @@ def _parts(of_scan, filled):
     if not thin and not (height < _LOW * h and width > _LONG * height):
       found.append((area, area / part.sum(), box))
   return found
+
+
+def _without_panels(parts, still, black):
+  """The parts but those that are text on a ground of one grey, which tissue never is of."""
+  kept = []
+  for part in parts:
+    levels = np.bincount(crop(still, part[2]).round().astype(int).ravel(), minlength=256)
+    # Much tissue is nearly black, or as white as can be.
+    alike = np.convolve(levels[int(black) + _ALWAYS : 250], np.ones(3)).max(initial=0)
+    if alike <= _ONE_GREY * levels[int(black) + 2 * _STANDS_OUT :].sum():
+      kept.append(part)
+  return kept
 
 
 def _largest(parts, size, least=0.0):

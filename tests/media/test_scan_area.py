@@ -224,6 +224,18 @@ def test_tissue_of_which_a_small_part_moves_is_kept_whole(smooth):
   check(scan_area.find_in(drawn(frames, labels)), box, "motion")
 
 
+@pytest.mark.parametrize("n", [1, N])
+def test_text_on_a_grey_panel_is_no_tissue(n):
+  box = (40, 180, 320, 400)
+
+  def panel(draw, i):
+    draw.rectangle((5, 60, 130, 240), fill=70)
+    for y in range(64, 230, 18):
+      draw.text((9, y), "DOE JANE 1970-01", fill=230, font_size=13)
+
+  check(scan_area.find_in(drawn(linear(box, n=n), panel)), box, "still" if n == 1 else "motion")
+
+
 def test_a_line_around_the_screen_that_touches_a_scan_is_none():
   box = (70, 40, 200, 190)
   frames = drawn(linear(box), lambda draw, i: draw.rectangle((2, 70, W - 3, H - 3), outline=90))
