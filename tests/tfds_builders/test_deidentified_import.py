@@ -1,6 +1,7 @@
 """Of a DICOM file nothing that tells whose it is reaches the imported folder, in no encoding."""
 
 import datetime
+import json
 
 import numpy as np
 import pydicom
@@ -126,6 +127,24 @@ def test_a_name_beside_a_scan_that_is_nearly_the_whole_screen_is_blanked(tmp_pat
   assert kept[:, :13].any() and not kept[:, 13:17].any()
   kept[:, :13] = 0
   np.testing.assert_array_equal(readers.read(video.media), kept)
+
+
+@pytest.mark.parametrize("box", [BOX, (17, 0, H, W)])
+def test_what_is_drawn_beside_a_scan_is_kept(tmp_path, box):
+  write_dicom(tmp_path / "Doe_Jane" / "a.dcm", 0, "20240229", box)
+  shape = {"label": "line", "points": [[60, 8], [90, 8], [90, 40]], "shape_type": "polygon"}
+  drawn = {"imagePath": "a_000002.png", "imageHeight": H, "imageWidth": W, "shapes": [shape]}
+  (tmp_path / "json").mkdir()
+  (tmp_path / "json" / "a_000002.json").write_text(json.dumps({"version": "5.5.0"} | drawn))
+  argv = ["labelme", f"--videos={tmp_path / 'Doe_Jane'}", f"--annotations={tmp_path / 'json'}"]
+  argv.append("--frame-pattern=(.+)_([0-9]+)")
+  assert importers.main([*argv, f"--out={tmp_path / 'out'}", f"--key={tmp_path / 'key'}"]) == 0
+  (video,) = manifest.read_folder(tmp_path / "out").videos
+  kept = readers.read(video.media)
+  assert not kept[:, :8].any()
+  np.testing.assert_array_equal(kept[:, 8:, 60:91], frames(0, box)[:, 8:, 60:91])
+  assert (video.scan_area is None) == (box != BOX)
+  assert video.scan_area is None or video.scan_area[0] == 8
 
 
 def test_a_key_gives_the_same_names_again_and_another_one_others(delivery, capsys):
