@@ -62,7 +62,7 @@ class Area:
     how: how it was found: by the "header" of the file, by its "motion", on one "still" picture; or
       "whole": the whole frame, as cropping gains little or nothing says more.
     scan: what de-identification keeps: smaller than `box` where a scan was found that is nearly
-      the whole frame; by default `box`.
+      the whole frame, and something is seen beside it; by default `box`.
   """
 
   box: tuple[int, int, int, int]
@@ -231,7 +231,10 @@ def find_in(frames):
   lit = _lit(frames, empty, step, black)
   box = _grown(frames, lit, tuple(step * x for x in box), black)
   box = _with_margin(box, max(_MARGIN, step), *lit.shape)
-  return dataclasses.replace(everything, scan=box) if _is_whole(lit, box) else Area(box, how)
+  if not _is_whole(lit, box):
+    return Area(box, how)
+  scan = _over_dark_sides(frames.max(axis=0) > black + _ALWAYS, box)
+  return dataclasses.replace(everything, scan=scan)
 
 
 def _averaged(frames, step):
@@ -450,6 +453,18 @@ def _is_whole(lit, box):
   outside = lit > 20
   outside[box[0] : box[2], box[1] : box[3]] = False
   return outside.sum() < 0.001 * outside.size
+
+
+def _over_dark_sides(bright, box):
+  """The box up to the sides of the picture between which and it nothing can be read."""
+  top, left, bottom, right = box
+  h, w = bright.shape
+  return (
+    top if bright[:top].any() else 0,
+    left if bright[:, :left].any() else 0,
+    bottom if bright[bottom:].any() else h,
+    right if bright[:, right:].any() else w,
+  )
 
 
 def _with_margin(box, margin, height, width):
