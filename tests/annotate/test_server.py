@@ -295,7 +295,13 @@ def start(directory, *options):
   environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
   command = [sys.executable, "-m", "lus_jax.annotate", directory, "--no-browser", *options]
   return subprocess.Popen(
-    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    command,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=environment,
+    # What a shell runs in the background ignores Ctrl-C, and so would the command.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
 
 
@@ -307,7 +313,7 @@ def test_the_command_serves_until_it_is_stopped(tmp_path):
   folder = json.loads(serving.ask(int(port), "api/folder", token=token)[1])
   assert [one["name"] for one in folder["classes"]] == ["pleura", "a line"]
   child.send_signal(signal.SIGINT)
-  rest, errors = child.communicate(timeout=20)
+  rest, errors = child.communicate(timeout=60)
   assert child.returncode == 130 and "Traceback" not in errors and "stays" in errors
 
 
