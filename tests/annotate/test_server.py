@@ -294,15 +294,14 @@ def test_a_review_shows_everybody(tmp_path):
 def start(directory, *options):
   environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
   command = [sys.executable, "-m", "lus_jax.annotate", directory, "--no-browser", *options]
-  return subprocess.Popen(
-    command,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    env=environment,
-    # What a shell runs in the background ignores Ctrl-C, and so would the command.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-  )
+  # What a shell runs in the background ignores Ctrl-C, and so would the command.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    return subprocess.Popen(
+      command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_command_serves_until_it_is_stopped(tmp_path):
