@@ -149,6 +149,26 @@ def handled(kept, *, grace=GRACE):
     reader.close()
 
 
+def _interrupt(number, frame):
+  raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interrupting():
+  """Within it, SIGTERM and SIGHUP end what is done as Ctrl-C does: for commands without a run."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  # Windows has no SIGHUP.
+  numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+  before = {number: signal.signal(number, _interrupt) for number in numbers}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
 def _watch(reader, kept, grace):
   # Python writes the number of each signal there, whatever the main thread is doing.
   interrupts, end = 0, None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
+from refusals import refused
 
 from lus_jax.media import readers
 from tfds_builders.importers import __main__ as importers
@@ -116,14 +117,6 @@ class Place:
 @pytest.fixture
 def place(tmp_path):
   return Place(tmp_path)
-
-
-def refused(place, capsys, code, part):
-  out, error = capsys.readouterr()
-  assert (code, out) == (2, "")
-  assert error.startswith("error: ") and error.count("\n") == 1
-  assert part in error
-  assert not (place.path / "out").exists()
 
 
 def test_a_backup(place, capsys):

@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from lus_jax.media import readers
 from tfds_builders.importers import __main__ as importers
@@ -83,14 +84,6 @@ class Place:
 @pytest.fixture
 def place(tmp_path):
   return Place(tmp_path)
-
-
-def refused(place, capsys, code, part):
-  out, error = capsys.readouterr()
-  assert (code, out) == (2, "")
-  assert error.startswith("error: ") and error.count("\n") == 1
-  assert part in error
-  assert not (place.path / "out").exists()
 
 
 PLEURA = (55, 40), (95, 45)

@@ -1,7 +1,6 @@
 """What all importers of frames share: renaming, soft borders, tables, dry runs, several people."""
 
 import csv
-import dataclasses
 import filecmp
 import json
 import os
@@ -14,7 +13,7 @@ from absl import logging
 from PIL import Image
 
 from lus_jax.errors import UserError
-from lus_jax.media import readers
+from lus_jax.media import readers, scan_area
 from tfds_builders.importers import facts, options, write
 from tfds_builders.importers.source import Clip, Label, Source, Videos
 from tfds_builders.lus_folder import manifest
@@ -254,6 +253,12 @@ def test_days_of_one_patient_are_all_dates_or_all_numbers(clips, tmp_path):
     facts.gather(clips.clips(), table=table, patient_pattern=re.compile("p[0-9]"))
 
 
+def test_dates_of_nobody_are_left_out_and_counted(clips, tmp_path):
+  found, notes = facts.gather(clips.clips(), day_pattern=re.compile("_([-0-9]+)/"))
+  assert {cells["day"] for cells in found.values()} == {""}
+  assert notes[0].startswith("Dates left out") and "of 3 clip(s)" in notes[0]
+
+
 def test_a_border_wider_than_what_is_drawn_is_told(clips, tmp_path):
   source = source_of(clips, [("p1_2024-03-01/L1", 0, {"line": box(size=3), "area": box()}, "")])
   _, notes = write.write(source, write.Options(tmp_path / "out", soft_border=(5.0, "px")))
@@ -316,17 +321,20 @@ def test_annotators_whose_names_tell_are_replaced(clips, tmp_path):
     write.write(source_of(clips, labels), write.Options(tmp_path / "x", keep_names=True))
 
 
-def test_areas_that_are_found_hold_what_was_drawn_and_given_ones_are_told(clips, tmp_path):
+@pytest.mark.parametrize("how", ["header", "motion", "still"])
+def test_areas_that_are_found_hold_what_was_drawn(clips, tmp_path, monkeypatch, how):
+  monkeypatch.setattr(scan_area, "find", lambda media: scan_area.Area((6, 10, 20, 30), how))
   labels = [("p1_2024-03-01/L1", 0, {"line": box()}, "")]
-  _, notes = write.write(
-    source_of(clips, labels), write.Options(tmp_path / "given", crop="8,0,20,20")
-  )
-  assert [note for note in notes if note.startswith("What was drawn leaves the area of --crop")]
-  assert manifest.read_folder(tmp_path / "given").videos[0].scan_area == (0, 8, 20, 28)
-  source = source_of(clips, labels)
-  header = source.header("p1_2024-03-01/L1")
-  source.media["p1_2024-03-01/L1"] = dataclasses.replace(header, region=(6, 10, 20, 30))
-  _, notes = write.write(source, write.Options(tmp_path / "found"))
-  area = manifest.read_folder(tmp_path / "found").videos[0].scan_area
+  _, notes = write.write(source_of(clips, labels), write.Options(tmp_path / "out"))
+  drawn, other, _ = manifest.read_folder(tmp_path / "out").videos
   # What was drawn begins at row 4 and column 5.
-  assert area is None or (area[0] <= 4 and area[1] <= 5)
+  assert drawn.scan_area == (4, 5, 20, 30) and other.scan_area == (6, 10, 20, 30)
+  assert "Scan areas widened to hold what was drawn: 1 (p1_2024-03-01/L1)." in notes
+
+
+def test_what_a_given_area_cuts_off_is_told(clips, tmp_path):
+  labels = [("p1_2024-03-01/L1", 0, {"line": box()}, "")]
+  given = write.Options(tmp_path / "out", crop="8,0,20,20")
+  _, notes = write.write(source_of(clips, labels), given)
+  assert [note for note in notes if note.startswith("What was drawn leaves the area of --crop")]
+  assert manifest.read_folder(tmp_path / "out").videos[0].scan_area == (0, 8, 20, 28)

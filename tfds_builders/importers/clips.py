@@ -13,7 +13,6 @@ from tfds_builders.importers import source as source_lib
 
 # One for all imports, so that later deliveries fit the first.
 KEY = pathlib.Path("~/.config/lus_jax/pseudonyms.key")
-CROPS = ("auto", "none")
 
 
 def bar(items, unit, what):
@@ -28,7 +27,6 @@ class _Row:
   Attributes:
     name: without suffix.
     patient: who it shows, or a stand-in.
-    cells: of its row in the table, by column, as text.
     area: its `scan_area.Area`.
     widened: whether that was widened to hold what was drawn.
     cut: whether what was drawn leaves the area that a user gave.
@@ -36,7 +34,6 @@ class _Row:
 
   name: str
   patient: str
-  cells: dict[str, str]
   area: scan_area.Area
   widened: bool = False
   cut: bool = False
@@ -81,7 +78,7 @@ class Clips:
     if self._pseudonyms and not self._options.keep_names:
       patient = self._pseudonyms.patient(patient)
       written = self._pseudonyms.name(name)
-    return _Row(written, patient, dict(cells), self._area(name))
+    return _Row(written, patient, self._area(name))
 
   def _area(self, name):
     media, crop = self._source.header(name), self._options.crop
@@ -108,15 +105,20 @@ class Clips:
   def __getitem__(self, name):
     return self._rows[name]
 
-  @property
-  def columns(self):
-    """The columns that any clip has a cell in, but the patient's."""
+  def table(self):
+    """The columns that any clip has a cell in, the patient's first, and the cells of each clip."""
+    cells = {}
     for name, row in self._rows.items():
       media = self._source.header(name)
       is_whole = row.area.box == scan_area.whole(media.height, media.width)
-      row.cells["scan_area"] = "" if is_whole else scan_area.text(row.area.box)
-    names = [*facts_lib.COLUMNS[1:], "scan_area"]
-    return [name for name in names if any(row.cells[name] for row in self._rows.values())]
+      area = "" if is_whole else scan_area.text(row.area.box)
+      cells[name] = self._facts[name] | {"patient": row.patient, "scan_area": area}
+    columns = [
+      column
+      for column in (*facts_lib.COLUMNS, "scan_area")
+      if any(one[column] for one in cells.values())
+    ]
+    return columns, {name: [one[column] for column in columns] for name, one in cells.items()}
 
   def widen(self, extents):
     """Widens scan areas that were found, not given, to hold what was drawn.

@@ -45,12 +45,12 @@ def _read_table(path, clips):
   by_key = {}
   for name in clips:
     whole = name + source_lib.suffix(clips[name].path)
-    for key in {name, whole, name.rpartition("/")[2], whole.rpartition("/")[2]}:
-      by_key.setdefault(key.casefold(), []).append(name)
+    for key in {*source_lib.tails(name), *source_lib.tails(whole)}:
+      by_key.setdefault(key, []).append(name)
   found, unknown = {}, []
   for row in rows:
     text = row.required("video")
-    names = by_key.get(text.casefold(), [])
+    names = by_key.get(source_lib.tails(text)[0], [])
     if len(names) > 1:
       raise row.error(
         f"video {tables.shown(text)} may be {tables.shown_list(names, 3)}; say which."
@@ -123,9 +123,8 @@ def gather(clips, *, table=None, patient_pattern=None, day_pattern=None, view_pa
         others[cells["view"]] = None
         cells["view"] = ""
     facts[name] = cells
-  _count_days(facts, clips)
+  notes = _count_days(facts, clips)
   _check_splits(facts)
-  notes = []
   if others:
     notes.append(
       f"Views left out, as they are none of {', '.join(manifest.VIEWS)}: "
@@ -167,14 +166,13 @@ def _check_splits(facts):
 
 
 def _count_days(facts, clips):
-  first = {}
-  for name, cells in facts.items():
+  """Turns dates into days since the patient's first; returns lines for the user."""
+  first, numbered, unknown = {}, {}, []
+  for cells in facts.values():
     date = _date(cells["day"])
     if date is not None:
-      # Who is not known is nobody else.
-      key = cells["patient"] or name
-      first[key] = min(first.get(key, date), date)
-  numbered = {}
+      patient = cells["patient"]
+      first[patient] = min(first.get(patient, date), date)
   for name, cells in facts.items():
     text = cells["day"].strip()
     date = _date(text)
@@ -187,10 +185,11 @@ def _count_days(facts, clips):
           "(--table, --day-pattern)."
         )
     if date is not None:
-      if not cells["patient"]:
+      if cells["patient"]:
+        cells["day"] = str((date - first[cells["patient"]]).days)
+      else:
         cells["day"] = ""
-        continue
-      cells["day"] = str((date - first[cells["patient"]]).days)
+        unknown.append(name)
     elif text:
       day = tables.parse_number(text, int, decimal_comma=False)
       if not 0 <= day <= _MOST_DAYS:
@@ -199,3 +198,9 @@ def _count_days(facts, clips):
           f"{_MOST_DAYS} nor a date as 2024-03-01; mend --day-pattern or --table."
         )
       cells["day"] = str(int(day))
+  if not unknown:
+    return []
+  return [
+    f"Dates left out, as nobody says whose first they would count from: of {len(unknown)} clip(s) "
+    f"({tables.shown_list(unknown, 5)})."
+  ]

@@ -7,11 +7,10 @@ import glob
 import json
 import os
 import shutil
-import signal
-import threading
 
 from PIL import Image
 
+from lus_jax import signals
 from lus_jax.errors import UserError
 from lus_jax.media import readers
 from tfds_builders import tables
@@ -100,25 +99,6 @@ def _difference(one, other):
   return None
 
 
-def _interrupt(number, frame):
-  raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _removed_when_told_to_stop():
-  """Lets SIGTERM and SIGHUP end what is written as Ctrl-C does, so that nothing is left behind."""
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
-  numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-  before = {number: signal.signal(number, _interrupt) for number in numbers}
-  try:
-    yield
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-
 def _remove_leftovers(out):
   """Removes what imports that were killed left beside `out`: it may tell whose clips are."""
   for path in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
@@ -149,7 +129,8 @@ def new_folder(out, *, dry_run=False):
     return
   _remove_leftovers(out)
   partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-  with _removed_when_told_to_stop():
+  # Nothing is left behind, however the command is told to stop.
+  with signals.interrupting():
     partial.mkdir()
     folder = Folder(partial)
     try:

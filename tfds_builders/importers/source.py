@@ -84,7 +84,7 @@ class Source:
     return self.media[name]
 
 
-def _tails(text):
+def tails(text):
   """A path without capitals, whole and without its leading folders: 'a/b', 'b'."""
   # No disk is deeper than this, and the characters grow with its square.
   parts = tables.normal(text).replace("\\", "/").casefold().split("/")[-64:]
@@ -93,7 +93,7 @@ def _tails(text):
 
 def _spellings(text):
   """Keys under which what a tool calls `text` may be known, the longest first."""
-  for key in _tails(text):
+  for key in tails(text):
     yield key
     # Tools that convert videos leave another suffix.
     stem = key.removesuffix(pathlib.PurePosixPath(key).suffix)
@@ -134,7 +134,7 @@ class Videos:
     for name, path in self.found.items():
       # As tools name files: with and without folders, with and without suffix.
       whole = name + suffix(path)
-      for key in {*_tails(name), *_tails(whole)}:
+      for key in {*tails(name), *tails(whole)}:
         self._by_name.setdefault(key, []).append(name)
 
   def _collect(self, folder, clips_are_folders):
@@ -224,7 +224,7 @@ class Videos:
         if path.is_dir():
           for i, file in enumerate(readers.numbered_pictures(path)):
             whole = f"{name}/{tables.normal(file.name)}"
-            for key in {*_tails(whole), *_tails(whole.removesuffix(file.suffix))}:
+            for key in {*tails(whole), *tails(whole.removesuffix(file.suffix))}:
               self._by_picture.setdefault(key, []).append((name, i))
 
   def _doubt(self, text, key, found, where):

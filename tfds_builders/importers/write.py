@@ -304,14 +304,11 @@ def _write_frames(folder, clips, source, options, classes, labels, masks):
     thin=list(options.thin),
     **more,
   )
-  columns = clips.columns
+  columns, cells = clips.table()
   folder.table(
     "manifest.csv",
-    ("video", "patient", *columns),
-    [
-      (file_of[name], clips[name].patient, *(clips[name].cells[column] for column in columns))
-      for name in source.clips
-    ],
+    ("video", *columns),
+    [(file_of[name], *cells[name]) for name in source.clips],
   )
   folder.table(
     "labels.csv",
@@ -389,14 +386,11 @@ def _write_raters(folder, clips, source, options, classes, labels, masks):
     thin=list(options.thin),
     **more,
   )
-  columns = clips.columns
+  columns, cells = clips.table()
   folder.table(
     "patients.csv",
-    ("image", "patient", *columns),
-    [
-      (image, clips[name].patient, *(clips[name].cells[column] for column in columns))
-      for image, (name, _) in images.items()
-    ],
+    ("image", *columns),
+    [(image, *cells[name]) for image, (name, _) in images.items()],
   )
   undrawn = [name for name in source.clips if name not in {name for name, _ in images.values()}]
   notes = [
