@@ -121,6 +121,11 @@ class Dataset:
     return bool(self.metadata.get("has_scan_areas"))
 
   @property
+  def has_provenance(self):
+    """Whether frames come with how their masks came to be (`tfds_builders.records`)."""
+    return bool(self.metadata.get("has_provenance"))
+
+  @property
   def notes(self):
     """What a reader of any result on this data set has to know."""
     notes = list(self.metadata.get("notes", []))

@@ -20,6 +20,7 @@ from lus_jax.report import (
   clinical,
   command,
   figures,
+  painters,
   paper,
   pictures,
   raters,
@@ -46,6 +47,8 @@ def write(workdir):
   if has_segmentation:
     _segmentation(page)
     _more(page)
+  if painters.is_shown(files):
+    _painters(page)
   if which_target.NAME in files:
     _targets(page)
   for name, make in ((f"{timing.NAME}.table", timing.table), ("continued", timing.continued)):
@@ -92,6 +95,7 @@ def write(workdir):
     more={name for name in MORE_FILES if name in files},
     tasks=sections,
     targets=which_target.NAME in files,
+    painters=painters.is_shown(files),
     dataset=files[page.any]["dataset"],
     config=files[page.any]["config"],
     palette=palette,
@@ -124,6 +128,16 @@ def _segmentation(page):
   if page.context["examples"]:
     page.section("pictures.files", lambda _: segmentation.drawn(page.context["examples"]))
   page.section("summary", segmentation.summary)
+
+
+def _painters(page):
+  """Makes the parts of the page that show who painted what."""
+  name = painters.NAME
+  page.section(f"{name}.facts", painters.facts)
+  page.section(f"{name}.table", painters.work)
+  page.section(f"{name}_tools.table", painters.tools)
+  page.section(f"{name}_painted.table", painters.painted)
+  page.section(f"{name}_painted.files", painters.figure)
 
 
 def _more(page):

@@ -164,6 +164,7 @@ def _run_checks(classes):
   rater = ("qubiq", "dice_vs_raters", "dice_vs_consensus", "ged", "ece", "ece_pooled", "brier")
   rater += ("area_error", "area_error_abs", "human_dice_vs_raters", "human_dice_vs_consensus")
   by_class = _mapping(_score, classes)
+  painted = _mapping(_list(_count, length=summary.N_BINS), classes)
   return {
     "segmentation": _object(
       {
@@ -208,13 +209,31 @@ def _run_checks(classes):
             _object(
               {"split": _text, "frames_with": _mapping(_count, classes)}
               | _named(("patients", "videos", "frames"), _count)
-              | {"painted": _mapping(_mapping(_list(_count, length=summary.N_BINS), classes))}
+              | {"painted": _mapping(painted)},
+              {"left_out": _mapping(_count)},
             ),
             filled=True,
           ),
           _has_splits,
         )
-      }
+      },
+      {
+        "annotators": _list(
+          _object(
+            {"annotator": _text, "painted": painted}
+            | _named(("labels", "used", "consensus"), _count),
+            _named(("prelabelled", "touched", "untouched", "timed"), _count)
+            | _named(("seconds", "median_seconds"), _maybe(_count))
+            | _named(("first", "last"), _maybe(_text)),
+          )
+        ),
+        "tools": _list(
+          _object(
+            {"annotator": _text, "labels": _count}
+            | _named(("tool", "protocol", "prelabel"), _maybe(_text))
+          )
+        ),
+      },
     ),
     "raters": _object(
       {

@@ -70,6 +70,8 @@ def train_and_evaluate(config, workdir):
   if claim and "steps" not in claim["config"].get("segmentation", {}).get("train", {}):
     # A study from before there was such a field.
     settings.get("segmentation", {}).get("train", {}).pop("steps", None)
+  if claim:
+    claim_lib.drop_newer(settings, claim)
   claim_lib.check_claim(directory, settings, more_epochs=True)
   with lock.hold(directory):
     _run(configs, directory, settings, workdir)

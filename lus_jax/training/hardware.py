@@ -216,6 +216,8 @@ def as_begun(config, workdir):
     for (section, field), automatic in AUTOMATIC.items():
       if claim and config[section][field] == automatic:
         config[section][field] = claim["config"].get(section, {}).get(field, automatic)
+    if claim:
+      claim_lib.drop_newer(config, claim)
     if claim and "steps" in config.train:
       theirs, ours = claim["config"].get("train", {}), config.train.steps
       if theirs.get("steps", ours) == ours > 0:
