@@ -609,8 +609,10 @@ def confidences(people, classes):
       style = {"color": shades[name], "marker": palette.marker(i), "markersize": 5}
       (handles[name],) = axes.plot(centres, shares, linewidth=1.5, **style)
     axes.set_title(one, fontsize=13)
-    axes.set(xlim=(0, 100), ylim=(0, None))
     axes.spines["left"].set(color=palette.css(k), linewidth=4)
+  # Both axes are shared, and so only now are all lines within.
+  panels[0, 0].set(xlim=(0, 100), ylim=(0, None))
+  panels[0, 0].set_xticks([0, 20, 40, 60, 80])
   for axes in list(panels.flat)[len(classes) :]:
     axes.set_visible(False)
   for axes in panels[-1]:

@@ -7,6 +7,7 @@ import pytest
 
 from configs import seg
 from lus_jax import main, models, results
+from lus_jax.data import datasets
 from lus_jax.errors import UserError
 from lus_jax.training import claim
 from tests import painted, toys
@@ -75,11 +76,11 @@ def test_the_page_shows_who_painted_what(finished):
     "used": "4",
     "consensus": "0",
     "pre-labelled": "2",
-    "of these touched": "1",
+    "touched": "1",
     "untouched": "1",
     "seconds": "151",
-    "labels of known time": "6",
-    "median seconds a label": "25",
+    "timed": "6",
+    "median seconds": "25",
     "first day": "",
     "last day": "",
   }
@@ -110,13 +111,16 @@ def test_other_choices_are_other_runs(finished, folder):
 
 
 def test_a_revision_more_is_other_data(finished, folder):
+  begun = claim.read_claim(finished)
+  claim.check_claim(finished, begun["config"], begun["dataset"])
   rows = painted.read_table(folder / "provenance.csv")
   painted.standing(rows, "v", 0, "anna")["seconds"] = "41"
   before = (folder / "provenance.csv").read_text()
   painted.change(folder, lambda _: rows)
   try:
+    changed = datasets.open_dataset(make_config(folder).data, "frames")
     with pytest.raises(UserError, match="the data set has changed since it began"):
-      main.run(make_config(folder, **{"train.epochs": 2}), os.fspath(finished))
+      claim.check_claim(finished, begun["config"], begun["dataset"] | changed.summary())
   finally:
     (folder / "provenance.csv").write_text(before)
 
