@@ -167,71 +167,76 @@ def select(dataset, config):
   if not dataset.has_provenance and CONSENSUS not in dataset.metadata.get("annotators", ()):
     nothing = {split: [None] * len(source) for split, source in dataset.splits.items()}
     return Selection(dataset, dataset, nothing)
-  splits, found, seen = {}, {}, _Seen()
+  splits, found, work = {}, {}, {}
   for split, source in dataset.splits.items():
-    labels = list(_labels(dataset, source, seen))
-    found[split] = reasons(labels, prelabels=prelabels, consensus=consensus)
+    labels = list(_labels(dataset, source))
+    found[split] = reasons(
+      [label[:3] for label in labels], prelabels=prelabels, consensus=consensus
+    )
     refuse_empty(config.dir, split, found[split])
     left = [(0, i) for i, why in enumerate(found[split]) if why is None]
+    work[split] = [labels[i][3] for _, i in left]
     splits[split] = datasets.Subset([source], left) if len(left) < len(source) else source
     if prelabels == "touched_classes" and dataset.has_provenance:
       splits[split] = Touched(splits[split])
-  notes = [*dataset.metadata.get("notes", []), *_notes(found, seen, prelabels)]
+  notes = [*dataset.metadata.get("notes", []), *_notes(found, work, prelabels)]
   used = dataclasses.replace(dataset, splits=splits, metadata={**dataset.metadata, "notes": notes})
   return Selection(dataset, used, found)
 
 
-@dataclasses.dataclass
-class _Seen:
-  """Counts over all splits.
+@dataclasses.dataclass(frozen=True)
+class _Work:
+  """How many classes of a label a model filled, and of how many of these no hand changed."""
 
-  Attributes:
-    untouched: labels that a model painted and nobody touched.
-    corrected: labels of which a hand changed a part, and another is as a model offered it.
-    masks: how many classes of these are.
-  """
-
-  untouched: int = 0
-  corrected: int = 0
-  masks: int = 0
+  prelabelled: int
+  untouched: int
+  is_untouched: bool
 
 
-def _labels(dataset, source, seen):
-  """Yields what `reasons` asks of each example of a split."""
+def _labels(dataset, source):
+  """Yields what `reasons` asks of each example of a split, and its `_Work`."""
   names = ("video", "frame", "annotator")
   if dataset.has_provenance:
     names += ("prelabelled", "touched", "consensus")
   for example in source.only(*names):
-    untouched = is_untouched(example)
-    offered = 0
-    if dataset.has_provenance and not untouched:
-      offered = int(untouched_classes(example).sum())
-    seen.untouched += untouched
-    seen.corrected += offered > 0
-    seen.masks += offered
-    yield (example["video"], int(example["frame"])), untouched, is_consensus(example)
+    frame, untouched = (example["video"], int(example["frame"])), is_untouched(example)
+    work = _Work(0, 0, untouched)
+    if dataset.has_provenance:
+      counts = example["prelabelled"].sum(), untouched_classes(example).sum()
+      work = _Work(*map(int, counts), untouched)
+    yield frame, untouched, is_consensus(example), work
 
 
-def _notes(found, seen, prelabels):
+def _counted(by_split):
+  """'3 labels (2 train, 0 validation, 1 test)', of counts by split; '' of none."""
+  n = sum(by_split.values())
+  each = ", ".join(f"{one} {split}" for split, one in by_split.items())
+  return f"{plural(n, 'label')} ({each})" if n else ""
+
+
+def _notes(found, work, prelabels):
   """What a reader of results has to know, as lines."""
-  counts = {why: {s: each.count(why) for s, each in found.items()} for why in REASONS}
   which = {
     UNTOUCHED: "which a model painted and nobody touched",
     REPLACED: "for which a consensus stands",
     NOT_ASKED: "by which several annotators agreed",
   }
-  for why, by_split in counts.items():
-    if n := sum(by_split.values()):
-      each = ", ".join(f"{one} {split}" for split, one in by_split.items())
-      yield f"left out: {plural(n, 'label')} ({each}), {which[why]}."
-  if seen.untouched and prelabels == "all":
+  for why, words in which.items():
+    if counted := _counted({split: each.count(why) for split, each in found.items()}):
+      yield f"left out: {counted}, {words}."
+
+  def used(holds):
+    return _counted({split: sum(map(holds, each)) for split, each in work.items()})
+
+  if counted := used(lambda one: one.is_untouched):
     yield (
-      f"{plural(seen.untouched, 'label')} are a model's that nobody touched: scores against them "
-      "say how near networks come to that model."
+      f"a model's, which nobody touched: {counted}; scores against them say how near networks come "
+      "to that model."
     )
-  if seen.masks:
-    left = "; they are not used" * (prelabels == "touched_classes")
+  if counted := used(lambda one: one.prelabelled and not one.is_untouched):
+    n = sum(one.untouched for each in work.values() for one in each if not one.is_untouched)
+    left = " and not used" * (prelabels == "touched_classes")
     yield (
-      f"as a model offered them: {plural(seen.masks, 'mask')} of {plural(seen.corrected, 'frame')} "
-      f"on which a hand changed other classes{left}."
+      f"begun by a model and changed by a hand: {counted}; "
+      f"{plural(n, 'mask')} of these as offered{left}."
     )

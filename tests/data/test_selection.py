@@ -85,7 +85,8 @@ def test_by_default_hands_are_learnt_from_and_a_consensus_stands_for_all(dataset
   assert notes[-3:] == [
     "left out: 2 labels (1 train, 0 validation, 1 test), which a model painted and nobody touched.",
     "left out: 2 labels (2 train, 0 validation, 0 test), for which a consensus stands.",
-    "as a model offered them: 1 mask of 1 frame on which a hand changed other classes.",
+    "begun by a model and changed by a hand: 2 labels (2 train, 0 validation, 0 test); 1 mask of "
+    "these as offered.",
   ]
   # Patients regrouped, as of a fold, are chosen of likewise.
   patients = {"train": ["p_t2"], "validation": ["p_t1"], "test": ["p_s"]}
@@ -97,7 +98,10 @@ def test_all_may_be_used_and_results_say_so(dataset, config):
   found = selected(dataset, config, prelabels="all", consensus="beside")
   used = [key for source in found.used.splits.values() for key in keys_of(source)]
   assert sorted(used) == sorted(painted.KEYS)
-  assert any("2 labels are a model's that nobody touched" in note for note in found.used.notes)
+  assert found.used.notes[-2] == (
+    "a model's, which nobody touched: 2 labels (1 train, 0 validation, 1 test); scores against "
+    "them say how near networks come to that model."
+  )
   # As in a run of an older version.
   old = config.copy_and_resolve_references()
   del old.prelabels, old.consensus
@@ -123,7 +127,7 @@ def test_classes_that_nobody_touched_may_be_left_out_too(dataset, config):
   assert by_frame["t1.npy", 2]["labelled"].tolist() == [True, False]
   assert by_frame["t1.npy", 2]["confidence"].any((0, 1)).tolist() == [True, False]
   assert by_frame["t1.npy", 0]["labelled"].tolist() == [True, True]
-  assert used.notes[-1].endswith("changed other classes; they are not used.")
+  assert used.notes[-1].endswith("1 mask of these as offered and not used.")
   assert set(used.splits["train"].only("image")[0]) == {"image"}
 
 

@@ -448,6 +448,8 @@ def _read_labels(directory, dataset, videos, known):
 
 def _read_provenance(path, place):
   """The rows of provenance.csv, by the masks that they are about."""
+  if tables.exists(path):
+    tables.check_link(path.parent, path)
   rows = tables.read_optional_table(path, PROVENANCE_COLUMNS[:4], PROVENANCE_COLUMNS)
   masks = {}
   for row in rows:
