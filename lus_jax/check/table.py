@@ -95,8 +95,8 @@ def _left_out(labels):
   if n_consensus:
     yield (
       "consensus",
-      f"{plural(n_consensus, 'label')}; training leaves out {found.count(selection.REPLACED)} that "
-      "they stand for",
+      f"{plural(n_consensus, 'label')}, in place of {found.count(selection.REPLACED)} others on "
+      "their frames, which training leaves out",
     )
 
 

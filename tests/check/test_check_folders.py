@@ -675,7 +675,9 @@ def test_what_training_leaves_out_is_counted(tmp_path):
   assert overview["pre-labels"] == (
     "4 of 11 labels; 2 of these nobody touched, and training leaves them out"
   )
-  assert overview["consensus"] == "1 label; training leaves out 2 that they stand for"
+  assert overview["consensus"] == (
+    "1 label, in place of 2 others on their frames, which training leaves out"
+  )
 
 
 def test_pre_labels_alone_are_a_problem(tmp_path):
