@@ -104,6 +104,12 @@ def test_a_set_without_provenance_is_what_it_was(directory):
   path.unlink()
   folder = manifest.read_folder(directory)
   assert not folder.has_provenance
+  # As of versions that did not know the table.
+  names = ("dataset.json", "manifest.csv", "patients.csv", "labels.csv")
+  files = [file for label in folder.labels for file in label.masks.values()]
+  files += [file for video in folder.videos for file in video.media.files]
+  contents = tables.contents(directory, set(files))
+  assert folder.fingerprint == tables.fingerprint(directory, names, contents)
   # A table that says nothing of what is labelled changes nothing.
   header, *_ = rows.splitlines()
   for text in (header, f"{header}\ngone/r0001,t1.npy,0,anna,,,,,,,,\n"):

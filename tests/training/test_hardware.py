@@ -199,6 +199,15 @@ def test_a_run_from_before_such_a_field_goes_on(tmp_path, caplog, module, epochs
   assert "before there was config.train.steps, so" in message and f"({epochs})" in message
 
 
+def test_a_run_from_before_labels_were_chosen_uses_all_of_them(tmp_path):
+  begun = claim.settings(resolve(seg.get_config("demo"), CPU, frames=32)[0])
+  del begun["data"]["prelabels"], begun["data"]["consensus"]
+  claim.claim(tmp_path, begun, {})
+  config, _ = resolve(hardware.as_begun(seg.get_config("demo").lock(), tmp_path), CPU, frames=32)
+  claim.check_claim(tmp_path, claim.settings(config))
+  assert not {"prelabels", "consensus"} & set(config.data)
+
+
 def test_a_run_goes_on_with_the_epochs_that_came_of_its_data(tmp_path):
   begun, _ = resolve(seg.get_config("demo"), CPU, frames=32)
   claim.claim(tmp_path, json.loads(begun.to_json()), {})
