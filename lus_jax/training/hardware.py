@@ -17,6 +17,8 @@ from lus_jax.words import plural
 PAPER_BATCH, PAPER_SIZE = 16, 512
 # Settings left to us, by what stands in a config then. They change the numbers of a run.
 AUTOMATIC = {("model", "dtype"): "auto", ("train", "batch_size"): 0}
+# Fields that runs of older versions lack, and go on without.
+LATER = (("folds", "inner"),)
 
 # Room for what a backend keeps beside them: gradients of activations, other layouts, convolution
 # workspaces. XLA for CPUs needs .7 to .9 of the activations in all, from width .5 on.
@@ -213,6 +215,7 @@ def as_begun(config, workdir):
     claim = None
   config = config.copy_and_resolve_references()
   with config.unlocked():
+    drop_later(config, claim)
     for (section, field), automatic in AUTOMATIC.items():
       if claim and config[section][field] == automatic:
         config[section][field] = claim["config"].get(section, {}).get(field, automatic)
@@ -232,6 +235,14 @@ def as_begun(config, workdir):
           )
         del config.train.steps
   return config
+
+
+def drop_later(config, claim):
+  """Removes the fields of a config, unlocked, that the run of a claim was begun without."""
+  for section, field in LATER:
+    theirs = claim["config"].get(section, {}) if claim else {field: None}
+    if field not in theirs and field in config.get(section, {}):
+      del config[section][field]
 
 
 def resolve(config, device, *, models, frames=PAPER_BATCH, classes=6, strategy="loop"):

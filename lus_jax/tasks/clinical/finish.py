@@ -23,6 +23,12 @@ def notes_on(setup):
       )
   if not same and config.folds.leakage == "strict":
     notes.append("the segmentation is of another data set, so strict needed no sweep of its own.")
+  if same and config.folds.leakage == "strict" and "inner" not in config.folds:
+    notes.append(
+      "the video networks learned from maps of models that had seen their training patients, and "
+      "were tested on maps of models that had not: the run was begun by a version without inner "
+      "sweeps."
+    )
   if torch_weights.is_file(config.model.init_from):
     notes.append(
       f"the networks start from the weights in {os.path.basename(config.model.init_from)}, trained "
