@@ -344,7 +344,10 @@ def _task_check(task):
   if task == "readmission":
     counts = ("fold", "label", "predicted")
     needed["predictions"] = _list(_row(row | {"patient": _text}, counts=counts))
-  return _object(needed, {"segmentation": _maybe(_object({"dataset": _text}))})
+  permuted = _is("patients or folds", ("patients", "folds").__contains__)
+  return _object(
+    needed, {"segmentation": _maybe(_object({"dataset": _text})), "permuted": permuted}
+  )
 
 
 _past = {"threshold": _source, "epoch": _count, "score": _score, "loss": _number}
