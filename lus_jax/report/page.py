@@ -274,12 +274,7 @@ def _read(workdir):
     if name not in present:
       problems.append(f"{directory / name}.json does not exist.")
       return None
-    content = results.read(workdir, name)
-    try:
-      schema.check(name, content, **options)
-    except ValueError as error:
-      raise UserError(f"{directory / name}.json is damaged ({error}); {results.MEND}") from error
-    return content
+    return schema.read(workdir, name, **options)
 
   def is_ours(name):
     # Of a task's own name nothing is known but what lies beside its file.
