@@ -43,20 +43,23 @@ def of_media(media, box=None):
   )
 
 
-def of_examples(examples):
+def of_examples(examples, place_of):
   """The `Recording` of the labelled frames alone.
 
   Args:
-    examples: those of one video, with `image`, `frame` and `valid_box`.
+    examples: stored frames, with `image` and `valid_box`.
+    place_of: the place of one among them of every frame of the clip, by its number, rising.
   """
-  images = {}
-  for example in sorted(examples, key=lambda one: one["frame"]):
+
+  def image(number):
+    example = examples[place_of[number]]
     top, left, bottom, right = example["valid_box"]
-    images[int(example["frame"])] = example["image"][top:bottom, left:right, 0]
-  height, width = next(iter(images.values())).shape
+    return example["image"][top:bottom, left:right, 0]
+
+  height, width = image(next(iter(place_of))).shape
   return Recording(
-    numbers=tuple(images),
-    read=lambda numbers: (images[number] for number in numbers),
+    numbers=tuple(place_of),
+    read=lambda numbers: map(image, numbers),
     height=height,
     width=width,
     whole=False,

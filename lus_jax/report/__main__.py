@@ -25,7 +25,7 @@ def main():
     "--gallery-frames", type=int, metavar="N", help="how many frames of a clip at most (60)"
   )
   parser.add_argument(
-    "--gallery-megabytes", type=int, metavar="MB", help="how large the page becomes at most (20)"
+    "--gallery-megabytes", type=float, metavar="MB", help="how large the page becomes at most (20)"
   )
   options = parser.parse_args()
   return command_line.run(lambda: _run(options))

@@ -2,15 +2,18 @@
 
 import collections
 import dataclasses
+import functools
 import pathlib
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from lus_jax import labels as labels_lib
 from lus_jax import notices, results
-from lus_jax.data import datasets, recordings, summary
+from lus_jax.data import datasets, recordings
 from lus_jax.errors import UserError
 from lus_jax.inference import frames as frames_lib
 from lus_jax.media import readers, scan_area
@@ -21,6 +24,15 @@ N_OWN = 12
 # Grey levels by which a frame of a clip may differ on average from what was stored of it: two
 # decoders of one video do so by less, and another picture by more.
 _SAME = 2.0
+# What is read of the labelled frames.
+_FIELDS = ("image", "valid_box", "confidence", "labelled", "annotator", "frame")
+# Where a scan area is from.
+_AREAS = {
+  "header": "{}, by the header",
+  "motion": "{}, found by what moves",
+  "still": "{}, found by its texture",
+  "whole": "the whole frame",
+}
 # A pixel of a label that does not count: of a class that was not labelled, or ignored.
 UNKNOWN = 255
 
@@ -53,7 +65,8 @@ class Clip:
     box: what is shown, (top, left, bottom, right), half-open.
     facts: pairs of words: what is known of it.
     notes: sentences of what a reader should know.
-    labels: of `Label`, by frame.
+    labelled: numbers of the frames that were painted, rising.
+    labels: `(numbers)` yields the `Label`s of these frames, by frame.
   """
 
   name: str
@@ -61,7 +74,16 @@ class Clip:
   box: tuple[int, int, int, int]
   facts: tuple[tuple[str, str], ...] = ()
   notes: tuple[str, ...] = ()
-  labels: tuple[Label, ...] = ()
+  labelled: tuple[int, ...] = ()
+  labels: Callable = lambda numbers: ()
+
+
+class Candidate(NamedTuple):
+  """A clip that is opened in its turn: `open()` gives the `Clip`, or raises a `UserError`."""
+
+  name: str
+  n_frames: int
+  open: Callable
 
 
 def of_test_split(trained, workdir):
@@ -72,52 +94,63 @@ def of_test_split(trained, workdir):
     workdir: the run's directory.
 
   Returns:
-    A list of `Clip`, best first, and how many more there are in the split.
+    A list of `Candidate`, best first, and how many more there are in the split.
 
   Raises:
     UserError: the run's data are not there.
   """
   rows = schema.read(workdir, "cases")["rows"]
   places = collections.defaultdict(list)
-  for place, row in enumerate(rows):
-    places[row["video"]].append(place)
+  for place in sorted(range(len(rows)), key=lambda place: rows[place]["frame"]):
+    places[rows[place]["video"]].append(place)
   scores = {name: _score(trained, [rows[i] for i in mine]) for name, mine in places.items()}
   ranked = sorted(places, key=lambda name: (-scores[name], name))
   chosen = _spread(ranked)
   dataset = datasets.reopen(trained.config.data, trained.dataset)
-  test = dataset.splits["test"]
-  if len(test) != len(rows):
+  examples = dataset.splits["test"].only(*_FIELDS, *(["ignore"] if dataset.has_ignore else []))
+  if len(examples) != len(rows):
     raise UserError(
-      f"{workdir}: its test split has {len(test)} frames and results/cases.json {len(rows)}; "
+      f"{workdir}: its test split has {len(examples)} frames and results/cases.json {len(rows)}; "
       f"{results.MEND}"
     )
-  examples = {name: [test[place] for place in places[name]] for name in chosen}
-  found = _whole_clips(trained, {name: examples[name][0]["patient"].decode() for name in chosen})
-  clips = []
+  found = _whole_clips(trained, {name: rows[places[name][0]]["patient"] for name in chosen})
+  candidates = []
   for name in chosen:
-    mine = examples[name]
-    score = scores[name]
-    iou = "undefined" if score < 0 else f"{score:.3f}".removeprefix("0")
-    facts = [(key, str(x)) for key, x in _origin(mine[0]) if x not in ("", -1)]
-    facts.append(("mean IoU of its labelled frames", iou))
-    facts.append(("place by IoU", f"{ranked.index(name) + 1} of {len(ranked)}"))
-    recording, notes = _recording(trained, name, found.get(name), mine)
-    clips.append(
-      Clip(
-        name=name,
-        recording=recording,
-        box=recording.box or scan_area.whole(recording.height, recording.width),
-        facts=tuple(facts),
-        notes=notes,
-        labels=tuple(
-          _label(trained, example, rows[place])
-          for place, example in sorted(
-            zip(places[name], mine, strict=True), key=lambda pair: pair[1]["frame"]
-          )
-        ),
-      )
+    iou = "undefined" if scores[name] < 0 else f"{scores[name]:.3f}".removeprefix("0")
+    ranks = (
+      ("mean IoU of its labelled frames", iou),
+      ("place by IoU", f"{ranked.index(name) + 1} of {len(ranked)}"),
     )
-  return clips, len(ranked) - len(chosen)
+    recording, mine = found.get(name), {i: rows[i] for i in places[name]}
+    n = len(recording.numbers) if recording else len({row["frame"] for row in mine.values()})
+    opened = functools.partial(_own, trained, name, recording, examples, mine, ranks)
+    candidates.append(Candidate(name, n, opened))
+  return candidates, len(ranked) - len(chosen)
+
+
+def _own(trained, name, recording, examples, rows, ranks):
+  """A clip of the test split: `rows` are those of its labelled frames, by place among examples."""
+  place_of = {}
+  for place, row in rows.items():
+    place_of.setdefault(row["frame"], place)
+  recording, notes = _recording(trained, name, recording, examples, place_of)
+  first = next(iter(rows.values()))
+  facts = [(key, str(first[key])) for key in ("patient", "view", "day") if key in first]
+
+  def labels(numbers):
+    for place, row in rows.items():
+      if row["frame"] in numbers:
+        yield _label(trained, examples[place], row)
+
+  return Clip(
+    name=name,
+    recording=recording,
+    box=recording.box or scan_area.whole(recording.height, recording.width),
+    facts=(*(fact for fact in facts if fact[1] not in ("", "-1")), *ranks),
+    notes=notes,
+    labelled=tuple(place_of),
+    labels=labels,
+  )
 
 
 def _score(trained, rows):
@@ -136,11 +169,6 @@ def _spread(ranked):
   return [*ranked[:third], *ranked[middle : middle + third], *ranked[-third:]]
 
 
-def _origin(example):
-  known = summary.provenance(example)
-  return [(key, known[key]) for key in ("patient", "view", "day")]
-
-
 def _whole_clips(trained, patient_of):
   try:
     return recordings.find(trained.config.data, patient_of)
@@ -149,24 +177,22 @@ def _whole_clips(trained, patient_of):
     return {}
 
 
-def _recording(trained, name, recording, examples):
+def _recording(trained, name, recording, examples, place_of):
   """The whole clip, or the labelled frames where it is not what was labelled; and notes of it."""
+  alone = recordings.of_examples(examples, place_of)
   if recording is None:
-    alone = recordings.of_examples(examples)
     single = trained.config.data.name == "multirater_folder"
     return alone, () if single else ("The clip was not found: these are its labelled frames.",)
-  example = min(examples, key=lambda one: one["frame"])
-  if _shows(trained, recording, example):
+  if _shows(trained, recording, *next((n, examples[place]) for n, place in place_of.items())):
     return recording, ()
   notices.warn("%s: it is not what was labelled; its labelled frames alone are shown.", name)
-  return recordings.of_examples(examples), (
+  return alone, (
     "The clip has changed since it was labelled: these are its labelled frames as they were.",
   )
 
 
-def _shows(trained, recording, example):
-  """Whether a clip shows, at its number, the frame that was stored."""
-  number = int(example["frame"])
+def _shows(trained, recording, number, example):
+  """Whether a clip shows, at a number, the frame that was stored."""
   if number not in recording.numbers:
     return False
   image = np.stack(list(recording.read([number])))
@@ -206,21 +232,30 @@ def given(trained, paths):
     trained: the models.
     paths: files, folders of numbered pictures, or folders of these.
 
-  Yields:
-    A name, and a `Clip` or the `UserError` that says what is wrong with it.
+  Returns:
+    A list of `Candidate`.
   """
   files = [file for path in paths for file in _files(pathlib.Path(path).expanduser())]
   counts = collections.Counter(file.name for file in files)
+  candidates = []
   for file in files:
     name = file.name if counts[file.name] == 1 else f"{file.parent.name}/{file.name}"
     try:
-      yield name, _given(trained, name, file)
+      media = readers.probe(file)
     except UserError as error:
-      yield name, error
+      candidates.append(Candidate(name, 0, functools.partial(_refuse, error)))
+      continue
+    candidates.append(
+      Candidate(name, media.n_frames, functools.partial(_given, trained, name, media))
+    )
+  return candidates
 
 
-def _given(trained, name, file):
-  media = readers.probe(file)
+def _refuse(error):
+  raise error
+
+
+def _given(trained, name, media):
   readers.check_axes([media])
   area = scan_area.find(media)
   # Models see what they learned from; what stands beside the scan, as a name, is shown to nobody.
@@ -231,7 +266,7 @@ def _given(trained, name, file):
     box=area.box,
     facts=(
       ("size", f"{media.width} x {media.height} pixels"),
-      ("scan area", f"{scan_area.text(area.box)} ({area.how})"),
+      ("scan area", _AREAS[area.how].format(scan_area.text(area.box))),
     ),
   )
 

@@ -13,20 +13,18 @@ import pathlib
 import sys
 import zlib
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from lus_jax import ahead, files, palette, progress, results
+from lus_jax import ahead, files, palette, progress
 from lus_jax.errors import UserError
 from lus_jax.inference import frames as frames_lib
 from lus_jax.inference import trained as trained_lib
 from lus_jax.media import scan_area
-from lus_jax.report import cells, clips, schema
+from lus_jax.report import cells, clips, page, schema
 from lus_jax.words import plural
 
-FILE = "gallery.html"
 # Frames of a clip, and megabytes of the page, unless more are asked for.
 FRAMES, MEGABYTES = 60, 20
 # Steps of probability: fewer compress better, and one half is the edge of a step.
@@ -39,8 +37,6 @@ _BLOCK, _COLUMNS = 64, 8
 # Of the sprites: speckle keeps its grain.
 _QUALITY = 80
 _BATCH = 4
-# What the page says of the results that it belongs to.
-_MARK = '<meta name="results" content="{}">'
 
 
 def write(workdir, paths=(), *, n_frames=FRAMES, megabytes=MEGABYTES):
@@ -59,56 +55,36 @@ def write(workdir, paths=(), *, n_frames=FRAMES, megabytes=MEGABYTES):
     UserError: the run is not in order, or no clip can be shown.
   """
   for option, value in (("--gallery-frames", n_frames), ("--gallery-megabytes", megabytes)):
-    if value < 1:
-      raise UserError(f"{option}={value}: at least 1 is needed.")
+    if not value > 0:
+      raise UserError(f"{option} {value:g}: more than 0 is needed.")
   trained = trained_lib.load(workdir, option="--workdir")
   order = sorted(range(len(trained.views)), key=trained.thresholds.__getitem__)
   trained = trained.only(order)
   more = 0
   if paths:
-    found = list(clips.given(trained, paths))
+    found = clips.given(trained, paths)
   else:
-    own, more = clips.of_test_split(trained, workdir)
-    found = [(clip.name, clip) for clip in own]
+    found, more = clips.of_test_split(trained, workdir)
   shown, broken, crowded = _packed(trained, found, n_frames, int(megabytes * 1e6))
   if not shown:
-    why = broken[0][1] if broken else f"--gallery-megabytes={megabytes} has no room for one."
+    why = broken[0][1] if broken else f"--gallery-megabytes {megabytes:g} has no room for one."
     raise UserError(f"no clip can be shown: {why}")
   segmentation = schema.read(workdir, "segmentation")
   html = _render(
     trained,
     shown,
     notes=segmentation["notes"],
-    mark=_MARK.format(_digest(workdir)),
+    mark=page.results_mark(workdir),
     given=bool(paths),
     more=more,
     broken=broken,
     crowded=crowded,
   )
-  file = pathlib.Path(workdir) / "report" / FILE
+  if crowded:
+    print(f"left out for want of room: {', '.join(crowded)}", file=sys.stderr)
+  file = pathlib.Path(workdir) / page.DIRECTORY / page.GALLERY
   files.write_text(file, html)
   return file, broken
-
-
-def standing(workdir):
-  """What lies of a gallery beside a run's report.
-
-  Returns:
-    'there', 'old' if it was made from other results, or None.
-  """
-  file = pathlib.Path(workdir) / "report" / FILE
-  if not file.is_file():
-    return None
-  with file.open(encoding="utf-8", errors="replace") as opened:
-    head = opened.read(2**12)
-  try:
-    return "there" if _MARK.format(_digest(workdir)) in head else "old"
-  except FileNotFoundError:
-    return "old"
-
-
-def _digest(workdir):
-  return files.sha256(pathlib.Path(workdir) / results.DIRECTORY / "segmentation.json")
 
 
 def _packed(trained, found, n_frames, room):
@@ -116,7 +92,7 @@ def _packed(trained, found, n_frames, room):
 
   Args:
     trained: the models of the thresholds, rising.
-    found: pairs of a name, and a `Clip` or the `UserError` that says what is wrong.
+    found: a list of `clips.Candidate`.
     n_frames: of a clip at most.
     room: bytes that there are for all of them.
 
@@ -126,24 +102,18 @@ def _packed(trained, found, n_frames, room):
   """
   shown, broken, crowded = [], [], []
   probability = trained.sweep.compile(trained.probability)
-  numbers = {
-    id(clip): _numbers(clip, n_frames) for _, clip in found if not isinstance(clip, UserError)
-  }
   bar = progress.bar(
-    total=sum(map(len, numbers.values())),
+    total=sum(min(n_frames, one.n_frames) for one in found),
     unit="frame",
     what=f"gallery with {plural(len(trained.views), 'model')}",
     delay=5,
   )
   with bar:
-    for name, clip in found:
-      if crowded:
-        crowded.append(name)
-        continue
+    for name, _, opened in found:
+      pack = None
       try:
-        if isinstance(clip, UserError):
-          raise clip
-        pack = _pack(trained, probability, clip, numbers[id(clip)], room, bar)
+        if not crowded:
+          pack = _pack(trained, probability, opened(), n_frames, room, bar)
       except UserError as error:
         broken.append((name, error))
         print(f"error: {error}", file=sys.stderr)
@@ -156,22 +126,22 @@ def _packed(trained, found, n_frames, room):
   return shown, broken, crowded
 
 
-def _numbers(clip, n_frames):
+def frame_numbers(clip, n_frames):
   """The frames that are shown: evenly spaced, but labelled ones in place of what is near them."""
   numbers = np.asarray(clip.recording.numbers)
   count = min(n_frames, len(numbers))
   places = set(np.linspace(0, len(numbers) - 1, count).round().astype(int).tolist())
-  labelled = np.searchsorted(numbers, sorted({label.frame for label in clip.labels})).tolist()
-  for place in set(labelled) - places:
+  labelled = np.searchsorted(numbers, clip.labelled).tolist()
+  for place in sorted(set(labelled) - places):
     if others := places.difference(labelled):
       places.remove(min(others, key=lambda other: (abs(other - place), other)))
       places.add(place)
   return numbers[sorted(places)].tolist()
 
 
-def _pack(trained, probability, clip, numbers, room, bar):
+def _pack(trained, probability, clip, n_frames, room, bar):
   """What the page holds of a clip, or None where it takes more bytes than there is room."""
-  recording = clip.recording
+  recording, numbers = clip.recording, frame_numbers(clip, n_frames)
   size = _page_size(clip.box)
   labels, valid = [], None
   blocks, areas, used = [], [], 0
@@ -194,9 +164,9 @@ def _pack(trained, probability, clip, numbers, room, bar):
     blocks.append(block | {"start": start, "n": len(images)})
   # Of the last frame, as of all of them.
   part = _part(clip, recording, valid)
-  for label in clip.labels:
-    labels.append(_label(label, part, numbers))
-    used += len(labels[-1]["passed"])
+  for label in clip.labels(set(numbers)):
+    labels.append(_label(label, part) | {"at": numbers.index(label.frame)})
+    used += len(labels[-1]["passed"]) * 4 // 3
   if used > room:
     return None
   rows, columns = _pixels(part)
@@ -204,7 +174,7 @@ def _pack(trained, probability, clip, numbers, room, bar):
   return {
     "bytes": used,
     "blocks": blocks,
-    "labels": [label for label in labels if label["at"] is not None],
+    "labels": labels,
     "about": {
       "name": clip.name,
       "facts": clip.facts,
@@ -226,7 +196,7 @@ def _left_out(clip, numbers):
   total, notes = len(clip.recording.numbers), []
   if total > len(numbers):
     notes.append(f"{len(numbers)} of its {total} frames are shown, evenly spaced.")
-  if hidden := {label.frame for label in clip.labels} - set(numbers):
+  if hidden := set(clip.labelled) - set(numbers):
     notes.append(f"{plural(len(hidden), 'labelled frame')} of it are not among them.")
   return notes
 
@@ -323,7 +293,7 @@ def _seen(found, part):
   return areas, np.rint(np.array(steps)).astype(np.uint8) // (256 // LEVELS)
 
 
-def _label(label, part, numbers):
+def _label(label, part):
   """What the page holds of a label."""
   rows, columns = _pixels(part)
   passed = label.passed[rows, columns]
@@ -331,7 +301,6 @@ def _label(label, part, numbers):
   thresholds = len(label.iou)
   above = [(passed > t) & ~unknown for t in range(thresholds)]
   return {
-    "at": numbers.index(label.frame) if label.frame in numbers else None,
     "annotator": label.annotator,
     "iou": label.iou,
     "areas": [one.sum((0, 1)).tolist() for one in above],
@@ -384,31 +353,28 @@ def _render(trained, shown, *, notes, mark, given, more, broken, crowded):
       for pack in shown
     ],
   }
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  return environment.get_template("gallery.html").render(
-    about=about,
-    data=[
-      {
-        "sprites": [_text(block["sprite"]) for block in pack["blocks"]],
-        "maps": [_text(block["maps"]) for block in pack["blocks"]],
-        "labels": [_text(label["passed"]) for label in pack["labels"]],
-      }
-      for pack in shown
-    ],
-    mark=Markup(mark),
-    dataset=trained.dataset,
-    notes=notes,
-    given=given,
-    more=more,
-    broken=[(name, str(error)) for name, error in broken],
-    crowded=crowded,
-    frame_side=_FRAME_SIDE,
-    map_side=_MAP_SIDE,
-    palette=palette,
+  return (
+    page.environment()
+    .get_template("gallery.html")
+    .render(
+      about=about,
+      data=[
+        {
+          "sprites": [_text(block["sprite"]) for block in pack["blocks"]],
+          "maps": [_text(block["maps"]) for block in pack["blocks"]],
+          "labels": [_text(label["passed"]) for label in pack["labels"]],
+        }
+        for pack in shown
+      ],
+      mark=Markup(mark),
+      dataset=trained.dataset,
+      notes=notes,
+      given=given,
+      more=more,
+      broken=[(name, str(error)) for name, error in broken],
+      crowded=crowded,
+      frame_side=_FRAME_SIDE,
+      map_side=_MAP_SIDE,
+      palette=palette,
+    )
   )
