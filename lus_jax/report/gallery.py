@@ -195,9 +195,13 @@ def _left_out(clip, numbers):
   """What the page says of frames that it does not show."""
   total, notes = len(clip.recording.numbers), []
   if total > len(numbers):
-    notes.append(f"{len(numbers)} of its {total} frames are shown, evenly spaced.")
+    among = ", the labelled ones among them" if clip.labelled else ""
+    notes.append(f"{len(numbers)} of its {total} frames are shown, evenly spaced{among}.")
   if hidden := set(clip.labelled) - set(numbers):
-    notes.append(f"{plural(len(hidden), 'labelled frame')} of it are not among them.")
+    notes[-1] = (
+      f"{len(numbers)} of its {total} frames are shown; {plural(len(hidden), 'labelled frame')} "
+      "had no place."
+    )
   return notes
 
 

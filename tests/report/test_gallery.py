@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from scipy import ndimage
 
-from lus_jax import report, results
+from lus_jax import palette, report, results
 from lus_jax.data import datasets, summary
 from lus_jax.errors import UserError
 from lus_jax.inference import trained as trained_lib
@@ -327,10 +327,16 @@ def test_an_interruption_leaves_what_was_there(call, tmp_path, monkeypatch):
   workdir, _ = call("--gallery", tmp_path / "a.npy")
   before = {file.name: file.read_bytes() for file in (workdir / "report").glob("*.*")}
 
-  def interrupted(*args):
-    raise KeyboardInterrupt
+  fit, seen = gallery.frames_lib.fit, []
 
-  monkeypatch.setattr(gallery, "write", interrupted)
+  def interrupted(*args):
+    seen.append(args)
+    if len(seen) == 2:
+      raise KeyboardInterrupt
+    return fit(*args)
+
+  monkeypatch.setattr(gallery.frames_lib, "fit", interrupted)
+  np.save(tmp_path / "a.npy", noise(9, 40, 40))
   assert call("--gallery", tmp_path / "a.npy")[1] == 130
   assert before == {file.name: file.read_bytes() for file in (workdir / "report").glob("*.*")}
 
@@ -345,3 +351,170 @@ def test_labelled_frames_stand_in_place_of_others():
   assert numbers(10, 4, (2, 4)) == [0, 2, 4, 9] or numbers(10, 4, (2, 4)) == [2, 4, 6, 9]
   assert numbers(10, 2, (3, 5, 6)) == [3, 5]
   assert numbers(3, 60, (1,)) == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def browser():
+  """One browser for all tests here; they are skipped where there is none."""
+  if BROWSER is None:
+    pytest.skip("needs Chromium, which is not installed")
+  api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test")
+  with api.sync_playwright() as driver:
+    options = ["--no-sandbox", "--disable-dev-shm-usage", "--force-device-scale-factor=1"]
+    opened = driver.chromium.launch(executable_path=BROWSER, args=options)
+    yield opened
+    opened.close()
+
+
+class Visit:
+  """A gallery in the browser, without errors and requests until it is closed."""
+
+  def __init__(self, browser, workdir, width=1000):
+    self.context = browser.new_context(viewport={"width": width, "height": 800})
+    self.page, self.problems = self.context.new_page(), []
+    self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+    self.page.on("dialog", lambda dialog: self.problems.append(dialog.message))
+    self.page.on("console", lambda said: self.heard(said))
+    self.page.on("request", lambda request: self.asked(request.url))
+    self.page.goto((workdir / "report" / "gallery.html").as_uri())
+    self.ready()
+
+  def heard(self, said):
+    if said.type in ("error", "warning") and not re.search("GPU stall|readback", said.text):
+      self.problems.append(said.text)
+
+  def asked(self, url):
+    if not url.startswith(("data:", "file:")):
+      self.problems.append(url)
+
+  def ready(self):
+    self.page.wait_for_selector("body[data-state=ready]", timeout=15_000)
+
+  def text(self, name):
+    return self.page.inner_text(f"#{name}")
+
+  def value(self, name):
+    return int(self.page.input_value(f"#{name}"))
+
+  def shown(self, name):
+    return self.page.is_visible(f"#{name}")
+
+  def pixels(self, name):
+    """A canvas [h, w, 3] as whole numbers."""
+    width, height, values = self.page.evaluate(
+      """(id) => {
+        const canvas = document.getElementById(id);
+        const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        return [canvas.width, canvas.height, Array.from(data)];
+      }""",
+      name,
+    )
+    return np.reshape(values, (height, width, 4))[..., :3]
+
+  def fits(self):
+    return self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+  def close(self):
+    assert not self.problems
+    self.context.close()
+
+
+def opacities(steps):
+  """Of steps of probability [h, w, K]."""
+  return np.where(steps > 0, (steps + 0.5) / 16, 0).astype(np.float32)
+
+
+def test_the_page_draws_what_the_file_holds(own, browser):
+  found, visit = Read(own), Visit(browser, own)
+  maps, passed = found.maps(0), found.label(0, 0)
+  visit.page.locator("#threshold").focus()
+  visit.page.keyboard.press("Home")
+  for t, at in enumerate(found.about["thresholds"]):
+    assert visit.text("threshold-text") == at and at in visit.text("model-text")
+    plain = visit.pixels("plain")
+    assert np.ptp(plain, axis=-1).max() <= 1  # grey, but for WebP's rounding
+    np.testing.assert_allclose(plain[..., 0], found.frame(0, 0), atol=3)
+    expected = palette.overlay(plain[..., 0], opacities(maps[0, t]))
+    np.testing.assert_allclose(visit.pixels("model"), expected, atol=2)
+    expected = palette.overlay(plain[..., 0], (passed > t).astype(np.float32))
+    np.testing.assert_allclose(visit.pixels("painted"), expected, atol=2)
+    iou = found.about["clips"][0]["labels"][0]["iou"][t]
+    assert f"IoU of the drawing {iou:.3f}".replace("0.", ".") in visit.text("model-text")
+    row = visit.page.locator("#areas tr.now").inner_text().split("\t")
+    areas = np.array(found.about["clips"][0]["areas"][0][t]) / SIZE**2
+    painted = np.array(found.about["clips"][0]["labels"][0]["areas"][t]) / SIZE**2
+    assert row == [at, *(f"{a:.1%} ({b:.1%})" for a, b in zip(areas, painted, strict=True))]
+    visit.page.keyboard.press("ArrowRight")
+  # A drawing, and one class of it alone.
+  visit.page.keyboard.press("d")
+  for k in range(2, len(found.about["classes"]) + 1):
+    visit.page.keyboard.press(str(k))
+  alone = np.zeros(maps.shape[2:], np.float32)
+  alone[..., 0] = maps[0, 1, ..., 0] >= 8
+  expected = palette.overlay(visit.pixels("plain")[..., 0], alone)
+  np.testing.assert_allclose(visit.pixels("model"), expected, atol=2)
+  assert visit.page.locator("#head th").all_inner_texts() == ["threshold", "sharp_pleura"]
+  # A frame that nobody painted, and back.
+  visit.page.keyboard.press("Escape")
+  visit.page.locator("#frame").focus()
+  visit.page.keyboard.press("End")
+  assert visit.value("frame") == 2 and "Nobody painted" in visit.text("painted-text")
+  assert np.ptp(visit.pixels("painted")) < 20
+  expected = alone.copy()
+  expected[..., 0] = maps[2, 1, ..., 0] >= 8
+  expected = palette.overlay(visit.pixels("plain")[..., 0], expected)
+  np.testing.assert_allclose(visit.pixels("model"), expected, atol=2)
+  visit.page.click("#labelled")
+  assert visit.value("frame") == 0 and "Label at 60%" in visit.text("painted-text")
+  # The last clip has another frame.
+  before = visit.pixels("plain")
+  visit.page.select_option("#clip", str(len(found.clips) - 1))
+  visit.ready()
+  np.testing.assert_allclose(
+    visit.pixels("plain")[..., 0], found.frame(len(found.clips) - 1, 0), atol=3
+  )
+  assert np.abs(before - visit.pixels("plain")).mean() > 3
+  visit.close()
+
+
+def test_it_plays_and_names_are_text(call, browser, tmp_path):
+  hostile = "a<img src=x onerror=alert(2)>&quot;.npy"
+  np.save(tmp_path / hostile, noise(12, 40, 100))
+  np.save(tmp_path / f"one{'_long_name' * 20}.npy", noise(1, 33, 47))
+  workdir, code = call("--gallery", *sorted(tmp_path.glob("*.npy")))
+  assert code == 0
+  visit = Visit(browser, workdir, width=380)
+  assert visit.fits()
+  assert visit.page.locator("#clip option").first.inner_text() == hostile
+  labels = visit.page.locator("#classes label").all_inner_texts()
+  assert [one.strip() for one in labels] == list(NAMES)
+  assert not visit.shown("painted-figure") and not visit.shown("labelled")
+  assert "trained on is not known here" in visit.page.inner_text("header")
+  visit.page.keyboard.press("ArrowRight")
+  assert visit.value("frame") == 1
+  visit.page.keyboard.press("ArrowUp")
+  assert visit.text("threshold-text") == "100%"
+  visit.page.keyboard.press("Space")
+  assert visit.text("play") == "Stop"
+  passing = []
+  while len(passing) < 3:
+    visit.page.wait_for_timeout(20)
+    passing = list(dict.fromkeys([*passing, visit.value("frame")]))
+  assert passing == sorted(passing)
+  visit.page.keyboard.press("Space")
+  at = visit.value("frame")
+  assert visit.text("play") == "Play"
+  visit.page.wait_for_timeout(200)
+  assert visit.value("frame") == at
+  box = visit.page.locator("#plot").bounding_box()
+  visit.page.locator("#plot").click(position={"x": 0.97 * box["width"], "y": 40})
+  assert visit.value("frame") == 11
+  visit.page.keyboard.press("n")
+  visit.page.wait_for_timeout(50)
+  visit.ready()
+  assert visit.value("clip") == 1 and not visit.shown("frames") and not visit.shown("curve")
+  assert visit.pixels("model").shape == (33, 47, 3) and visit.fits()
+  visit.page.keyboard.press("Space")  # nothing to play
+  visit.page.emulate_media(media="print")
+  assert not visit.shown("threshold") and visit.shown("model") and visit.fits()
+  visit.close()
