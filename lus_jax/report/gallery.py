@@ -154,6 +154,8 @@ def _pack(trained, probability, clip, n_frames, room, bar):
       area, step = _seen(found, part)
       areas.append(area)
       steps.append(step)
+      if not bar.n:
+        progress.restart(bar)
       bar.update()
     if not images:
       break
