@@ -163,6 +163,17 @@ def test_a_video_that_is_another_now_is_not_shown(own, monkeypatch):
   [before] = real.recording.read([0])
   np.testing.assert_array_equal(stored, before)
 
+  def damaged(numbers):
+    raise UserError("it is damaged")
+    yield
+
+  broken = dataclasses.replace(changed, read=damaged)
+  monkeypatch.setattr(clips.recordings, "find", lambda *_: {candidates[0].name: broken})
+  candidates, _ = clips.of_test_split(trained, own)
+  with pytest.raises(UserError, match="it is damaged"):
+    candidates[0].open()
+  assert "was not found" in candidates[1].open().notes[0]
+
 
 def test_prepared_data_that_are_gone_are_named(own, tmp_path):
   trained = trained_lib.load(own)
