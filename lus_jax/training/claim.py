@@ -28,24 +28,6 @@ def settings(config):
   return {name: value for name, value in fields.items() if name != "distributed"}
 
 
-# Fields that runs of older versions lack, by section, and what they are by default.
-_NEWER = {"data": {"prelabels": "touched", "consensus": "replaces"}}
-
-
-def drop_newer(config, claim):
-  """Removes fields at their defaults that the run of a claim did not have: it goes on without.
-
-  Args:
-    config: a config, or the settings of one.
-    claim: of `read_claim`.
-  """
-  for section, defaults in _NEWER.items():
-    theirs = claim["config"].get(section, {})
-    for name, default in defaults.items():
-      if name not in theirs and section in config and config[section].get(name) == default:
-        del config[section][name]
-
-
 def read_claim(workdir):
   """What `claim` wrote: a dict of `config` and `dataset`; None where there is nothing.
 

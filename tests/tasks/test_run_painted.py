@@ -123,18 +123,3 @@ def test_a_revision_more_is_other_data(finished, folder):
       claim.check_claim(finished, begun["config"], begun["dataset"] | changed.summary())
   finally:
     (folder / "provenance.csv").write_text(before)
-
-
-def test_a_run_from_before_such_fields_goes_on(tmp_path):
-  settings = claim.settings(seg.get_config("tiny"))
-  old = claim.settings(seg.get_config("tiny"))
-  del old["data"]["prelabels"], old["data"]["consensus"]
-  claim.drop_newer(settings, {"config": old})
-  assert settings == old
-  # What is asked for is not dropped without a word.
-  settings["data"]["prelabels"] = "all"
-  claim.drop_newer(settings, {"config": old})
-  assert settings["data"]["prelabels"] == "all"
-  claim.claim(tmp_path, old, {})
-  with pytest.raises(UserError, match=r"different: data.prelabels"):
-    claim.check_claim(tmp_path, settings)
