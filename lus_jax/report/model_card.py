@@ -7,7 +7,6 @@ import shlex
 import jinja2
 
 from lus_jax import command_line, results
-from lus_jax.errors import UserError
 from lus_jax.evaluation import statistics
 from lus_jax.models import fpn
 from lus_jax.report import cells, command, raters, schema, segmentation, text
@@ -78,14 +77,7 @@ def make(workdir, record):
 
 def _read(workdir):
   wanted = [*_NEEDED, *(name for name in _OPTIONAL if results.exists(workdir, name))]
-  files = {name: results.read(workdir, name) for name in wanted}
-  for name, content in files.items():
-    try:
-      schema.check(name, content)
-    except ValueError as error:
-      file = pathlib.Path(workdir) / results.DIRECTORY / f"{name}.json"
-      raise UserError(f"{file} is damaged ({error}); {results.MEND}") from error
-  return files
+  return {name: schema.read(workdir, name) for name in wanted}
 
 
 def _tested(files):
