@@ -114,6 +114,7 @@ def workdir(tmp_path_factory):
   """The results files of a run of these models: what a card says of it."""
   directory = tmp_path_factory.mktemp("runs") / "seg"
   options = {"classes": CLASSES, "thresholds": THRESHOLDS, "annotators": ("Dr. Anna", "B")}
+  options["with_work"] = True
   more = {"others": MEMBERS, "raters": ("Dr. Clara",)}
   return made_up.write_results(directory, patients=4, more=more, **options)
 
@@ -369,7 +370,7 @@ def test_a_run_in_bfloat16_is_written_in_float32(tmp_path, call, model):
   assert "Trained and scored in bfloat16" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
 
 
-def test_the_card_says_what_was_trained_on_whom_and_names_nobody(tmp_path, call, model):
+def test_the_card_says_what_was_trained_on_whom_and_names_nobody(tmp_path, workdir, call):
   out = tmp_path / "out"
   assert call(out=out, format="safetensors", members="threshold_0.6,ordinal") == 0
   card = (out / "MODEL_CARD.md").read_text()
@@ -390,6 +391,10 @@ def test_the_card_says_what_was_trained_on_whom_and_names_nobody(tmp_path, call,
     "threshold_0.6.safetensors",
   ):
     assert words in card, words
+  stored = json.loads((workdir / "results" / "dataset.json").read_text())["annotators"]
+  n = [sum(row[key] for row in stored) for key in ("labels", "prelabelled", "untouched")]
+  assert f"Of {n[0]} masks {n[1]} began as a model's; {n[2]} of these nobody touched." in card
+  assert "Masks left out, and why: 3 replaced, 17 untouched." in card
   record = (out / "export.json").read_text()
   for name in ("Anna", "Clara", "private", "p0"):
     assert name not in card and name not in record

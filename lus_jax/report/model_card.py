@@ -1,5 +1,6 @@
 """The model card of exported models: Markdown, from their record and the results files of a run."""
 
+import collections
 import pathlib
 import re
 import shlex
@@ -8,6 +9,7 @@ import jinja2
 
 from lus_jax import command_line, results
 from lus_jax.evaluation import statistics
+from lus_jax.labels.annotators import CONSENSUS
 from lus_jax.models import fpn
 from lus_jax.report import cells, command, raters, schema, segmentation, text
 from lus_jax.words import plural
@@ -49,7 +51,7 @@ def make(workdir, record):
     "smp": is_smp and {"encoder": model["encoder"], "classes": record["members"][0]["outputs"]},
     "head": len(levels) * len(classes),
     "data_set": _markdown(segmentation.data_set(files)),
-    "annotators": _annotators(files),
+    "annotators": " ".join(_annotators(files)),
     "notes": notes,
     "scores": _scores(files, record),
     "tested": plural(tested, "test patient"),
@@ -85,12 +87,26 @@ def _tested(files):
 
 
 def _annotators(files):
-  rows = files["dataset"]["rows"]
-  named = {name for row in rows for name in row["painted"] if name}
-  n_raters = len(files["dataset"]["dataset"].get("raters", ()))
-  who = "raters" if n_raters else "annotators"
+  """Sentences on who drew the masks, how many with a model's help, and which were left out."""
+  content = files["dataset"]
+  named = {name for row in content["rows"] for name in row["painted"]} - {"", CONSENSUS}
+  n_raters = len(content["dataset"].get("raters", ()))
   n = n_raters or len(named)
-  return f"Drawn by {n} {who}." if n else "Who drew the masks is not known."
+  who = plural(n, "rater" if n_raters else "annotator")
+  yield f"Drawn by {who}." if n else "Who drew the masks is not known."
+  # Of the labels that are stored, used or not.
+  stored = content.get("annotators", [])
+  if any("prelabelled" in row for row in stored):
+    labels, begun, untouched = (
+      sum(row.get(key, 0) for row in stored) for key in ("labels", "prelabelled", "untouched")
+    )
+    yield f"Of {labels} masks {begun} began as a model's; {untouched} of these nobody touched."
+  left_out = collections.Counter()
+  for row in content["rows"]:
+    left_out.update(row.get("left_out", {}))
+  if left_out:
+    found = ", ".join(f"{n} {why}" for why, n in sorted(left_out.items()))
+    yield f"Masks left out, and why: {found}."
 
 
 def _of(content, keep, part="rows"):
