@@ -204,7 +204,7 @@ def _check_directory(out, record):
 
 def _write_all(trained, described, folder):
   """Writes and checks the files of all views; a dict by name of what is known of each."""
-  weights, written = trained.sweep.to_host(trained.weights), {}
+  written = {}
   writer_of = {"jax": _write_jax, "onnx": _write_onnx, "safetensors": _write_safetensors}
   reference = jax.jit(_make_reference(trained))
   total = len({name for one in described for name in one["files"].values()})
@@ -213,7 +213,8 @@ def _write_all(trained, described, folder):
       inputs = _random_frames(trained.config.data.image_size, one["takes_where"])
       # As on a CPU, on which files are checked: else GPUs round to fewer digits.
       with jax.default_matmul_precision("highest"):
-        expected = jax.device_get(reference(weights[i], trained.sweep.members[i], inputs))
+        found = reference(trained.weights_of(i), trained.sweep.members[i], inputs)
+        expected = jax.device_get(found)
       if not one["takes_where"]:
         inputs = {"image": inputs["image"]}
       for kind, name in one["files"].items():
@@ -277,7 +278,7 @@ def _on_batches(file, call, inputs, expected):
 def _write_jax(trained, number, file, inputs, expected):
   from jax import export
 
-  weights = trained.sweep.to_host(trained.weights)[number]
+  weights = trained.weights_of(number)
   own, (batch,) = trained.sweep.members[number], export.symbolic_shape("batch")
 
   def probability(image, where=None):
@@ -323,7 +324,7 @@ def _write_safetensors(trained, number, file, inputs, expected):
   from safetensors import numpy as safetensors_numpy
 
   del inputs, expected
-  weights = trained.sweep.to_host(trained.weights)[number]
+  weights = trained.weights_of(number)
   params, batch_stats = copy.copy(weights["params"]), weights["batch_stats"]
   view, k = trained.views[number], len(trained.classes)
   member = trained.objective.member_of(view)

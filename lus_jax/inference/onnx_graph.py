@@ -61,7 +61,7 @@ def model(trained, number, *, meaning):
     UserError: a layer has no function here.
   """
   view, size, classes = trained.views[number], trained.config.data.image_size, trained.classes
-  weights = trained.sweep.to_host(trained.weights)[number]
+  weights = trained.weights_of(number)
   network = trained.network.module(weights["params"], weights["batch_stats"])
   graph = _Graph()
   where = graph.add("Transpose", WHERE, perm=(0, 3, 1, 2)) if trained.needs_where(view) else None

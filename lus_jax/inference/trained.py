@@ -98,6 +98,11 @@ class Trained:
       for view in self.views
     )
 
+  def weights_of(self, number):
+    """The weights of one view, by its number, as NumPy arrays."""
+    one = self.only([number])
+    return one.sweep.to_host(one.weights)[0]
+
   def needs_where(self, view):
     """Whether a view's output within the frame depends on where the frame is."""
     return self.objective.member_of(view).loss in losses.NORMALIZED
