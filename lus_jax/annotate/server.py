@@ -210,9 +210,6 @@ class _Pages:
       "version": lus_jax.__version__,
     }
 
-  def work(self, request):
-    return {"work": self._store.work()}
-
   def video(self, request):
     media = self._store.media(request.query_params.get("video"))
     rate = media.frames_per_second
@@ -236,8 +233,11 @@ class _Pages:
     query = request.query_params
     video, frame = query.get("video"), _whole(query, "frame")
     revision, planes = self._store.masks(video, frame, query.get("revision"))
-    kept = self._store.revisions(video, frame)
-    return packed({"revision": revision, "revisions": kept}, planes)
+    return packed({"revision": revision} | self._store.origin(revision), planes)
+
+  def history(self, request):
+    query = request.query_params
+    return {"revisions": self._store.history(query.get("video"), _whole(query, "frame"))}
 
   def review(self, request):
     if not self._options.review:
@@ -265,17 +265,20 @@ class _Pages:
         f"{video} {list(shape)} in {math.prod(shape):,}; nothing was saved."
       )
     base, aside = header.get("base", ""), header.get("aside", False)
-    if not isinstance(base, str) or not isinstance(aside, bool):
-      raise UserError("'base' is a revision, and 'aside' true or false; nothing was saved.")
+    by_hand = header.get("by_hand", True)
+    if not isinstance(base, str) or not isinstance(aside, bool) or not isinstance(by_hand, bool):
+      raise UserError(
+        "'base' is a revision, 'aside' and 'by_hand' are true or false; nothing was saved."
+      )
     revision = self._store.save(
       video,
       frame,
       np.frombuffer(planes, np.uint8).reshape(shape),
       base,
-      self._work(header),
+      dataclasses.replace(self._work(header), by_hand=by_hand),
       aside=aside,
     )
-    return {"revision": revision, "revisions": self._store.revisions(video, frame)}
+    return {"revision": revision, "work": self._store.work()}
 
   def _work(self, header):
     seconds = header.get("seconds", 0)
@@ -289,10 +292,10 @@ class _Pages:
       named[name] = tuple(classes)
     prelabel = header.get("prelabel", "")
     known = getattr(self._options.prelabels, "names", [])
-    if prelabel and prelabel not in known:
-      raise UserError("'prelabel' names no model of this start; nothing was saved.")
-    if prelabel:
+    if prelabel in known:
       prelabel = self._options.prelabels.describe(prelabel)
+    elif prelabel and prelabel not in self._store.models():  # it came with a copied mask
+      raise UserError("'prelabel' names no model that offered masks here; nothing was saved.")
     return store_lib.Work(seconds=float(seconds), prelabel=prelabel, **named)
 
   def most(self, video):
@@ -386,7 +389,7 @@ def make_app(store, token, port, options=None):
     except UserError as error:
       return responses.JSONResponse({"error": str(error)}, 404)
 
-  names = ("folder", "work", "video", "frames", "masks", "review", "prelabel", "protocol")
+  names = ("folder", "video", "frames", "masks", "history", "review", "prelabel", "protocol")
   routes = [
     routing.Route("/", file(PAGE / "index.html")),
     *(
