@@ -32,8 +32,8 @@ const TOOLS = {
   eraser: { name: "Eraser", size: 14, softness: 0.3, tip: "Drag to take away, softly at the rim." },
   lower: { name: "Lower", size: 14, softness: 0.3, tip: "Drag to take what is higher down to the confidence." },
   line: { name: "Line", size: 4, softness: 0.6, tip: "Click along a thin line; Enter or a double click ends it, Backspace takes back a point." },
-  fill: { name: "Fill", size: 4, softness: 0, tip: "Drag around, or click corners and press Enter. Shift-click fills what a painted outline encloses." },
-  band: { name: "Between lines", size: 4, softness: 0, tip: "Click along one line, Enter; along the other, Enter: what lies between is filled." },
+  fill: { name: "Fill", size: 4, softness: 0, tip: "Drag around, or click corners and press Enter. Shift-click fills what a painted outline encloses. The edge fades over radius times softness." },
+  band: { name: "Between lines", size: 4, softness: 0, tip: "Click along one line, Enter; along the other, Enter: what lies between is filled. The edge fades over radius times softness." },
   pan: { name: "Pan", size: 12, softness: 0.5, tip: "Drag to move the picture; the wheel zooms at the pointer." },
 };
 
@@ -210,11 +210,13 @@ async function openClip(video, at = null) {
   if (turn !== opening) return;
   images.clear();
   asked.clear();
+  delete document.body.dataset.read;
   doc = others = null;
   clip = { video, ...found };
   $("frame").max = clip.frames - 1;
   $("play").disabled = clip.frames === 1;
-  $("rate").textContent = clip.frames === 1 ? "" : `of ${clip.rate ? Math.round(10 * clip.rate) / 10 : `${RATE} (the clip does not say)`} /s`;
+  $("rate").textContent = clip.frames === 1 ? "" : `× ${Math.round(10 * (clip.rate ?? RATE)) / 10}/s`;
+  $("rate").title = clip.rate ? "Frames per second of the clip" : "Frames per second; the clip does not say how many";
   const mine = folder.work.filter((w) => w.video === video);
   const first = mine.find((w) => !w.done && w.note !== "skip") ?? mine[0];
   frame = clamp(Math.floor(at ?? first?.frame ?? 0) || 0, 0, clip.frames - 1);
@@ -286,7 +288,7 @@ async function readAhead() {
         if (of === clip) numbers.forEach((i) => asked.delete(i));
       }
     }
-    if (of === clip && !asked.size && !missing(1)) document.body.dataset.read = `${of.video} ${images.size}`;
+    if (of === clip && !asked.size && !missing(1)) document.body.dataset.read = String(images.size);
   } catch {
     // Whoever opens a frame that is not here is told.
   } finally {
@@ -402,6 +404,7 @@ function play() {
   playing = { from: frame === clip.frames - 1 ? 0 : frame, began: null };
   document.body.dataset.playing = "";
   $("play").setAttribute("aria-pressed", "true");
+  $("play").setAttribute("aria-label", "Stop");
   doc = others = null;
   opening++;
   clearTimeout(later);
@@ -441,6 +444,7 @@ function stop() {
   playing = null;
   delete document.body.dataset.playing;
   $("play").setAttribute("aria-pressed", "false");
+  $("play").setAttribute("aria-label", BY_NAME.play[3]);
   openFrame();
 }
 
@@ -1210,6 +1214,9 @@ function refresh() {
   }
   $("tool-name").textContent = current.name;
   $("tip").textContent = current.tip;
+  // What a tool does not use is not offered.
+  const paints = state.tool !== "pan", levels = paints && state.tool !== "eraser";
+  for (const [id, on] of [["confidence-row", levels], ["levels", levels], ["size-row", paints], ["softness-row", paints]]) $(id).hidden = !on;
   $("confidence").value = state.confidence;
   $("confidence-out").textContent = `${state.confidence} %`;
   $("size").value = toSlider(current.size);
@@ -1287,7 +1294,7 @@ function showClasses() {
     }
     const { most } = doc.counted[k];
     const untouched = doc.painting.offered.has(k) && !doc.painting.touched.has(k);
-    choice.querySelector(".most").textContent = `${untouched ? "offered " : ""}${most ? `${Math.round(most / 2.55)} %` : ""}`;
+    choice.querySelector(".most").textContent = untouched ? "offered" : most ? `${Math.round(most / 2.55)} %` : "";
     choice.title = untouched ? "A model offered this and no hand has touched it" : "Paint this class (Q, A)";
   });
 }
@@ -1306,7 +1313,7 @@ function makeHelp() {
     what.textContent = text;
     keys.forEach((key, i) => {
       const box = document.createElement("kbd");
-      box.textContent = key.replace("Arrow", "").replace(/^(\w)$/, (c) => c.toUpperCase());
+      box.textContent = key.replace("Arrow", "").replace(/(^|\+)([a-z])$/, (c) => c.toUpperCase());
       how.append(i ? " " : "", box);
     });
     row.dataset.name = name;
@@ -1423,7 +1430,8 @@ function makePanels() {
     const box = document.createElement("figure"), canvas = document.createElement("canvas"), caption = document.createElement("figcaption"), strong = document.createElement("strong");
     canvas.width = clip.width;
     canvas.height = clip.height;
-    strong.textContent = name;
+    strong.textContent = name || "imported, nobody named";
+    strong.title = strong.textContent;
     caption.append(strong, ...buttons);
     box.append(canvas, caption);
     box.dataset.name = name;
@@ -1432,7 +1440,7 @@ function makePanels() {
   const taking = (name) => {
     const button = document.createElement("button");
     button.textContent = "Take class";
-    button.title = `Put ${name}'s mask of the chosen class into the consensus (Alt+${1 + [...others.keys()].indexOf(name)})`;
+    button.title = `Put this mask of the chosen class into the consensus (Alt+${1 + [...others.keys()].indexOf(name)})`;
     button.onclick = () => takeClass(name);
     return [button];
   };
