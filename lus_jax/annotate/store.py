@@ -598,7 +598,7 @@ class Store:
 
   def _write_revision(self, revision, planes, before):
     folder = self._file("masks") / revision
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    partial = _unnamed(folder)
     for left in folder.parent.glob(".r*.tmp"):  # by a kill
       shutil.rmtree(left, ignore_errors=True)
     try:
@@ -679,7 +679,12 @@ class Store:
       kept = [row for row in provenance if row["masks"] not in old]
       self._write_table("provenance.csv", PROVENANCE, kept)
     for revision in old:
-      shutil.rmtree(self._file("masks") / revision, ignore_errors=True)
+      folder = self._file("masks") / revision
+      gone = _unnamed(folder)
+      # Out of sight in one step, so that no half of it is ever a revision.
+      with contextlib.suppress(OSError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
   # What is left to do.
 
@@ -735,6 +740,11 @@ class Store:
     keys = [key for key in found if key[0] in order and key[1] is not None]
     keys.sort(key=lambda key: (order[key[0]], key[1]))
     return [{"video": video, "frame": frame} | found[video, frame] for video, frame in keys]
+
+
+def _unnamed(folder):
+  """Where a revision lies that is not there yet, or not any more."""
+  return folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
 
 
 def _slot(row):
