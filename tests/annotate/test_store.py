@@ -306,6 +306,7 @@ import io, os, pathlib, shutil, signal, sys
 import numpy as np
 from tests.annotate import serving, test_store
 root = pathlib.Path(sys.argv[1])
+os.fsync = lambda fd: None  # a kill does not lose what was written
 serving.make_clips(root / "first")
 old, new = serving.planes(1), serving.planes(2)
 opened = serving.open_store(root / "first")
@@ -371,6 +372,8 @@ BUSY = """
 import pathlib, sys
 from lus_jax.annotate import store
 from tests.annotate import serving
+import os
+os.fsync = lambda fd: None
 directory, name, n = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 own, shared = serving.open_store(directory, name), serving.open_store(directory, "both", keep=1000)
 print("ready", flush=True)
