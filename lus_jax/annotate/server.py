@@ -5,6 +5,7 @@ the machine nor pages of other sites reach anything. Sites that resolve their na
 another Host, and pages of other sites another Origin.
 """
 
+import contextlib
 import dataclasses
 import hmac
 import json
@@ -194,6 +195,12 @@ class _Pages:
     store = self._store
     thin = store.dataset.get("thin", [])
     names = getattr(self._options.prelabels, "names", [])
+    work = store.work()
+    left = (one for one in work if not one["done"] and one["note"] != "skip")
+    first = next(left, {"video": store.videos[0], "frame": 0})
+    # While the page is made ready, the clip that it opens first is decoded.
+    with contextlib.suppress(UserError):  # the page is told of it when it opens the clip
+      store.begin(first["video"], first["frame"])
     return {
       "name": store.dataset["name"],
       "annotator": store.annotator,
@@ -204,7 +211,8 @@ class _Pages:
       ],
       "opacity": palette.OPACITY,
       "videos": list(store.videos),
-      "work": store.work(),
+      "work": work,
+      "first": first["video"],
       "protocol": store.protocol_version(),
       "prelabels": list(names),
       "version": lus_jax.__version__,

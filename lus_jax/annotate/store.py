@@ -352,6 +352,15 @@ class Store:
       parts.append(run.frames(max(start - first, 0), min(last - first, n)))
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+  def begin(self, video, frame):
+    """Begins to decode the frames around one; what is wrong with them is told to who asks for them.
+
+    Raises:
+      UserError: there is no such video, or its file is damaged.
+    """
+    n = self._length(self.media(video))
+    self._run(video, frame // n * n)
+
   def _length(self, media):
     n = _PICTURES if len(media.files) == media.n_frames else _RUN
     # A clip of large frames is kept in memory in parts all the same.

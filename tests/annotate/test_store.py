@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
@@ -76,6 +77,41 @@ def test_numbered_pictures_alone_are_one_clip_and_others_stills(tmp_path):
   assert clip.videos == ("clip",)
   assert clip.frames("clip", 0, 9)[:, 0, 0].tolist() == [0, 20, 40]
   assert store_lib.Store(tmp_path / "stills", "anna").videos == ("1.png", "2.png", "4.png")
+
+
+def write_dicom(path, frames):
+  dataset = pydicom.Dataset()
+  dataset.Modality, dataset.FrameTime = "US", "50"
+  dataset.NumberOfFrames, dataset.Rows, dataset.Columns = frames.shape
+  dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+  dataset.BitsAllocated = dataset.BitsStored = 8
+  dataset.HighBit, dataset.PixelRepresentation = 7, 0
+  dataset.PixelData = frames.tobytes()
+  dataset.SOPClassUID = pydicom.uid.UltrasoundMultiFrameImageStorage
+  dataset.SOPInstanceUID = pydicom.uid.generate_uid()
+  dataset.file_meta = pydicom.dataset.FileMetaDataset()
+  dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+  dataset.save_as(path, enforce_file_format=True)
+
+
+def test_clips_of_scanners_and_of_other_tools_are_painted_on(tmp_path):
+  directory = tmp_path / "set"
+  (directory / "videos" / "visit 1").mkdir(parents=True)
+  frames = np.stack([np.full((16, 24), 40 * i, np.uint8) for i in range(4)])
+  write_dicom(directory / "videos" / "visit 1" / "IM0001", frames)
+  pictures = [Image.fromarray(frame) for frame in frames]
+  options = {"save_all": True, "append_images": pictures[1:]}
+  pictures[0].save(directory / "videos" / "b.gif", duration=50, **options)
+  pictures[0].save(directory / "videos" / "c.tif", **options)
+  opened = serving.open_store(directory)
+  assert opened.videos == ("b.gif", "c.tif", "visit 1/IM0001")
+  for video in opened.videos:
+    np.testing.assert_array_equal(opened.frames(video, 0, 9), frames, video)
+    planes = np.zeros((len(serving.CLASSES), 16, 24), np.uint8)
+    planes[1, 3:9] = 153
+    opened.save(video, 2, planes, "")
+    np.testing.assert_array_equal(saved(directory)[video, 2, "anna"], planes)
+  assert [opened.media(video).frames_per_second for video in opened.videos[::2]] == [20, 20]
 
 
 @pytest.mark.parametrize("classes", [None, ["a", "A"], ["a/b"], ["_ignore"]])

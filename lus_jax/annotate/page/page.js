@@ -23,7 +23,8 @@ const images = new Map(); // grey frames of the clip by number
 const asked = new Set(); // numbers of frames that are on their way
 let others = null; // in a review: masks by annotator
 let look = { x: 0, y: 0, scale: 1 };
-let fitted = true; // whether the whole frame is to be seen, whatever the window's size
+let fitted = true; // whether the scan, or the whole frame, is to be seen, whatever the window's size
+let whole = false; // the whole frame
 let view;
 let stale = true;
 
@@ -74,7 +75,7 @@ const ACTIONS = [
   ["View", "threshold-down", ["Shift+ArrowDown"], "Threshold down", () => setThreshold(state.threshold - 0.05)],
   ["View", "zoom-in", ["+", "="], "Zoom in (or the wheel)", () => zoom(1.25)],
   ["View", "zoom-out", ["-"], "Zoom out", () => zoom(0.8)],
-  ["View", "fit", ["z"], "Whole frame", () => fit()],
+  ["View", "fit", ["z"], "The scan; again: the whole frame", () => { whole = fitted && Boolean(clip.area) && !whole; fit(); }],
   ["View", "contrast-up", ["c", "Shift+c"], "Contrast up, down", (e) => setRange("contrast", state.contrast + (e?.shiftKey ? -10 : 10))],
   ["View", "brightness-up", ["i", "Shift+i"], "Brightness up, down", (e) => setRange("brightness", state.brightness + (e?.shiftKey ? -10 : 10))],
   ["View", "opacity-up", ["u", "Shift+u"], "Masks stronger, fainter", (e) => setRange("opacity", 100 * state.opacity + (e?.shiftKey ? -10 : 10))],
@@ -221,6 +222,7 @@ async function openClip(video, at = null) {
   const first = mine.find((w) => !w.done && w.note !== "skip") ?? mine[0];
   frame = clamp(Math.floor(at ?? first?.frame ?? 0) || 0, 0, clip.frames - 1);
   view.resize(clip.width, clip.height, folder.classes.length);
+  whole = false;
   fit();
   await openFrame();
 }
@@ -1030,9 +1032,10 @@ function setSpace(down) {
 function fit() {
   if (!clip) return;
   const { width, height } = $("canvas"), margin = 0.97;
-  look.scale = Math.min(width / clip.width, height / clip.height) * margin;
-  look.x = (width - clip.width * look.scale) / 2;
-  look.y = (height - clip.height * look.scale) / 2;
+  const [top, left, bottom, right] = !whole && clip.area ? clip.area : [0, 0, clip.height, clip.width];
+  look.scale = Math.min(width / (right - left), height / (bottom - top)) * margin;
+  look.x = (width - (left + right) * look.scale) / 2;
+  look.y = (height - (top + bottom) * look.scale) / 2;
   fitted = true;
   requestDraw();
 }
@@ -1566,9 +1569,7 @@ async function start() {
   listen();
   stale = false;
   onResize();
-  const left = folder.work.find((w) => !w.done && w.note !== "skip");
-  const video = parameters.get("video") ?? left?.video ?? folder.videos[0];
-  await openClip(video, parameters.has("frame") ? Number(parameters.get("frame")) : null);
+  await openClip(parameters.get("video") ?? folder.first, parameters.has("frame") ? Number(parameters.get("frame")) : null);
 }
 
 start().catch((error) => fail(error, () => location.reload()));
