@@ -218,6 +218,7 @@ def test_undo_redo_and_a_page_that_is_opened_again(open_page, directory):
   expected = strokes.stroke(EMPTY, first, level=255, **brush)
   page.saved()  # by itself
   page.wait("[data-saved=yes]")
+  assert last_row(directory)["saved"] == "itself" and float(last_row(directory)["seconds"]) >= 1
   same(masks_of(directory)["pleura"], expected)
   page.page.reload()
   page.wait("[data-state=ready]")
@@ -338,6 +339,13 @@ def test_what_is_shown_is_the_frame_the_masks_and_the_label_of_training(open_pag
     colours = page.pixels(*((x + 0.5, y + 0.5) for y, x in places))
     for (y, x), found in zip(places, colours, strict=True):
       assert np.abs(found - expected[y, x]).max() <= 2, (threshold, y, x, found, expected[y, x])
+  page.keys("t")
+  page.slide("contrast", 50)  # twice the contrast about the middle
+  page.slide("brightness", 20)
+  (found,) = page.pixels((120.5, 100.5))
+  grey = 255 * np.clip((frame[100, 120] / 255 - 0.5) * 2 + 0.5 + 0.1, 0, 1)
+  assert np.abs(found - grey).max() <= 2 and 0 < grey < 255
+  page.keys("Shift+Z")
   # Every threshold and every stored value, as training has them.
   stored = np.arange(256) / 255
   least = page.page.evaluate(
@@ -346,6 +354,39 @@ def test_what_is_shown_is_the_frame_the_masks_and_the_label_of_training(open_pag
   for percent, value in enumerate(least):
     of_training = np.asarray(labels.label(stored[:, None], percent / 100))[:, 0]
     np.testing.assert_array_equal(np.arange(256) >= value, of_training > 0, str(percent))
+
+
+def test_zoomed_and_moved_the_hand_paints_where_it_is(open_page, directory):
+  page = open_page()
+
+  def look():
+    page.page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 20)))")
+    return list(map(float, page.page.locator("#stage").get_attribute("data-look").split()))
+
+  before = look()
+  (x, y), place = page.at(60, 50)
+  page.page.mouse.move(x, y)
+  page.page.mouse.wheel(0, -800)
+  assert look()[2] > 2 * before[2]
+  # What lies below the pointer stays there.
+  np.testing.assert_allclose(page.at(*place)[1], place, atol=1e-6)
+  page.page.mouse.move(x, y)
+  for button, key in (("left", "Space"), ("right", None)):
+    before = look()
+    if key:
+      page.page.keyboard.down(key)
+    page.page.mouse.down(button=button)
+    page.page.mouse.move(x + 30, y - 20, steps=3)
+    page.page.mouse.up(button=button)
+    if key:
+      page.page.keyboard.up(key)
+    np.testing.assert_allclose(np.subtract(look(), before), (30, -20, 0), atol=1e-6)
+    page.page.mouse.move(x, y)
+  brush = page.tool("brush", 6, 0.5, 100)
+  expected = strokes.stroke(EMPTY, page.drag((60, 50), (70, 55)), level=255, **brush)
+  page.keys("Control+s")
+  page.saved()
+  same(masks_of(directory)["pleura"], expected)
 
 
 def test_two_windows_of_one_frame_lose_nothing(open_page, browser, directory):
@@ -597,7 +638,35 @@ def test_every_button_has_a_key_and_the_help_lists_it(open_page):
     assert page.page.locator(f"[data-action={name}]").get_attribute("aria-pressed") == "true"
   page.keys("7")
   assert page.page.locator("#confidence-out").text_content() == "70 %"
-  # No key does two things, and none is dead: what a key is listed for, it does or says why not.
+  # What each changes, of all that is shown.
+  shown = """() => [
+    ...["confidence-out", "size-out", "softness-out", "threshold-out", "contrast-out",
+        "opacity-out", "brightness-out", "frame-number", "badge", "classes"].map((id) =>
+      document.getElementById(id).textContent + document.getElementById(id).hidden),
+    ...[...document.querySelectorAll("#classes button, #cut, #pressure, #speed")].map((e) =>
+      `${e.getAttribute("aria-pressed")} ${e.checked} ${e.value}`),
+    document.getElementById("stage").dataset.look,
+  ]"""
+
+  def state():
+    page.page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 5)))")
+    return page.page.evaluate(shown)
+
+  for there, back in (
+    *((".", ","), ("Shift+.", "Shift+,"), ("[", "]"), ("Shift+[", "Shift+]"), ("a", "q")),
+    *(("Shift+P", "Shift+P"), ("v", "v"), ("k", "k"), ("o", "o"), ("m", "m"), ("t", "t")),
+    *(("Shift+ArrowUp", "Shift+ArrowDown"), ("+", "-"), ("=", "z"), ("c", "Shift+C")),
+    *(("i", "Shift+I"), ("u", "Shift+U"), ("Shift+S", "Shift+F"), ("ArrowRight", "ArrowLeft")),
+    *(("End", "Home"), ("Shift+ArrowRight", "Shift+ArrowLeft"), ("c", "Shift+Z")),
+  ):
+    before = state()
+    page.keys(there)
+    between = state()
+    page.keys(back)
+    changed = sum(a != b for a, b in zip(before, between, strict=True))
+    # One thing, but for the view that a change of the frame or of what is cut brings along.
+    assert 1 <= changed <= 4 and between != state(), (there, back)
+  # None is dead: what a key is listed for, it does or says why not.
   for key in ("j", "Shift+J", "g", "PageUp", "PageDown", "Shift+1"):
     page.page.evaluate("document.getElementById('toast').hidden = true")
     page.keys(key)
