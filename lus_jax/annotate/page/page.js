@@ -96,7 +96,7 @@ const ACTIONS = [
   ["Frames", "flag", ["y"], "Flag this frame, with a comment", () => askNote("flag")],
   ["Page", "undo", ["Ctrl+z"], "Undo", () => step("undo")],
   ["Page", "redo", ["Ctrl+Shift+z", "Ctrl+y"], "Redo", () => step("redo")],
-  ["Page", "save", ["Ctrl+s"], "Save now (it saves by itself)", () => save(doc, { always: true })],
+  ["Page", "save", ["Ctrl+s"], "Save now (it saves by itself); an empty frame then shows nothing", () => save(doc, { always: true })],
   ["Page", "history", ["Shift+h"], "Revisions of this frame", () => showHistory()],
   ["Page", "protocol", ["g"], "Protocol beside the frame", () => toggleProtocol()],
   ["Page", "prelabel", ["j"], "Offer the model's pre-label", () => offerPrelabel()],
@@ -324,6 +324,8 @@ async function openFrame() {
     doc = docs.get(key);
     docs.delete(key);
     docs.set(key, doc);
+    doc.seconds += watched;
+    watched = 0;
     doc.painting.locked = doc.painting.locked.map((_, k) => state.locked.has(k));
     doc.painting.stale = doc.painting.stale.map(() => doc.painting.box(0, 0, clip.width, clip.height));
     forget();
@@ -395,6 +397,7 @@ function showMasks(painting) {
 }
 
 let playing = null;
+let watched = 0; // seconds, that count for the frame where it stops
 
 function play() {
   if (playing) {
@@ -759,7 +762,7 @@ setInterval(() => {
   if (doc && document.visibilityState === "visible" && performance.now() - lastHand < IDLE) {
     doc.seconds++;
     showFacts();
-  }
+  } else if (playing && document.visibilityState === "visible") watched++;
 }, 1000);
 
 // --- Painting -------------------------------------------------------------------------------------
