@@ -773,6 +773,27 @@ def test_a_models_masks_fill_what_is_empty_and_are_known_for_it(open_page, direc
   assert last_row(directory)["touched"] == "pleura;band"
 
 
+def test_an_offer_that_is_right_is_said_to_be_and_counts_as_seen(open_page, directory):
+  page = open_page(prelabels=Offered())
+  page.keys("Shift+Enter")
+  assert "No offered mask is left" in page.page.locator("#toast").text_content()
+  page.keys("j")
+  page.until("document.getElementById('toast').textContent.includes('filled pleura, band')")
+  page.keys("Control+s")
+  page.saved()
+  assert last_row(directory)["touched"] == ""
+  assert page.page.locator("#classes li .most").all_text_contents() == ["offered", "", "offered"]
+  page.page.locator("[data-action=accept]").click()
+  assert "pleura, band: seen and right" in page.page.locator("#toast").text_content()
+  page.keys("Control+s")
+  page.wait("[data-saved=yes]")
+  row = last_row(directory)
+  assert (row["prelabelled"], row["touched"]) == ("pleura;band", "pleura;band")
+  # The masks are as the model offered them.
+  assert (masks_of(directory)["band"][20:40, 30:50] == 99).all()
+  assert page.page.locator("#classes li .most").all_text_contents() == ["39 %", "", "39 %"]
+
+
 def last_row(directory):
   with (directory / "provenance.csv").open() as file:
     return list(csv.DictReader(file))[-1]

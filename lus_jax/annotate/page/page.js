@@ -100,6 +100,7 @@ const ACTIONS = [
   ["Page", "history", ["Shift+h"], "Revisions of this frame", () => showHistory()],
   ["Page", "protocol", ["g"], "Protocol beside the frame", () => toggleProtocol()],
   ["Page", "prelabel", ["j"], "Offer the model's pre-label", () => offerPrelabel()],
+  ["Page", "accept", ["Shift+Enter"], "The offered masks of this frame are right as they are", () => accept()],
   ["Page", "member", ["Shift+j"], "Next model", () => nextMember()],
   ["Page", "help", ["?"], "These shortcuts", () => $("help").open || $("help").showModal()],
   ["Review", "heat", ["x"], "Disagreement over the frame", () => { if (folder.review) { state.heat = !state.heat; refresh(); } }],
@@ -1383,6 +1384,21 @@ async function offerPrelabel() {
   } finally {
     $("stage").classList.remove("busy");
   }
+}
+
+/** Says of what a model offered that somebody has seen it and finds it right: training may learn from it. */
+function accept() {
+  if (!doc) return;
+  const { offered, touched } = doc.painting, seen = [...offered].filter((k) => !touched.has(k));
+  if (!seen.length) {
+    toast("No offered mask is left here that no hand has touched.");
+    return;
+  }
+  seen.forEach((k) => touched.add(k));
+  doc.painting.version++;
+  touch();
+  refresh();
+  toast(`${seen.map((k) => folder.classes[k].name).join(", ")}: seen and right.`);
 }
 
 function nextMember() {
