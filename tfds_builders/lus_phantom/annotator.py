@@ -6,7 +6,7 @@ levels; hands shake, structures with little evidence are missed, and things that
 structure (`decoys`) are painted too, read by the same rule.
 
 How true strokes of each confidence are is a setting. `SETTINGS` are fixed ones; in the family
-`true_from_0.6` it is a dial: strokes are mostly true from that confidence on, and mostly false below.
+`true_from_0.6` it is a dial: strokes are mostly true from that confidence on, mostly false below.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _EVIDENCE_SD = np.array([0.19, 0.17, 0.26, 0.18, 0.14, 0.19])
 
 
 # The same of decoys, and their area as a share of that of the structures, measured with
-# `TRUE_FROM_IMITATORS`; they turn the wanted shares of the family `true_from_` into what is painted.
+# `TRUE_FROM_IMITATORS`: they turn the wanted shares of that family into what is painted.
 _DECOY_MEAN = np.array([0.32, 0.40, 0.15, 0.07, 0.08, 0.19])
 _DECOY_SD = np.array([0.23, 0.16, 0.18, 0.09, 0.11, 0.17])
 _DECOY_AREA = np.array([1.42, 0.41, 0.37, 1.18, 1.66, 0.48])
@@ -251,7 +251,7 @@ def annotate(*, truth, evidence, decoys, decoy_evidence, style, reading, shares,
         missed = chance[1] >= painted_decoys
         rank = rank + reading.false_rank
       if dialled:
-        # As large a bias in the middle; at the ends smaller, where a few strokes are all of a level.
+        # As large a bias in the middle, smaller at the ends, where few strokes make a level.
         rank = special.ndtr(special.ndtri(rank) + math.sqrt(2 * math.pi) * style.bias)
       else:
         rank = rank + style.bias

@@ -130,7 +130,7 @@ def patient_videos(
     stable_patients: chance that a patient's congestion and S/F ratio stay what they are on the
       first day, so that pairs of videos of different days are "Same".
     readmission_accuracy: chance that readmission is what `expected_readmission` says, so that no
-      reader is right more often; 0: it follows from the last congestion and the trend by `outcomes`.
+      reader is right more often; 0: it follows from the last congestion and the trend (`outcomes`).
 
   Returns:
     A list of `Video`, by day and view.

@@ -33,7 +33,7 @@ class PhantomConfig(tfds.core.BuilderConfig):
       of six per class.
     raters: whether every frame is painted by all experts, not by its patient's alone ('frames').
     variety: some of `variety.OPTIONS`.
-    stable_patients: share of patients whose lungs and S/F ratio are the same on all days, in [0, 1].
+    stable_patients: share of patients whose lungs and S/F ratio are the same on all days.
     readmission_accuracy: of the best attainable reader, in (.5, 1]; 0: readmission follows from the
       lungs as it does by default. See `cohort.patient_videos`.
   """
@@ -75,17 +75,18 @@ class PhantomConfig(tfds.core.BuilderConfig):
       )
     if not 0 <= self.stable_patients <= 1:
       raise UserError(
-        f"stable_patients of lus_phantom must be a share from 0 to 1, but is {self.stable_patients}."
+        "stable_patients of lus_phantom must be a share from 0 to 1, but is "
+        f"{self.stable_patients}."
       )
     if self.readmission_accuracy != 0 and not 0.5 < self.readmission_accuracy <= 1:
       raise UserError(
-        "readmission_accuracy of lus_phantom must be above 0.5 and at most 1 (or 0: as by default), "
-        f"but is {self.readmission_accuracy}."
+        "readmission_accuracy of lus_phantom must be above 0.5 and at most 1 (or 0: as by "
+        f"default), but is {self.readmission_accuracy}."
       )
     if self.readmission_accuracy and self.setting == "null":
       raise UserError(
-        "readmission_accuracy of lus_phantom makes readmission follow from the lungs, which setting "
-        "'null' excludes; use another setting, or leave it out."
+        "readmission_accuracy of lus_phantom makes readmission follow from the lungs, which "
+        "setting 'null' excludes; use another setting, or leave it out."
       )
     if self.raters and self.kind != "frames":
       raise UserError(

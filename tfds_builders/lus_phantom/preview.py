@@ -1,6 +1,6 @@
 """Pictures of the phantom: a contact sheet of frames, truth and painted confidence, and a clip.
 
-python -m tfds_builders.lus_phantom.preview --out FILE.png [--gif FILE.gif] [--size 256] [--variety all]
+python -m tfds_builders.lus_phantom.preview --out FILE.png [--gif FILE.gif] [--variety all]
 """
 
 import argparse

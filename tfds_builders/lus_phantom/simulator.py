@@ -32,7 +32,7 @@ SHARP, FUZZY, FASCIA, A_LINE, SUB_A_LINE, VERTICAL = range(len(CLASSES))
 _MARGIN_MM = 3.0
 _MAX_SLIDE_MM = 6.0
 _MIN_LINE_PIXELS = 1.5
-FADED_DB = 12.0
+_FADED_DB = 16.0  # B-lines are taken to end there
 _HAZE_FLOOR = np.float32(10 ** (-55 / 20))
 
 
@@ -389,7 +389,7 @@ def pleura_depth(scene, x, time_s, probe=None):
 
 
 def fluid(scene, x, time_s):
-  """[X] thickness in mm of the fluid between pleural line and lung: less where the lung comes in."""
+  """[X] thickness in mm of the fluid between pleural line and lung; it changes with the breath."""
   if scene.effusion is None:
     return np.zeros_like(x)
   centre, half, thickness = scene.effusion
@@ -490,13 +490,16 @@ def _lines(scene, x, time_s, probe):
   """
   u, empty = lung_coordinates(scene, x, time_s)
   fuzz = scene.fuzz + _wave(u, scene.fuzz_waves)
-  airless = 0.0
+  airless = 0.0  # and so no mirror, up to all of it
   if scene.lung_point is not None:
     # Air under the pleural line: a perfect mirror.
     fuzz = np.where(empty, 0.2, fuzz)
   if scene.consolidations:
     airless = np.minimum(1, consolidated(scene, u) / 3)
     fuzz = fuzz + 0.4 * airless
+  if scene.effusion is not None:
+    # What the lung throws back under fluid seldom comes straight to the probe.
+    airless = airless + 0.4 * np.minimum(1, fluid(scene, x, time_s) / 2)
   # A-lines need a smooth mirror: they fade where the pleura is fuzzy.
   mirror = -14 * np.clip(fuzz - 0.35, 0, 1) - 40 * airless
   a_lines = [
@@ -742,8 +745,7 @@ def _masks(scene, height, width, probe, time_s):
   lung = (below > border[None, :]) & seen[None, :]
   if len(scene.rays) and scene.ray_shapes is not None:
     profile, faded = _shaped(scene, u, below, _MIN_LINE_PIXELS * dx)
-    # What has faded by more is no longer seen as a B-line.
-    covered = ((profile >= 0.5) & (faded < FADED_DB)).any(0) & ~empty[None, :]
+    covered = ((profile >= 0.5) & (faded < _FADED_DB)).any(0) & ~empty[None, :]
     truth[..., VERTICAL] = covered & lung
   elif len(scene.rays):
     # Lines closer than a pixel would vanish: a ray is at least as wide as thin lines are thick.

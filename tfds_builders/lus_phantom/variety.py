@@ -52,8 +52,8 @@ def _b_lines(rng, scene, video):
   shapes = np.stack(
     [
       rng.uniform(0.05, 0.45, count),
-      rng.normal(0, 0.5, count),
-      rng.normal(0, 0.22, count),
+      rng.normal(0, 0.35, count),
+      rng.normal(0, 0.1, count),
       rng.uniform(0.5, 5.5, count),
     ],
     axis=1,
@@ -65,7 +65,7 @@ def _b_lines(rng, scene, video):
 
 def _curved_pleura(rng, scene, video):
   # A chest is round: mostly the middle comes nearest to the probe.
-  return dataclasses.replace(scene, curve_mm=float(np.clip(rng.normal(2.2, 1.8), -2, 6)))
+  return dataclasses.replace(scene, curve_mm=float(np.clip(rng.normal(1.6, 1.4), -1.5, 5)))
 
 
 def _effusion(rng, scene, video):
