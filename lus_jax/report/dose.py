@@ -4,8 +4,6 @@ The dose is T of the phantom's settings `true_from_T`; the responses are scores 
 of labels and of networks that learned them.
 """
 
-import functools
-
 from lus_jax import palette
 from lus_jax.report import cells
 from lus_jax.report.cells import Table, value
@@ -30,6 +28,15 @@ def dial(dose):
   return "-" if dose is None else f"{100 * dose:.3g}%"
 
 
+def _pairs(answers):
+  """Every pair of thresholds, and where it stands in which answers: not all have the same."""
+  found = {}
+  for i, one in enumerate(answers):
+    for j, row in enumerate(one["overtakes"]):
+      found.setdefault((row["threshold"], row["against"]), {})[i] = j
+  return found
+
+
 def text(answers):
   """The answers (`tasks.which_target.compare.dose`) as text of several lines."""
   if not answers:
@@ -38,11 +45,13 @@ def text(answers):
   body = [[title(one), *map(cells.percent, one["best"])] for one in answers]
   lines = ["Best threshold, by the confidence from which strokes are mostly true"]
   lines.append(cells.text_table(["", *doses], body))
-  pairs = [(row["threshold"], row["against"]) for row in answers[0]["overtakes"]]
   body = [
     [f"{cells.percent(a)} over {cells.percent(b)}"]
-    + [dial(one["overtakes"][i]["dose"]) for one in answers]
-    for i, (a, b) in enumerate(pairs)
+    + [
+      dial(answers[i]["overtakes"][places[i]]["dose"]) if i in places else ""
+      for i in range(len(answers))
+    ]
+    for (a, b), places in _pairs(answers).items()
   ]
   lines += ["", "From which such confidence on a threshold has the higher mean of two"]
   # Titles of a few letters, so that they all stand beside each other.
@@ -72,11 +81,12 @@ def overtakes(files, name):
   if not answers:
     return None
   rows = []
-  for j in range(len(answers[0]["overtakes"])):
-    at = functools.partial(value, files, name, "dose")
-    first = (0, "overtakes", j)
-    named = [at(*first, key, show=cells.percent) for key in ("threshold", "against")]
-    rows.append(named + [at(i, "overtakes", j, "dose", show=dial) for i in range(len(answers))])
+  for places in _pairs(answers).values():
+    at = {i: (files, name, "dose", i, "overtakes", j) for i, j in places.items()}
+    first = next(iter(at.values()))
+    named = [value(*first, key, show=cells.percent) for key in ("threshold", "against")]
+    found = [value(*at[i], "dose", show=dial) if i in at else "" for i in range(len(answers))]
+    rows.append(named + found)
   return Table(f"{name}_overtakes", ["threshold", "over", *map(title, answers)], rows)
 
 
