@@ -12,9 +12,8 @@ VIEWS = ("L1", "L2", "L3", "R1", "R2", "R3")
 # Fluid collects low and behind: how strongly a view shows the patient's congestion.
 VIEW_GAIN = {"L1": 0.75, "L2": 0.95, "L3": 1.2, "R1": 0.8, "R2": 1.0, "R3": 1.3}
 
-# With `readmission_accuracy`: the change of congestion above which a patient is readmitted, about
-# its median over patients.
-READMITTED_ABOVE = -0.04
+# With `readmission_accuracy`: the change of congestion above which a patient is readmitted.
+READMITTED_ABOVE = 0.0
 
 
 def generator(seed, *path):
@@ -65,6 +64,16 @@ def congestion_course(rng, days):
   start = rng.beta(1.6, 1.6)
   steps = rng.normal(-0.06, 0.17, days - 1)
   return np.clip(start + np.concatenate([[0.0], np.cumsum(steps)]), 0, 1)
+
+
+def clear_course(rng, days):
+  """`congestion_course` of who gets clearly better or worse by the second day, as likely as not."""
+  course = congestion_course(rng, days)
+  step = rng.choice([-1, 1]) * rng.uniform(0.3, 0.5)
+  if not 0 <= course[0] + step <= 1:
+    step = -step
+  course[1:] += course[0] + step - course[1]
+  return np.clip(course, 0, 1)
 
 
 def change_of_views(videos):
@@ -130,7 +139,8 @@ def patient_videos(
     stable_patients: chance that a patient's congestion and S/F ratio stay what they are on the
       first day, so that pairs of videos of different days are "Same".
     readmission_accuracy: chance that readmission is what `expected_readmission` says, so that no
-      reader is right more often; 0: it follows from the last congestion and the trend (`outcomes`).
+      reader is right more often; congestion is then a `clear_course`, or few pictures would tell
+      what a reader has to know. 0: it follows from the last congestion and the trend (`outcomes`).
 
   Returns:
     A list of `Video`, by day and view.
@@ -139,6 +149,8 @@ def patient_videos(
   days = int(rng.integers(2, 4))
   congestion = congestion_course(rng, days)
   behind = congestion_course(generator(seed, "null", patient), days)
+  if readmission_accuracy:
+    congestion = clear_course(generator(seed, "clear", patient), days)
   stable = generator(seed, "stable", patient).random() < stable_patients
   if stable:
     congestion, behind = (np.full(days, course[0]) for course in (congestion, behind))
