@@ -63,7 +63,8 @@ def contact_sheet(*, size=256, setting="default", seed=0, variety=(), n_videos=6
   )
   columns = []
   for videos in _videos(config, n_videos):
-    arrays = lus_phantom.simulate(videos[0], config)
+    # The last one is mostly of the lowest view, where there is the most to find.
+    arrays = lus_phantom.simulate(videos[-1 if variety else 0], config)
     image = arrays["frames"][0, ..., 0]
     rows = [np.zeros_like(arrays["confidence"]), arrays["truth"][0], arrays["confidence"]]
     columns.append(np.concatenate([palette.overlay(image, row / 255) for row in rows]))

@@ -32,7 +32,7 @@ SHARP, FUZZY, FASCIA, A_LINE, SUB_A_LINE, VERTICAL = range(len(CLASSES))
 _MARGIN_MM = 3.0
 _MAX_SLIDE_MM = 6.0
 _MIN_LINE_PIXELS = 1.5
-_FADED_DB = 16.0  # B-lines are taken to end there
+_LAST_RAY_DB = -52.0  # B-lines that fade end there: they are hardly seen in what is around
 _HAZE_FLOOR = np.float32(10 ** (-55 / 20))
 
 
@@ -745,7 +745,8 @@ def _masks(scene, height, width, probe, time_s):
   lung = (below > border[None, :]) & seen[None, :]
   if len(scene.rays) and scene.ray_shapes is not None:
     profile, faded = _shaped(scene, u, below, _MIN_LINE_PIXELS * dx)
-    covered = ((profile >= 0.5) & (faded < _FADED_DB)).any(0) & ~empty[None, :]
+    left = scene.rays[:, 2, None, None] - faded
+    covered = ((profile >= 0.5) & (left > _LAST_RAY_DB)).any(0) & ~empty[None, :]
     truth[..., VERTICAL] = covered & lung
   elif len(scene.rays):
     # Lines closer than a pixel would vanish: a ray is at least as wide as thin lines are thick.

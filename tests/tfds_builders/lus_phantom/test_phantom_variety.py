@@ -86,9 +86,9 @@ def test_b_lines_widen_lean_bend_and_fade():
 
   fallen = (level(straight, 18.0) - level(image, 21.6)) / 255 * 60
   assert fallen == pytest.approx(6, abs=2)
-  # It ends where it has faded by 16 dB, and hides A-lines only where it is.
-  fades = np.array([[0.0, 0.0, 0.0, 8.0]])
-  _, truth, _ = render(bare(rays=ray, ray_shapes=fades))
+  # It ends where it has faded to -52 dB, and hides A-lines only where it is.
+  fades, faint = np.array([[0.0, 0.0, 0.0, 8.0]]), np.array([[18.0, 2.0, -36.0, 0.0]])
+  _, truth, _ = render(bare(rays=faint, ray_shapes=fades))
   lowest = Z[np.argwhere(truth[0, ..., simulator.VERTICAL])[:, 0].max()]
   assert lowest == pytest.approx(16 + 20, abs=2 * DZ)
   bent = bare(rays=ray, ray_shapes=np.array([[0.0, 5.0, 0.0, 0.0]]), a_db=-10.0)
