@@ -18,8 +18,9 @@ members learn their mean; with `--config.data.phantom.raters=False
 --config.study.standardise="('none','quantile')"` one expert paints all frames of a patient.
 
 `:dose` asks how the answer follows the confidence from which strokes are mostly true, from 0 to
-80 %: at which dose one threshold overtakes another. Of the labels alone, without networks, it is
-told in half a minute by `python -m lus_jax.tasks.which_target.dose`.
+80 %: at which dose one threshold overtakes another. It should take 70 minutes on 2 CPU cores, by
+what a cohort of the first takes. Of the labels alone, without networks, it is told in half a minute
+by `python -m lus_jax.tasks.which_target.dose`.
 """
 
 from configs import seg

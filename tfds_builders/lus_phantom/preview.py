@@ -119,17 +119,16 @@ def main():
   parser.add_argument("--out", required=True, help="PNG to write: the contact sheet")
   parser.add_argument("--gif", help="GIF to write: a clip")
   parser.add_argument("--size", type=int, default=256, help="height and width of a frame")
-  settings = f"{', '.join(annotator.SETTINGS)} or {annotator.TRUE_FROM}0.6"
-  parser.add_argument("--setting", default="default", help=settings)
+  known = f"{', '.join(annotator.SETTINGS)} or {annotator.TRUE_FROM}0.6"
+  parser.add_argument("--setting", default="default", help=known)
   parser.add_argument(
     "--variety", default="", help=f"all, or some of {','.join(variety_lib.OPTIONS)}"
   )
   parser.add_argument("--seed", type=int, default=0)
   flags = parser.parse_args()
   options = tuple(filter(None, flags.variety.split(",")))
-  options = variety_lib.OPTIONS if options == ("all",) else options
   settings = {"size": flags.size, "setting": flags.setting, "seed": flags.seed}
-  settings["variety"] = options
+  settings["variety"] = variety_lib.OPTIONS if options == ("all",) else options
 
   def write():
     contact_sheet(**settings).save(flags.out, optimize=True)

@@ -231,6 +231,15 @@ def test_preview_writes_a_sheet(tmp_path, monkeypatch, capsys):
     assert sheet.width == 6 * 32 and sheet.height > 3 * 32
     truth = np.asarray(sheet)[32:64]
   assert (truth.max(-1) != truth.min(-1)).any()
+  monkeypatch.setattr(
+    "sys.argv",
+    ["preview", "--out", str(tmp_path / "varied.png"), "--size", "32", "--variety", "all"],
+  )
+  assert preview.main() == 0
+  assert (tmp_path / "varied.png").read_bytes() != out.read_bytes()
+  monkeypatch.setattr("sys.argv", ["preview", "--out", str(out), "--variety", "effusion,fog"])
+  assert preview.main() == 2
+  assert "variety of lus_phantom must name some of presets" in capsys.readouterr().err
   monkeypatch.setattr("sys.argv", ["preview", "--out", str(out), "--setting", "nope"])
   assert preview.main() == 2
   assert "choose one of" in capsys.readouterr().err

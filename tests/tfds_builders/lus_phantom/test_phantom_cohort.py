@@ -160,7 +160,7 @@ def test_a_stated_accuracy_leaves_days_views_and_experts_as_they_are():
 def test_what_the_ideal_observer_knows_can_be_seen():
   change, agree = [], []
   config = phantom_config("frames", 32, 32, readmission_accuracy=0.9, missing_views=0.6)
-  for patient in cohort.patient_names(24):
+  for patient in cohort.patient_names(14):
     mine = [v for v in cohort.videos_of(patient, config) if v.day <= 2]
     change.append(cohort.change_of_views(mine))
     seen = []
