@@ -67,6 +67,31 @@ def area_of(box, height, width):
   }
 
 
+def work_features(n_classes):
+  """How a frame's masks came to be, of sets that know it (`provenance.csv` of a `lus_folder`).
+
+  Args:
+    n_classes: K.
+
+  Returns:
+    A dict of TFDS features: `prelabelled` and `touched` ([K] bool: the classes that a model filled,
+    and those that a hand changed), `prelabel` (the model), `consensus` (whether they stand for
+    those of several annotators), `seconds` that the painting took, `time` (ISO 8601), `tool` and
+    `protocol`.
+  """
+  classes = tfds.features.Tensor(shape=(n_classes,), dtype=np.bool_)
+  return {
+    "prelabelled": classes,
+    "touched": classes,
+    "prelabel": tfds.features.Text(),
+    "consensus": tfds.features.Scalar(np.bool_),
+    "seconds": tfds.features.Scalar(np.float32),
+    "time": tfds.features.Text(),
+    "tool": tfds.features.Text(),
+    "protocol": tfds.features.Text(),
+  }
+
+
 def frame_features(height, width, n_classes, *, truth=False, ignore=False):
   """Features of one labelled frame.
 

@@ -11,6 +11,7 @@ from lus_jax.tasks.clinical import questions
 from lus_jax.tasks.clinical import run as clinical
 from lus_jax.tasks.segmentation import run as segmentation
 from lus_jax.training import claim as claim_lib
+from lus_jax.training import hardware
 
 # Says which study a directory belongs to.
 DIRECTORY = "study"
@@ -60,13 +61,16 @@ def train_and_evaluate(config, workdir):
   Raises:
     UserError: a part of the config or the data are not in order.
   """
+  directory, claim = pathlib.Path(workdir) / DIRECTORY, None
+  with contextlib.suppress(OSError):  # `check_claim` says what is wrong with it
+    claim = claim_lib.read_claim(directory)
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    hardware.drop_later(config, claim)
   configs = parts(config)
   for name, part in configs.items():
     (segmentation if name == "segmentation" else clinical).check(part)
-  directory, settings = pathlib.Path(workdir) / DIRECTORY, claim_lib.settings(config)
-  claim = None
-  with contextlib.suppress(OSError):  # `check_claim` says what is wrong with it
-    claim = claim_lib.read_claim(directory)
+  settings = claim_lib.settings(config)
   if claim and "steps" not in claim["config"].get("segmentation", {}).get("train", {}):
     # A study from before there was such a field.
     settings.get("segmentation", {}).get("train", {}).pop("steps", None)

@@ -17,6 +17,13 @@ from lus_jax.words import plural
 PAPER_BATCH, PAPER_SIZE = 16, 512
 # Settings left to us, by what stands in a config then. They change the numbers of a run.
 AUTOMATIC = {("model", "dtype"): "auto", ("train", "batch_size"): 0}
+# Fields that runs of older versions lack, and go on without: whatever they are (None), or where
+# they have this default.
+LATER = {
+  ("folds", "inner"): None,
+  ("data", "prelabels"): "touched",
+  ("data", "consensus"): "replaces",
+}
 
 # Room for what a backend keeps beside them: gradients of activations, other layouts, convolution
 # workspaces. XLA for CPUs needs .7 to .9 of the activations in all, from width .5 on.
@@ -213,6 +220,7 @@ def as_begun(config, workdir):
     claim = None
   config = config.copy_and_resolve_references()
   with config.unlocked():
+    drop_later(config, claim)
     for (section, field), automatic in AUTOMATIC.items():
       if claim and config[section][field] == automatic:
         config[section][field] = claim["config"].get(section, {}).get(field, automatic)
@@ -232,6 +240,15 @@ def as_begun(config, workdir):
           )
         del config.train.steps
   return config
+
+
+def drop_later(config, claim):
+  """Removes the fields of a config, unlocked, that the run of a claim was begun without."""
+  for (section, field), default in LATER.items():
+    theirs = claim["config"].get(section, {}) if claim else {field: None}
+    ours = config.get(section, {})
+    if field not in theirs and field in ours and default in (None, ours[field]):
+      del config[section][field]
 
 
 def resolve(config, device, *, models, frames=PAPER_BATCH, classes=6, strategy="loop"):

@@ -199,6 +199,21 @@ def test_a_run_from_before_such_a_field_goes_on(tmp_path, caplog, module, epochs
   assert "before there was config.train.steps, so" in message and f"({epochs})" in message
 
 
+def test_a_run_from_before_labels_were_chosen_uses_all_of_them(tmp_path):
+  begun = claim.settings(resolve(seg.get_config("demo"), CPU, frames=32)[0])
+  del begun["data"]["prelabels"], begun["data"]["consensus"]
+  claim.claim(tmp_path, begun, {})
+  config, _ = resolve(hardware.as_begun(seg.get_config("demo").lock(), tmp_path), CPU, frames=32)
+  claim.check_claim(tmp_path, claim.settings(config))
+  assert not {"prelabels", "consensus"} & set(config.data)
+  # What is asked for is not dropped without a word.
+  asked = seg.get_config("demo")
+  asked.data.prelabels = "all"
+  config, _ = resolve(hardware.as_begun(asked, tmp_path), CPU, frames=32)
+  with pytest.raises(UserError, match=r"different: data.prelabels\)"):
+    claim.check_claim(tmp_path, claim.settings(config))
+
+
 def test_a_run_goes_on_with_the_epochs_that_came_of_its_data(tmp_path):
   begun, _ = resolve(seg.get_config("demo"), CPU, frames=32)
   claim.claim(tmp_path, json.loads(begun.to_json()), {})

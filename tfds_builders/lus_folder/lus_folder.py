@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import pathlib
 
 import numpy as np
@@ -145,6 +146,8 @@ class LusFolder(records.Builder):
       features = records.frame_features(*shape, ignore=folder.has_ignore)
     if folder.has_scan_areas:
       features |= records.area_features()
+    if folder.has_provenance:
+      features |= records.work_features(len(folder.classes))
     counts = {
       name: {"patients": len({_patient(row) for row in rows}), config.kind: len(rows)}
       for name, rows in config.splits.items()
@@ -169,6 +172,7 @@ class LusFolder(records.Builder):
         patients={video.patient: folder.patients.get(video.patient, {}) for video in folder.videos},
         **({"has_ignore": True} if folder.has_ignore else {}),
         **({"has_scan_areas": True} if folder.has_scan_areas else {}),
+        **({"has_provenance": True} if folder.has_provenance else {}),
       ),
     )
 
@@ -190,6 +194,7 @@ class LusFolder(records.Builder):
       confidence_maximum=folder.confidence_maximum,
       has_ignore=folder.has_ignore,
       has_scan_areas=folder.has_scan_areas,
+      has_provenance=folder.has_provenance,
       height=config.height,
       width=config.width,
     )
@@ -216,6 +221,7 @@ class Job:
   confidence_maximum: float | None
   has_ignore: bool
   has_scan_areas: bool
+  has_provenance: bool
   height: int
   width: int
 
@@ -280,9 +286,24 @@ def _frames(job, group):
         "annotator": label.annotator,
         "frame": label.frame,
         **ignored,
+        **(_work(job, label) if job.has_provenance else {}),
         **_provenance(job, video, box),
       }
       yield f"{video.name}#{label.frame}#{label.annotator}", example, found
+
+
+def _work(job, label):
+  work = label.work or manifest.Work("", math.nan, "", "", "", (), (), False)
+  return {
+    "prelabelled": np.array([name in work.prelabelled for name in job.classes]),
+    "touched": np.array([name in work.touched for name in job.classes]),
+    "prelabel": work.prelabel,
+    "consensus": label.is_consensus,
+    "seconds": work.seconds,
+    "time": work.time,
+    "tool": work.tool,
+    "protocol": work.protocol,
+  }
 
 
 def _video(job, video):
