@@ -13,7 +13,7 @@ from tfds_builders.lus_phantom import annotator, cohort, simulator, variety
 KINDS = ("frames", "videos")
 # Fields that a data set's name tells only where they are not as they are by default: without them
 # it is the data set that it was before there were any.
-_ADDED = ("variety", "stable_patients", "readmission_accuracy")
+OPTIONS = ("variety", "stable_patients", "readmission_accuracy")
 
 
 @dataclasses.dataclass
@@ -119,7 +119,7 @@ def phantom_config(kind, height, width, **settings):
   if "variety" in settings and not isinstance(settings["variety"], str):
     # Their order makes no other data set.
     full["variety"] = settings["variety"] = tuple(sorted(settings["variety"]))
-  for name in _ADDED:
+  for name in OPTIONS:
     if full[name] == fields[name]:
       del full[name]
   return PhantomConfig(
