@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lus_jax.data.selection import untouched_classes
 from lus_jax.errors import UserError
 from lus_jax.labels import annotators, fusion
 
@@ -138,30 +139,43 @@ def _annotators(splits):
 
 
 def _paintings(source, names, dataset, several):
-  """Every frame's paintings: lists of (annotator's number, confidence [H, W, K])."""
+  """Every frame's paintings: lists of annotator's number, confidence [H, W, K], and [K] whether it
+  is the annotator's: not that of a class that is not labelled, or that a model painted alone."""
   if several:
+    everything = np.ones(len(dataset.classes), bool)
     for example in source.only("raters", "drawn"):
-      yield [(a, example["raters"][a]) for a in np.flatnonzero(example["drawn"])]
+      yield [(a, example["raters"][a], everything) for a in np.flatnonzero(example["drawn"])]
     return
   frames = {}
   for i, example in enumerate(source.only("annotator", *_FRAME)):
     frames.setdefault(tuple(example[name] for name in _FRAME), []).append(i)
-  pixels = source.only("annotator", "confidence", *(["ignore"] if dataset.has_ignore else []))
+  more = ["ignore"] if dataset.has_ignore else []
+  more += ["prelabelled", "touched"] if dataset.has_provenance else []
+  pixels = source.only("annotator", "confidence", "labelled", *more)
   for indices in frames.values():
     examples = [pixels[i] for i in indices]
     if dataset.has_ignore:
       # What one of them ignored is compared with nobody's.
       counts = ~np.any([x["ignore"] > 0 for x in examples], axis=0)
       examples = [x | {"confidence": x["confidence"] * counts} for x in examples]
-    named = [(x["annotator"].decode(), x["confidence"]) for x in examples]
-    yield [(names.index(name), confidence) for name, confidence in named if name in names]
+    yield [
+      (names.index(name), x["confidence"], _own(x))
+      for x in examples
+      if (name := x["annotator"].decode()) in names
+    ]
+
+
+def _own(example):
+  """The classes [K] bool of which an annotator says something."""
+  labelled = np.asarray(example["labelled"], bool)
+  return labelled & ~untouched_classes(example) if "touched" in example else labelled
 
 
 def _histograms(source, names, dataset, several):
   counts = np.zeros((len(names), len(dataset.classes), 256), np.int64)
   for paintings in _paintings(source, names, dataset, several):
-    for a, confidence in paintings:
-      for k in range(counts.shape[1]):
+    for a, confidence, own in paintings:
+      for k in np.flatnonzero(own):
         counts[a, k] += np.bincount(confidence[..., k].ravel(), minlength=256)
   return counts
 
@@ -169,15 +183,14 @@ def _histograms(source, names, dataset, several):
 def _pairs(source, names, dataset, several):
   counts = np.zeros((len(names), len(dataset.classes), 256, 256), np.int64)
   for paintings in _paintings(source, names, dataset, several):
-    for i, (a, own) in enumerate(paintings):
-      others = [confidence for j, (_, confidence) in enumerate(paintings) if j != i]
-      if not others:
-        continue
-      mean = np.rint(np.mean(others, axis=0)).astype(np.int64)
-      either = (own > 0) | (mean > 0)
-      for k in range(counts.shape[1]):
-        here = either[..., k]
-        joint = 256 * own[..., k][here].astype(np.int64) + mean[..., k][here]
+    for i, (a, confidence, own) in enumerate(paintings):
+      for k in np.flatnonzero(own):
+        others = [x[..., k] for j, (_, x, theirs) in enumerate(paintings) if j != i and theirs[k]]
+        if not others:
+          continue
+        mine, mean = confidence[..., k], np.rint(np.mean(others, axis=0)).astype(np.int64)
+        here = (mine > 0) | (mean > 0)
+        joint = 256 * mine[here].astype(np.int64) + mean[here]
         counts[a, k] += np.bincount(joint, minlength=256 * 256).reshape(256, 256)
   if not counts.any():
     agreed = "; of a frame with a consensus it alone is used, but for --config.data.consensus=none"

@@ -28,13 +28,14 @@ def summarize(dataset):
   Returns:
     A list of rows, one a split: `split`, `patients`, `patient_names`, `videos`, `frames`,
     `frames_with` (how many frames show a class at all, by class) and `painted` (by annotator and
-    class, pixels per bin).
+    class, pixels per bin; not of what a model offered and nobody touched).
   """
   rows = []
   for split, source in dataset.splits.items():
     patients, videos, painted = set(), set(), {}
     frames_with = np.zeros(len(dataset.classes), int)
-    for example in source.only(*PROVENANCE, "confidence"):
+    more = ("prelabelled", "touched") if dataset.has_provenance else ()
+    for example in source.only(*PROVENANCE, "confidence", *more):
       origin = provenance(example)
       patients.add(origin["patient"])
       videos.add(origin["video"])
@@ -43,7 +44,8 @@ def summarize(dataset):
       counts = painted.setdefault(
         origin["annotator"], np.zeros((len(dataset.classes), N_BINS), int)
       )
-      counts += _binned(confidence)
+      own = ~selection_lib.untouched_classes(example) if more else np.ones(len(counts), bool)
+      counts += _binned(confidence) * own[:, None]
     rows.append(
       {
         "split": split,

@@ -207,6 +207,33 @@ def test_what_one_annotator_ignored_is_compared_with_nobodys():
     np.testing.assert_array_equal(a["confidence"], b["confidence"])
 
 
+@pytest.mark.parametrize("kind", ["unlabelled", "offered"])
+@pytest.mark.parametrize("method", ["quantile", "overlap"])
+def test_what_is_not_an_annotators_own_is_compared_with_nobodys(method, kind):
+  r = np.random.default_rng(4)
+  train = [*both(r, 8)]
+  alone = [*both(r, 4)]
+  splits = {"train": train, "validation": [*both(r, 2)], "test": [*both(r, 1)]}
+  expected = labelling.standardised(make_dataset(splits), method)["validation"]
+  # Four frames more, of which nobody's first class counts and both paint the second.
+  some = np.array([False, True])
+  kept = {"labelled": np.ones(K, bool), "prelabelled": np.zeros(K, bool), "touched": some}
+  lost = kept | ({"labelled": some} if kind == "unlabelled" else {"prelabelled": ~some})
+  more = [x | lost | {"frame": x["frame"] + 100} for x in alone]
+  for x in more:
+    x["confidence"] = x["confidence"].copy()
+    x["confidence"][..., 0] = 7
+  found = {name: [x | kept for x in examples] for name, examples in splits.items()}
+  found["train"] = found["train"] + more
+  changed = labelling.standardised(make_dataset(found, has_provenance=True), method)["validation"]
+  for a, b in zip(changed, expected, strict=True):
+    np.testing.assert_array_equal(a["confidence"][..., 0], b["confidence"][..., 0])
+  # What is the annotators' own does count.
+  assert any(
+    (a["confidence"] != b["confidence"]).any() for a, b in zip(changed, expected, strict=True)
+  )
+
+
 def test_overlap_brings_three_raters_together(several_raters):
   dataset = make_dataset(several_raters, RATERS)
   found = labelling.standardised(dataset, "overlap")["train"]
