@@ -3,10 +3,12 @@
   python -m lus_jax.benchmarks.error_rate
 
 Simulates `folds.cv=rotate`: two models that are equally good, each trained once a fold, so that
-all patients of a fold share the luck of a network. Counts p values below .05 by swapping patients,
-each by itself, and by swapping whole folds, as `lus_jax.evaluation.statistics` does; and how often
-a true difference is found. The luck is the standard deviation of a network's score, in those of a
-patient's; at 0 all networks of a threshold are the same.
+all patients of a fold share the luck of a network; and `folds.cv=paper`, where all patients share
+the networks of all folds. Counts p values below .05, and below .05 / 11 (the strictest that Holm
+asks of seven thresholds), by swapping patients, each by itself, and by swapping whole folds, as
+`lus_jax.evaluation.statistics` does for `rotate`; and how often a true difference is found. The
+luck is the standard deviation of a network's score, in those of a patient's; at 0 all networks of
+a threshold are the same.
 """
 
 import argparse
@@ -21,16 +23,20 @@ from lus_jax.evaluation import statistics
 from lus_jax.evaluation.ratio import Ratio
 
 LUCK = (0.0, 0.1, 0.25, 0.5)
+SCHEMES = ("rotate", "paper")
+# Of the family of the paper's seven thresholds.
+COMPARISONS = 11
 # Of the second model, in standard deviations of a patient.
 DIFFERENCES = (0.0, 0.5)
 
 
-def draw(generator, fold, *, luck, difference):
-  """Scores of two models on patients of folds.
+def draw(generator, fold, *, scheme, luck, difference):
+  """Scores of two models on patients.
 
   Args:
     generator: of NumPy.
     fold: [P] the fold of each patient.
+    scheme: 'rotate': a patient is tested by the networks of their fold; 'paper': by those of all.
     luck: standard deviation of a network's score, in those of a patient's.
     difference: how much better the second model is, likewise.
 
@@ -39,21 +45,19 @@ def draw(generator, fold, *, luck, difference):
   """
   names = tuple(f"{i:04d}" for i in range(len(fold)))
   # What both share is hard for both; the networks' luck is not shared.
-  patient = generator.normal(size=len(fold))
-  scores = [
-    patient
-    + luck * generator.normal(size=fold.max() + 1)[fold]
-    + generator.normal(size=len(fold))
-    + shift
-    for shift in (0, difference)
-  ]
+  patient, scores = generator.normal(size=len(fold)), []
+  for shift in (0, difference):
+    networks = luck * generator.normal(size=fold.max() + 1)
+    shared = networks[fold] if scheme == "rotate" else networks.mean()
+    scores.append(patient + shared + generator.normal(size=len(fold)) + shift)
   return [Ratio(names, x, np.ones(len(fold)), root=False) for x in scores]
 
 
-def measure(*, folds, patients, luck, difference, repeats, seed=0):
-  """The share of p values below .05, by swapping patients and by swapping folds.
+def measure(*, scheme, folds, patients, luck, difference, repeats, seed=0):
+  """The share of small p values, by swapping patients and by swapping folds.
 
   Args:
+    scheme: of `draw`.
     folds: how many.
     patients: P, dealt into them evenly.
     luck, difference: of `draw`.
@@ -61,35 +65,37 @@ def measure(*, folds, patients, luck, difference, repeats, seed=0):
     seed: of them.
 
   Returns:
-    A row: the arguments, `by_patient`, `by_fold`.
+    A row: the arguments, and the shares below .05 and below .05 / 11: `by_patient`,
+    `by_patient_holm`, `by_fold` and `by_fold_holm` (None where all networks test all patients).
   """
   generator = np.random.default_rng(seed)
   fold = np.arange(patients) % folds
-  found = np.zeros(2)
+  ways = {"by_patient": None} | ({"by_fold": fold} if scheme == "rotate" else {})
+  found = {name: [] for name in ways}
   for _ in range(repeats):
-    a, b = draw(generator, fold, luck=luck, difference=difference)
-    p = [statistics.permutation_test(a, b, groups=groups) for groups in (None, fold)]
-    found += np.array(p) < statistics.LEVEL
-  by_patient, by_fold = (found / repeats).tolist()
-  return {
-    "folds": folds,
-    "patients": patients,
-    "luck": luck,
-    "difference": difference,
-    "by_patient": by_patient,
-    "by_fold": by_fold,
-  }
+    a, b = draw(generator, fold, scheme=scheme, luck=luck, difference=difference)
+    for name, groups in ways.items():
+      found[name].append(statistics.permutation_test(a, b, groups=groups))
+  row = {"scheme": scheme, "folds": folds, "patients": patients}
+  row |= {"luck": luck, "difference": difference}
+  for name in ("by_patient", "by_fold"):
+    for suffix, level in (("", statistics.LEVEL), ("_holm", statistics.LEVEL / COMPARISONS)):
+      p = found.get(name)
+      row[f"{name}{suffix}"] = float(np.mean(np.array(p) < level)) if p else None
+  return row
 
 
 def table(rows):
   """The rows as Markdown."""
   lines = [
-    "| folds | patients | luck | difference | p < .05 swapping patients | swapping folds |",
-    "|" + " --- |" * 6,
+    "| cv | folds | patients | luck | difference | p < .05 swapping patients | p < .05/11 "
+    "| p < .05 swapping folds | p < .05/11 |",
+    "|" + " --- |" * 9,
   ]
   for row in rows:
-    cells = [*list(row.values())[:4], f"{row['by_patient']:.3f}", f"{row['by_fold']:.3f}"]
-    lines.append(f"| {' | '.join(map(str, cells))} |")
+    *what, a, b, c, d = row.values()
+    shares = ("-" if x is None else f"{x:.3f}" for x in (a, b, c, d))
+    lines.append(f"| {' | '.join(map(str, (*what, *shares)))} |")
   return "\n".join(lines)
 
 

@@ -156,7 +156,7 @@ def permutation_test(a, b, *, groups=None, seed=0):
 
   difference = np.abs(metric(a, b) - metric(b, a))
   # Sums in another order differ by rounding, which must not turn equal into smaller.
-  slack = 1e-9 * max(a.value(), b.value())
+  slack = 1e-9 * max(abs(a.value()), abs(b.value()))
   count = np.sum(~(difference < abs(a.value() - b.value()) - slack))
   if len(units) <= EXACT_PATIENTS:
     return float(count / len(swaps))

@@ -216,11 +216,17 @@ def test_groups_are_swapped_whole():
 
 @pytest.mark.parametrize(("luck", "inflated"), [(0.0, False), (0.5, True)])
 def test_folds_keep_the_level_where_patients_do_not(luck, inflated):
-  row = error_rate.measure(folds=6, patients=90, luck=luck, difference=0.0, repeats=300)
+  options = {"folds": 6, "patients": 90, "luck": luck, "difference": 0.0, "repeats": 300}
+  row = error_rate.measure(scheme="rotate", **options)
   low, high = stats.binom(300, 0.05).ppf([0.0005, 0.9995]) / 300
   assert low <= row["by_fold"] <= high
   assert (row["by_patient"] > 2 * high) == inflated
   assert inflated or low <= row["by_patient"] <= high
+  # Six folds can never reach what Holm asks of eleven comparisons.
+  assert row["by_fold_holm"] == 0 <= row["by_patient_holm"] <= row["by_patient"]
+  # One test set for all networks: nothing can be swapped that the luck is not in.
+  row = error_rate.measure(scheme="paper", **options)
+  assert row["by_fold"] is None and (row["by_patient"] > high) == inflated
 
 
 def test_permutation_finds_a_planted_difference():

@@ -1,9 +1,11 @@
 """The clinical tasks from a segmentation run to results files, with toy networks."""
 
 import dataclasses
+import gc
 import json
 import math
 import shutil
+import weakref
 
 import jax
 import numpy as np
@@ -434,6 +436,7 @@ def test_strict_segmentation_sees_training_patients_only(
   run_lib.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
   said = capsys.readouterr().out
   assert "18 extra segmentation sweeps (6 folds, 3 each) of 2 models, 6 epochs" in said
+  assert "no outcome of 6 folds could decide" not in said  # one comparison: 2 of 64
   content = results.read(workdir, "sf_ratio")
   assert len(content["folds"]) == 6 and len(sweeps) == 18
   everybody = [f"p00{i}" for i in range(6)]
@@ -542,6 +545,39 @@ def test_strict_needs_patients_to_hold_out(workdir, task_config, sweeps):
     "fold 0: leakage=strict needs 3 training patients with labelled frames, and there are 2;",
   )
   assert not sweeps and not (workdir / "sf_ratio").exists()
+
+
+@pytest.mark.parametrize(("inner", "parts"), [(2, 2), (3, 3), (4, 4), (9, 4)])
+def test_no_more_inner_sweeps_than_training_patients(task_config, toy_trained, inner, parts):
+  trained = dataclasses.replace(toy_trained((1,)), patients={"train": list("abcdef")})
+  config = task_config("sf_ratio", **STRICT | {"folds.inner": inner})
+  fold = run_lib.folds.Fold(tuple("abcd"), ("e",), ("f",))
+  (plan,) = run_lib.plan_segmentations(config, trained, [fold])
+  assert len(plan) == 1 + parts
+  assert sorted(sum((one["test"] for one in list(plan.values())[1:]), [])) == list("abcd")
+  assert all(one["train"] and one["validation"] for one in plan.values())
+
+
+def test_the_models_of_folds_are_gone_when_the_video_networks_train(
+  workdir, task_config, sweeps, monkeypatch
+):
+  loaded, load, fit = [], trained_lib.load, loop.fit
+
+  def watched(directory, *args, **options):
+    found = load(directory, *args, **options)
+    if "segmentation" in str(directory):
+      loaded.append(weakref.ref(found))
+    return found
+
+  def fitted(*args, **options):
+    gc.collect()
+    assert len(loaded) == 18 and not any(one() for one in loaded)
+    return fit(*args, **options)
+
+  monkeypatch.setattr(trained_lib, "load", watched)
+  monkeypatch.setattr(loop, "fit", fitted)
+  run_lib.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
+  assert len(loaded) == 18
 
 
 def test_strict_runs_from_before_inner_sweeps_go_on_as_they_were(workdir, task_config, sweeps):

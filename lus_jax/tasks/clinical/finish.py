@@ -1,5 +1,6 @@
 """What is told and written of a clinical task."""
 
+import itertools
 import os
 
 import jax
@@ -115,6 +116,26 @@ def write_results(setup, meta, tested, notes):
   results.write(setup.workdir, config.name, **common, **content)
 
 
+def _undecidable(setup):
+  """A line where no outcome could decide between thresholds; else none."""
+  rotates = setup.config.folds.cv == "rotate"
+  n = len(setup.splits) if rotates else len({x for fold in setup.splits for x in fold.test})
+  pairs = len(statistics.family(dict.fromkeys(source for source, _ in setup.places)))
+  smallest = statistics.smallest_p(n, pairs)
+  if not pairs or smallest < statistics.LEVEL:
+    return
+  units = plural(n, "fold") if rotates else plural(n, "test patient")
+  line = (
+    f"no outcome of {units} could decide between thresholds (corrected p {smallest:.2g} at best)"
+  )
+  if rotates:
+    enough = next(
+      k for k in itertools.count(n) if statistics.smallest_p(k, pairs) < statistics.LEVEL
+    )
+    line += f"; {enough} folds could: --config.folds.n={enough - 1}"
+  yield line
+
+
 def describe(setup, notes):
   """What is run, as lines of text, with `notes` of `notes_on`."""
   config, table, task, places = setup.config, setup.table, setup.task, setup.places
@@ -130,6 +151,7 @@ def describe(setup, notes):
       f"{plural(config.clip.n_segment, 'frame')} of "
       f"{config.clip.image_size} x {config.clip.image_size}",
       *(f"note: {note}" for note in notes),
+      *_undecidable(setup),
       *(f"left out: {x['count']} {x['what']}: {x['why']}" for x in task.left_out if x["count"]),
     ]
   )

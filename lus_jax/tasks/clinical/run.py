@@ -4,10 +4,12 @@ A source is a threshold of the segmentation sweep, 'none' (video only) or 'true'
 masks). Members share batches within a fold, initial weights and compiled programs.
 """
 
+import math
 import os
 import pathlib
 import re
 
+import jax
 import numpy as np
 
 from lus_jax import fields, lock, models, parallel, results, timing
@@ -177,13 +179,20 @@ def plan_segmentations(config, trained, splits):
 
     plan = {f"fold_{f}": dealt(names, (name for name in fold.test if name in labelled))}
     if inner:
-      # Who is left has to fill two splits.
-      n = next(n for n in range(inner, len(names) + 1) if len(names) - -(-len(names) // n) >= 2)
+      # Who is left has to fill two splits; parts of one patient leave the most.
+      possible = range(min(inner, len(names)), len(names) + 1)
+      n = next(n for n in possible if len(names) - -(-len(names) // n) >= 2)
       for j, part in enumerate(np.array_split(generator.permutation(names), n)):
         rest = sorted(set(names) - set(part.tolist()))
         plan[f"fold_{f}_inner_{j}"] = dealt(rest, part.tolist())
     plans.append(plan)
   return plans
+
+
+def _checkpoint_bytes(network):
+  """Of one model: two checkpoints of weights, the best weights and Adam's two moments."""
+  weights = jax.tree.leaves((network.params, network.batch_stats))
+  return 2 * 4 * sum(math.prod(x.shape) * x.dtype.itemsize for x in weights)
 
 
 def fold_segmentations(config, trained, plans, table, workdir):
@@ -206,10 +215,12 @@ def fold_segmentations(config, trained, plans, table, workdir):
     recipe.sweep.seeds, recipe.sweep.members = 1, ()
   models_, frames = len(trained.sweep.members), sum(trained.dataset["splits"].values())
   epochs, n = recipe.train.epochs, sum(map(len, plans))
+  each = "-".join(map(str, sorted({min(map(len, plans)), max(map(len, plans))})))
   print(
     f"leakage=strict: {plural(n, 'extra segmentation sweep')} ({plural(len(plans), 'fold')}, "
-    f"{n // len(plans)} each) of {plural(models_, 'model')}, {plural(epochs, 'epoch')} of at most "
-    f"{plural(frames, 'frame')}: up to {n * models_ * epochs * frames:,} model-frames"
+    f"{each} each) of {plural(models_, 'model')}, {plural(epochs, 'epoch')} of at most "
+    f"{plural(frames, 'frame')}: up to {n * models_ * epochs * frames:,} model-frames and "
+    f"{n * models_ * _checkpoint_bytes(trained.network) / 2**30:.1f} GiB of checkpoints"
   )
   found = []
   for plan in plans:
@@ -337,16 +348,7 @@ def _train_and_evaluate(config, workdir, device, why, clock):
 
   if not results.exists(workdir, *files):
     clock.keep_in(workdir, goes_on=begun, config=settings, dataset=dataset.summary())
-    crossed = [channels.Crossed([trained], np.zeros(len(table), int))]
-    keep = set(whole.fingerprints)
-    if strict:
-      with timing.part("fold segmentations"):
-        by_fold = fold_segmentations(config, whole, plans, table, workdir)
-      audit_segmentations(splits, by_fold, table)
-      keep = keep.union(*(one.fingerprints for one in by_fold))
-      crossed = [one.only(chosen) for one in by_fold]
-    with timing.part("channels"):
-      store = make_store(setup, crossed, keep)
+    store = _look(setup, whole, chosen, plans)
     notes = finish.notes_on(setup)
     print(finish.describe(setup, notes))
     print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=store.cache))
@@ -355,6 +357,21 @@ def _train_and_evaluate(config, workdir, device, why, clock):
     finish.write_results(setup, meta, tested, notes)
   parallel.sync("task results")
   print(text.clinical(results.read(workdir, config.name)))
+
+
+def _look(setup, whole, chosen, plans):
+  """The `ClipStore` of what the segmentation models see: `whole`'s, or of every fold their own."""
+  # All of a fold's models but the chosen channels go when this returns: they fill a device.
+  table, keep = setup.table, set(whole.fingerprints)
+  crossed = [channels.Crossed([setup.trained], np.zeros(len(table), int))]
+  if plans:
+    with timing.part("fold segmentations"):
+      by_fold = fold_segmentations(setup.config, whole, plans, table, setup.workdir)
+    audit_segmentations(setup.splits, by_fold, table)
+    keep = keep.union(*(one.fingerprints for one in by_fold))
+    crossed = [one.only(chosen) for one in by_fold]
+  with timing.part("channels"):
+    return make_store(setup, crossed, keep)
 
 
 def audit_segmentations(splits, by_fold, table):
