@@ -11,6 +11,7 @@ from lus_jax.tasks.clinical import questions
 from lus_jax.tasks.clinical import run as clinical
 from lus_jax.tasks.segmentation import run as segmentation
 from lus_jax.training import claim as claim_lib
+from lus_jax.training import hardware
 
 # Says which study a directory belongs to.
 DIRECTORY = "study"
@@ -67,9 +68,9 @@ def train_and_evaluate(config, workdir):
   claim = None
   with contextlib.suppress(OSError):  # `check_claim` says what is wrong with it
     claim = claim_lib.read_claim(directory)
-  if claim and "steps" not in claim["config"].get("segmentation", {}).get("train", {}):
-    # A study from before there was such a field.
-    settings.get("segmentation", {}).get("train", {}).pop("steps", None)
+  if claim and "segmentation" in settings:
+    begun = claim["config"].get("segmentation", {})
+    settings["segmentation"] = hardware.settings_as_begun(settings["segmentation"], begun)
   claim_lib.check_claim(directory, settings, more_epochs=True)
   with lock.hold(directory):
     _run(configs, directory, settings, workdir)

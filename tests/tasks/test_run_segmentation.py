@@ -273,9 +273,8 @@ def test_thresholds_with_the_same_labels_are_named_with_what_is_enough():
   assert text.endswith("--config.sweep.thresholds=0.6,0.5 trains 2 in place of 7")
 
 
-def test_interpolated_edges_of_binary_masks_are_allowed_for():
+def test_labels_that_differ_a_little_are_not_called_the_same():
   edges = Painted(v0=900, v30=4, v140=4, v255=100)
-  assert "trains 1 in place of 7" in advice.same_labels(edges, SEVEN, binary=True)
   assert advice.same_labels(edges, (0.8, 0.5, 0.1)) == ""
   assert advice.same_labels(Painted(v0=900), SEVEN) == ""
   assert advice.same_labels(Painted(v0=1, v255=9), (0.5,)) == ""

@@ -144,8 +144,8 @@ def folder_config(kind, height, width, *, directory, split_unit="patient", seed=
 class LusFolder(tfds.core.GeneratorBasedBuilder):
   """A user's folder as a TFDS data set of letterboxed frames or videos."""
 
-  # 1.1.0: configs are named by what files hold, not by their times and sizes.
-  VERSION = tfds.core.Version("1.1.0")
+  # 1.2.0: masks that change their size keep the nearest confidences, none in between.
+  VERSION = tfds.core.Version("1.2.0")
 
   def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
     super().__init__(file_format=file_format, **kwargs)
@@ -255,7 +255,9 @@ def _confidence(job, label, name, found):
   found.append(mask_check.measure(mask, name, label.annotator))
   where = f" (labels.csv row {label.row}, manifest.csv row {label.video.row})"
   mask_check.warn_of_outside(label.masks[name], mask, label.video.scan_area, where)
-  return job.letterbox(255 * mask, label.video, antialias=False)[0], True
+  fitted, _ = job.letterbox(255 * mask, label.video, nearest=True)
+  mask_check.warn_of_lost(label.masks[name], mask, label.video.scan_area, fitted, where)
+  return fitted, True
 
 
 def _ignored(job, label):
@@ -267,7 +269,7 @@ def _ignored(job, label):
   # Shrinking looks at few of the pixels; none of those between may be lost.
   mask = (
     job.letterbox(255 * mask, label.video)[0]
-    | job.letterbox(255 * mask, label.video, antialias=False)[0]
+    | job.letterbox(255 * mask, label.video, nearest=True)[0]
   )
   return (mask > 0).astype(np.uint8)[..., None]
 

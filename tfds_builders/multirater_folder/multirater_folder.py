@@ -119,8 +119,8 @@ def multirater_config(kind, height, width, *, directory, split_unit="patient", s
 class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
   """A folder of images and several raters' masks as a TFDS data set of letterboxed frames."""
 
-  # 1.1.0: configs are named by what files hold, not by their times and sizes.
-  VERSION = tfds.core.Version("1.1.0")
+  # 1.2.0: masks that change their size keep the nearest values, none in between.
+  VERSION = tfds.core.Version("1.2.0")
 
   def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
     super().__init__(file_format=file_format, **kwargs)
@@ -218,8 +218,10 @@ def _frame(job, image):
     r = folder.raters.index(rater)
     for name, mask in drawn.masks(folder, paths).items():
       k = folder.classes.index(name)
-      raters[r, ..., k], _ = job.letterbox(255 * mask, image.scan_area, antialias=False)
-      mask_check.warn_of_outside(paths[name], mask, image.scan_area, " (see patients.csv)")
+      raters[r, ..., k], _ = job.letterbox(255 * mask, image.scan_area, nearest=True)
+      where = " (see patients.csv)"
+      mask_check.warn_of_outside(paths[name], mask, image.scan_area, where)
+      mask_check.warn_of_lost(paths[name], mask, image.scan_area, raters[r, ..., k], where)
       may_be_inverted = drawn.may_be_inverted(folder, paths[name])
       found.append(mask_check.measure(mask, name, rater, may_be_inverted=may_be_inverted))
   has_drawn = np.array([rater in image.masks for rater in folder.raters])

@@ -175,9 +175,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
     images = steps * config.train.batch_size
     images += config.train.epochs * validation.size / flops.TRAINING
     for note in (
-      advice_lib.same_labels(
-        learnt["train"], config.sweep.thresholds, binary=dataset.metadata.get("binary", False)
-      ),
+      advice_lib.same_labels(learnt["train"], config.sweep.thresholds),
       estimate.slow_recipe(config, len(names) * images * flop, device, models=len(names)),
     ):
       if note:
