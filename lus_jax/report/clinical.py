@@ -183,7 +183,11 @@ def every_fold(files, name):
   """Every network that was tested."""
   show = dict.fromkeys(("fold", "best_epoch", "n_patients"), cells.count)
   return _all_rows(
-    files, name, "rows", show | {"precision_defined": json.dumps}, table="every_fold"
+    files,
+    name,
+    "rows",
+    show | {"precision_defined": json.dumps, "chosen_by": str},
+    table="every_fold",
   )
 
 

@@ -168,7 +168,7 @@ def write_more(
     split="test",
     rows=[
       {"member": name, "target": target, "loss": "cross_entropy", "weights": "ones"}
-      | {"threshold": threshold, "seed": seed, "best_epoch": 3}
+      | {"threshold": threshold, "seed": seed, "best_epoch": 3, "chosen_by": "loss"}
       | scores(rng, classes, simulated=False)
       | {"iou_at_best_cut": draw()}
       for name, target, threshold, seed in views
@@ -410,7 +410,7 @@ def write_task(
   rows = []
   for source, fold in members:
     row = {"threshold": source, "fold": fold, "best_epoch": int(rng.integers(1, epochs + 1))}
-    row |= {"n_patients": n} | {key: draw() for key in metrics}
+    row |= {"chosen_by": "score", "n_patients": n} | {key: draw() for key in metrics}
     if task == "readmission":
       row["precision_defined"] = bool(rng.random() < 0.8)
     rows.append(row)

@@ -148,7 +148,7 @@ def test_results_follow_their_schema(finished, name):
   ]
   members = [(source, fold) for source in SOURCES for fold in (0, 1)]
   assert [(row["threshold"], row["fold"]) for row in content["rows"]] == members
-  extra = {"precision_defined"} if name == "readmission" else set()
+  extra = {"chosen_by", *(["precision_defined"] if name == "readmission" else [])}
   for row in content["rows"]:
     assert set(row) == {"threshold", "fold", "best_epoch", "n_patients"} | METRICS[name] | extra
     assert row["n_patients"] == 1 and row["best_epoch"] in (1, 2)

@@ -7,6 +7,7 @@ import jax
 from lus_jax import results
 from lus_jax.evaluation import ratio, statistics
 from lus_jax.models import torch_weights
+from lus_jax.training import loop
 from lus_jax.words import plural
 
 
@@ -49,12 +50,14 @@ def write_results(setup, meta, tested, notes):
   """
   config, task, places = setup.config, setup.task, setup.places
   rows, members, confusion, predictions = [], {}, {}, []
-  for (source, f), best, (ratios, extra) in zip(places, meta["best"], tested, strict=True):
+  found = zip(places, meta["best"], tested, strict=True)
+  for i, ((source, f), best, (ratios, extra)) in enumerate(found):
     rows.append(
       {
         "threshold": source,
         "fold": f,
         "best_epoch": best["epoch"],
+        "chosen_by": loop.chosen_by(best, meta["history"][i :: len(places)]),
         "n_patients": len(ratios[task.primary].patients),
         **ratio.fold_row(ratios),
       }
