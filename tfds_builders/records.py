@@ -192,8 +192,13 @@ def assign_splits(units, seed):
 
 def config_name(kind, height, width, **settings):
   """A TFDS config name that changes whenever a setting does: `frames_96x96_1f3b9c2a`."""
-  text = repr(sorted(settings.items()))
+  # A config that was read from JSON has lists where others have tuples.
+  text = repr(sorted((name, _as_tuples(value)) for name, value in settings.items()))
   return f"{kind}_{height}x{width}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _as_tuples(value):
+  return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def in_order(index, n):

@@ -459,6 +459,9 @@ def test_a_training_batch_of_patients_holds_their_views_and_days(readmission, da
       assert there == all(found)
       if there:
         assert table.video[row].tolist() == [f"{name}_{d + 1}_{view}_1" for d in range(n_days)]
+    for view, row in zip(VIEWS, own["recorded"].reshape(3, 6, n_days)[len(names) - 1], strict=True):
+      for day, there in enumerate(row.tolist(), start=1):
+        assert there == (f"{name}_{day}_{view}_1" in table.video.tolist())
   assert sorted(names) == ["missing", "t1", "v0"]
   assert 0 < own["present"].sum() < 18
 

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from lus_jax import results
+from lus_jax import models, results
 from lus_jax.data import clips, datasets
 from lus_jax.errors import UserError
 from lus_jax.inference import trained as trained_lib
 from lus_jax.tasks.clinical import initial as initial_lib
+from lus_jax.tasks.clinical import questions
 from lus_jax.tasks.clinical import run as run_lib
 from lus_jax.tasks.clinical import train as train_lib
 from lus_jax.tasks.segmentation import run as segmentation_run
-from lus_jax.training import checkpoints, claim, loop
+from lus_jax.training import checkpoints, claim, loop, state
 
 pytestmark = pytest.mark.usefixtures("toy_networks")
 
@@ -40,6 +41,13 @@ def finished(toy_segmentation, task_config, tmp_path_factory):
   for task in TASKS:
     run_lib.train_and_evaluate(task_config(task, **{"train.epochs": 2}), workdir)
   return workdir
+
+
+class Votes(questions.Readmission):
+  """Its loss alone, without patients."""
+
+  def __init__(self):
+    pass
 
 
 def refused(function, *fragments):
@@ -90,6 +98,47 @@ def test_a_member_sees_the_frame_and_its_own_channels():
     binary = np.asarray(train_lib.member_clips(inputs, member, "binary"))
     np.testing.assert_array_equal(binary[..., 1:], expected >= 0.5)
     np.testing.assert_array_equal(binary[..., 0], clip[..., 0])
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_clips_that_keep_the_place_of_missing_ones_change_nothing(key, mapped):
+  rng = np.random.default_rng(0)
+  inputs = {
+    "image": rng.integers(0, 256, (2, 12, 2, 8, 8, 1), np.uint8),
+    "channels": rng.integers(0, 256, (2, 1, 12, 2, 8, 8, 5), np.uint8),
+    # Of two patients with three views and two days, what is there in each of two folds.
+    "recorded": rng.random((2, 12)) < 0.7,
+    "label": np.array([[0, 1], [1, 0]], np.int32),
+  }
+  inputs["present"] = inputs["recorded"].reshape(2, 2, 3, 2).all(-1)
+  assert inputs["present"].any((1, 2)).all() and not inputs["recorded"].all(1).any()
+  _, _, members = train_lib.make_members([0.6], (), 2)
+  options = {"in_channels": 6, "outputs": 2, "hidden": (), "seed": 0}
+  network = state.Network(models.build_video_model(None, **options))
+  loss = train_lib.make_loss(network, Votes(), "probability")
+
+  def step(member, inputs):
+    def run(params):
+      return loss(params, network.batch_stats, member, inputs, key)
+
+    return jax.value_and_grad(run, has_aux=True)(network.params)
+
+  def outcome(inputs):
+    if not mapped:
+      return [jax.jit(step)(member, inputs) for member in members]
+    stacked = jax.tree.map(lambda *x: np.stack(x), *members)
+    return jax.jit(jax.vmap(step, in_axes=(0, None)))(stacked, inputs)
+
+  other = {name: inputs[name].copy() for name in inputs}
+  for f, clip in np.argwhere(~inputs["recorded"]).tolist():
+    other["image"][f, clip] = 255
+    other["channels"][f, :, clip] = 0
+  jax.tree.map(np.testing.assert_array_equal, outcome(inputs), outcome(other))
+  # Those that were recorded do matter, whether their view votes or not.
+  f, clip = np.argwhere(inputs["recorded"])[0].tolist()
+  other["image"][f, clip] = 255
+  found, changed = (jax.tree.leaves(outcome(x)) for x in (inputs, other))
+  assert any((a != b).any() for a, b in zip(found, changed, strict=True))
 
 
 @pytest.mark.parametrize(("factor", "epochs"), [(2, 50), (1, 25), (3, 10), (2, 3)])
@@ -432,6 +481,12 @@ def test_strict_segmentation_sees_training_patients_only(
 ):
   run_lib.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
   assert "3 extra segmentation sweeps of 2 models, 6 epochs" in capsys.readouterr().out
+  # Their frames are those of the base sweep, and not simulated again.
+  base, first = (
+    claim.read_claim(path)["dataset"]["version"]
+    for path in (workdir, workdir / "segmentation" / "fold_0")
+  )
+  assert base == first
   content = results.read(workdir, "sf_ratio")
   assert len(content["folds"]) == len(sweeps) == 3
   everybody = [f"p00{i}" for i in range(6)]

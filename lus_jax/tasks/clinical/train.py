@@ -111,7 +111,8 @@ def make_loss(network, task, kind):
       name: x[member["fold"]] for name, x in inputs.items() if name not in ("image", "channels")
     }
     clip = member_clips(inputs, member, kind)
-    found, batch_stats = network(params, batch_stats, clip, train=True)
+    # Clips that keep the place of missing ones enter no batch statistics.
+    found, batch_stats = network(params, batch_stats, clip, train=True, where=own.get("recorded"))
     return task.loss(found, params["bias"], own), batch_stats
 
   return loss_fn

@@ -166,6 +166,12 @@ def test_any_setting_changes_the_name():
   assert len(names) == 6
   default = phantom_config("frames", 32, 32)
   assert phantom_config("frames", 32, 32, seed=0, n_patients=42).name == default.name
+  # A run's config comes back from JSON with lists.
+  shares = default.level_shares
+  for same in (shares, list(shares)):
+    assert phantom_config("frames", 32, 32, level_shares=same).name == default.name
+  rows = phantom_config("frames", 32, 32, level_shares=(shares,) * 6).name
+  assert phantom_config("frames", 32, 32, level_shares=[list(shares)] * 6).name == rows
 
 
 @pytest.mark.parametrize(
