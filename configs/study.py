@@ -4,7 +4,7 @@
   python -m lus_jax.main --config configs/study.py:demo --workdir runs/study   hours on a CPU
   python -m lus_jax.main --config configs/study.py:tiny --workdir runs/tiny    a smoke run
 
-As configs/paper.py, with `cv=rotate` (six folds, each the test once) and `leakage=strict` (one
+As configs/paper.py:ours, with `cv=rotate` (six folds, each the test once) and `leakage=strict` (one
 segmentation sweep more per fold, on that fold's training patients only): no test patient was ever
 seen by anything that is tested on them. The channels of all folds take about 270 GiB of disk at the
 paper's size (fewer thresholds or a smaller clip take less).
@@ -14,7 +14,7 @@ from configs import paper
 
 
 def get_config(size="paper"):
-  config = paper.get_config(size)
+  config = paper.get_config("ours" if size == "paper" else size)
   config.folds.cv = "rotate"
   config.folds.leakage = "strict"
   config.data.phantom.n_patients = 126

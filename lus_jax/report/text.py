@@ -210,7 +210,10 @@ def shown_metrics(content):
   """The table's metrics by key, in their order."""
   task = paper.TASKS[content["task"]]
   found = content["summary"][0]["metrics"]
-  return task.metrics | {key: name for key, name in task.more.items() if key in found}
+  shown = {
+    key: name for key, name in task.metrics.items() if key in found or key not in paper.LATER
+  }
+  return shown | {key: name for key, name in task.more.items() if key in found}
 
 
 def baselines(content):

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from lus_jax import lock
 from lus_jax.errors import UserError
+from lus_jax.tasks import forecast
 from lus_jax.tasks.clinical import questions
 from lus_jax.tasks.clinical import run as clinical
 from lus_jax.tasks.segmentation import run as segmentation
@@ -73,6 +74,8 @@ def train_and_evaluate(config, workdir):
     settings["segmentation"] = hardware.settings_as_begun(settings["segmentation"], begun)
   claim_lib.check_claim(directory, settings, more_epochs=True)
   with lock.hold(directory):
+    if claim is None and (text := forecast.of_study(configs, hardware.find_device())):
+      print(text, flush=True)
     _run(configs, directory, settings, workdir)
 
 

@@ -336,8 +336,8 @@ def write_results(
 
 SOURCES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0, "none", "true")
 METRICS = {
-  "sf_change": ("accuracy3", "accuracy2", "accuracy3_no_same_day", "accuracy2_no_same_day")
-  + ("majority3", "majority2"),
+  "sf_change": ("accuracy3", "accuracy2_merged", "accuracy2", "accuracy3_no_same_day")
+  + ("accuracy2_merged_no_same_day", "accuracy2_no_same_day", "majority3", "majority2"),
   "sf_ratio": ("rmse_mean", "rmse_median", "rmse_max", "rmse_video", "rmse_constant"),
   "readmission": ("accuracy", "recall", "precision", "majority"),
 }

@@ -159,8 +159,10 @@ def test_the_learning_rate_is_a_cosine_with_warm_restarts(factor, epochs):
 METRICS = {
   "sf_change": {
     "accuracy3",
+    "accuracy2_merged",
     "accuracy2",
     "accuracy3_no_same_day",
+    "accuracy2_merged_no_same_day",
     "accuracy2_no_same_day",
     "majority3",
     "majority2",

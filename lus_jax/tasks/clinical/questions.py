@@ -116,12 +116,25 @@ class SfChange:
           f"config.train.batch_size: {size} clips are more than the {least} training videos of a "
           f"fold; use --config.train.batch_size={max(2, least // 2)} or less."
         )
-      self.steps_per_epoch = max(len(fold["train"]) for fold in self._sides) // size
+      self.steps_per_epoch = self._steps_in_batch()
     else:
       self.steps_per_epoch = -(-max(map(len, self._training)) // size)
     counts = [pairs.class_counts(zone[fold["train"]], sf[fold["train"]]) for fold in self._sides]
     # Increase is never more frequent than Decrease, since both orders count.
     self._majority = [(int(c.argmax()), 0) for c in counts]
+
+  def _steps_in_batch(self):
+    return max(len(fold["train"]) for fold in self._sides) // self._config.train.batch_size
+
+  def describe_pairs(self):
+    """What sampled pairs cost beside ours, in words; '' of ours."""
+    if self._config.pairs != "sampled":
+      return ""
+    return (
+      f"sampled pairs, as the paper's: an epoch is {self.steps_per_epoch} steps of "
+      f"{self.clips_per_batch} clips; all pairs within a batch, which is ours (pairs=in_batch), "
+      f"take {self._steps_in_batch()} of {self.clips_per_batch // 2}."
+    )
 
   def plan(self, fold, step):
     """In a batch of clips every ordered pair of one zone counts; sampled pairs are a few of them.

@@ -212,14 +212,7 @@ def _train_and_evaluate(config, workdir, device, why, clock):
   same = dataset.population == trained.dataset["population"]
   # Models of another data set have seen none of these patients: there is nothing to train anew.
   strict = config.folds.leakage == "strict" and same
-  values = [table.of_patient(name) for name in config.folds.balance]
-  splits = folds.make_folds(
-    {name: tuple(value[name] for value in values) for name in values[0]},
-    test=set(table.patient[table.split == "test"].tolist()),
-    n_folds=config.folds.n,
-    cv=config.folds.cv,
-    seed=config.folds.seed,
-  )
+  splits = folds.of_videos(table, config.folds)
   task = questions.TASKS[config.task](table, splits, config)
   if not strict:
     seen = sorted({*trained.patients["train"], *trained.patients["validation"]}) if same else None
@@ -229,6 +222,8 @@ def _train_and_evaluate(config, workdir, device, why, clock):
       segmentation=None if seen is None else [seen] * len(splits),
     )
   summary = dataset.summary() | {"segmentation": trained.fingerprints}
+  if config.task == "sf_change" and (words := task.describe_pairs()):
+    print(words, flush=True)
   # What a second run could not use is refused before anything that takes long.
   ablations = [a for a in config.channels.ablations if a != "true" or dataset.simulated]
   names, places, members = train.make_members(list(trained.thresholds), ablations, len(splits))
