@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from lus_jax import models, results
-from lus_jax.data import clips, datasets
+from lus_jax.data import clips, copies, datasets
 from lus_jax.errors import UserError
 from lus_jax.inference import trained as trained_lib
 from lus_jax.tasks.clinical import initial as initial_lib
@@ -611,17 +611,43 @@ def test_relative_prepared_data_of_an_older_run_are_not_prepared_anew(task_confi
   refused(lambda: run_lib.open_videos(config, trained), "'data', which is not found from here")
 
 
-def test_models_of_another_population_have_seen_nobody(workdir, task_config, sweeps):
+def rename_data(workdir):
+  """The segmentation there was of a data set of another name."""
   file = workdir / "run.json"
   claim = json.loads(file.read_text())
   del claim["sha256"]
   claim["dataset"] |= {"population": "elsewhere", "name": "elsewhere"}
   file.write_text(json.dumps(claim))
+
+
+def test_models_of_another_population_have_seen_nobody(workdir, task_config, sweeps):
+  rename_data(workdir)
   run_lib.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
   content = results.read(workdir, "sf_ratio")
   assert not sweeps and len(content["folds"]) == 3
   assert content["segmentation"]["same_data_set"] is False
   assert "strict needed no sweep of its own" in content["notes"][-1]
+
+
+def test_frames_learnt_from_under_another_name_are_told(
+  workdir, task_config, segmentation_config, monkeypatch, caplog
+):
+  rename_data(workdir)
+  frames = datasets.open_dataset(segmentation_config.data, "frames")
+  looks = copies.look(frames, "image", 99)
+  copies.keep(workdir, dataclasses.replace(looks, patients=[f"X{x}" for x in looks.patients]))
+  # Of simulated frames nothing is looked for.
+  monkeypatch.setattr(datasets.Dataset, "simulated", False)
+  options = {"channels.ablations": ("none",), "folds.cv": "rotate", "train.epochs": 1}
+  run_lib.train_and_evaluate(task_config("sf_ratio", **options), workdir)
+  notes = results.read(workdir, "sf_ratio")["notes"]
+  names = sorted(
+    {x for x, side in zip(looks.patients, looks.splits, strict=True) if side != "test"}
+  )
+  (note,) = [x for x in notes if "near-identical" in x]
+  assert note.startswith(f"frames of {names[0]} (X{names[0]} there), {names[1]} (X{names[1]}")
+  assert f"and {len(names)} of them test here" in note
+  assert any(note in message for message in caplog.messages)
 
 
 # --- readmission starts from sf_change ---------------------------------------------------------

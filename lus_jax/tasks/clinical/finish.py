@@ -16,8 +16,11 @@ def notes_on(setup):
   config, dataset, same = setup.config, setup.dataset, setup.same
   notes = list(dataset.notes)
   if not same and not dataset.simulated:
-    known = {name for names in setup.trained.patients.values() for name in names}
-    if both := sorted(known & set(setup.table.patient.tolist())):
+    from tfds_builders import tables
+
+    known = {tables.spelling(x) for names in setup.trained.patients.values() for x in names}
+    both = [x for x in sorted(set(setup.table.patient.tolist())) if tables.spelling(x) in known]
+    if both:
       notes.append(
         f"patients of these names are in the segmentation's data set too ({', '.join(both[:5])}): "
         "if they are the same persons, they stand on both sides."

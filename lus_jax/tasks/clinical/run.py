@@ -4,6 +4,7 @@ A source is a threshold of the segmentation sweep, 'none' (video only) or 'true'
 masks). Members share batches within a fold, initial weights and compiled programs.
 """
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -11,7 +12,7 @@ import re
 import numpy as np
 
 from lus_jax import fields, lock, models, parallel, results, timing
-from lus_jax.data import clips, datasets, folds, pipeline
+from lus_jax.data import clips, copies, datasets, folds, pipeline
 from lus_jax.errors import UserError
 from lus_jax.inference import channels
 from lus_jax.inference import trained as trained_lib
@@ -281,6 +282,8 @@ def _train_and_evaluate(config, workdir, device, why, clock):
 
   if not results.exists(workdir, *files):
     clock.keep_in(workdir, goes_on=begun, config=settings, dataset=dataset.summary())
+    if not dataset.simulated:
+      setup = dataclasses.replace(setup, dataset=copies.noted(dataset, _copies(setup)))
     trained_by_fold, keep = [trained], set(whole.fingerprints)
     if strict:
       with timing.part("fold segmentations"):
@@ -299,6 +302,17 @@ def _train_and_evaluate(config, workdir, device, why, clock):
     finish.write_results(setup, meta, tested, notes)
   parallel.sync("task results")
   print(text.clinical(results.read(workdir, config.name)))
+
+
+def _copies(setup):
+  """Sentences on patients that may be one person, here and among those of the segmentation."""
+  table = setup.table
+  looks = copies.look(setup.dataset, "frames", int(table.n_frames.sum()))
+  if not setup.dataset.metadata.get("patients_are_unknown"):
+    yield from copies.among(looks)
+  segmentation_of = os.path.expanduser(setup.config.channels.workdir) or setup.workdir
+  if not setup.same and (seen := copies.kept(segmentation_of)) is not None:
+    yield from copies.between(seen, looks, {name for fold in setup.splits for name in fold.test})
 
 
 def make_store(setup, trained_by_fold, keep):

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from lus_jax import fields, lock, losses, models, parallel, results, timing
-from lus_jax.data import augment, datasets, labelling, pipeline, summary
+from lus_jax.data import augment, copies, datasets, labelling, pipeline, summary
 from lus_jax.errors import UserError
 from lus_jax.inference import calibration, trained
 from lus_jax.models import flops, torch_weights
@@ -170,6 +170,12 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
   print(advice_lib.describe(config, dataset, network, sweep, steps, why), flush=True)
   print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=cache), flush=True)
 
+  if not finished and not dataset.simulated:
+    looks = copies.look(dataset, "image", sum(map(len, dataset.splits.values())))
+    if not dataset.metadata.get("patients_are_unknown"):
+      dataset = copies.noted(dataset, copies.among(looks))
+    if parallel.is_main():
+      copies.keep(workdir, looks)
   if not finished:
     flop = train_lib.training_flop(config, classes=len(dataset.classes) * objective.head)
     images = steps * config.train.batch_size
