@@ -110,9 +110,13 @@ def test_both_ways_are_told_before_the_papers_study_begins(tmp_path, monkeypatch
   config = get_config("paper", "paper")
   monkeypatch.setattr(hardware, "find_device", lambda: h100)
   monkeypatch.setattr(forecast.peak, "matmul_rate", lambda dtype: 6e14)
-  monkeypatch.setattr(study, "_run", lambda *args: print("== 1 of 4"))
+  for task in (run, run_lib):
+    monkeypatch.setattr(task, "train_and_evaluate", lambda *args: None)
   study.train_and_evaluate(config, tmp_path)
-  assert capsys.readouterr().out == f"{text}\n== 1 of 4\n"
+  assert capsys.readouterr().out.startswith(f"{text}\n== 1 of 4: segmentation\n")
+  # Of a study that goes on it was told.
+  study.train_and_evaluate(config, tmp_path)
+  assert capsys.readouterr().out.startswith("== 1 of 4: segmentation\n")
 
 
 def test_what_is_set_once_reaches_every_part():
