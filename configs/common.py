@@ -52,7 +52,10 @@ def video_task(task, size, *, target):
   config.folds = ConfigDict()
   config.folds.n = 5
   config.folds.cv = "paper"  # one test set for all folds; or rotate: every patient is tested once
-  config.folds.leakage = "paper"  # or strict: one segmentation sweep more per fold
+  # Or strict: segmentation sweeps of every fold's own, so that nobody is looked at by models that
+  # learned from them: one for who validates and tests, and `inner` more for who trains.
+  config.folds.leakage = "paper"
+  config.folds.inner = 3
   config.folds.balance = ("readmitted_30d", "sf_ratio")  # what folds are alike in, for all tasks
   config.folds.seed = 0
 

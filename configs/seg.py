@@ -33,6 +33,10 @@ def get_config(size="paper"):
   config.data.image_size = 512  # pixels; frames are letterboxed to a square
   config.data.split_unit = "patient"  # 'frame' is for smoke runs on too few patients only
   config.data.split_seed = 0  # of the split, where the data do not give one
+  # Which pre-labels of a model are learnt from: frames that a hand touched, or touched_classes of
+  # these alone, or all.
+  config.data.prelabels = "touched"
+  config.data.consensus = "replaces"  # its annotators' own labels; or beside them; or none
   config.data.cache = "auto"  # frames on the device, streamed, or whichever fits
   config.data.phantom = ConfigDict()
   config.data.phantom.n_patients = 42

@@ -4,10 +4,12 @@
   python -m lus_jax.main --config configs/study.py:demo --workdir runs/study   hours on a CPU
   python -m lus_jax.main --config configs/study.py:tiny --workdir runs/tiny    a smoke run
 
-As configs/paper.py:ours, with `cv=rotate` (six folds, each the test once) and `leakage=strict` (one
-segmentation sweep more per fold, on that fold's training patients only): no test patient was ever
-seen by anything that is tested on them. The channels of all folds take about 270 GiB of disk at the
-paper's size (fewer thresholds or a smaller clip take less).
+As configs/paper.py:ours, with `cv=rotate` (nine folds, each the test once: as many as it takes to
+decide between seven thresholds, for a fold is swapped whole) and `leakage=strict` (four segmentation
+sweeps more per fold, on that fold's training patients only): no test patient was ever seen by
+anything that is tested on them, and what the video networks learn from comes, as what they are
+tested on, from models that had not seen the patient. The channels of all folds take about 400 GiB
+of disk at the paper's size (fewer thresholds or a smaller clip take less).
 """
 
 from configs import paper
@@ -17,6 +19,7 @@ def get_config(size="paper"):
   config = paper.get_config("ours" if size == "paper" else size)
   config.folds.cv = "rotate"
   config.folds.leakage = "strict"
+  config.folds.n = 8
   config.data.phantom.n_patients = 126
   if size == "demo":
     # For claims, which the demo's haste would not bear.
@@ -26,7 +29,7 @@ def get_config(size="paper"):
       config[name].train.epochs = config[name].optimizer.restart_epochs = 6
   if size == "tiny":
     config.data.phantom.n_patients = 16
-    config.folds.n = 2
+    config.folds.n = config.folds.inner = 2
     config.segmentation.sweep.thresholds = (0.5, 0.0)
     config.segmentation.train.epochs = 1
   return config

@@ -13,16 +13,20 @@ import hashlib
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from tensorflow_datasets.core import shuffle
 
-from lus_jax import pool
+from lus_jax import notices, pool
 from lus_jax.errors import UserError
 from lus_jax.media import scan_area
+from lus_jax.media.letterbox import letterbox
 from lus_jax.splits import SPLITS
 from tfds_builders import tables
 
 # Patients of the paper: 32 train, 6 validation, 4 test.
 SPLIT_PROPORTIONS = {"train": 32, "validation": 6, "test": 4}
+# What is split by seed: the second is no independent test.
+SPLIT_UNITS = ("patient", "frame")
 # Bytes of a split that are sorted in memory; a larger one in so many files, one after the other.
 # They are open together, and systems allow a program 1024 files (macOS 256, which TFDS raises).
 MAX_SORTED, N_BUCKETS = 2**24, 256
@@ -60,6 +64,31 @@ def area_of(box, height, width):
   return {
     "scan_area": np.array(box or scan_area.whole(height, width), np.int32),
     "frame_size": np.array((height, width), np.int32),
+  }
+
+
+def work_features(n_classes):
+  """How a frame's masks came to be, of sets that know it (`provenance.csv` of a `lus_folder`).
+
+  Args:
+    n_classes: K.
+
+  Returns:
+    A dict of TFDS features: `prelabelled` and `touched` ([K] bool: the classes that a model filled,
+    and those that a hand changed), `prelabel` (the model), `consensus` (whether they stand for
+    those of several annotators), `seconds` that the painting took, `time` (ISO 8601), `tool` and
+    `protocol`.
+  """
+  classes = tfds.features.Tensor(shape=(n_classes,), dtype=np.bool_)
+  return {
+    "prelabelled": classes,
+    "touched": classes,
+    "prelabel": tfds.features.Text(),
+    "consensus": tfds.features.Scalar(np.bool_),
+    "seconds": tfds.features.Scalar(np.float32),
+    "time": tfds.features.Text(),
+    "tool": tfds.features.Text(),
+    "protocol": tfds.features.Text(),
   }
 
 
@@ -188,6 +217,74 @@ def assign_splits(units, seed):
   names = ["test"] * counts["test"] + ["validation"] * counts["validation"]
   names += ["train"] * (len(units) - len(names))
   return {units[i]: name for i, name in zip(order, names, strict=True)}
+
+
+def split_of_units(units, given, *, split_unit, seed, table, noun):
+  """The split of every unit: the one that a table gives its patient, else one drawn by seed.
+
+  Args:
+    units: what is split by seed: patients, or what `split_unit` says.
+    given: `{patient: split}` of the table; '' everywhere where it gives none.
+    split_unit: one of `SPLIT_UNITS`.
+    seed: of the draw.
+    table: the path of the table with the column split.
+    noun: what a warning calls a unit that is no patient, in the plural.
+
+  Returns:
+    A dict from unit to 'train', 'validation' or 'test'.
+
+  Raises:
+    UserError: a split has no patient, or the table gives splits that would not be used.
+  """
+  if not any(given.values()):
+    found = assign_splits(units, seed)
+  elif split_unit == "frame":
+    raise UserError(
+      f"{table} fills the column split, which split_unit='frame' would ignore; empty the column or "
+      "use split_unit='patient'."
+    )
+  else:
+    found = given
+  if split_unit == "frame":
+    logging.warning(
+      "split_unit='frame': %s of one patient are in several splits. The report will call this "
+      "'not an independent test'.",
+      noun,
+    )
+  for name in SPLITS:
+    if name not in found.values():
+      raise UserError(
+        f"{table}: no patient is in the split {name!r}; give it at least one, or empty the column "
+        "split to have patients split by seed."
+      )
+  return found
+
+
+def fitted(job, image, area, **kwargs):
+  """The scan area of an image, or of a mask, as `letterbox` returns it at a job's size.
+
+  Args:
+    job: has a `height` and a `width`, in pixels.
+    image: [h, w].
+    area: (top, left, bottom, right), half-open; None: the whole image.
+    **kwargs: of `letterbox`.
+  """
+  if area:
+    image = scan_area.crop(image, area)
+  return letterbox(image, job.height, job.width, **kwargs)
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """What all builders here share; `num_processes` is as in `pool.ordered`."""
+
+  def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
+    super().__init__(file_format=file_format, **kwargs)
+    self.num_processes = num_processes
+
+  def download_and_prepare(self, **kwargs):
+    """Builds the data set, as TFDS does; warns once of all files that are alike."""
+    with notices.collected():
+      super().download_and_prepare(**kwargs)
 
 
 def config_name(kind, height, width, **settings):

@@ -375,6 +375,20 @@ def read_table(path, required, mend, known=()):
   return rows
 
 
+def read_optional_table(path, required, known=()):
+  """The rows of a table, as `read_table`; none where there is no file, or nothing below its header.
+
+  Raises:
+    UserError: anything contradicts itself.
+  """
+  if not exists(path):
+    return []
+  lines = read_text(path, "").splitlines()
+  if sum(bool(line.strip()) for line in lines) < 2:
+    return []
+  return read_table(path, required, "", known)
+
+
 def refuse_repeats(rows, key, what):
   """Refuses two rows of one key (`UserError`); returns those that are the first of theirs."""
   first = {}

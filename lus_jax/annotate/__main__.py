@@ -11,8 +11,7 @@ from lus_jax import command_line
 from lus_jax.annotate import protocol as protocol_lib
 from lus_jax.annotate import server, store
 from lus_jax.errors import UserError, say_warnings_plainly
-
-CONSENSUS = "consensus"
+from lus_jax.labels import annotators
 
 
 def parse(argv):
@@ -58,7 +57,7 @@ def _annotator(options):
   if options.annotator is not None:
     return options.annotator
   if options.review:
-    return CONSENSUS
+    return annotators.CONSENSUS
   try:
     return getpass.getuser()
   except (OSError, KeyError):

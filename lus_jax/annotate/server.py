@@ -293,7 +293,8 @@ class _Pages:
       raise UserError("'prelabel' names no model of this start; nothing was saved.")
     if prelabel:
       prelabel = self._options.prelabels.describe(prelabel)
-    return store_lib.Work(seconds=float(seconds), prelabel=prelabel, **named)
+    review = self._options.review
+    return store_lib.Work(seconds=float(seconds), prelabel=prelabel, review=review, **named)
 
   def most(self, video):
     """Bytes that a save of a video may have."""

@@ -43,10 +43,7 @@ try:
 except ImportError:  # not on Windows
   fcntl = None
 
-PROVENANCE = (
-  *("masks", "video", "frame", "annotator", "time", "seconds", "tool", "protocol"),
-  *("prelabel", "prelabelled", "touched"),
-)
+PROVENANCE = manifest.PROVENANCE_COLUMNS
 NOTES = ("video", "frame", "annotator", "note", "comment")
 KINDS = ("", "skip", "flag")
 # The page's shader goes through the classes of a pixel one by one.
@@ -86,12 +83,14 @@ class Work:
     touched: classes that a hand changed.
     prelabel: which model offered masks; '' is none.
     prelabelled: classes that hold what it offered.
+    review: whether the masks of all were seen, so that these are a consensus.
   """
 
   seconds: float = 0.0
   touched: tuple[str, ...] = ()
   prelabel: str = ""
   prelabelled: tuple[str, ...] = ()
+  review: bool = False
 
 
 def prepare(directory, classes=None):
@@ -362,13 +361,7 @@ class Store:
 
   def _read(self, name, columns):
     """The rows of one of our tables; none where there is no file, or nothing below its header."""
-    path = self._file(name)
-    if not tables.exists(path):
-      return []
-    text = tables.read_text(path, "")
-    if len([line for line in text.splitlines() if line.strip()]) < 2:
-      return []
-    return tables.read_table(path, columns[:2], "", columns)
+    return tables.read_optional_table(self._file(name), columns[:2], columns)
 
   def _cells(self, name, columns):
     return [dict.fromkeys(columns, "") | row.cells for row in self._read(name, columns)]
@@ -580,8 +573,10 @@ class Store:
       rows.append({"masks": before} | key)  # imported, or painted elsewhere
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     seconds = _number(earlier.get("seconds")) + work.seconds
-    touched = {*_names(earlier.get("touched")), *work.touched}
-    prelabelled = {*_names(earlier.get("prelabelled")), *work.prelabelled}
+    offered = {*_names(earlier.get("prelabelled"))}
+    prelabelled = {*offered, *work.prelabelled}
+    # What a hand did to a class before a model filled it is gone.
+    touched = {*_names(earlier.get("touched"))} - (prelabelled - offered) | {*work.touched}
     rows.append(
       {"masks": revision}
       | key
@@ -593,6 +588,7 @@ class Store:
         "prelabel": work.prelabel or earlier.get("prelabel", ""),
         "prelabelled": _BETWEEN.join(c for c in self.classes if c in prelabelled),
         "touched": _BETWEEN.join(c for c in self.classes if c in touched),
+        "review": "yes" if work.review else earlier.get("review", ""),
       }
     )
     self._write_table("provenance.csv", PROVENANCE, rows)

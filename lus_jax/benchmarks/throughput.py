@@ -231,7 +231,19 @@ class Machine:
     return seconds
 
 
-class Ours:
+class Measured:
+  """What a worker is asked of either side; each has its `row` and its `sample`."""
+
+  def describe(self):
+    """`row`."""
+    return self.row
+
+  def samples(self, queued, n):
+    """Seconds of a step, n samples."""
+    return [self.sample(queued) for _ in range(n)]
+
+
+class Ours(Measured):
   """A compiled sweep that is ready to be timed.
 
   Attributes:
@@ -290,14 +302,6 @@ class Ours:
     self.sample(1)
     self.row["memory_bytes"] = peak.bytes()
 
-  def describe(self):
-    """`row`."""
-    return self.row
-
-  def samples(self, queued, n):
-    """Seconds of a step, n samples."""
-    return [self.sample(queued) for _ in range(n)]
-
   def sample(self, queued):
     """Seconds of one of so many steps, issued one after another, with all results waited for."""
     since = time.perf_counter()
@@ -313,7 +317,7 @@ class Ours:
     return profile(self)
 
 
-class Torch:
+class Torch(Measured):
   """PyTorch's side of the same problem, one model; as `Ours`.
 
   Args:
@@ -382,14 +386,6 @@ class Torch:
     # records them.
     self.row["compile_s"] = round(sum(self.samples(1, 3 if compiled else 1)), 2)
     self.row["memory_bytes"] = peak.bytes()
-
-  def describe(self):
-    """`row`."""
-    return self.row
-
-  def samples(self, queued, n):
-    """Seconds of a step, n samples."""
-    return [self.sample(queued) for _ in range(n)]
 
   def sample(self, queued):
     """Seconds of one of so many steps, issued one after another, with all results waited for."""

@@ -41,7 +41,7 @@ from lus_jax.models import (
   resnet,
   temporal_shift,
 )
-from lus_jax.tasks.segmentation import train as train_lib
+from lus_jax.tasks.segmentation import train
 from lus_jax.training import state as state_lib
 from lus_jax.training.objective import Objective
 
@@ -161,7 +161,7 @@ def _segmentation(encoder, kind, sizes, dtype):
   )
   # The last: the one of this kind, or label(confidence, .2).
   member = objective.scalars(objective.members[-1 if kind else -2])
-  loss_fn = train_lib.make_loss(network, objective)
+  loss_fn = train.make_loss(network, objective)
   _, bottleneck = resnet.DEPTHS[encoder]
   last = "bn3" if bottleneck else "bn2"
   return _value_and_gradients(network, loss_fn, member, _frames(sizes), last=last)

@@ -11,6 +11,7 @@ from typing import Any
 from absl import logging as absl_logging
 
 from lus_jax import problems
+from lus_jax.data import selection
 from lus_jax.errors import UserError
 from lus_jax.files import expanded
 from lus_jax.media import readers
@@ -331,11 +332,20 @@ def split(dataset, split_unit):
       found = assign_splits(folder, "videos", "patient", 0)
       return {name: [video.name for video in videos] for name, videos in found.items()}
     found = assign_splits(folder, "frames", split_unit, 0)
+    for name, labels in found.items():
+      selection.refuse_empty(dataset.directory, name, reasons(labels))
     return {name: [label.video.name for label in labels] for name, labels in found.items()}
   from tfds_builders.multirater_folder.multirater_folder import assign_splits
 
   found = assign_splits(folder, split_unit, 0)
   return {name: [image.name for image in images] for name, images in found.items()}
+
+
+def reasons(labels):
+  """Why training leaves out labels of a `lus_folder` by default, as `selection.reasons`."""
+  return selection.reasons(
+    [((label.video.name, label.frame), label.is_untouched, label.is_consensus) for label in labels]
+  )
 
 
 def frames(dataset, clip):

@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 
+from lus_jax.check import folders
+from lus_jax.data import selection
 from lus_jax.words import plural
 from tfds_builders import tables
 
@@ -63,6 +65,8 @@ def overview(result):
       (dataset.people, _counted(label.person or "unknown" for _, label in labels)),
       ("labels that show nothing", f"{empty} of {len(labels)} ({_percent(empty, len(labels))})"),
     ]
+  if dataset.kind == "lus_folder":
+    rows += _left_out(dataset.folder.labels if dataset.folder is not None else ())
   rows.append(
     ("frame sizes", _counted(f"{clip.media.width} x {clip.media.height}" for clip in clips))
   )
@@ -74,6 +78,26 @@ def overview(result):
     ("scan areas", _areas(dataset)),
     ("splits", _splits(result)),
   ]
+
+
+def _left_out(labels):
+  """Rows of what is not used by default: pre-labels, and what a consensus stands for."""
+  found = folders.reasons(labels)
+  prelabelled = sum(label.work is not None and bool(label.work.prelabelled) for label in labels)
+  n_consensus = sum(label.is_consensus for label in labels)
+  if prelabelled:
+    untouched = found.count(selection.UNTOUCHED)
+    yield (
+      "pre-labels",
+      f"{prelabelled} of {plural(len(labels), 'label')}; {untouched} of these nobody touched, and "
+      "training leaves them out",
+    )
+  if n_consensus:
+    yield (
+      "consensus",
+      f"{plural(n_consensus, 'label')}, in place of {found.count(selection.REPLACED)} others on "
+      "their frames, which training leaves out",
+    )
 
 
 def _are_stand_ins(dataset):

@@ -121,6 +121,11 @@ class Dataset:
     return bool(self.metadata.get("has_scan_areas"))
 
   @property
+  def has_provenance(self):
+    """Whether frames come with how their masks came to be (`tfds_builders.records`)."""
+    return bool(self.metadata.get("has_provenance"))
+
+  @property
   def notes(self):
     """What a reader of any result on this data set has to know."""
     notes = list(self.metadata.get("notes", []))
@@ -327,9 +332,6 @@ def open_dataset(config, kind):
     )
   # The config of a run that was begun with an older version lacks it.
   num_processes = getattr(config, "num_processes", 0)
-  # A bare machine that trains on arrays may lack it.
-  import tensorflow_datasets as tfds
-
   if config.name == "lus_phantom":
     from tfds_builders.lus_phantom import LusPhantom as Builder
     from tfds_builders.lus_phantom import phantom_config
@@ -393,7 +395,40 @@ def open_dataset(config, kind):
     )
 
   _prepare(make, prepared / Builder.name / builder_config.name / str(Builder.VERSION))
-  builder = make()
+  return _opened(make(), builder_config.name)
+
+
+def reopen(config, summary):
+  """Opens the prepared labelled frames that a run was trained on, as they were then.
+
+  Args:
+    config: the `data` part of the run's config.
+    summary: what its results say of the data set (`Dataset.summary`).
+
+  Returns:
+    A `Dataset`.
+
+  Raises:
+    UserError: they are not there any more, or are others.
+  """
+  import tensorflow_datasets as tfds
+
+  version, _, name = summary["version"].removesuffix(")").partition(" (")
+  directory = prepared_directory(config) / config.name / name / version
+  if not directory.is_dir():
+    raise UserError(
+      f"{directory}, which holds the prepared data of the run, is not there; bring it back, or "
+      "repeat the run's command with another --workdir, which prepares the data anew."
+    )
+  _check_prepared(directory)
+  return _opened(tfds.builder_from_directory(directory), name)
+
+
+def _opened(builder, config_name):
+  """The `Dataset` of a builder whose data are prepared."""
+  # A bare machine that trains on arrays may lack it.
+  import tensorflow_datasets as tfds
+
   metadata = dict(builder.info.metadata)
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
   with _whole(builder.data_dir):
@@ -402,7 +437,7 @@ def open_dataset(config, kind):
     }
   return Dataset(
     name=metadata.get("name", builder.name),
-    version=f"{builder.version} ({builder_config.name})",
+    version=f"{builder.version} ({config_name})",
     classes=tuple(metadata.pop("classes")),
     thin=tuple(metadata.pop("thin")),
     split_unit=metadata.pop("split_unit"),

@@ -180,8 +180,10 @@ def _pairs(source, names, dataset, several):
         joint = 256 * own[..., k][here].astype(np.int64) + mean[..., k][here]
         counts[a, k] += np.bincount(joint, minlength=256 * 256).reshape(256, 256)
   if not counts.any():
+    agreed = "; of a frame with a consensus it alone is used, but for --config.data.consensus=none"
     raise UserError(
       "config.labels.standardise: no training frame was painted by two annotators, which 'overlap' "
-      "needs; use quantile, which compares their distributions."
+      f"needs{agreed * (annotators.CONSENSUS in names)}; use quantile, which compares their "
+      "distributions."
     )
   return counts

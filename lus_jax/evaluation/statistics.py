@@ -1,4 +1,5 @@
-"""What the clinical results allow to say: the unit of every interval and test is the patient."""
+"""What the clinical results allow to say: the unit of every interval is the patient, that of every
+test what could have been swapped: patients of one test set, or folds that each have networks."""
 
 import functools
 
@@ -114,7 +115,7 @@ def _resampled(ratio, seed):
   return ratio.resampled(resamples(len(ratio.patients), seed))
 
 
-def permutation_test(a, b, *, seed=0):
+def permutation_test(a, b, *, groups=None, seed=0):
   """Two-sided p value of the difference of one metric between two models.
 
   The two models' predictions are swapped for whole patients and the metric recomputed: p is the
@@ -122,9 +123,15 @@ def permutation_test(a, b, *, seed=0):
   patients, else 10,000 draws with p = (b + 1) / (m + 1). A swap for which the metric of either
   model is undefined counts as at least as large: that can only raise p.
 
+  Patients who were tested by a pair of networks of their own are swapped together (`groups`): one
+  network may be better than the other by the luck of its training for all of them, and swapped one
+  by one they would call that a difference of thresholds
+  (python -m lus_jax.benchmarks.error_rate).
+
   Args:
     a: `Ratio` of one model.
     b: `Ratio` of the other one, of the same patients.
+    groups: what is swapped together: a value for each of `a.patients`; None: each by itself.
     seed: of the draws.
 
   Returns:
@@ -136,7 +143,8 @@ def permutation_test(a, b, *, seed=0):
   _paired(a, b)
   if a.value() is None or b.value() is None:
     return None
-  swaps = _swaps(len(a.patients), seed)
+  units, unit = np.unique(a.patients if groups is None else groups, return_inverse=True)
+  swaps = _swaps(len(units), seed)[:, unit]
 
   def metric(stay, swapped):
     return a.of(
@@ -150,7 +158,7 @@ def permutation_test(a, b, *, seed=0):
   # Sums in another order differ by rounding, which must not turn equal into smaller.
   slack = 1e-9 * max(a.value(), b.value())
   count = np.sum(~(difference < abs(a.value() - b.value()) - slack))
-  if len(a.patients) <= EXACT_PATIENTS:
+  if len(units) <= EXACT_PATIENTS:
     return float(count / len(swaps))
   return float((count + 1) / (len(swaps) + 1))
 
@@ -182,17 +190,21 @@ def family(thresholds):
   return pairs
 
 
-def smallest_p(n_patients, n_comparisons):
+def smallest_p(n_units, n_comparisons):
   """The smallest p value that the test can give after Holm's correction.
 
   A family can decide only where it is below .05.
+
+  Args:
+    n_units: how many patients, or groups of them, are swapped.
+    n_comparisons: of the family.
   """
-  exact = n_patients <= EXACT_PATIENTS
-  p = 2 / 2**n_patients if exact else 1 / (RESAMPLES + 1)
+  exact = n_units <= EXACT_PATIENTS
+  p = 2 / 2**n_units if exact else 1 / (RESAMPLES + 1)
   return min(1.0, p * max(n_comparisons, 1))
 
 
-def summarize(members, *, primary, baseline):
+def summarize(members, *, primary, baseline, groups=None):
   """What the results file says of every member.
 
   Args:
@@ -200,6 +212,7 @@ def summarize(members, *, primary, baseline):
       `Ratio`.
     primary: the metric that comparisons are made in.
     baseline: the metric of the constant predictor beside it.
+    groups: a dict from patient to what `permutation_test` swaps together; None: patients.
 
   Returns:
     A list of dicts of JSON values, one a member: `threshold`, `n_patients`, `n_folds`, `metrics`,
@@ -213,7 +226,14 @@ def summarize(members, *, primary, baseline):
     for threshold, folds in members.items()
   }
   pairs = family(members)
-  p_values = [permutation_test(averages[t][primary], averages[o][primary]) for t, o in pairs]
+
+  def grouped(ratio):
+    return list(ratio.patients) if groups is None else [groups[name] for name in ratio.patients]
+
+  p_values = [
+    permutation_test(a, b, groups=grouped(a))
+    for a, b in ((averages[t][primary], averages[o][primary]) for t, o in pairs)
+  ]
   corrected = holm([1.0 if p is None else p for p in p_values])
   comparisons = {threshold: [] for threshold in members}
   for (t, other), p, p_holm in zip(pairs, p_values, corrected, strict=True):
@@ -231,7 +251,7 @@ def summarize(members, *, primary, baseline):
     if "none" in members and threshold != "none":
       against["none"] = averages["none"][primary]
     n_patients = len(own[primary].patients)
-    smallest = smallest_p(n_patients, len(pairs))
+    smallest = smallest_p(len(set(grouped(own[primary]))), len(pairs))
     fold_rows = [fold_row(fold) for fold in folds]
     rows.append(
       {

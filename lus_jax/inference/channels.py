@@ -5,6 +5,7 @@ models and videos find them again, and other ones never do.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -21,11 +22,39 @@ from lus_jax import ahead, lock, parallel, progress
 from lus_jax import files as files_lib
 from lus_jax.errors import UserError
 from lus_jax.files import write_text
+from lus_jax.inference.trained import Trained
 from lus_jax.models import layers
 
 DIRECTORY = "channels"
 # Frames that go through the networks together, and batches between two notes of how far we are.
 _BATCH, BATCHES_PER_NOTE = 32, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossed:
+  """Models of one recipe, of which each video is seen by one: by one that did not learn from it.
+
+  Attributes:
+    models: those of all videos.
+    of_video: for each video of the table the number of its model.
+  """
+
+  models: list[Trained]
+  of_video: np.ndarray
+
+  def only(self, numbers):
+    """These views alone, by their number."""
+    return dataclasses.replace(self, models=[one.only(numbers) for one in self.models])
+
+  @property
+  def fingerprints(self):
+    """As of `Trained`: for every view of what all of them see of these videos."""
+    if len(self.models) == 1:
+      return self.models[0].fingerprints
+    return [
+      hashlib.sha256(repr((each, self.of_video.tolist())).encode()).hexdigest()[:12]
+      for each in zip(*(one.fingerprints for one in self.models), strict=True)
+    ]
 
 
 class Growing:
@@ -107,20 +136,20 @@ def make_maps(trained, size):
   return maps
 
 
-def make(dataset, table, trained, *, size, workdir, keep=()):
+def make(dataset, table, crossed, *, size, workdir, keep=()):
   """Makes, or finds, the frames and channels of every video at the size of the video network.
 
   Args:
     dataset: a `lus_jax.data.datasets.Dataset` of videos, at the size the models were trained at.
     table: its `lus_jax.data.clips.VideoTable`.
-    trained: a list of `lus_jax.inference.trained.Trained`.
+    crossed: a list of `Crossed`; the models of all are of one recipe.
     size: h = w, in pixels.
     workdir: the run's directory; an interrupted call goes on where it was.
     keep: fingerprints of other models whose maps stay; those of models unknown here are removed.
 
   Returns:
-    `image` [frames, h, w, 1], a list (models) of lists (thresholds) of [frames, h, w, K], and the
-    simulator's true masks [frames, h, w, K] (None of real data): uint8, 255 = 1, memory-mapped.
+    `image` [frames, h, w, 1], a list (`crossed`) of lists (thresholds) of [frames, h, w, K], and
+    the simulator's true masks [frames, h, w, K] (None of real data): uint8, 255 = 1, memory-mapped.
 
   Raises:
     UserError: the disk is too small, or refuses.
@@ -130,11 +159,11 @@ def make(dataset, table, trained, *, size, workdir, keep=()):
     files_lib.writing(f"{directory}: the channels", "here"),
     lock.hold(directory, wait="makes channels there"),
   ):
-    return _make(dataset, table, trained, directory, size=size, keep=keep)
+    return _make(dataset, table, crossed, directory, size=size, keep=keep)
 
 
-def _make(dataset, table, trained, directory, *, size, keep):
-  n, classes = int(table.n_frames.sum()), len(trained[0].classes)
+def _make(dataset, table, crossed, directory, *, size, keep):
+  n, classes = int(table.n_frames.sum()), len(crossed[0].models[0].classes)
   digest = hashlib.sha256(
     repr((dataset.version, table.video.tolist(), table.n_frames.tolist(), size)).encode()
   )
@@ -144,12 +173,11 @@ def _make(dataset, table, trained, directory, *, size, keep):
   truth = None
   if dataset.simulated:
     truth = Growing(directory / "truth.npy", (n, size, size, classes))
+  keys = [one.fingerprints for one in crossed]
   by_key = {
-    key: Growing(directory / f"{key}.npy", (n, size, size, classes))
-    for one in trained
-    for key in one.fingerprints
+    key: Growing(directory / f"{key}.npy", (n, size, size, classes)) for row in keys for key in row
   }
-  maps = [[by_key[key] for key in one.fingerprints] for one in trained]
+  maps = [[by_key[key] for key in row] for row in keys]
   files = {f.file: f for f in (image, truth, *by_key.values()) if f is not None}
   known = {file.stem for file in files} | set(keep)
   for file in list(directory.glob("*")) if parallel.is_main() else []:
@@ -172,7 +200,7 @@ def _make(dataset, table, trained, directory, *, size, keep):
   if min(done) < n:
     unfinished = [f for f, d in zip(files.values(), done, strict=True) if d < n]
     arrays = {"image": image, "truth": truth, "maps": maps}
-    _fill(dataset, table, trained, unfinished, min(done), size=size, **arrays)
+    _fill(dataset, table, crossed, unfinished, min(done), size=size, **arrays)
 
   def opened(growing):
     return np.load(growing.file, mmap_mode="r")
@@ -184,7 +212,7 @@ def _make(dataset, table, trained, directory, *, size, keep):
   )
 
 
-def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, maps):
+def _fill(dataset, table, crossed, unfinished, start, *, size, image, truth, maps):
   # All processes compute, the main one writes.
   start -= start % _BATCH
   n = int(table.n_frames.sum())
@@ -194,8 +222,22 @@ def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, map
   pending = {f.file for f in unfinished}
 
   resize = jax.jit(functools.partial(resized, size=size))
-  segments = [one.sweep.compile(make_maps(one, size)) for one in trained]
+  # All are of one recipe, whose program they share.
+  first = crossed[0].models[0]
+  segment = first.sweep.compile(make_maps(first, size))
   wanted = [any(f.file in pending for f in row) for row in maps]
+  video = np.repeat(np.arange(len(table)), table.n_frames)
+
+  def look(one, at, batch):
+    """What its models see of a batch: the number of each frame's model, and maps by number."""
+    which = one.of_video[video[at : at + batch["count"]]]
+    seen = {
+      m: segment(
+        one.models[m].weights, one.models[m].sweep.members, batch["frames"], batch["where"]
+      )
+      for m in np.unique(which).tolist()
+    }
+    return which, seen
 
   def started():
     batches = read_frames(dataset, table, start, with_truth=truth is not None)
@@ -203,17 +245,16 @@ def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, map
       pictures = ((image, "frames"), (truth, "truth"))
       shown = [(f, resize(batch[name])) for f, name in pictures if f in growing]
       seen = [
-        compiled(one.weights, one.sweep.members, batch["frames"], batch["where"]) if any_ else None
-        for one, compiled, any_ in zip(trained, segments, wanted, strict=True)
+        look(one, at, batch) if any_ else None for one, any_ in zip(crossed, wanted, strict=True)
       ]
       yield at, batch["count"], shown, seen
 
   with progress.bar(total=n, initial=start, unit="frame", what="segmentation channels") as bar:
     for i, (at, m, shown, seen) in enumerate(ahead.dispatched(started())):
       found = [(f, np.asarray(x)) for f, x in shown]
-      for one, row, results in zip(trained, maps, seen, strict=True):
+      for row, results in zip(maps, seen, strict=True):
         if results is not None:
-          found += zip(row, one.sweep.to_host(results), strict=True)
+          found += zip(row, _by_frame(first.sweep, *results), strict=True)
       for f, x in found:
         if f in growing:
           f.array[at : at + m] = x[:m]
@@ -226,6 +267,20 @@ def _fill(dataset, table, trained, unfinished, start, *, size, image, truth, map
   for f in growing:
     f.close()
   parallel.sync("channels")
+
+
+def _by_frame(sweep, which, seen):
+  """The maps [m, h, w, K] uint8 of every view, each frame's of its own model."""
+  held = {number: sweep.to_host(found) for number, found in seen.items()}
+  if len(held) == 1:
+    return next(iter(held.values()))
+  mixed = []
+  for each in zip(*held.values(), strict=True):
+    maps = np.empty((len(which), *each[0].shape[1:]), each[0].dtype)
+    for number, view in zip(held, each, strict=True):
+      maps[which == number] = view[: len(which)][which == number]
+    mixed.append(maps)
+  return mixed
 
 
 def read_frames(dataset, table, start, *, with_truth):

@@ -7,6 +7,8 @@ what is above 0 stays above 0, so the threshold "> 0 %" means the same before an
 
 import numpy as np
 
+# Who a consensus of several annotators is by, unless its rows say so of another.
+CONSENSUS = "consensus"
 STORED = np.arange(256)
 
 

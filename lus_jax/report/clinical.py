@@ -264,6 +264,7 @@ def facts(files, name):
   return {
     "primary": text.primary(content),
     "rotates": text.rotates(content),
+    "swaps_folds": content.get("permuted") == "folds",
     "with_auroc": "auroc" in text.shown_metrics(content),
     "patients": at("summary", 0, "n_patients", show=cells.count),
     "folds": at("summary", 0, "n_folds", show=cells.count),

@@ -589,6 +589,41 @@ def painted(rows, classes):
   return figure
 
 
+def confidences(people, classes):
+  """Share of the painted pixels by confidence; a panel a class, a line an annotator.
+
+  Args:
+    people: pairs of a name and, by class, pixels per equal bin of (0, 1].
+    classes: K names.
+  """
+  columns = min(2, len(classes))
+  lines = math.ceil(len(classes) / columns)
+  figure = new_figure(1.5 + 2.1 * lines)
+  panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+  shades, handles = _shades([name for name, _ in people]), {}
+  for k, (one, axes) in enumerate(zip(classes, panels.flat, strict=False)):
+    for i, (name, by_class) in enumerate(people):
+      bins = np.array(by_class[one])
+      centres = 100 * (np.arange(len(bins)) + 0.5) / len(bins)
+      # A class that somebody never painted has no shares.
+      shares = 100 * bins / bins.sum() if bins.any() else np.full(len(bins), np.nan)
+      style = {"color": shades[name], "marker": palette.marker(i), "markersize": 5}
+      (handles[name],) = axes.plot(centres, shares, linewidth=1.5, **style)
+    axes.set_title(one, fontsize=13)
+    axes.spines["left"].set(color=palette.css(k), linewidth=4)
+  # Both axes are shared, and so only now are all lines within.
+  panels[0, 0].set(xlim=(0, 100), ylim=(0, None))
+  panels[0, 0].set_xticks([0, 20, 40, 60, 80])
+  for axes in list(panels.flat)[len(classes) :]:
+    axes.set_visible(False)
+  for axes in panels[-1]:
+    axes.set_xlabel("confidence, %")
+  for axes in panels[:, 0]:
+    axes.set_ylabel("pixels, %")
+  _legend(figure, handles.values(), handles, 3)
+  return figure
+
+
 def times(runs, parts, seconds):
   """A bar a run, divided into its parts.
 

@@ -14,12 +14,20 @@ import numpy as np
 
 from lus_jax import palette, results, words
 from lus_jax.errors import UserError
-from lus_jax.files import NPY_ERRORS, check_file, damage_is_a_user_error, write_bytes, write_text
+from lus_jax.files import (
+  NPY_ERRORS,
+  check_file,
+  damage_is_a_user_error,
+  sha256,
+  write_bytes,
+  write_text,
+)
 from lus_jax.report import (
   cells,
   clinical,
   command,
   figures,
+  painters,
   paper,
   pictures,
   raters,
@@ -36,6 +44,8 @@ FILES = ("segmentation", "segmentation_matrix", "history", "cases", "dataset")
 MORE_FILES = ("raters", "members", "calibration")
 EXAMPLES = "examples.npz"
 _HISTORY = "_history"
+# The page of whole clips beside it, `lus_jax.report.gallery`.
+GALLERY = "gallery.html"
 
 
 def write(workdir):
@@ -46,6 +56,8 @@ def write(workdir):
   if has_segmentation:
     _segmentation(page)
     _more(page)
+  if painters.is_shown(files):
+    _painters(page)
   if which_target.NAME in files:
     _targets(page)
   for name, make in ((f"{timing.NAME}.table", timing.table), ("continued", timing.continued)):
@@ -76,30 +88,58 @@ def write(workdir):
   for folder in ("tables", "figures"):
     for file in set((directory / folder).glob("*")) - written.keys():
       file.unlink()
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters["data_url"] = pictures.data_url
-  environment.filters["many"] = lambda noun, value: words.many(value.value, noun)
-  html = environment.get_template("template.html").render(
+  templates = environment()
+  templates.filters["data_url"] = pictures.data_url
+  templates.filters["many"] = lambda noun, value: words.many(value.value, noun)
+  html = templates.get_template("template.html").render(
     shown=page.context,
     problems=problems,
     segmentation=has_segmentation,
     more={name for name in MORE_FILES if name in files},
     tasks=sections,
     targets=which_target.NAME in files,
+    painters=painters.is_shown(files),
     dataset=files[page.any]["dataset"],
     config=files[page.any]["config"],
     palette=palette,
     fewest_pixels=figures.FEWEST_PIXELS,
     percent=cells.percent,
+    gallery=has_gallery(workdir, problems),
   )
   write_text(directory / "index.html", html)
   return directory / "index.html"
+
+
+def environment():
+  """Where the pages' templates are: what they are filled with is escaped, and has to be there."""
+  return jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+
+
+def results_mark(workdir):
+  """What stands in a gallery's head: of which results it is."""
+  digest = sha256(pathlib.Path(workdir) / results.DIRECTORY / "segmentation.json")
+  return f'<meta name="results" content="{digest}">'
+
+
+def has_gallery(workdir, problems):
+  """Whether there is a gallery of these results; one of others becomes a line of `problems`."""
+  file = pathlib.Path(workdir) / DIRECTORY / GALLERY
+  if not file.is_file():
+    return False
+  with file.open(encoding="utf-8", errors="replace") as opened:
+    head = opened.read(2**12)
+  if results.exists(workdir, "segmentation") and results_mark(workdir) in head:
+    return True
+  problems.append(
+    f"{file} is of other results than these; make it again with --gallery, or remove it."
+  )
+  return False
 
 
 def _segmentation(page):
@@ -124,6 +164,16 @@ def _segmentation(page):
   if page.context["examples"]:
     page.section("pictures.files", lambda _: segmentation.drawn(page.context["examples"]))
   page.section("summary", segmentation.summary)
+
+
+def _painters(page):
+  """Makes the parts of the page that show who painted what."""
+  name = painters.NAME
+  page.section(f"{name}.facts", painters.facts)
+  page.section(f"{name}.table", painters.work)
+  page.section(f"{name}_tools.table", painters.tools)
+  page.section(f"{name}_painted.table", painters.painted)
+  page.section(f"{name}_painted.files", painters.figure)
 
 
 def _more(page):
@@ -274,12 +324,7 @@ def _read(workdir):
     if name not in present:
       problems.append(f"{directory / name}.json does not exist.")
       return None
-    content = results.read(workdir, name)
-    try:
-      schema.check(name, content, **options)
-    except ValueError as error:
-      raise UserError(f"{directory / name}.json is damaged ({error}); {results.MEND}") from error
-    return content
+    return schema.read(workdir, name, **options)
 
   def is_ours(name):
     # Of a task's own name nothing is known but what lies beside its file.

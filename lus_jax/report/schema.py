@@ -4,9 +4,13 @@ A check takes a value and where it stands, and raises ValueError. Keys that no c
 newer runs write more of them, older ones fewer.
 """
 
+import pathlib
+
 import numpy as np
 
+from lus_jax import results
 from lus_jax.data import summary
+from lus_jax.errors import UserError
 from lus_jax.report import paper
 from lus_jax.splits import SPLITS
 
@@ -164,6 +168,7 @@ def _run_checks(classes):
   rater = ("qubiq", "dice_vs_raters", "dice_vs_consensus", "ged", "ece", "ece_pooled", "brier")
   rater += ("area_error", "area_error_abs", "human_dice_vs_raters", "human_dice_vs_consensus")
   by_class = _mapping(_score, classes)
+  painted = _mapping(_list(_count, length=summary.N_BINS), classes)
   return {
     "segmentation": _object(
       {
@@ -208,13 +213,31 @@ def _run_checks(classes):
             _object(
               {"split": _text, "frames_with": _mapping(_count, classes)}
               | _named(("patients", "videos", "frames"), _count)
-              | {"painted": _mapping(_mapping(_list(_count, length=summary.N_BINS), classes))}
+              | {"painted": _mapping(painted)},
+              {"left_out": _mapping(_count)},
             ),
             filled=True,
           ),
           _has_splits,
         )
-      }
+      },
+      {
+        "annotators": _list(
+          _object(
+            {"annotator": _text, "painted": painted}
+            | _named(("labels", "used", "consensus"), _count),
+            _named(("prelabelled", "touched", "untouched", "timed"), _count)
+            | _named(("seconds", "median_seconds"), _maybe(_count))
+            | _named(("first", "last"), _maybe(_text)),
+          )
+        ),
+        "tools": _list(
+          _object(
+            {"annotator": _text, "labels": _count}
+            | _named(("tool", "protocol", "prelabel"), _maybe(_text))
+          )
+        ),
+      },
     ),
     "raters": _object(
       {
@@ -347,7 +370,10 @@ def _task_check(task):
   if task == "readmission":
     counts = ("fold", "label", "predicted")
     needed["predictions"] = _list(_row(row | {"patient": _text}, counts=counts))
-  return _object(needed, {"segmentation": _maybe(_object({"dataset": _text}))})
+  permuted = _is("patients or folds", ("patients", "folds").__contains__)
+  return _object(
+    needed, {"segmentation": _maybe(_object({"dataset": _text})), "permuted": permuted}
+  )
 
 
 _past = {"threshold": _source, "epoch": _count, "score": _score, "loss": _number}
@@ -427,6 +453,21 @@ def check(name, content, *, of=None):
   else:
     _segmentation_run(content, "#")
     _run_checks(content["dataset"]["classes"])[name](content, "#")
+
+
+def read(workdir, name, **options):
+  """Reads a results file and checks it; `options` are those of `check`.
+
+  Raises:
+    UserError: it is missing or damaged.
+  """
+  content = results.read(workdir, name)
+  try:
+    check(name, content, **options)
+  except ValueError as error:
+    file = pathlib.Path(workdir) / results.DIRECTORY / f"{name}.json"
+    raise UserError(f"{file} is damaged ({error}); {results.MEND}") from error
+  return content
 
 
 def check_examples(arrays, *, classes, n_thresholds, n_cases=None):

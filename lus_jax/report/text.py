@@ -259,7 +259,7 @@ def in_order(summary):
 def decided(content):
   """Comparisons with a corrected p below .05, as (index in summary, index of the comparison).
 
-  None where the test patients are too few to decide anything.
+  None where the test patients, or folds, are too few to decide anything.
   """
   if not all(row["can_decide"] for row in content["summary"]):
     return None
@@ -332,7 +332,7 @@ def clinical(content):
   with_intervals = any(m["interval"] for row in summary for m in row["metrics"].values())
   n, found = patients(summary[0]["n_patients"]), decided(content)
   if found is None:
-    verdict = [f"{n} cannot decide: thresholds are not ranked."]
+    verdict = [f"{swapped(content)} cannot decide: thresholds are not ranked."]
   elif not any(row["comparisons"] for row in summary):
     verdict = ["No thresholds were compared, so none is ranked."]
   elif not found:
@@ -424,6 +424,15 @@ def _pooled_share(content):
       f"rotating test fold has, so this bar may be low: {max(map(sum, matrix)) / total:.3f} of all "
       "that were tested are of their most frequent class."
     )
+
+
+def swapped(content):
+  """What the tests between thresholds swapped, as in '8 test patients' or '6 folds'."""
+  row = content["summary"][0]
+  # Versions before always swapped patients.
+  if content.get("permuted") == "folds":
+    return plural(row["n_folds"], "fold")
+  return patients(row["n_patients"])
 
 
 def rotates(content):

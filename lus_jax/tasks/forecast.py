@@ -146,10 +146,11 @@ def _segmentation(config, task, table, splits, device):
   thresholds = len(task.channels.thresholds) or len(config.sweep.thresholds)
   sets, n_models, frames = 1, objective.n_models, int(table.n_frames.sum())
   if task.folds.leakage == "strict":
-    sets, each = len(splits), len(config.sweep.thresholds)
+    # A sweep a fold, and inner ones that each leave a part of its patients out.
+    sets, each, inner = len(splits), len(config.sweep.thresholds), task.folds.get("inner", 0)
     of_folds = sum(sum(p in fold.train for p in table.patient.tolist()) for fold in splits)
-    n_models += sets * each
-    images += config.train.epochs * each * of_folds
+    n_models += sets * (1 + inner) * each
+    images += config.train.epochs * each * of_folds * max(1, inner)
   common = {"network": "segmentation", "dtype": config.model.dtype}
   parts = [
     Part("segmentation", n_models, dict.fromkeys(WAYS, images), flop, **common),

@@ -62,13 +62,16 @@ def train_and_evaluate(config, workdir):
   Raises:
     UserError: a part of the config or the data are not in order.
   """
+  directory, claim = pathlib.Path(workdir) / DIRECTORY, None
+  with contextlib.suppress(OSError):  # `check_claim` says what is wrong with it
+    claim = claim_lib.read_claim(directory)
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    hardware.drop_later(config, claim)
   configs = parts(config)
   for name, part in configs.items():
     (segmentation if name == "segmentation" else clinical).check(part)
-  directory, settings = pathlib.Path(workdir) / DIRECTORY, claim_lib.settings(config)
-  claim = None
-  with contextlib.suppress(OSError):  # `check_claim` says what is wrong with it
-    claim = claim_lib.read_claim(directory)
+  settings = claim_lib.settings(config)
   if claim and "segmentation" in settings:
     begun = claim["config"].get("segmentation", {})
     settings["segmentation"] = hardware.settings_as_begun(settings["segmentation"], begun)

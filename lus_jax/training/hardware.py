@@ -17,8 +17,15 @@ from lus_jax.words import plural
 PAPER_BATCH, PAPER_SIZE = 16, 512
 # Settings left to us, by what stands in a config then. They change the numbers of a run.
 AUTOMATIC = {("model", "dtype"): "auto", ("train", "batch_size"): 0}
-# Fields that configs did not always have: what a run from before goes on with, and in words.
+# Fields that runs of older versions lack, and go on without: whatever they are (None), or where
+# they have this default.
 LATER = {
+  ("folds", "inner"): None,
+  ("data", "prelabels"): "touched",
+  ("data", "consensus"): "replaces",
+}
+# Likewise, where that is said: what such a run goes on with, and in words.
+SAID = {
   ("train", "steps"): (0, "it has the epochs of config.train.epochs ({config.train.epochs})"),
   ("augment", "confidence"): ("bilinear", "its confidences are turned bilinearly to the end"),
 }
@@ -218,6 +225,7 @@ def as_begun(config, workdir):
     claim = None
   config = config.copy_and_resolve_references()
   with config.unlocked():
+    drop_later(config, claim)
     for (section, field), automatic in AUTOMATIC.items():
       if claim and config[section][field] == automatic:
         config[section][field] = claim["config"].get(section, {}).get(field, automatic)
@@ -226,7 +234,7 @@ def as_begun(config, workdir):
       if theirs.get("steps", ours) == ours > 0:
         # The epochs of the config are the least, and there they are what came of the data.
         config.train.epochs = max(config.train.epochs, theirs.get("epochs", 0))
-    for (section, field), (before, goes_on) in LATER.items() if claim else ():
+    for (section, field), (before, goes_on) in SAID.items() if claim else ():
       ours = config.get(section, {})
       if field in ours and field not in claim["config"].get(section, {}):
         if ours[field] != before:
@@ -253,10 +261,19 @@ def settings_as_begun(settings, begun):
     A dict.
   """
   settings = {name: dict(x) if isinstance(x, dict) else x for name, x in settings.items()}
-  for section, field in LATER:
+  for section, field in SAID:
     if field not in begun.get(section, {}):
       settings.get(section, {}).pop(field, None)
   return settings
+
+
+def drop_later(config, claim):
+  """Removes the fields of a config, unlocked, that the run of a claim was begun without."""
+  for (section, field), default in LATER.items():
+    theirs = claim["config"].get(section, {}) if claim else {field: None}
+    ours = config.get(section, {})
+    if field not in theirs and field in ours and default in (None, ours[field]):
+      del config[section][field]
 
 
 def resolve(config, device, *, models, frames=PAPER_BATCH, classes=6, strategy="loop"):

@@ -76,4 +76,4 @@ def test_the_server_offers_them_and_provenance_says_so(offered):
     status, content, _ = serving.ask(port, "api/save?video=b", method="POST", body=body)
     assert status == 200, content
   row = (tmp_path / "set" / "provenance.csv").read_text().splitlines()[1]
-  assert row.endswith("runs/x: threshold_0,pleura;band,band")
+  assert row.endswith("runs/x: threshold_0,pleura;band,band,")

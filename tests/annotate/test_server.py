@@ -19,6 +19,7 @@ from lus_jax.annotate import server
 from lus_jax.annotate import store as store_lib
 from lus_jax.errors import UserError
 from tests.annotate import serving
+from tfds_builders.lus_folder import manifest
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +287,11 @@ def test_a_review_shows_everybody(tmp_path):
   opened = serving.open_store(tmp_path / "set", "consensus")
   with serving.serving(opened, review=True) as port:
     header, masks = unpack(serving.ask(port, "api/review?video=c.png&frame=0")[1])
+    body = serving.message("c.png", 0)
+    assert serving.ask(port, "api/save?video=c.png", method="POST", body=body)[0] == 200
+  # What is saved then is a consensus, and a data set's reader knows.
+  labels = manifest.read_folder(tmp_path / "set").labels
+  assert [label.work.review for label in labels] == [False, False, True]
   assert header == {"annotators": ["anna", "ben"]}
   expected = np.stack([serving.planes(0), serving.planes(1)])
   np.testing.assert_array_equal(masks.reshape(expected.shape), expected)

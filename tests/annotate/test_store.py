@@ -134,6 +134,35 @@ def test_provenance_says_who_when_how_long_and_from_what(directory):
   assert second["prelabel"] == "runs/x: soft"
 
 
+def test_what_a_model_fills_anew_no_hand_has_touched(directory):
+  opened = serving.open_store(directory)
+  saves = (
+    store_lib.Work(1, ("pleura", "band")),
+    # The hand cleared the class before, as the model fills empty ones alone.
+    store_lib.Work(1, (), "runs/x: soft", ("pleura",)),
+    store_lib.Work(1, ("pleura",)),
+    store_lib.Work(1, (), "runs/x: soft", ("pleura",)),
+  )
+  base, found = "", []
+  for i, work in enumerate(saves):
+    base = opened.save("a.npy", 1, serving.planes(i), base, work)
+    found.append(rows_of(directory / "provenance.csv")[-1]["touched"])
+  assert found == ["pleura;band", "band", "pleura;band", "pleura;band"]
+  assert manifest.read_folder(directory).labels[0].work.touched == ("pleura", "band")
+
+
+def test_a_consensus_is_one_whoever_paints_it(directory):
+  opened = serving.open_store(directory)
+  base = opened.save("a.npy", 1, serving.planes(), "", store_lib.Work(review=True))
+  assert rows_of(directory / "provenance.csv")[-1]["review"] == "yes"
+  # It stays one when its annotator mends it by themselves.
+  opened.save("a.npy", 1, serving.planes(2), base)
+  assert [row["review"] for row in rows_of(directory / "provenance.csv")] == ["yes", "yes"]
+  opened.save("a.npy", 2, serving.planes(3), "")
+  consensus, other = manifest.read_folder(directory).labels
+  assert consensus.is_consensus and not other.is_consensus
+
+
 def test_annotators_do_not_see_each_other_and_learn_what_is_left(directory):
   anna, ben = serving.open_store(directory), serving.open_store(directory, "ben")
   anna.save("b", 2, serving.planes(), "")

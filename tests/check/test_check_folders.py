@@ -17,6 +17,7 @@ from lus_jax.check import lettering, page, run, table
 from lus_jax.check.__main__ import main
 from lus_jax.errors import UserError
 from lus_jax.media import alike, deidentify, readers
+from tests import painted
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 
 SIZE = 64
@@ -662,3 +663,30 @@ def test_a_dataset_json_that_says_nothing_ends_the_reading(folder, capsys):
   assert main([str(folder.path), "--num-processes", "1"]) == 2
   text = capsys.readouterr().out
   assert "must be an object" in text and "Nothing else was read" in text
+
+
+# Who painted it.
+
+
+def test_what_training_leaves_out_is_counted(tmp_path):
+  result = run.check(painted.make(tmp_path / "set"), num_processes=1)
+  assert not result.problems
+  overview = dict(table.overview(result))
+  assert overview["pre-labels"] == (
+    "4 of 11 labels; 2 of these nobody touched, and training leaves them out"
+  )
+  assert overview["consensus"] == (
+    "1 label, in place of 2 others on their frames, which training leaves out"
+  )
+
+
+def test_pre_labels_alone_are_a_problem(tmp_path):
+  saved = [(*one[:3], painted.OFFERED) for one in painted.SAVED]
+  result = run.check(painted.make(tmp_path / "set", saved=saved), num_processes=1)
+  (problem,) = result.problems
+  assert "all 7 labels of the split 'train' are a model's, and nobody touched them" in problem
+
+
+def test_a_folder_that_nobody_painted_in_says_nothing_of_it(folder):
+  overview = dict(table.overview(folder.check()))
+  assert not {"pre-labels", "consensus"} & overview.keys()

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import math
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lus_jax.benchmarks import error_rate
 from lus_jax.evaluation import clinical, statistics
 from lus_jax.evaluation import ratio as ratio_lib
 from lus_jax.evaluation.ratio import Ratio
@@ -196,6 +198,31 @@ def test_permutation_keeps_its_level_on_null_data(n_patients):
   assert low <= rejected <= high
 
 
+def test_groups_are_swapped_whole():
+  # Four patients in two folds; within each the difference has one sign: 2 of 4 swaps are as large.
+  a, b = _ratio([3, 2, 1, 2]), _ratio([0, 1, 0, 0])
+  assert statistics.permutation_test(a, b) == 2 / 16
+  assert statistics.permutation_test(a, b, groups=[0, 0, 1, 1]) == 2 / 4
+  assert statistics.permutation_test(a, b, groups=["x", "y", "x", "x"]) == 2 / 4
+  assert statistics.permutation_test(a, b, groups=[0, 0, 0, 0]) == 1
+  assert statistics.permutation_test(a, b, groups=[3, 2, 1, 0]) == 2 / 16
+  # Differences of the folds 4 and -1: together |3|, one of them swapped |5|.
+  a, b = _ratio([3, 2, 0, 1]), _ratio([0, 1, 1, 1])
+  assert statistics.permutation_test(a, b, groups=[0, 0, 1, 1]) == 1
+  # More than 14 patients, but few groups: exact.
+  many = _ratio([1] * 20), _ratio([0] * 20)
+  assert statistics.permutation_test(*many, groups=np.arange(20) % 5) == 2 / 32
+
+
+@pytest.mark.parametrize(("luck", "inflated"), [(0.0, False), (0.5, True)])
+def test_folds_keep_the_level_where_patients_do_not(luck, inflated):
+  row = error_rate.measure(folds=6, patients=90, luck=luck, difference=0.0, repeats=300)
+  low, high = stats.binom(300, 0.05).ppf([0.0005, 0.9995]) / 300
+  assert low <= row["by_fold"] <= high
+  assert (row["by_patient"] > 2 * high) == inflated
+  assert inflated or low <= row["by_patient"] <= high
+
+
 def test_permutation_finds_a_planted_difference():
   random = np.random.default_rng(0)
   found = 0
@@ -295,6 +322,24 @@ def test_summary_by_hand():
   assert row["can_decide"] is False
   assert row["metrics"]["accuracy3"]["sd"] is None
   assert [c["p"] for c in row["comparisons"]] == [1, 1]
+
+
+def test_summary_of_folds_swaps_folds():
+  fold = [
+    {name: dataclasses.replace(ratio, patients=patients) for name, ratio in _fold([4] * 3).items()}
+    for patients in (("a", "b", "c"), ("d", "e", "f"))
+  ]
+  worse = [
+    {name: dataclasses.replace(ratio, numerator=0 * ratio.numerator) for name, ratio in one.items()}
+    for one in fold
+  ]
+  groups = {name: i for i, one in enumerate(fold) for name in one["accuracy3"].patients}
+  options = {"primary": "accuracy3", "baseline": "majority3"}
+  row = statistics.summarize({0.6: fold, 0.0: worse}, **options, groups=groups)[0]
+  assert row["n_patients"] == 6 and row["comparisons"][0]["p"] == 2 / 4
+  assert row["smallest_attainable_p"] == 2 / 4 and row["can_decide"] is False
+  row = statistics.summarize({0.6: fold, 0.0: worse}, **options)[0]
+  assert row["comparisons"][0]["p"] == row["smallest_attainable_p"] == 2 / 64
 
 
 def test_summary_corrects_over_the_whole_task():

@@ -207,6 +207,23 @@ def make_lus_folder(folder):
   )
 
 
+_PROVENANCE = """masks video frame annotator time seconds tool protocol
+  prelabel prelabelled touched review"""
+
+
+def make_painted(folder):
+  make_lus_folder(folder)
+  _table(
+    folder / "data" / "provenance.csv",
+    [_PROVENANCE.split()]
+    + [
+      [f"m{i}", name, 0, "x", f"2026-01-0{i + 1}T10:00:00Z", 1.5 * i, "brush 1", "abc", "run: soft"]
+      + ["pleura;b_line", "pleura" if i else "b_line;pleura", "yes" if i == 5 else ""]
+      for i, name in enumerate(("a.png", "b.npy", "c.mp4", "d.gif", "e", "f.png"))
+    ],
+  )
+
+
 def _read_lus_folder(folder, _):
   return [open_folder("lus_folder", folder / "data", kind) for kind in ("frames", "videos")]
 
@@ -806,6 +823,9 @@ READERS = {
   "labels.csv": Reader(make_lus_folder, _read_lus_folder, ("data/labels.csv",), 110),
   "patients.csv": Reader(
     make_lus_folder, _read_lus_folder, ("data/patients.csv",), 40, optional=("patients.csv",)
+  ),
+  "provenance.csv": Reader(
+    make_painted, _read_lus_folder, ("data/provenance.csv",), 60, optional=("provenance.csv",)
   ),
   "folder": Reader(
     *(make_lus_folder, _read_lus_folder, ("data/videos/**/*.*", "data/masks/*/*"), 110),

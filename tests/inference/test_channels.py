@@ -69,12 +69,16 @@ def videos(*, simulated=True, size=SIZE, version="1"):
   )
 
 
-def run(workdir, trained, *, size=SIZE, **options):
+def run(workdir, trained, *, size=SIZE, of_video=None, **options):
   dataset = videos(**options)
   table = clips.read_table(dataset, ())
   for source in dataset.splits.values():
     source.read.clear()
-  found = channels.make(dataset, table, trained, size=size, workdir=workdir)
+  if of_video is None:
+    crossed = [channels.Crossed([one], np.zeros(len(table), int)) for one in trained]
+  else:
+    crossed = [channels.Crossed(trained, np.array(of_video))]
+  found = channels.make(dataset, table, crossed, size=size, workdir=workdir)
   read = [i for source in dataset.splits.values() for i in source.read]
   return found, dataset, read
 
@@ -166,6 +170,37 @@ def test_every_fold_may_have_its_own_models(tmp_path, toy_trained):
       assert np.abs(found - expected[:, i]).max() <= 0.5 + 1e-3
   # The model that both folds share is kept once.
   assert len(list(tmp_path.rglob("*.npy"))) == 2 + 3
+
+
+# Videos of one model end within batches of 32 frames, and the last begins in one.
+OF_VIDEO = (0, 1, 1, 0, 2, 0, 1)
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap"])
+def test_each_video_is_seen_by_its_own_model_of_a_fold(tmp_path, toy_trained, strategy):
+  models = [toy_trained(seeds, strategy) for seeds in ((1, 2), (3, 4), (5, 6))]
+  (_, maps, _), dataset, _ = run(tmp_path, models, of_video=OF_VIDEO)
+  expected = np.stack([255 * probabilities(one, dataset) for one in models])
+  whose = np.repeat(OF_VIDEO, LENGTHS)
+  expected = expected[whose, np.arange(TOTAL)]
+  for i, found in enumerate(maps[0]):
+    assert np.abs(found - expected[:, i]).max() <= 0.5 + 1e-3
+  assert len(list(tmp_path.rglob("*.npy"))) == 2 + 2
+
+
+def test_other_models_of_a_video_get_other_files(tmp_path, toy_trained):
+  models = [toy_trained((1,)), toy_trained((2,))]
+  run(tmp_path, models, of_video=OF_VIDEO[:4] + (1, 0, 1))
+  before = {name for name in files(tmp_path) if name.suffix == ".npy"}
+  _, _, read = run(tmp_path, models, of_video=OF_VIDEO[:4] + (1, 0, 1))
+  assert not read
+  _, _, read = run(tmp_path, models, of_video=OF_VIDEO[:4] + (1, 0, 0))
+  after = {name for name in files(tmp_path) if name.suffix == ".npy"}
+  assert read and len(before - after) == len(after - before) == 1
+  # All by one model are what that model alone sees.
+  (_, alone, _), _, _ = run(tmp_path / "one", models[1:])
+  (_, crossed, _), _, _ = run(tmp_path / "all", models, of_video=[1] * 7)
+  np.testing.assert_array_equal(alone[0][0], crossed[0][0])
 
 
 def files(workdir):

@@ -22,7 +22,13 @@ RUNS = {
     "patients": 12,
     "annotators": ("",),
   },
-  "two seeds": {"thresholds": (0.5, 0.0), "seeds": 2, "classes": ("a_line", "b_line")},
+  "two seeds": {
+    "thresholds": (0.5, 0.0),
+    "seeds": 2,
+    "classes": ("a_line", "b_line"),
+    "annotators": ("", "B <i>"),
+    "with_work": True,
+  },
   "several raters": {
     "classes": ("lesion <1>", "gland"),
     "thresholds": (0.9, 0.5, 0.1),
@@ -212,6 +218,28 @@ def write_more(
   }
 
 
+def make_painters(rng, annotators, classes):
+  """What dataset.json says of who painted what."""
+
+  def row(name, known):
+    counts = ("labels", "used", "consensus", "prelabelled", "touched", "untouched", "timed")
+    return {
+      "annotator": name,
+      **{key: int(rng.integers(100)) for key in counts},
+      **{key: 1234 if known else None for key in ("seconds", "median_seconds")},
+      **{key: "2026-01-31" if known else None for key in ("first", "last")},
+      "painted": {one: (rng.integers(0, 5000, 20) * known).tolist() for one in classes},
+    }
+
+  words = ("lus_jax 9.9.9", "0123456789ab", "runs/<x>: soft")
+  tools = [(annotators[0], None, None, None), *((name, *words) for name in annotators)]
+  keys = ("annotator", "tool", "protocol", "prelabel")
+  return {
+    "annotators": [row(name, bool(i)) for i, name in enumerate(annotators)],
+    "tools": [dict(zip(keys, one, strict=True)) | {"labels": 3} for one in tools],
+  }
+
+
 def write_results(
   workdir,
   *,
@@ -222,9 +250,12 @@ def write_results(
   patients=4,
   config_size="tiny",
   annotators=("A", "B"),
+  with_work=False,
   more=None,
 ):
   """Writes all results files of a run and returns its directory.
+
+  `with_work` says how masks came to be, and what was left out.
 
   `more` are options of `write_more`: None for a run without raters, other members, calibration.
   """
@@ -300,6 +331,10 @@ def write_results(
       ]
     },
   }
+  if with_work:
+    contents["dataset"] |= make_painters(rng, annotators, classes)
+    contents["dataset"]["rows"][0]["left_out"] = {"untouched": 17, "replaced": 2}
+    contents["dataset"]["rows"][2]["left_out"] = {"replaced": 1}
   if simulated:  # runs from before have none
     parts = {"data": 20.25, "compiling": 31.0, "training": 1234.5, "report": 9.0}
     contents["timing"] = {

@@ -222,6 +222,29 @@ def test_tables_have_full_precision_as_csv(phantom):
   }  # fmt: skip
 
 
+def test_who_painted_what_is_shown_where_it_is_known(run):
+  workdir, parsed, name = run
+  shown = parsed.find("section", id="annotators")
+  tables = {file.stem for file in (workdir / "report" / "tables").iterdir()}
+  assert bool(shown) == (name == "two seeds") == ("annotators" in tables)
+  if not shown:
+    return
+  text = " ".join(shown[0][2].split())
+  assert "which a model painted and nobody touched: 17 of train." in text
+  assert "for which a consensus stands: 2 of train, 1 of test." in text
+  content = read(workdir, "dataset.json")
+  with open(workdir / "report" / "tables" / "annotators.csv") as file:
+    rows = list(csv.DictReader(file))
+  assert [row["annotator"] for row in rows] == ["not named", "B <i>"]
+  for row, one in zip(rows, content["annotators"], strict=True):
+    assert [int(row[key]) for key in ("labels", "used", "touched", "untouched")] == [
+      one[key] for key in ("labels", "used", "touched", "untouched")
+    ]
+    assert row["seconds"] == str(one["seconds"] or "")
+  with open(workdir / "report" / "tables" / "annotators_tools.csv") as file:
+    assert [row["tool"] for row in csv.DictReader(file)] == ["", "lus_jax 9.9.9", "lus_jax 9.9.9"]
+
+
 def test_everything_has_a_name_for_those_who_do_not_see_it(any_run):
   _, parsed, _ = any_run
   images = parsed.find("img")

@@ -267,6 +267,35 @@ def test_printed_tables_have_intervals_where_patients_allow_them(built):
   assert "[0." not in few and "training seed" not in few
 
 
+def test_folds_that_were_swapped_whole_are_said(built, make_tasks, monkeypatch):
+  content = read(built("study"), "sf_ratio.json")
+  n, n_folds = (content["summary"][0][key] for key in ("n_patients", "n_folds"))
+  assert text_lib.swapped(content) == text_lib.patients(n)
+  content["permuted"] = "folds"
+  assert text_lib.swapped(content) == f"{n_folds} folds"
+  for row in content["summary"]:
+    row["can_decide"] = False
+  assert f"{n_folds} folds cannot decide: thresholds are not ranked." in text_lib.clinical(content)
+
+  workdir = make_tasks({"sf_ratio": {"sources": (0.5, 0.0), "folds": 2, "epochs": 2}})
+  file = workdir / "results" / "sf_ratio.json"
+  content = json.loads(file.read_text()) | {"permuted": "folds"}
+  for row in content["summary"]:
+    row |= {"can_decide": False, "smallest_attainable_p": 0.5}
+  file.write_text(json.dumps(content))
+  monkeypatch.setattr(
+    figures, "render", lambda draw, *args: draw(*args) and {"png": b"", "svg": b""}
+  )
+  text = section(Parser(report.build(workdir).read_text()), "S/F ratio of a patient-day")
+  n = content["summary"][0]["n_patients"]
+  assert f"{n} test patients in 2 folds cannot decide which threshold is best" in text
+  assert f"with {n} test patients in 2 folds, which are swapped whole, the smallest" in text
+  assert "by swapping the predictions of whole folds between two models" in text
+  content["permuted"] = "rows"
+  with pytest.raises(ValueError, match="permuted is 'rows', not patients or folds"):
+    schema.check("sf_ratio", content, of="sf_ratio")
+
+
 def test_the_majority_of_rotating_folds_stands_beside_the_share_of_all_tested(built):
   content = read(built("study"), "readmission.json")
   assert "rotating" not in text_lib.clinical(content)

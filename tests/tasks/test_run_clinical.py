@@ -475,14 +475,16 @@ def sweeps(monkeypatch, pretended):
   return made
 
 
-STRICT = {"folds.cv": "rotate", "folds.leakage": "strict"}
+# Six folds of one patient each: four train.
+STRICT = {"folds.cv": "rotate", "folds.leakage": "strict", "folds.n": 5, "folds.inner": 2}
 
 
 def test_strict_segmentation_sees_training_patients_only(
-  workdir, task_config, sweeps, stores, capsys
+  workdir, task_config, segmentation_config, sweeps, stores, capsys
 ):
   run_lib.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
-  assert "3 extra segmentation sweeps of 2 models, 6 epochs" in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert "18 extra segmentation sweeps (6 folds, 3 each) of 2 models, 6 epochs" in said
   # Their frames are those of the base sweep, and not simulated again.
   base, first = (
     claim.read_claim(path)["dataset"]["version"]
@@ -490,39 +492,55 @@ def test_strict_segmentation_sees_training_patients_only(
   )
   assert base == first
   content = results.read(workdir, "sf_ratio")
-  assert len(content["folds"]) == len(sweeps) == 3
+  assert len(content["folds"]) == 6 and len(sweeps) == 18
   everybody = [f"p00{i}" for i in range(6)]
-  for fold, patients in zip(content["folds"], sweeps, strict=True):
+  for fold, (own, *inner) in zip(
+    content["folds"], zip(*[iter(sweeps)] * 3, strict=True), strict=True
+  ):
     assert sorted(fold["train"] + fold["validation"] + fold["test"]) == everybody
-    assert sorted(patients["train"] + patients["validation"]) == fold["train"]
-    assert patients["train"] and patients["validation"]
-    assert patients["test"] == fold["test"]
+    assert sorted(own["train"] + own["validation"]) == fold["train"]
+    assert own["train"] and own["validation"]
+    assert own["test"] == fold["test"]
+    # Each training patient is held out of one of the inner sweeps, which sees the others.
+    assert sorted(inner[0]["test"] + inner[1]["test"]) == fold["train"]
+    for one in inner:
+      assert sorted(one["train"] + one["validation"] + one["test"]) == fold["train"]
+      assert one["train"] and one["validation"] and one["test"]
   # Each patient is tested once.
   assert sorted(sum((fold["test"] for fold in content["folds"]), [])) == everybody
   assert {row["patient"] for row in content["patients"]} == set(everybody)
 
-  # Every fold sees the channels of its own models.
+  # Every fold sees the channels of its own models, and each patient those that never saw them.
   (store,) = stores
-  assert store.fold_channels.tolist() == [[0, 1, 6], [2, 3, 6], [4, 5, 6]]
-  image = np.asarray(store.image[:4], np.float32) / 255
-  seen = []
-  for f in range(3):
-    trained = trained_lib.load(workdir / "segmentation" / f"fold_{f}")
-    assert trained.patients == sweeps[f]
-    members = zip(trained.sweep.to_host(trained.weights), trained.sweep.members, strict=True)
-    for t, (weights, own) in enumerate(members):
-      p = trained.probability(weights, own, image, np.ones(image.shape, bool))
-      found = store.channels[store.fold_channels[f, t]][:4]
-      assert np.abs(found - 255 * np.asarray(p)).max() <= 0.5 + 1e-3
-      seen.append(found.tobytes())
-  assert len(set(seen)) == 6
+  assert store.fold_channels.tolist() == [[2 * f, 2 * f + 1, 12] for f in range(6)]
+  table = clips.read_table(datasets.open_dataset(segmentation_config.data, "videos"), ())
+  models = {}
+  for f, fold in enumerate(content["folds"]):
+    for patient in everybody:
+      name = f"fold_{f}"
+      for j, one in enumerate(sweeps[3 * f + 1 : 3 * f + 3]):
+        name = f"fold_{f}_inner_{j}" if patient in one["test"] else name
+      assert ("inner" in name) == (patient in fold["train"])
+      if name not in models:
+        models[name] = trained_lib.load(workdir / "segmentation" / name)
+      trained = models[name]
+      assert patient not in (*trained.patients["train"], *trained.patients["validation"])
+      first = int(table.offset[table.patient == patient][0])
+      image = np.asarray(store.image[first : first + 2], np.float32) / 255
+      members = zip(trained.sweep.to_host(trained.weights), trained.sweep.members, strict=True)
+      for t, (weights, own) in enumerate(members):
+        p = trained.probability(weights, own, image, np.ones(image.shape, bool))
+        found = store.channels[store.fold_channels[f, t]][first : first + 2]
+        assert np.abs(found - 255 * np.asarray(p)).max() <= 0.5 + 1e-3
+  assert len(models) == 18
+  assert len({channel.tobytes() for channel in store.channels}) == 13
   assert results.read(workdir, "segmentation")["rows"] == []  # the base sweep's
 
   # The next task has the same folds: it finds these models again.
   before = {p: p.stat().st_mtime_ns for p in (workdir / "segmentation").rglob("*.json")}
   run_lib.train_and_evaluate(task_config("sf_change", **STRICT), workdir)
   assert {p: p.stat().st_mtime_ns for p in (workdir / "segmentation").rglob("*.json")} == before
-  assert sweeps[3:] == sweeps[:3]
+  assert sweeps[18:] == sweeps[:18]
 
 
 @pytest.mark.parametrize("side", ["validation", "test"])
@@ -553,6 +571,46 @@ def test_a_planted_leak_of_the_fold_segmentations_is_refused(
     "fold 1: patient(s) p00",
   )
   assert not results.exists(workdir, "sf_ratio")
+
+
+@pytest.mark.parametrize("use", ["train", "validation"])
+def test_a_planted_leak_of_an_inner_sweep_is_refused(
+  workdir, task_config, monkeypatch, pretended, use
+):
+  def train(config, directory, patients):
+    if directory.name == "fold_2_inner_1":
+      leaked, *rest = patients["test"]
+      patients = patients | {use: sorted([*patients[use], leaked]), "test": rest}
+    pretended(config, directory, patients)
+
+  monkeypatch.setattr(segmentation_run, "train_and_evaluate", train)
+  refused(
+    lambda: run_lib.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir),
+    "fold 2: patient p00",
+    "is looked at by models of their own segmentation training or selection",
+  )
+  assert not results.exists(workdir, "sf_ratio")
+
+
+def test_strict_needs_patients_to_hold_out(workdir, task_config, sweeps):
+  config = task_config("sf_ratio", **STRICT | {"folds.n": 2})
+  refused(
+    lambda: run_lib.train_and_evaluate(config, workdir),
+    "fold 0: leakage=strict needs 3 training patients with labelled frames, and there are 2;",
+  )
+  assert not sweeps and not (workdir / "sf_ratio").exists()
+
+
+def test_strict_runs_from_before_inner_sweeps_go_on_as_they_were(workdir, task_config, sweeps):
+  config = task_config("sf_ratio", **STRICT)
+  with config.unlocked():
+    del config.folds["inner"]
+  run_lib.train_and_evaluate(config, workdir)
+  content = results.read(workdir, "sf_ratio")
+  assert len(sweeps) == 6 and "without inner sweeps" in content["notes"][-1]
+  # Today's config finds it finished; anew it would be another run.
+  run_lib.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
+  assert results.read(workdir, "sf_ratio") == content and len(sweeps) == 6
 
 
 def test_a_sweep_begun_on_other_patients_is_not_gone_on_with(
@@ -624,7 +682,7 @@ def test_models_of_another_population_have_seen_nobody(workdir, task_config, swe
   rename_data(workdir)
   run_lib.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
   content = results.read(workdir, "sf_ratio")
-  assert not sweeps and len(content["folds"]) == 3
+  assert not sweeps and len(content["folds"]) == 6
   assert content["segmentation"]["same_data_set"] is False
   assert "strict needed no sweep of its own" in content["notes"][-1]
 

@@ -220,6 +220,8 @@ def test_strict_and_rotated_every_patient_is_tested_by_models_that_never_saw_the
       "channels.ablations": (),
       "folds.cv": "rotate",
       "folds.leakage": "strict",
+      "folds.n": 5,
+      "folds.inner": 2,
     },
   )
   main.run(config, workdir)
@@ -227,7 +229,7 @@ def test_strict_and_rotated_every_patient_is_tested_by_models_that_never_saw_the
   everybody = [f"p00{i}" for i in range(6)]
   assert [row["patient"] for row in content["patients"]] == everybody * 2
   assert [(r["threshold"], r["fold"]) for r in content["rows"]] == [
-    (t, fold) for t in (0.6, 0.0) for fold in range(3)
+    (t, fold) for t in (0.6, 0.0) for fold in range(6)
   ]
   for fold in content["folds"]:
     directory = workdir / "segmentation" / f"fold_{fold['fold']}"
@@ -240,7 +242,7 @@ def test_strict_and_rotated_every_patient_is_tested_by_models_that_never_saw_the
   # Six patients: a p value of 2 / 64, one comparison.
   (row,) = content["summary"][0]["comparisons"]
   assert row["against"] == 0 and content["summary"][0]["smallest_attainable_p"] == 1 / 32
-  assert len(list((workdir / "channels").rglob("*.npy"))) == 2 + 3 * 2
+  assert len(list((workdir / "channels").rglob("*.npy"))) == 2 + 6 * 2
   assert (workdir / "report" / "index.html").exists()
 
 

@@ -219,6 +219,21 @@ def test_a_run_whose_confidences_were_interpolated_goes_on_so(tmp_path, caplog):
   assert hardware.settings_as_begun(claim.settings(seg.get_config("tiny")), begun) == begun
 
 
+def test_a_run_from_before_labels_were_chosen_uses_all_of_them(tmp_path):
+  begun = claim.settings(resolve(seg.get_config("demo"), CPU, frames=32)[0])
+  del begun["data"]["prelabels"], begun["data"]["consensus"]
+  claim.claim(tmp_path, begun, {})
+  config, _ = resolve(hardware.as_begun(seg.get_config("demo").lock(), tmp_path), CPU, frames=32)
+  claim.check_claim(tmp_path, claim.settings(config))
+  assert not {"prelabels", "consensus"} & set(config.data)
+  # What is asked for is not dropped without a word.
+  asked = seg.get_config("demo")
+  asked.data.prelabels = "all"
+  config, _ = resolve(hardware.as_begun(asked, tmp_path), CPU, frames=32)
+  with pytest.raises(UserError, match=r"different: data.prelabels\)"):
+    claim.check_claim(tmp_path, claim.settings(config))
+
+
 def test_a_run_goes_on_with_the_epochs_that_came_of_its_data(tmp_path):
   begun, _ = resolve(seg.get_config("demo"), CPU, frames=32)
   claim.claim(tmp_path, json.loads(begun.to_json()), {})

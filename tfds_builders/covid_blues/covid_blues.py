@@ -344,7 +344,7 @@ def covid_blues_config(kind, height, width, *, directory, seed=0, num_processes=
   )
 
 
-class CovidBlues(tfds.core.GeneratorBasedBuilder):
+class CovidBlues(records.Builder):
   """COVID-BLUES as a TFDS data set of letterboxed grey videos without classes.
 
   Besides `records.video_features` a video has, float32 with NaN or int32 with -1 where unknown:
@@ -355,10 +355,6 @@ class CovidBlues(tfds.core.GeneratorBasedBuilder):
 
   # 1.1.0: configs are named by what files hold, not by their times and sizes.
   VERSION = tfds.core.Version("1.1.0")
-
-  def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
-    super().__init__(file_format=file_format, **kwargs)
-    self.num_processes = num_processes
 
   def _info(self):
     config = self.builder_config

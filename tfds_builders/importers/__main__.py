@@ -39,6 +39,7 @@ from tfds_builders.importers import (
   labelme,
   layers,
   masks,
+  options,
   palette,
   polygons,
   raters,
@@ -47,7 +48,6 @@ from tfds_builders.importers import (
   videos,
   write,
 )
-from tfds_builders.importers import options as options_lib
 from tfds_builders.multirater_folder import manifest
 
 # Importers of frames: each finds a `Source`, which `write` writes.
@@ -87,18 +87,16 @@ def _common_of_frames(common):
   frames.add_argument(
     "--class",
     dest="rename",
-    type=options_lib.renamed,
+    type=options.renamed,
     action="append",
     default=[],
     metavar="OLD=NEW",
     help="rename a class, merge several into one, or drop one (OLD=); may be repeated",
   )
-  frames.add_argument(
-    "--thin", type=options_lib.names, default=(), help="classes that are lines: a,b"
-  )
+  frames.add_argument("--thin", type=options.names, default=(), help="classes that are lines: a,b")
   frames.add_argument(
     "--soft-border",
-    type=options_lib.border,
+    type=options.border,
     metavar="2mm|6px",
     help="outlines become a slope of this width, from 0 to 100 %%, with 50 %% on the outline",
   )
@@ -110,7 +108,7 @@ def _common_of_frames(common):
   for what in ("patient", "day", "view"):
     frames.add_argument(
       f"--{what}-pattern",
-      type=options_lib.pattern,
+      type=options.pattern,
       metavar="REGEX",
       help=f"its first group, or all of it, is the {what} in a clip's name with its folders",
     )
@@ -158,7 +156,7 @@ def _parser():
   command.add_argument("--raters", type=pathlib.Path, required=True, help="folder of the raters'")
   command.add_argument(
     "--mask-pattern",
-    type=options_lib.pattern,
+    type=options.pattern,
     default=re.compile("(.+)"),
     help="regular expression: its group is the image's name in a mask's",
   )
@@ -167,7 +165,7 @@ def _parser():
   )
   command.add_argument(
     "--person-pattern",
-    type=options_lib.pattern,
+    type=options.pattern,
     help="regular expression: its group is the person in a rater's name",
   )
 
@@ -179,7 +177,7 @@ def _parser():
   command.add_argument("--soft", action="store_true", help="masks are confidences")
   command.add_argument(
     "--confidence-maximum",
-    type=options_lib.positive,
+    type=options.positive,
     help="what means object or 100 %% in masks, as 255",
   )
   return parser

@@ -7,8 +7,7 @@ import numpy as np
 from lus_jax.errors import UserError
 from lus_jax.media import readers, stills
 from tfds_builders import tables
-from tfds_builders.importers import folder as folder_lib
-from tfds_builders.importers import options
+from tfds_builders.importers import folder, options
 from tfds_builders.importers.source import Clip, Label, Source
 
 HELP = "masks of class indices, grey or with a palette"
@@ -92,13 +91,13 @@ def find(*, images, masks, classes, ignore=None):
   Raises:
     UserError: the input is wrong.
   """
-  folder_lib.check_names(classes, ())
+  folder.check_names(classes, ())
   if ignore is not None and not len(classes) < ignore <= 255:
     raise UserError(
       f"--ignore={ignore} must be an index above those of --classes ({len(classes)}), at most 255."
     )
-  image_of, image_notes = folder_lib.find_pictures(images, "--images")
-  mask_of, mask_notes = folder_lib.find_pictures(masks, "--masks")
+  image_of, image_notes = folder.find_pictures(images, "--images")
+  mask_of, mask_notes = folder.find_pictures(masks, "--masks")
   for stem in sorted(image_of.keys() ^ mask_of.keys()):
     there, lacking = (image_of, masks) if stem in image_of else (mask_of, images)
     raise UserError(f"{there[stem]} has no partner in {lacking}; add it, or take both away.")

@@ -293,17 +293,11 @@ def _write_frames(folder, clips, source, options, classes, labels, masks):
     name: clips.copy(folder, name, "videos")
     for name in clips_lib.bar(list(source.clips), "clip", "copying clips")
   }
-  more = {"patients": "unknown"} if clips.patients_are_unknown else {}
+  more = {}
   if any(source.header(label.clip).path.is_dir() for label in labels):
     # labels.csv holds places, whatever the files' numbers.
     more["frame_numbers"] = "from_0"
-  folder.dataset(
-    name=options.name or options.out.name,
-    licence=options.licence,
-    classes=classes,
-    thin=list(options.thin),
-    **more,
-  )
+  _describe(folder, options, clips, classes, **more)
   columns, cells = clips.table()
   folder.table(
     "manifest.csv",
@@ -335,6 +329,18 @@ def _write_frames(folder, clips, source, options, classes, labels, masks):
       'drawn, write "missing_class": "unlabelled" in dataset.json.'
     )
   return notes
+
+
+def _describe(folder, options, clips, classes, **more):
+  if clips.patients_are_unknown:
+    more = {"patients": "unknown"} | more
+  folder.dataset(
+    name=options.name or options.out.name,
+    licence=options.licence,
+    classes=classes,
+    thin=list(options.thin),
+    **more,
+  )
 
 
 def _write_raters(folder, clips, source, options, classes, labels, masks):
@@ -378,14 +384,7 @@ def _write_raters(folder, clips, source, options, classes, labels, masks):
   for image, (name, frame) in clips_lib.bar(list(images.items()), "image", "copying frames"):
     folder.picture(clips.frame(name, frame), f"images/{image}.png")
   more = {"soft": True} if masks.is_soft else {}
-  more |= {"patients": "unknown"} if clips.patients_are_unknown else {}
-  folder.dataset(
-    name=options.name or options.out.name,
-    licence=options.licence,
-    classes=classes,
-    thin=list(options.thin),
-    **more,
-  )
+  _describe(folder, options, clips, classes, **more)
   columns, cells = clips.table()
   folder.table(
     "patients.csv",

@@ -2,22 +2,20 @@
 
 import dataclasses
 import itertools
+import math
 import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
 from lus_jax import notices
 from lus_jax.errors import UserError
-from lus_jax.media import readers, scan_area
-from lus_jax.media.letterbox import letterbox
+from lus_jax.media import readers
 from lus_jax.splits import SPLITS
 from tfds_builders import mask_check, records
 from tfds_builders.lus_folder import manifest, painted
 
 KINDS = ("frames", "videos")
-SPLIT_UNITS = ("patient", "frame")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -64,28 +62,17 @@ def assign_splits(folder, kind, split_unit, seed):
   assigned = {
     unit(row): None for row in (folder.labels if split_unit == "frame" else folder.videos)
   }
-  if not any(video.split for video in folder.videos):
-    assigned = records.assign_splits(assigned, seed)
-  elif split_unit == "patient":
-    assigned = {video.patient: video.split for video in folder.videos}
-  else:
-    raise UserError(
-      f"{table} fills the column split, which split_unit='frame' would ignore; empty the column or "
-      "use split_unit='patient'."
-    )
-  if split_unit == "frame":
-    logging.warning(
-      "split_unit='frame': frames of one patient are in several splits. The report will call this "
-      "'not an independent test'."
-    )
+  assigned = records.split_of_units(
+    assigned,
+    {video.patient: video.split for video in folder.videos},
+    split_unit=split_unit,
+    seed=seed,
+    table=table,
+    noun="frames",
+  )
   rows = folder.labels if kind == "frames" else folder.videos
   splits = {name: tuple(r for r in rows if assigned[unit(r)] == name) for name in SPLITS}
   for name, members in splits.items():
-    if name not in assigned.values():
-      raise UserError(
-        f"{table}: no patient is in the split {name!r}; give it at least one, or empty the column "
-        "split to have patients split by seed."
-      )
     if not members:
       raise UserError(
         f"{folder.directory / 'labels.csv'}: no labelled frame belongs to a patient of the split "
@@ -116,7 +103,10 @@ def folder_config(kind, height, width, *, directory, split_unit="patient", seed=
   Raises:
     UserError: an argument or anything in the folder is wrong.
   """
-  for name, value, choices in (("kind", kind, KINDS), ("split_unit", split_unit, SPLIT_UNITS)):
+  for name, value, choices in (
+    ("kind", kind, KINDS),
+    ("split_unit", split_unit, records.SPLIT_UNITS),
+  ):
     if value not in choices:
       raise UserError(f"{name} {value!r} is unknown; use one of {', '.join(choices)}.")
   if min(height, width) < 1:
@@ -141,20 +131,11 @@ def folder_config(kind, height, width, *, directory, split_unit="patient", seed=
   )
 
 
-class LusFolder(tfds.core.GeneratorBasedBuilder):
+class LusFolder(records.Builder):
   """A user's folder as a TFDS data set of letterboxed frames or videos."""
 
   # 1.2.0: masks that change their size keep the nearest confidences, none in between.
   VERSION = tfds.core.Version("1.2.0")
-
-  def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
-    super().__init__(file_format=file_format, **kwargs)
-    self.num_processes = num_processes
-
-  def download_and_prepare(self, **kwargs):
-    """Builds the data set, as TFDS does; warns once of all files that are alike."""
-    with notices.collected():
-      super().download_and_prepare(**kwargs)
 
   def _info(self):
     config, folder = self.builder_config, self.builder_config.folder
@@ -165,6 +146,8 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       features = records.frame_features(*shape, ignore=folder.has_ignore)
     if folder.has_scan_areas:
       features |= records.area_features()
+    if folder.has_provenance:
+      features |= records.work_features(len(folder.classes))
     counts = {
       name: {"patients": len({_patient(row) for row in rows}), config.kind: len(rows)}
       for name, rows in config.splits.items()
@@ -189,6 +172,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
         patients={video.patient: folder.patients.get(video.patient, {}) for video in folder.videos},
         **({"has_ignore": True} if folder.has_ignore else {}),
         **({"has_scan_areas": True} if folder.has_scan_areas else {}),
+        **({"has_provenance": True} if folder.has_provenance else {}),
       ),
     )
 
@@ -210,6 +194,7 @@ class LusFolder(tfds.core.GeneratorBasedBuilder):
       confidence_maximum=folder.confidence_maximum,
       has_ignore=folder.has_ignore,
       has_scan_areas=folder.has_scan_areas,
+      has_provenance=folder.has_provenance,
       height=config.height,
       width=config.width,
     )
@@ -236,14 +221,9 @@ class Job:
   confidence_maximum: float | None
   has_ignore: bool
   has_scan_areas: bool
+  has_provenance: bool
   height: int
   width: int
-
-  def letterbox(self, image, video, **kwargs):
-    """The video's scan area in one of its frames, or masks, as `letterbox` returns it."""
-    if video.scan_area:
-      image = scan_area.crop(image, video.scan_area)
-    return letterbox(image, self.height, self.width, **kwargs)
 
 
 def _confidence(job, label, name, found):
@@ -255,8 +235,9 @@ def _confidence(job, label, name, found):
   found.append(mask_check.measure(mask, name, label.annotator))
   where = f" (labels.csv row {label.row}, manifest.csv row {label.video.row})"
   mask_check.warn_of_outside(label.masks[name], mask, label.video.scan_area, where)
-  fitted, _ = job.letterbox(255 * mask, label.video, nearest=True)
-  mask_check.warn_of_lost(label.masks[name], mask, label.video.scan_area, fitted, where)
+  area = label.video.scan_area
+  fitted, _ = records.fitted(job, 255 * mask, area, nearest=True)
+  mask_check.warn_of_lost(label.masks[name], mask, area, fitted, where)
   return fitted, True
 
 
@@ -268,8 +249,8 @@ def _ignored(job, label):
   mask = np.float32(ignored)
   # Shrinking looks at few of the pixels; none of those between may be lost.
   mask = (
-    job.letterbox(255 * mask, label.video)[0]
-    | job.letterbox(255 * mask, label.video, nearest=True)[0]
+    records.fitted(job, 255 * mask, label.video.scan_area)[0]
+    | records.fitted(job, 255 * mask, label.video.scan_area, nearest=True)[0]
   )
   return (mask > 0).astype(np.uint8)[..., None]
 
@@ -289,7 +270,7 @@ def _frames(job, group):
   }
   images = readers.stream(video.media, list(by_frame))
   for image, labels in zip(images, by_frame.values(), strict=True):
-    fitted, box = job.letterbox(image, video)
+    fitted, box = records.fitted(job, image, video.scan_area)
     for label in labels:
       found = []
       confidences = [_confidence(job, label, name, found) for name in job.classes]
@@ -308,9 +289,24 @@ def _frames(job, group):
         "annotator": label.annotator,
         "frame": label.frame,
         **ignored,
+        **(_work(job, label) if job.has_provenance else {}),
         **_provenance(job, video, box),
       }
       yield f"{video.name}#{label.frame}#{label.annotator}", example, found
+
+
+def _work(job, label):
+  work = label.work or manifest.Work("", math.nan, "", "", "", (), (), False)
+  return {
+    "prelabelled": np.array([name in work.prelabelled for name in job.classes]),
+    "touched": np.array([name in work.touched for name in job.classes]),
+    "prelabel": work.prelabel,
+    "consensus": label.is_consensus,
+    "seconds": work.seconds,
+    "time": work.time,
+    "tool": work.tool,
+    "protocol": work.protocol,
+  }
 
 
 def _video(job, video):
@@ -319,7 +315,7 @@ def _video(job, video):
   readers.check_total(video.media.path, n, job.height, job.width)
   frames = np.empty((n, job.height, job.width, 1), np.uint8)
   for i, image in zip(range(n), readers.stream(video.media), strict=True):
-    frames[i, ..., 0], box = job.letterbox(image, video)
+    frames[i, ..., 0], box = records.fitted(job, image, video.scan_area)
   example = {
     "frames": frames,
     "sf_ratio": video.sf_ratio,

@@ -25,6 +25,11 @@ The folder:
                                        a missing file is confidence 0, or unlabelled
     DIR/masks/<masks>/_ignore.png      optional: what is not 0 counts nowhere, in no class
     DIR/patients.csv   optional: patient and anything else, for subgroup tables
+    DIR/provenance.csv optional, written by lus_jax.annotate: how the masks of a row of labels.csv
+                       came to be, a row a revision of them: masks, video, frame (from 0, always),
+                       annotator, time, seconds, tool, protocol, prelabel (the model whose masks
+                       were offered), prelabelled and touched (classes, with ; between them), review
+                       ("yes": they are a consensus)
 
 `video` and `patient`, and `video`, `frame` and `masks`, are required; an empty cell is unknown, an
 empty `scan_area` the whole frame.
@@ -32,6 +37,8 @@ empty `scan_area` the whole frame.
 """
 
 import dataclasses
+import datetime
+import hashlib
 import math
 import pathlib
 
@@ -39,6 +46,7 @@ from absl import logging
 
 from lus_jax import notices, problems
 from lus_jax.errors import UserError
+from lus_jax.labels.annotators import CONSENSUS
 from lus_jax.media import clips, readers
 from lus_jax.splits import SPLITS
 from tfds_builders import tables
@@ -55,6 +63,10 @@ MANIFEST_COLUMNS = (
   "scan_area",
 )
 LABEL_COLUMNS = ("video", "frame", "annotator", "masks")
+PROVENANCE_COLUMNS = (
+  *("masks", "video", "frame", "annotator", "time", "seconds", "tool", "protocol"),
+  *("prelabel", "prelabelled", "touched", "review"),
+)
 DATASET_KEYS = (
   "name",
   "licence",
@@ -96,9 +108,35 @@ class Video:
 
 
 @dataclasses.dataclass(frozen=True)
+class Work:
+  """How a label's masks came to be, of its row of provenance.csv; '' and NaN are unknown.
+
+  Attributes:
+    time: when they were saved, ISO 8601.
+    seconds: that the painting took.
+    tool: its name and version.
+    protocol: the version of the guideline.
+    prelabel: the model whose masks were offered.
+    prelabelled: classes that hold what it offered.
+    touched: classes that a hand changed.
+    review: whether they are a consensus of several annotators.
+  """
+
+  time: str
+  seconds: float
+  tool: str
+  protocol: str
+  prelabel: str
+  prelabelled: tuple[str, ...]
+  touched: tuple[str, ...]
+  review: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Label:
   """A row of labels.csv; `masks` maps the classes that have a mask file to it, `ignore` is the mask
-  of what does not count, `frame` counts from 0 whatever the files are called."""
+  of what does not count, `frame` counts from 0 whatever the files are called, `work` is None where
+  nobody knows how they came to be."""
 
   row: int
   video: Video
@@ -106,6 +144,17 @@ class Label:
   annotator: str
   masks: dict[str, pathlib.Path]
   ignore: pathlib.Path | None
+  work: Work | None = None
+
+  @property
+  def is_consensus(self):
+    """Whether it stands for what several annotators painted."""
+    return self.annotator == CONSENSUS or (self.work is not None and self.work.review)
+
+  @property
+  def is_untouched(self):
+    """Whether a model painted it and no hand changed anything of it."""
+    return self.work is not None and bool(self.work.prelabelled) and not self.work.touched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +173,8 @@ class Folder:
     videos: the rows of manifest.csv.
     labels: the rows of labels.csv; empty if they were not asked for.
     patients: what patients.csv says of each patient, as text.
-    fingerprint: changes whenever a table, or a file they refer to, does.
+    fingerprint: changes whenever a table, or a file they refer to, does; of provenance.csv count
+      the rows of `labels` alone.
   """
 
   directory: pathlib.Path
@@ -149,6 +199,11 @@ class Folder:
   def has_scan_areas(self):
     """Whether the scan is a part of the frame in any video."""
     return any(video.scan_area for video in self.videos)
+
+  @property
+  def has_provenance(self):
+    """Whether it is known of any label how it came to be."""
+    return any(label.work for label in self.labels)
 
 
 def _read_dataset(path):
@@ -353,6 +408,7 @@ def _read_labels(directory, dataset, videos, known):
   of_files = dataset.get("frame_numbers") == "of_files"
   by_name = {video.name: video for video in videos}
   names, place = tables.Place(directory / "videos"), tables.Place(directory / "masks")
+  of_masks = _read_provenance(directory / "provenance.csv", place)
   labels, left_out = {}, {}
   for row in rows:
     with problems.apart():
@@ -371,7 +427,11 @@ def _read_labels(directory, dataset, videos, known):
       masks = _check_sizes(row, _find_masks(row, place, classes, left_out), video)
       ignore = masks.pop(tables.IGNORE, None)
       if frame is not None:
-        labels[row] = Label(row.number, video, frame, row.text("annotator"), masks, ignore)
+        label = Label(row.number, video, frame, row.text("annotator"), masks, ignore)
+        saved = of_masks.get(place.name(row, "masks"))
+        if saved is not None:
+          label = dataclasses.replace(label, work=_work(saved, label, path, names, classes))
+        labels[row] = label
   keys = {row: (label.video.name, label.frame, label.annotator) for row, label in labels.items()}
   rows = tables.refuse_repeats(keys, keys.get, "video, frame and annotator")
   labels = [labels[row] for row in rows]
@@ -384,6 +444,87 @@ def _read_labels(directory, dataset, videos, known):
     [label.annotator for label in labels], path, "annotators", "each has a scale of their own"
   )
   return tuple(labels)
+
+
+def _read_provenance(path, place):
+  """The rows of provenance.csv, by the masks that they are about."""
+  if tables.exists(path):
+    tables.check_link(path.parent, path)
+  rows = tables.read_optional_table(path, PROVENANCE_COLUMNS[:4], PROVENANCE_COLUMNS)
+  masks = {}
+  for row in rows:
+    with problems.apart():
+      masks[row] = place.name(row, "masks")
+  return {masks[row]: row for row in tables.refuse_repeats(masks, masks.get, "masks")}
+
+
+def _work(row, label, labels_path, videos, classes):
+  """What a row of provenance.csv says of a label; refuses one that is about another (`UserError`).
+
+  It always counts frames from 0.
+  """
+  row.required("frame")
+  frame = row.number_in("frame", int, 0, math.inf, -1)
+  about = videos.name(row, "video"), frame, row.text("annotator")
+  if about != (label.video.name, label.frame, label.annotator):
+    raise row.error(
+      f"its masks are of frame {label.frame} (from 0) of {label.video.name}, annotator "
+      f"{tables.shown(label.annotator)}, in {labels_path.name} row {label.row}, and here of frame "
+      f"{frame} of {about[0]}, annotator {tables.shown(about[2])}; mend one of them."
+    )
+  return Work(
+    time=_time(row),
+    seconds=row.number_in("seconds", float, 0, math.inf, math.nan),
+    tool=row.text("tool"),
+    protocol=row.text("protocol"),
+    prelabel=row.text("prelabel"),
+    prelabelled=classes_in(row, "prelabelled", classes),
+    touched=classes_in(row, "touched", classes),
+    review=row.choice("review", ("yes",)) == "yes",
+  )
+
+
+def _time(row):
+  """A cell `time` in one way of writing, in UTC where it says its zone."""
+  text = row.text("time")
+  try:
+    time = datetime.datetime.fromisoformat(text) if text else None
+  except ValueError:
+    problems.tell(
+      row.error(f"time {tables.shown(text)} is no time; write it as 2026-01-31T12:00:00Z.")
+    )
+    return ""
+  if time is None:
+    return ""
+  return (time.astimezone(datetime.UTC) if time.tzinfo else time).isoformat(timespec="seconds")
+
+
+def classes_in(row, column, classes):
+  """The classes that a cell names, with ; between them, in the order of `classes` (`UserError`)."""
+  text, found = row.text(column), set()
+  words = text.split(";") if text else []
+  while words:
+    # A class may have a ; in its own name.
+    n = next((n for n in range(len(words), 0, -1) if ";".join(words[:n]) in classes), None)
+    if n is None:
+      problems.tell(
+        row.error(
+          f"{column} names {tables.shown(words[0])}, which is no class of dataset.json "
+          f"({tables.shown_list(classes)}); mend the cell."
+        )
+      )
+      return ()
+    found.add(";".join(words[:n]))
+    words = words[n:]
+  return tuple(name for name in classes if name in found)
+
+
+def _with_works(fingerprint, labels):
+  """A fingerprint that changes with how labels came to be; the same where nothing is known."""
+  works = [label.work and dataclasses.astuple(label.work) for label in labels]
+  if not any(works):
+    return fingerprint
+  return hashlib.sha256(f"{fingerprint} {works!r}".encode()).hexdigest()
 
 
 def _read_patients(path, videos):
@@ -466,5 +607,5 @@ def read_folder(directory, *, labels=True, num_processes=0):
     videos=videos,
     labels=frames,
     patients=patients,
-    fingerprint=tables.fingerprint(directory, names, digests),
+    fingerprint=_with_works(tables.fingerprint(directory, names, digests), frames),
   )

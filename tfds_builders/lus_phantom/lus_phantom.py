@@ -141,7 +141,7 @@ def simulate(video, config):
   return arrays | {"raters": raters, "confidence": confidence}
 
 
-class LusPhantom(tfds.core.GeneratorBasedBuilder):
+class LusPhantom(records.Builder):
   """Simulated lung ultrasound of a linear probe: no patient was ever near it."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -149,10 +149,6 @@ class LusPhantom(tfds.core.GeneratorBasedBuilder):
   BUILDER_CONFIGS = [
     PhantomConfig(name=kind, description=f"{kind} of 256 x 256 pixels", kind=kind) for kind in KINDS
   ]
-
-  def __init__(self, *, num_processes=0, **kwargs):
-    super().__init__(**kwargs)
-    self.num_processes = num_processes
 
   def _info(self):
     config = self.builder_config

@@ -4,15 +4,10 @@ import dataclasses
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
-from lus_jax import notices
 from lus_jax.errors import UserError
-from lus_jax.media import scan_area
-from lus_jax.media.letterbox import letterbox
 from lus_jax.splits import SPLITS
 from tfds_builders import mask_check, records
-from tfds_builders.lus_folder.lus_folder import SPLIT_UNITS
 from tfds_builders.multirater_folder import drawn, manifest, pictures
 
 
@@ -48,26 +43,14 @@ def assign_splits(folder, split_unit, seed):
   unit = {
     image.name: image.name if split_unit == "frame" else image.patient for image in folder.images
   }
-  if not any(image.split for image in folder.images):
-    split_of = records.assign_splits(unit.values(), seed)
-  elif split_unit == "frame":
-    raise UserError(
-      f"{folder.directory / 'patients.csv'} fills the column split, which split_unit='frame' would "
-      "ignore; empty the column or use split_unit='patient'."
-    )
-  else:
-    split_of = {image.patient: image.split for image in folder.images}
-    for name in SPLITS:
-      if name not in split_of.values():
-        raise UserError(
-          f"{folder.directory / 'patients.csv'}: no patient is in the split {name!r}; give it at "
-          "least one, or empty the column split to have patients split by seed."
-        )
-  if split_unit == "frame":
-    logging.warning(
-      "split_unit='frame': images of one patient are in several splits. The report will call this "
-      "'not an independent test'."
-    )
+  split_of = records.split_of_units(
+    unit.values(),
+    {image.patient: image.split for image in folder.images},
+    split_unit=split_unit,
+    seed=seed,
+    table=folder.directory / "patients.csv",
+    noun="images",
+  )
   return {
     name: tuple(image for image in folder.images if split_of[unit[image.name]] == name)
     for name in SPLITS
@@ -95,8 +78,10 @@ def multirater_config(kind, height, width, *, directory, split_unit="patient", s
   """
   if kind != "frames":
     raise UserError(f"multirater_folder holds drawn images, no {kind}; use lus_folder for videos.")
-  if split_unit not in SPLIT_UNITS:
-    raise UserError(f"split_unit {split_unit!r} is unknown; use one of {', '.join(SPLIT_UNITS)}.")
+  if split_unit not in records.SPLIT_UNITS:
+    raise UserError(
+      f"split_unit {split_unit!r} is unknown; use one of {', '.join(records.SPLIT_UNITS)}."
+    )
   if min(height, width) < 1:
     raise UserError(f"The size {height} x {width} is empty; use at least 1 x 1 pixels.")
   folder = manifest.read_folder(directory)
@@ -116,20 +101,11 @@ def multirater_config(kind, height, width, *, directory, split_unit="patient", s
   )
 
 
-class MultiraterFolder(tfds.core.GeneratorBasedBuilder):
+class MultiraterFolder(records.Builder):
   """A folder of images and several raters' masks as a TFDS data set of letterboxed frames."""
 
   # 1.2.0: masks that change their size keep the nearest values, none in between.
   VERSION = tfds.core.Version("1.2.0")
-
-  def __init__(self, *, file_format="array_record", num_processes=0, **kwargs):
-    super().__init__(file_format=file_format, **kwargs)
-    self.num_processes = num_processes
-
-  def download_and_prepare(self, **kwargs):
-    """Builds the data set, as TFDS does; warns once of all files that are alike."""
-    with notices.collected():
-      super().download_and_prepare(**kwargs)
 
   def _info(self):
     config, folder = self.builder_config, self.builder_config.folder
@@ -200,28 +176,22 @@ class Job:
   height: int
   width: int
 
-  def letterbox(self, image, area, **kwargs):
-    """The scan area of an image, or of a mask, as `letterbox` returns it."""
-    if area:
-      image = scan_area.crop(image, area)
-    return letterbox(image, self.height, self.width, **kwargs)
-
 
 def _frame(job, image):
   """Yields name, example and the `mask_check.Mask`s of an image."""
   folder, found = job.folder, []
   pixels = pictures.read_image(image.path, axes=folder.nifti_axes, window=folder.intensity_window)
   areas = records.area_of(image.scan_area, *pixels.shape) if job.has_scan_areas else {}
-  pixels, box = job.letterbox(pixels, image.scan_area)
+  pixels, box = records.fitted(job, pixels, image.scan_area)
   raters = np.zeros((len(folder.raters), job.height, job.width, len(folder.classes)), np.uint8)
   for rater, paths in image.masks.items():
     r = folder.raters.index(rater)
     for name, mask in drawn.masks(folder, paths).items():
       k = folder.classes.index(name)
-      raters[r, ..., k], _ = job.letterbox(255 * mask, image.scan_area, nearest=True)
-      where = " (see patients.csv)"
-      mask_check.warn_of_outside(paths[name], mask, image.scan_area, where)
-      mask_check.warn_of_lost(paths[name], mask, image.scan_area, raters[r, ..., k], where)
+      area, where = image.scan_area, " (see patients.csv)"
+      raters[r, ..., k], _ = records.fitted(job, 255 * mask, area, nearest=True)
+      mask_check.warn_of_outside(paths[name], mask, area, where)
+      mask_check.warn_of_lost(paths[name], mask, area, raters[r, ..., k], where)
       may_be_inverted = drawn.may_be_inverted(folder, paths[name])
       found.append(mask_check.measure(mask, name, rater, may_be_inverted=may_be_inverted))
   has_drawn = np.array([rater in image.masks for rater in folder.raters])

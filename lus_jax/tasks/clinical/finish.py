@@ -27,6 +27,12 @@ def notes_on(setup):
       )
   if not same and config.folds.leakage == "strict":
     notes.append("the segmentation is of another data set, so strict needed no sweep of its own.")
+  if same and config.folds.leakage == "strict" and "inner" not in config.folds:
+    notes.append(
+      "the video networks learned from maps of models that had seen their training patients, and "
+      "were tested on maps of models that had not: the run was begun by a version without inner "
+      "sweeps."
+    )
   if torch_weights.is_file(config.model.init_from):
     notes.append(
       f"the networks start from the weights in {os.path.basename(config.model.init_from)}, trained "
@@ -69,13 +75,22 @@ def write_results(setup, meta, tested, notes):
     if "confusion" in extra:
       confusion[source] = confusion.get(source, 0) + extra["confusion"]
     predictions += [{"threshold": source, "fold": f, **row} for row in extra.get("predictions", [])]
+  # Each fold of a rotation tests its own patients, by its own networks.
+  rotates = config.folds.cv == "rotate"
+  groups = {name: f for f, fold in enumerate(setup.splits) for name in fold.test}
   content = {
     "task": config.task,
     "primary": task.primary,
     "target": config.target,
     "split": "test",
     "rows": rows,
-    "summary": statistics.summarize(members, primary=task.primary, baseline=task.baseline),
+    "permuted": "folds" if rotates else "patients",
+    "summary": statistics.summarize(
+      members,
+      primary=task.primary,
+      baseline=task.baseline,
+      groups=groups if rotates else None,
+    ),
     "patients": statistics.per_patient(members),
     "folds": [
       {"fold": f, **{side: list(names) for side, names in vars(fold).items()}}

@@ -73,6 +73,7 @@ def check(config):
     "optimizer.restart_factor": 1,
     "seed": 0,
     "folds.seed": 0,
+    **({"folds.inner": 2} if "inner" in config.folds else {}),
     **({"pairs_cap": 1} if config.task == "sf_change" else {}),
   }
   fields.check_least(config, least)
@@ -133,47 +134,96 @@ def _of_run(prepared_dir, ours=""):
   return ours
 
 
-def fold_segmentations(config, trained, splits, workdir):
-  """Trains one segmentation sweep per fold, on patients of its training side only.
+def plan_segmentations(config, trained, splits):
+  """Deals the patients of the segmentation sweeps that `leakage=strict` trains.
+
+  A fold has a sweep on its training patients, for all others, and `folds.inner` more, each on those
+  of them that another part holds out: what the video networks learn from then comes, as what they
+  are tested on, from models that never saw the patient.
+
+  Args:
+    config: a run's config; one from before `folds.inner` has no inner sweeps.
+    trained: the base sweep.
+    splits: `Fold`s.
+
+  Returns:
+    A list, one a fold, of dicts: by folder the patients of its three splits; what each is for
+    stands in `test`, but for the first, which is for whoever is in no other's.
+
+  Raises:
+    UserError: a fold has too few labelled patients to hold any of them out.
+  """
+  labelled = {name for names in trained.patients.values() for name in names}
+  inner = config.folds.get("inner", 0)
+  plans = []
+  for f, fold in enumerate(splits):
+    names = [name for name in fold.train if name in labelled]
+    least = 3 if inner else 2
+    if len(names) < least:
+      raise UserError(
+        f"fold {f}: leakage=strict needs {least} training patients with labelled frames, and there "
+        f"{'is' if len(names) == 1 else 'are'} {len(names)}; use another --config.folds.n, more "
+        "labelled patients or --config.folds.leakage=paper."
+      )
+    generator = np.random.default_rng((config.folds.seed, f))
+
+    def dealt(names, test, generator=generator):
+      held_out = max(1, round(len(names) * 6 / 38))  # the paper's 6 of 32 + 6
+      order = generator.permutation(names).tolist()
+      return {
+        "train": sorted(order[held_out:]),
+        "validation": sorted(order[:held_out]),
+        "test": sorted(test),
+      }
+
+    plan = {f"fold_{f}": dealt(names, (name for name in fold.test if name in labelled))}
+    if inner:
+      # Who is left has to fill two splits.
+      n = next(n for n in range(inner, len(names) + 1) if len(names) - -(-len(names) // n) >= 2)
+      for j, part in enumerate(np.array_split(generator.permutation(names), n)):
+        rest = sorted(set(names) - set(part.tolist()))
+        plan[f"fold_{f}_inner_{j}"] = dealt(rest, part.tolist())
+    plans.append(plan)
+  return plans
+
+
+def fold_segmentations(config, trained, plans, table, workdir):
+  """Trains the segmentation sweeps of every fold.
 
   Args:
     config: a run's config.
     trained: the base sweep, whose recipe is repeated.
-    splits: `Fold`s.
+    plans: of `plan_segmentations`.
+    table: the `VideoTable` of who is to be looked at.
     workdir: the run's directory; finished sweeps are found again.
 
   Returns:
-    A list of `Trained`, one a fold.
+    A list of `channels.Crossed`, one a fold.
   """
-  labelled = {name for names in trained.patients.values() for name in names}
   recipe = trained.config.copy_and_resolve_references()
   with recipe.unlocked():
     recipe.data.prepared_dir = _of_run(recipe.data.prepared_dir, config.data.prepared_dir)
     # The clinical tasks see the models of the first seed's thresholds.
     recipe.sweep.seeds, recipe.sweep.members = 1, ()
   models_, frames = len(trained.sweep.members), sum(trained.dataset["splits"].values())
-  epochs = recipe.train.epochs
+  epochs, n = recipe.train.epochs, sum(map(len, plans))
   print(
-    f"leakage=strict: {plural(len(splits), 'extra segmentation sweep')} of "
-    f"{plural(models_, 'model')}, {plural(epochs, 'epoch')} of at most "
-    f"{plural(frames, 'frame')}: up to {len(splits) * models_ * epochs * frames:,} model-frames"
+    f"leakage=strict: {plural(n, 'extra segmentation sweep')} ({plural(len(plans), 'fold')}, "
+    f"{n // len(plans)} each) of {plural(models_, 'model')}, {plural(epochs, 'epoch')} of at most "
+    f"{plural(frames, 'frame')}: up to {n * models_ * epochs * frames:,} model-frames"
   )
   found = []
-  for f, fold in enumerate(splits):
-    names = [name for name in fold.train if name in labelled]
-    generator = np.random.default_rng((config.folds.seed, f))
-    held_out = max(1, round(len(names) * 6 / 38))  # the paper's 6 of 32 + 6
-    order = generator.permutation(names).tolist()
-    patients = {
-      "train": sorted(order[held_out:]),
-      "validation": sorted(order[:held_out]),
-      "test": sorted(name for name in fold.test if name in labelled),
-    }
-    directory = pathlib.Path(workdir) / "segmentation" / f"fold_{f}"
-    print(f"segmentation of fold {f}")
-    with lock.hold(directory, wait="trains the segmentation of this fold"):
-      segmentation.train_and_evaluate(recipe, directory, patients)
-    found.append(trained_lib.load(directory))
+  for plan in plans:
+    of_video, sweeps = np.zeros(len(table), int), []
+    for i, (name, patients) in enumerate(plan.items()):
+      directory = pathlib.Path(workdir) / "segmentation" / name
+      print(f"segmentation of {name.replace('_', ' ')}")
+      with lock.hold(directory, wait="trains the segmentation of this fold"):
+        segmentation.train_and_evaluate(recipe, directory, patients)
+      sweeps.append(trained_lib.load(directory))
+      if i:
+        of_video[np.isin(table.patient, patients["test"])] = i
+    found.append(channels.Crossed(sweeps, of_video))
   return found
 
 
@@ -215,6 +265,7 @@ def _train_and_evaluate(config, workdir, device, why, clock):
   strict = config.folds.leakage == "strict" and same
   splits = folds.of_videos(table, config.folds)
   task = questions.TASKS[config.task](table, splits, config)
+  plans = plan_segmentations(config, whole, splits) if strict else []
   if not strict:
     seen = sorted({*trained.patients["train"], *trained.patients["validation"]}) if same else None
     folds.audit(
@@ -284,16 +335,16 @@ def _train_and_evaluate(config, workdir, device, why, clock):
     clock.keep_in(workdir, goes_on=begun, config=settings, dataset=dataset.summary())
     if not dataset.simulated:
       setup = dataclasses.replace(setup, dataset=copies.noted(dataset, _copies(setup)))
-    trained_by_fold, keep = [trained], set(whole.fingerprints)
+    crossed = [channels.Crossed([trained], np.zeros(len(table), int))]
+    keep = set(whole.fingerprints)
     if strict:
       with timing.part("fold segmentations"):
-        by_fold = fold_segmentations(config, whole, splits, workdir)
-      trained_by_fold = [one.only(chosen) for one in by_fold]
+        by_fold = fold_segmentations(config, whole, plans, table, workdir)
+      audit_segmentations(splits, by_fold, table)
       keep = keep.union(*(one.fingerprints for one in by_fold))
-      seen = [[*one.patients["train"], *one.patients["validation"]] for one in trained_by_fold]
-      folds.audit(splits, leakage="strict", segmentation=seen)
+      crossed = [one.only(chosen) for one in by_fold]
     with timing.part("channels"):
-      store = make_store(setup, trained_by_fold, keep)
+      store = make_store(setup, crossed, keep)
     notes = finish.notes_on(setup)
     print(finish.describe(setup, notes))
     print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=store.cache))
@@ -315,19 +366,46 @@ def _copies(setup):
     yield from copies.between(seen, looks, {name for fold in setup.splits for name in fold.test})
 
 
-def make_store(setup, trained_by_fold, keep):
+def audit_segmentations(splits, by_fold, table):
+  """Makes sure that no patient is looked at by a model that was trained or selected on them.
+
+  Args:
+    splits: F `Fold`s.
+    by_fold: `channels.Crossed` of each.
+    table: the `VideoTable` of who is looked at.
+
+  Raises:
+    UserError: the first leak found.
+  """
+  seen = [
+    [{*one.patients["train"], *one.patients["validation"]} for one in crossed.models]
+    for crossed in by_fold
+  ]
+  folds.audit(splits, leakage="strict", segmentation=[each[0] for each in seen])
+  for f, (crossed, each) in enumerate(zip(by_fold, seen, strict=True)):
+    # Without inner sweeps the training patients are those of the first.
+    for name, m in zip(table.patient.tolist(), crossed.of_video.tolist(), strict=True):
+      if name in each[m] and len(each) > 1:
+        raise UserError(
+          f"fold {f}: patient {name} is looked at by models of their own segmentation training or "
+          "selection; train segmentation models without them (remove the folder segmentation/ of "
+          "this run)."
+        )
+
+
+def make_store(setup, crossed, keep):
   """Makes the channels of all videos, and the `lus_jax.data.clips.ClipStore` of them.
 
   Args:
     setup: a `Setup`.
-    trained_by_fold: the segmentation models of each fold, or of all (one).
+    crossed: the segmentation models of each fold, or of all (one): `channels.Crossed`.
     keep: fingerprints of models whose channels other runs in this directory may still need.
   """
   config, table = setup.config, setup.table
   image, maps, truth = channels.make(
     setup.dataset,
     table,
-    trained_by_fold,
+    crossed,
     size=config.clip.image_size,
     workdir=setup.workdir,
     keep=keep,

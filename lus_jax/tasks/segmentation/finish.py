@@ -20,7 +20,7 @@ N_BEST, N_MIDDLE, N_WORST = 2, 1, 2
 N_AGREED = 2
 
 
-def finish(trained, *, workdir, meta, frames, dataset, counted, settings, writer):
+def finish(trained, *, workdir, meta, frames, dataset, counted, painters, settings, writer):
   """Calibrates and evaluates the best epoch of every member and writes all results.
 
   Args:
@@ -30,6 +30,7 @@ def finish(trained, *, workdir, meta, frames, dataset, counted, settings, writer
     frames: `pipeline.Frames` by split.
     dataset: a `Dataset` of frames.
     counted: `summary.summarize` of it.
+    painters: of `summary.painters`.
     settings: of `claim.settings`.
     writer: of `lus_jax.training.writers`.
   """
@@ -79,7 +80,7 @@ def finish(trained, *, workdir, meta, frames, dataset, counted, settings, writer
   if against_raters is not None:
     found = _rater_results(trained, against_raters, rows, dataset, curve_of)
     write("raters", calibration=config.calibration, **found)
-  write_results(write, trained, evaluation, rows, meta["history"], dataset, counted)
+  write_results(write, trained, evaluation, rows, meta["history"], dataset, counted, painters)
   writers.write_final(
     writer,
     config.train.epochs * (frames["train"].size // config.train.batch_size),
@@ -262,7 +263,7 @@ def _cost(trained):
   }
 
 
-def write_results(write, trained, evaluation, rows, history, dataset, counted):
+def write_results(write, trained, evaluation, rows, history, dataset, counted, painters):
   """Writes the results files of the task (definitions: `lus_jax.evaluation.metrics`).
 
   Args:
@@ -273,6 +274,7 @@ def write_results(write, trained, evaluation, rows, history, dataset, counted):
     history: of `loop.fit`.
     dataset: a `Dataset` of frames.
     counted: of `summary.summarize`.
+    painters: of `summary.painters`.
   """
   config, views, objective = trained.config, trained.views, trained.objective
   plain, extra, matrix = [], [], []
@@ -313,7 +315,7 @@ def write_results(write, trained, evaluation, rows, history, dataset, counted):
       "rows": extra,
       "cost": _cost(trained),
     },
-    "dataset": {"rows": counted},
+    "dataset": {"rows": counted, **painters},
     "cases": {"split": "test", "rows": cases},
     "history": {"rows": history},
     "segmentation_matrix": {"rows": matrix},

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from lus_jax import fields, lock, losses, models, parallel, results, timing
-from lus_jax.data import augment, copies, datasets, labelling, pipeline, summary
+from lus_jax.data import augment, copies, datasets, labelling, pipeline, selection, summary
 from lus_jax.errors import UserError
 from lus_jax.inference import calibration, trained
 from lus_jax.models import flops, torch_weights
@@ -69,6 +69,7 @@ def check(config):
   strategy = choose_strategy(config.sweep.strategy)
   calibration.check_method(config.calibration)
   labelling.check_method(config.labels.standardise)
+  selection.check(config)
   return objective, strategy
 
 
@@ -108,6 +109,8 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
     dataset = datasets.open_dataset(config.data, "frames")
   if patients is not None:
     dataset = dataset.regroup(patients)
+  selected = selection.select(dataset, config.data)
+  dataset = selected.used
   objective = objective.with_raters(dataset.raters)
   # Only what is learnt from is put on a common scale: the test stays as it was painted.
   learnt = labelling.standardised(dataset, config.labels.standardise)
@@ -170,7 +173,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
   print(advice_lib.describe(config, dataset, network, sweep, steps, why), flush=True)
   print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=cache), flush=True)
 
-  if not finished and not dataset.simulated:
+  if not finished and not dataset.simulated and patients is None:
     looks = copies.look(dataset, "image", sum(map(len, dataset.splits.values())))
     if not dataset.metadata.get("patients_are_unknown"):
       dataset = copies.noted(dataset, copies.among(looks))
@@ -233,6 +236,8 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
       )
       clock.enter("evaluation")
       counted = summary.summarize(dataset)
+      if selected.stored is not dataset:
+        counted = [row | {"left_out": selected.left_out(row["split"])} for row in counted]
       finish.finish(
         trained.freeze(
           network,
@@ -248,6 +253,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
         frames={"train": train, "validation": validation, "test": test},
         dataset=dataset,
         counted=counted,
+        painters=summary.painters(selected),
         settings=settings,
         writer=writer,
       )
