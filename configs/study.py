@@ -5,11 +5,11 @@
   python -m lus_jax.main --config configs/study.py:tiny --workdir runs/tiny    a smoke run
 
 As configs/paper.py:ours, with `cv=rotate` (nine folds, each the test once: as many as it takes to
-decide between seven thresholds, for a fold is swapped whole) and `leakage=strict` (four segmentation
-sweeps more per fold, on that fold's training patients only): no test patient was ever seen by
-anything that is tested on them, and what the video networks learn from comes, as what they are
-tested on, from models that had not seen the patient. The channels of all folds take about 400 GiB
-of disk at the paper's size (fewer thresholds or a smaller clip take less).
+decide between seven thresholds, for a fold is swapped whole) and `leakage=strict` (four
+segmentation sweeps more per fold, on that fold's training patients only): no test patient was ever
+seen by anything that is tested on them, and what the video networks learn from comes, as what they
+are tested on, from models that had not seen the patient. The channels of all folds take about 400
+GiB of disk at the paper's size (fewer thresholds or a smaller clip take less).
 """
 
 from configs import paper

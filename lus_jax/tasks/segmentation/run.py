@@ -236,7 +236,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
       )
       clock.enter("evaluation")
       counted = summary.summarize(dataset)
-      if selected.stored is not dataset:
+      if selected.stored is not selected.used:
         counted = [row | {"left_out": selected.left_out(row["split"])} for row in counted]
       finish.finish(
         trained.freeze(
