@@ -1,12 +1,14 @@
 """What a study takes, told before it runs: time the paper's way and ours, and room on disk."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
 
 from lus_jax import models
 from lus_jax.data import clips, folds
+from lus_jax.errors import UserError
 from lus_jax.models import designs, flops
 from lus_jax.report import cells
 from lus_jax.tasks.clinical import questions
@@ -68,16 +70,22 @@ def of_study(configs, device, rate=None):
       found, size = _clinical(name, part, config, table, splits, device)
       parts.append(found)
       disk["checkpoints"] += size
-  if max(sum(p.images[way] * p.flop for p in parts) for way in WAYS) < estimate.LONG_WORK:
+  flop = [sum(part.images[way] * part.flop for part in parts) for way in WAYS]
+  if not max(flop) >= estimate.LONG_WORK or any(map(math.isnan, flop)):
     return ""
   return _text(parts, disk, configs, device, rate or peak.matmul_rate)
 
 
 def phantom_table(phantom):
-  """The `clips.VideoTable` of a phantom's videos, of which none is simulated."""
-  from tfds_builders import records
-  from tfds_builders.lus_phantom import annotator, cohort
+  """The `clips.VideoTable` of a phantom's videos, of which none is simulated.
 
+  Raises:
+    UserError: as `phantom_config` does.
+  """
+  from tfds_builders import records
+  from tfds_builders.lus_phantom import annotator, cohort, phantom_config
+
+  phantom_config("frames", 64, 64, **phantom)  # refuses what it does not know
   split_of = records.assign_splits(cohort.patient_names(phantom.n_patients), phantom.seed)
   videos = [
     (split, video)
@@ -111,7 +119,7 @@ def clips_of_training(config, table, splits):
     A dict with the keys of `WAYS`; tasks without pairs have the same for both.
 
   Raises:
-    UserError: as the task itself does.
+    UserError: as the task itself does; a way that is not taken and cannot be is NaN.
   """
   found = {}
   for way in WAYS if "pairs" in config else ("",):
@@ -119,7 +127,14 @@ def clips_of_training(config, table, splits):
     with own.unlocked():
       if way:
         own.pairs = way
-    task = questions.TASKS[config.task](table, splits, own)
+    try:
+      task = questions.TASKS[config.task](table, splits, own)
+    except UserError:
+      if way in ("", config.pairs):
+        raise
+      # Too few videos for a way that is not taken.
+      found[way] = math.nan
+      continue
     validated = max(len(task.videos(f, "validation")) for f in range(len(splits)))
     an_epoch = task.steps_per_epoch * task.clips_per_batch + validated / flops.TRAINING
     found[way] = an_epoch * config.train.epochs

@@ -4,6 +4,7 @@ import importlib
 import os
 import pathlib
 
+import numpy as np
 import pytest
 
 from lus_jax.data import folds
@@ -101,6 +102,9 @@ def test_both_ways_are_told_before_the_papers_study_begins(tmp_path, monkeypatch
   frames = int(table.n_frames.sum())
   assert f"channels {frames * 224**2 * (1 + 6 * 8) / 2**30:.1f} GiB" in lines[-1]
   assert "This run goes the paper's way; the other way is --config.sf_change.pairs=in_batch" in text
+  # A batch of more clips than there are cannot be; sampled pairs can.
+  parts["sf_change"].train.batch_size = 1000
+  assert np.isnan(forecast.clips_of_training(parts["sf_change"], table, splits)["in_batch"])
   # Of little work nothing is said, nor of data that have to be looked at first.
   assert forecast.of_study(study.parts(get_config("paper", "tiny")), h100) == ""
   config.data.name = "lus_folder"
@@ -173,6 +177,7 @@ def refused(config, workdir, message):
     ("paper", lambda c: c.data.update(name="mnist"), "config.data.name: 'mnist'"),
     ("paper", lambda c: c.data.update(cache="disk"), "config.data.cache: 'disk'"),
     ("paper", lambda c: c.data.phantom.update(n_patients=2), "at least 3"),
+    ("paper", lambda c: c.data.phantom.update(seed=-1), "needs seed >= 0"),
     ("covid_blues", lambda c: None, "holds no segmentation run; name one with"),
   ],
 )
