@@ -46,11 +46,14 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 gpu-check:
 	$(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m lus_jax.benchmarks.check --out gpu-check.json $(CHECK_ARGS)
 
-# The README's pictures: of the phantom, and of the demo's report (needs Chromium).
+# The pictures of README and docs: of the phantom, and of the demo's report (needs Chromium).
 pictures: demo
 	mkdir -p docs
 	$(VENV)/bin/python -m tfds_builders.lus_phantom.preview \
 	  --out docs/phantom.png --gif docs/phantom.gif --size 192
+	$(VENV)/bin/python -m tfds_builders.lus_phantom.preview \
+	  --out docs/phantom_variety.png --size 192 --variety all
+	$(VENV)/bin/python -m lus_jax.tasks.which_target.dose --out docs/dose.svg
 	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --virtual-time-budget=4000 \
 	  --window-size=1000,2080 --screenshot=docs/report.png \
 	  file://$(abspath $(WORKDIR))/report/index.html

@@ -40,12 +40,18 @@ def get_config(size="paper"):
   config.data.cache = "auto"  # frames on the device, streamed, or whichever fits
   config.data.phantom = ConfigDict()
   config.data.phantom.n_patients = 42
-  config.data.phantom.setting = "default"  # how true faint strokes are: see the README
+  # How true faint strokes are; true_from_0.6: strokes are mostly true from 60 % on. See the README.
+  config.data.phantom.setting = "default"
   config.data.phantom.n_frames = 16  # of a video
   config.data.phantom.missing_views = 0.25  # share of the views nobody recorded
   # Shares of the strokes painted with 20, 40, 50, 60, 80 and 100 % confidence.
   config.data.phantom.level_shares = (0.14, 0.16, 0.12, 0.16, 0.18, 0.24)
   config.data.phantom.raters = False  # whether all simulated experts paint every frame
+  # Some of presets, b_lines, curved_pleura, effusion, consolidation, lung_point, lung_pulse.
+  config.data.phantom.variety = ()
+  config.data.phantom.stable_patients = 0.0  # share whose lungs and S/F ratio never change
+  # How often the best reader is right about readmission, above .5; 0: unknown, as by default.
+  config.data.phantom.readmission_accuracy = 0.0
   config.data.phantom.seed = 0
 
   config.labels = ConfigDict()

@@ -2,6 +2,7 @@
 
   python -m lus_jax.main --config configs/which_target.py --workdir runs/which_target
   python -m lus_jax.main --config configs/which_target.py:scales --workdir runs/scales
+  python -m lus_jax.main --config configs/which_target.py:dose --workdir runs/dose
   python -m lus_jax.main --config configs/which_target.py:tiny --workdir runs/tiny
 
 In each setting of the phantom (what faint strokes are worth) and for each seed (new patients, new
@@ -15,15 +16,20 @@ was.
 is learned from as painted and standardised in either way. There all experts paint every frame and
 members learn their mean; with `--config.data.phantom.raters=False
 --config.study.standardise="('none','quantile')"` one expert paints all frames of a patient.
+
+`:dose` asks how the answer follows the confidence from which strokes are mostly true, from 0 to
+80 %: at which dose one threshold overtakes another. It should take 70 minutes on 2 CPU cores, by
+what a cohort of the first takes. Of the labels alone, without networks, it is told in half a minute
+by `python -m lus_jax.tasks.which_target.dose`.
 """
 
 from configs import seg
 
 
 def get_config(size="paper"):
-  if size not in ("paper", "scales", "tiny"):
+  if size not in ("paper", "scales", "dose", "tiny"):
     raise ValueError(
-      f"configs/which_target.py:{size} does not exist; use which_target.py, :scales or :tiny"
+      f"configs/which_target.py:{size} does not exist; use which_target.py, :scales, :dose or :tiny"
     )
   config = seg.get_config("tiny")
   config.task = "which_target"
@@ -64,6 +70,15 @@ def get_config(size="paper"):
     # A map moves neither 0 nor what is above 0, so "above 0" would be the same label.
     config.sweep.thresholds = (0.6, 0.5, 0.4)
     config.sweep.members = ("soft",)
+  elif size == "dose":
+    config.study.settings = tuple(f"true_from_{dose}" for dose in (0, 0.2, 0.4, 0.6, 0.8))
+    # Every dose has to be able to win.
+    config.sweep.thresholds = (1.0, 0.8, 0.6, 0.5, 0.4, 0.0)
+    config.sweep.members = (
+      *(f"threshold({t}, weights=ones)" for t in config.sweep.thresholds),
+      *config.sweep.members[-2:],
+    )
+    config.study.null_repeats = 0
   elif size == "tiny":
     config.study.settings = ("faint_true", "faint_false")
     config.study.seeds = 2

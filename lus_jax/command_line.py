@@ -50,6 +50,26 @@ def keep_compiled(directory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
+def numbers(option, text, kind):
+  """The numbers of an option's value, as `.6,.5`; None where it was not given.
+
+  Args:
+    option: its name.
+    text: its value.
+    kind: `float` or `int`.
+
+  Raises:
+    UserError: the value is something else.
+  """
+  if text is None:
+    return None
+  try:
+    return [kind(part) for part in text.split(",")]
+  except ValueError as error:
+    example = {float: "numbers, as .6,.5", int: "whole numbers, as 0,10,20"}[kind]
+    raise UserError(f"--{option}={text}: write {example}.") from error
+
+
 def run(command, *, interrupted="Interrupted."):
   """Runs a command and returns its exit code.
 

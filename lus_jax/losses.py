@@ -217,7 +217,7 @@ def output_logits(name, *, logits, where=None) -> jax.Array:
   The logits themselves, except for 'adaptive_wing', whose output is `normalized_relu` (kept within
   [1e-6, 1 - 1e-6], so that cross entropies stay finite), of the same shape. Metrics take these.
   """
-  if name != "adaptive_wing":
+  if name not in NORMALIZED:
     return logits
   probability = jnp.clip(normalized_relu(logits, where=where), 1e-6, 1 - 1e-6)
   return jnp.log(probability) - jnp.log1p(-probability)
@@ -246,6 +246,8 @@ LOSSES = {
 }
 # Losses that learn the raw confidence, whatever the threshold.
 SOFT = ("cross_entropy", "adaptive_wing")
+# Losses whose output is `normalized_relu`, and so depends on which pixels are valid.
+NORMALIZED = ("adaptive_wing",)
 
 
 def training_loss(

@@ -29,7 +29,7 @@ from lus_jax.errors import UserError, say_warnings_plainly
 from lus_jax.files import write_bytes, write_text
 from lus_jax.inference import frames as frames_lib
 from lus_jax.inference import trained as trained_lib
-from lus_jax.labels import same_threshold
+from lus_jax.inference import views as views_lib
 from lus_jax.media import readers, scan_area
 from lus_jax.words import plural
 
@@ -69,7 +69,7 @@ def run(*, workdir, source, out, thresholds=None, members=None, frames=None, cro
   trained = trained_lib.load(
     os.path.expanduser(workdir), every=members is not None, option="--workdir"
   )
-  trained = trained.only(_choose(trained, thresholds, members, workdir))
+  trained = trained.only(views_lib.choose(trained, thresholds, members, workdir))
   crop = crop or ("auto" if trained.dataset.get("has_scan_areas") else "none")
   areas = {name: _find_area(clip, crop) for name, clip in clips.items()}
   if not pictures and areas[""].box != scan_area.whole(clips[""].height, clips[""].width):
@@ -124,7 +124,9 @@ def _describe(trained, workdir, source):
     "members": [view.name for view in trained.views],
     "classes": list(trained.classes),
     "colours": {name: palette.css(k) for k, name in enumerate(trained.classes)},
-    "meaning": {view.name: f"value / 255 = {_meaning(trained, view)}" for view in trained.views},
+    "meaning": {
+      view.name: f"value / 255 = {views_lib.meaning(trained, view)}" for view in trained.views
+    },
     "dataset": trained.dataset,
     "config": json.loads(trained.config.to_json()),
     "versions": results.versions(),
@@ -195,20 +197,6 @@ def _find_pictures(source):
   return {file.stem if stems[file.stem] == 1 else file.name: file for file in pictures}
 
 
-def _meaning(trained, view):
-  if view.threshold is not None:
-    return f"P(confidence >= {view.threshold:g})"
-  member = trained.objective.members[view.member]
-  own = {
-    "majority": "P(most raters drew it)",
-    "staple": "STAPLE's probability",
-    "rater": f"P({member.rater} drew it)",
-  }
-  # A calibration is fitted to the confidence, whatever was learnt.
-  uncalibrated = trained.config.get("calibration", "none") == "none"
-  return own.get(member.target, "confidence") if uncalibrated else "confidence"
-
-
 def _probe(source):
   path = pathlib.Path(source).expanduser()
   try:
@@ -245,37 +233,6 @@ def _choose_frames(clip, frames):
         f"({'only 0' if clip.n_frames == 1 else f'0 to {clip.n_frames - 1}'})."
       )
   return sorted(set(frames))
-
-
-def _choose(trained, thresholds, members, workdir):
-  """Numbers of the views that were asked for."""
-  chosen = []
-  if members is not None:
-    names = [view.name for view in trained.views]
-    for name in members:
-      if name not in names:
-        raise UserError(
-          f"--members: no model of {workdir} is called '{name}'; there are {', '.join(names)}."
-        )
-    chosen = [names.index(name) for name in members]
-    if thresholds is None:
-      return list(dict.fromkeys(chosen))
-  plain = trained.thresholds[: trained.objective.n_thresholds]
-  wanted = _choose_thresholds(plain, thresholds, workdir)
-  return list(dict.fromkeys([*(plain.index(t) for t in wanted), *chosen]))
-
-
-def _choose_thresholds(known, thresholds, workdir):
-  chosen = []
-  for threshold in known if thresholds is None else thresholds:
-    near = [t for t in known if same_threshold(t, threshold)]
-    if not near:
-      raise UserError(
-        f"--thresholds: no model of {workdir} has the threshold {threshold:g}; there are "
-        f"{', '.join(f'{t:g}' for t in known)}."
-      )
-    chosen += near
-  return list(dict.fromkeys(chosen))
 
 
 def _check_directory(out, content):
@@ -382,21 +339,11 @@ def _parse(argv):
     "workdir": values.workdir,
     "source": values.input,
     "out": values.out,
-    "thresholds": _numbers("thresholds", values.thresholds, float),
+    "thresholds": command_line.numbers("thresholds", values.thresholds, float),
     "members": [name.strip() for name in values.members.split(",")] if values.members else None,
-    "frames": _numbers("frames", values.frames, int),
+    "frames": command_line.numbers("frames", values.frames, int),
     "crop": values.crop,
   }
-
-
-def _numbers(name, text, kind):
-  if text is None:
-    return None
-  try:
-    return [kind(part) for part in text.split(",")]
-  except ValueError as error:
-    example = {float: "numbers, as .6,.5", int: "whole numbers, as 0,10,20"}[kind]
-    raise UserError(f"--{name}={text}: write {example}.") from error
 
 
 if __name__ == "__main__":

@@ -30,7 +30,11 @@ def parse(argv):
   )
   parser.add_argument("--port", type=int, default=0, help="of 127.0.0.1; 0, the default, is any")
   parser.add_argument(
-    "--keep", type=int, default=20, help="revisions of a frame that stay (default 20)"
+    "--keep",
+    type=int,
+    default=20,
+    help="revisions of a frame that stay (default 20): each that is saved by hand (Ctrl+S), and of "
+    "those that the page saves by itself the last of every five minutes",
   )
   parser.add_argument("--no-browser", action="store_true", help="only print the address")
   parser.add_argument(

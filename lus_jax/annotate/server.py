@@ -5,6 +5,7 @@ the machine nor pages of other sites reach anything. Sites that resolve their na
 another Host, and pages of other sites another Origin.
 """
 
+import contextlib
 import dataclasses
 import hmac
 import json
@@ -194,6 +195,12 @@ class _Pages:
     store = self._store
     thin = store.dataset.get("thin", [])
     names = getattr(self._options.prelabels, "names", [])
+    work = store.work()
+    left = (one for one in work if not one["done"] and one["note"] != "skip")
+    first = next(left, {"video": store.videos[0], "frame": 0})
+    # While the page is made ready, the clip that it opens first is decoded.
+    with contextlib.suppress(UserError):  # the page is told of it when it opens the clip
+      store.begin(first["video"], first["frame"])
     return {
       "name": store.dataset["name"],
       "annotator": store.annotator,
@@ -204,14 +211,12 @@ class _Pages:
       ],
       "opacity": palette.OPACITY,
       "videos": list(store.videos),
-      "work": store.work(),
+      "work": work,
+      "first": first["video"],
       "protocol": store.protocol_version(),
       "prelabels": list(names),
       "version": lus_jax.__version__,
     }
-
-  def work(self, request):
-    return {"work": self._store.work()}
 
   def video(self, request):
     media = self._store.media(request.query_params.get("video"))
@@ -236,8 +241,11 @@ class _Pages:
     query = request.query_params
     video, frame = query.get("video"), _whole(query, "frame")
     revision, planes = self._store.masks(video, frame, query.get("revision"))
-    kept = self._store.revisions(video, frame)
-    return packed({"revision": revision, "revisions": kept}, planes)
+    return packed({"revision": revision} | self._store.origin(revision), planes)
+
+  def history(self, request):
+    query = request.query_params
+    return {"revisions": self._store.history(query.get("video"), _whole(query, "frame"))}
 
   def review(self, request):
     if not self._options.review:
@@ -265,17 +273,20 @@ class _Pages:
         f"{video} {list(shape)} in {math.prod(shape):,}; nothing was saved."
       )
     base, aside = header.get("base", ""), header.get("aside", False)
-    if not isinstance(base, str) or not isinstance(aside, bool):
-      raise UserError("'base' is a revision, and 'aside' true or false; nothing was saved.")
+    by_hand = header.get("by_hand", True)
+    if not isinstance(base, str) or not isinstance(aside, bool) or not isinstance(by_hand, bool):
+      raise UserError(
+        "'base' is a revision, 'aside' and 'by_hand' are true or false; nothing was saved."
+      )
     revision = self._store.save(
       video,
       frame,
       np.frombuffer(planes, np.uint8).reshape(shape),
       base,
-      self._work(header),
+      dataclasses.replace(self._work(header), by_hand=by_hand),
       aside=aside,
     )
-    return {"revision": revision, "revisions": self._store.revisions(video, frame)}
+    return {"revision": revision, "work": self._store.work()}
 
   def _work(self, header):
     seconds = header.get("seconds", 0)
@@ -289,10 +300,10 @@ class _Pages:
       named[name] = tuple(classes)
     prelabel = header.get("prelabel", "")
     known = getattr(self._options.prelabels, "names", [])
-    if prelabel and prelabel not in known:
-      raise UserError("'prelabel' names no model of this start; nothing was saved.")
-    if prelabel:
+    if prelabel in known:
       prelabel = self._options.prelabels.describe(prelabel)
+    elif prelabel and prelabel not in self._store.models():  # it came with a copied mask
+      raise UserError("'prelabel' names no model that offered masks here; nothing was saved.")
     review = self._options.review
     return store_lib.Work(seconds=float(seconds), prelabel=prelabel, review=review, **named)
 
@@ -387,7 +398,7 @@ def make_app(store, token, port, options=None):
     except UserError as error:
       return responses.JSONResponse({"error": str(error)}, 404)
 
-  names = ("folder", "work", "video", "frames", "masks", "review", "prelabel", "protocol")
+  names = ("folder", "video", "frames", "masks", "history", "review", "prelabel", "protocol")
   routes = [
     routing.Route("/", file(PAGE / "index.html")),
     *(

@@ -9,7 +9,9 @@ process is killed.
     DIR/notes.csv        frames that an annotator put off (skip) or wants looked at (flag), and why
     DIR/.annotate/lock   held while one of several servers of the folder saves
 
-Older revisions stay beside the newest, `keep` of them.
+Older revisions stay beside the newest, `keep` of them. The page saves by itself after every few
+strokes; of these saves the last of every five minutes of the clock counts, so that `keep` of them
+are what one would go back to.
 """
 
 import collections
@@ -29,6 +31,7 @@ import shutil
 import threading
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
 import lus_jax
@@ -53,6 +56,9 @@ MAX_COMMENT = 1000
 _RUN, _PICTURES = 256, 16
 # Bytes of decoded frames that are kept.
 _CACHED = 2**30
+# Of saves that nobody asked for, the last within so many seconds of the clock stays.
+_SLOT = 300
+_BY_HAND, _BY_ITSELF = "hand", "itself"
 _REVISION = re.compile(r"r(\d{4,})")
 _TABLES = ("labels.csv", "provenance.csv", "notes.csv")
 # Of names in a cell.
@@ -80,16 +86,19 @@ class Work:
 
   Attributes:
     seconds: that the annotator spent since the last save.
-    touched: classes that a hand changed.
-    prelabel: which model offered masks; '' is none.
-    prelabelled: classes that hold what it offered.
+    touched: classes that a hand changed, since the revision before or in it.
+    prelabel: which model offered masks; '' is none, or the one of the revision before.
+    prelabelled: classes that hold what it offered; None: those of the revision before. Such a class
+      that is not in `touched` holds it as it was offered, whatever a hand did there earlier.
+    by_hand: whether somebody asked for the save; else the page saved by itself.
     review: whether the masks of all were seen, so that these are a consensus.
   """
 
   seconds: float = 0.0
   touched: tuple[str, ...] = ()
   prelabel: str = ""
-  prelabelled: tuple[str, ...] = ()
+  prelabelled: tuple[str, ...] | None = None
+  by_hand: bool = True
   review: bool = False
 
 
@@ -288,6 +297,7 @@ class Store:
     self.videos = tuple(self._rows)
     self._media, self._runs = {}, collections.OrderedDict()
     self._lock, self._decoding = threading.RLock(), threading.Lock()
+    self._told = False
     self._check_annotator()
     self._sweep()
 
@@ -339,7 +349,16 @@ class Store:
     for first in range(start // n * n, last, n):
       run = self._run(video, first)
       parts.append(run.frames(max(start - first, 0), min(last - first, n)))
-    return np.concatenate(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+  def begin(self, video, frame):
+    """Begins to decode the frames around one; what is wrong with them is told to who asks for them.
+
+    Raises:
+      UserError: there is no such video, or its file is damaged.
+    """
+    n = self._length(self.media(video))
+    self._run(video, frame // n * n)
 
   def _length(self, media):
     n = _PICTURES if len(media.files) == media.n_frames else _RUN
@@ -412,8 +431,16 @@ class Store:
           raise UserError(
             f"{path} cannot be written ({error.strerror}); nothing was saved."
           ) from error
-        with contextlib.suppress(OSError):  # a disk without locks
+        try:
           fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # a disk without locks
+          if not self._told:
+            logging.warning(
+              "%s cannot be locked (%s): let nobody else save into this folder meanwhile.",
+              path,
+              error.strerror,
+            )
+            self._told = True
       yield
 
   # Masks.
@@ -493,8 +520,33 @@ class Store:
     others = [one for one in known if one not in found and (masks / one).is_dir()]
     return list(dict.fromkeys(others + found))
 
+  def history(self, video, frame):
+    """What is known of the kept revisions of a frame, rising: a list of dicts."""
+    rows = {row["masks"]: row for row in self._cells("provenance.csv", PROVENANCE)}
+    return [
+      {"revision": revision}
+      | {name: rows.get(revision, {}).get(name, "") for name in ("time", "saved")}
+      for revision in self.revisions(video, frame)
+    ]
+
+  def origin(self, revision):
+    """How a revision came about: which model offered what, what a hand touched, who saved it."""
+    rows = self._cells("provenance.csv", PROVENANCE)
+    row = next((row for row in rows if revision and row["masks"] == revision), {})
+    named = {name: _names(row.get(name)) for name in ("prelabelled", "touched")}
+    return {"prelabel": row.get("prelabel", ""), "saved": row.get("saved", "")} | {
+      name: [one for one in self.classes if one in found] for name, found in named.items()
+    }
+
+  def models(self):
+    """Models that masks of this folder were offered by, as `Work.prelabel` names them."""
+    return {row["prelabel"] for row in self._cells("provenance.csv", PROVENANCE)} - {""}
+
   def save(self, video, frame, planes, base, work=None, *, aside=False):
     """Saves a frame's masks as a new revision, and makes it the one that stands.
+
+    What the page saves by itself without any pixel changed, and what a hand saves as the page has
+    it already, becomes no other revision: what is known of the one that stands is noted.
 
     Args:
       video: name of a video.
@@ -528,6 +580,8 @@ class Store:
           stands,
           f"Frame {frame} of {video} was saved in another window or tab since it was opened here.",
         )
+      if row is not None and not aside and self._is_noted(video, stands, planes, work):
+        return stands
       home = self._home(rows, video, frame)
       revision = f"{home}/r{max(self._numbered(home), default=0) + 1:04d}"
       self._write_revision(revision, planes, stands)
@@ -546,7 +600,7 @@ class Store:
 
   def _write_revision(self, revision, planes, before):
     folder = self._file("masks") / revision
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    partial = _unnamed(folder)
     for left in folder.parent.glob(".r*.tmp"):  # by a kill
       shutil.rmtree(left, ignore_errors=True)
     try:
@@ -565,6 +619,34 @@ class Store:
       reason = error.strerror or error
       raise UserError(f"{folder} cannot be written ({reason}); nothing was saved.") from error
 
+  def _is_noted(self, video, stands, planes, work):
+    """Notes a save that changes no pixel, where it needs no revision of its own."""
+    provenance = self._cells("provenance.csv", PROVENANCE)
+    row = next((row for row in provenance if row["masks"] == stands), None)
+    if row is None or (work.by_hand and row.get("saved") != _BY_ITSELF):
+      return False
+    if not np.array_equal(self._load(video, stands), planes):
+      return False
+    row |= self._known(row, work) | ({"saved": _BY_HAND} if work.by_hand else {})
+    self._write_table("provenance.csv", PROVENANCE, provenance)
+    return True
+
+  def _known(self, earlier, work):
+    """Cells of a revision's row that go on from those of the one before."""
+    touched = {*_names(earlier.get("touched")), *work.touched}
+    if work.prelabelled is None:
+      prelabelled = _names(earlier.get("prelabelled"))
+    else:
+      prelabelled = work.prelabelled
+      touched -= {*prelabelled} - {*work.touched}
+    return {
+      "seconds": f"{_number(earlier.get('seconds')) + work.seconds:.1f}",
+      "prelabel": work.prelabel or earlier.get("prelabel", ""),
+      "prelabelled": _BETWEEN.join(c for c in self.classes if c in prelabelled),
+      "touched": _BETWEEN.join(c for c in self.classes if c in touched),
+      "review": "yes" if work.review else earlier.get("review", ""),
+    }
+
   def _note_provenance(self, rows, revision, before, video, frame, work):
     """Adds a revision's row: it goes before labels.csv, and alone names nothing that is read."""
     earlier = next((row for row in rows if row["masks"] == before), {})
@@ -572,36 +654,40 @@ class Store:
     if before and not earlier:
       rows.append({"masks": before} | key)  # imported, or painted elsewhere
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    seconds = _number(earlier.get("seconds")) + work.seconds
-    offered = {*_names(earlier.get("prelabelled"))}
-    prelabelled = {*offered, *work.prelabelled}
-    # What a hand did to a class before a model filled it is gone.
-    touched = {*_names(earlier.get("touched"))} - (prelabelled - offered) | {*work.touched}
     rows.append(
       {"masks": revision}
       | key
       | {
         "time": now.replace("+00:00", "Z"),
-        "seconds": f"{seconds:.1f}",
         "tool": f"lus_jax {lus_jax.__version__}",
         "protocol": self.protocol_version(),
-        "prelabel": work.prelabel or earlier.get("prelabel", ""),
-        "prelabelled": _BETWEEN.join(c for c in self.classes if c in prelabelled),
-        "touched": _BETWEEN.join(c for c in self.classes if c in touched),
-        "review": "yes" if work.review else earlier.get("review", ""),
+        "saved": _BY_HAND if work.by_hand else _BY_ITSELF,
       }
+      | self._known(earlier, work)
     )
     self._write_table("provenance.csv", PROVENANCE, rows)
 
   def _prune(self, home, stands, provenance):
-    numbers = self._numbered(home)
-    old = [f"{home}/r{number:04d}" for number in numbers[: -self.keep]]
-    old = [revision for revision in old if revision != stands]
+    found = [f"{home}/r{number:04d}" for number in self._numbered(home)]
+    slots = {row["masks"]: _slot(row) for row in provenance}
+    # The page's own saves make way for its next ones, and never for what a hand chose.
+    replaced = {
+      one
+      for one, after in itertools.pairwise(found)
+      if slots.get(one) is not None and slots[one] == slots.get(after)
+    }
+    counted = [revision for revision in found if revision not in replaced]
+    old = [one for one in found if one in {*replaced, *counted[: -self.keep]} - {stands}]
     if old:
       kept = [row for row in provenance if row["masks"] not in old]
       self._write_table("provenance.csv", PROVENANCE, kept)
     for revision in old:
-      shutil.rmtree(self._file("masks") / revision, ignore_errors=True)
+      folder = self._file("masks") / revision
+      gone = _unnamed(folder)
+      # Out of sight in one step, so that no half of it is ever a revision.
+      with contextlib.suppress(OSError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
   # What is left to do.
 
@@ -657,6 +743,21 @@ class Store:
     keys = [key for key in found if key[0] in order and key[1] is not None]
     keys.sort(key=lambda key: (order[key[0]], key[1]))
     return [{"video": video, "frame": frame} | found[video, frame] for video, frame in keys]
+
+
+def _unnamed(folder):
+  """Where a revision lies that is not there yet, or not any more."""
+  return folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+
+
+def _slot(row):
+  """Which five minutes of the clock the page saved a revision in by itself; None: a hand did."""
+  if row.get("saved") != _BY_ITSELF:
+    return None
+  try:
+    return datetime.datetime.fromisoformat(row["time"]).timestamp() // _SLOT
+  except ValueError:  # a table that people may have edited
+    return None
 
 
 def _number(text):

@@ -1,6 +1,7 @@
 """The frozen models of a finished run, and what becomes of their output."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from lus_jax import models, results
+from lus_jax import losses, models, results
 from lus_jax.errors import UserError
 from lus_jax.files import broken_seal, seal, write_text
 from lus_jax.inference import calibration
@@ -97,6 +98,24 @@ class Trained:
       for view in self.views
     )
 
+  def weights_of(self, number):
+    """The weights of one view, by its number, as NumPy arrays."""
+    one = self.only([number])
+    return one.sweep.to_host(one.weights)[0]
+
+  def needs_where(self, view):
+    """Whether a view's output within the frame depends on where the frame is."""
+    return self.objective.member_of(view).loss in losses.NORMALIZED
+
+  def in_float32(self):
+    """The same models, computing in float32 whatever they were trained in."""
+    if self.config.model.dtype == "float32":
+      return self
+    config = copy.deepcopy(self.config)
+    config.model.dtype = "float32"
+    network = _outline(config, self.objective, len(self.classes))
+    return dataclasses.replace(self, config=config, network=network)
+
   def only(self, numbers):
     """These views alone, by their number."""
     if list(numbers) == list(range(len(self.views))):
@@ -128,9 +147,12 @@ class Trained:
     raw, _ = self.objective.logits(
       self.network, weights["params"], weights["batch_stats"], inputs["image"]
     )
-    return calibration.calibrate(
-      own.get("calibration", {}), self.objective.output(raw, inputs, own)
-    )
+    return self.finish(raw, own, inputs)
+
+  def finish(self, raw, own, inputs):
+    """Calibrated logits [B, H, W, K] of the network's output `raw`; the rest as of `logits`."""
+    logits = self.objective.output(raw, inputs, own)
+    return calibration.calibrate(own.get("calibration", {}), logits)
 
   @functools.cached_property
   def compiled_logits(self):
@@ -242,15 +264,7 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
   n = len(views) // objective.seeds if every else objective.n_thresholds
   names = [view.name for view in views[:n]]
   views = [dataclasses.replace(view, name=objective.without_seed(view.name)) for view in views[:n]]
-  network = state_lib.outline(
-    lambda: models.build_model(
-      config.model,
-      in_channels=1,
-      classes=len(claim["dataset"]["classes"]),
-      levels=objective.head,
-      seed=config.seed,
-    )
-  )
+  network = _outline(config, objective, len(claim["dataset"]["classes"]))
   stacked = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((objective.n_models, *x.shape), x.dtype),
     {"params": network.params, "batch_stats": network.batch_stats},
@@ -269,6 +283,14 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
     return found
   fitted = _read_calibrations(workdir)
   return found.calibrated([fitted[name] for name in names])
+
+
+def _outline(config, objective, classes):
+  return state_lib.outline(
+    lambda: models.build_model(
+      config.model, in_channels=1, classes=classes, levels=objective.head, seed=config.seed
+    )
+  )
 
 
 def _best_epochs(workdir):

@@ -9,6 +9,7 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
+from lus_jax.models import backend
 from lus_jax.models.winograd import n_tiles, winograd_conv
 
 # The maps of the kernel have to be shared by many tiles, those of the image by many channels,
@@ -30,7 +31,7 @@ def conv(x, kernel, stride=1):
     [B, ceil(H / stride), ceil(W / stride), D].
   """
   size, _, channels, outputs = kernel.shape
-  on_cpu = jax.default_backend() == "cpu"
+  on_cpu = backend.name() == "cpu"
   # XLA for GPUs aborts where it fuses the skipped pixels with the product (openxla/xla#47381).
   if size == 1 and (on_cpu or stride == 1):
     return pointwise_conv(x[:, ::stride, ::stride], kernel[0, 0])
@@ -48,7 +49,7 @@ def direct_conv(x, kernel, stride=1):
   """`conv` by XLA."""
   padding = (kernel.shape[0] // 2,) * 2
   order = "HWIO"
-  if jax.default_backend() == "gpu":
+  if backend.name() == "gpu":
     # As cuDNN wants it. Left to XLA, the weights themselves, and all that the optimizer keeps of
     # them, are copied into that order and back in every step.
     kernel, order = jnp.transpose(kernel, (3, 0, 1, 2)), "OHWI"

@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 from jax import numpy as jnp
 
-from lus_jax.models import convolution, initial
+from lus_jax.models import backend, convolution, initial
 from lus_jax.models.layers import (
   Conv,
   GroupNorm,
@@ -24,6 +24,7 @@ from lus_jax.models.resnet import ResNet
 
 # Every stride of the encoder divides it, so features of neighbouring levels fit each other.
 STRIDE = 32
+HEAD_STRIDE = 4
 CHANNELS_PER_GROUP = 4  # GroupNorm(32) at 128 channels
 
 
@@ -126,7 +127,7 @@ class FPN(nnx.Module):
       image.astype(self.dtype), ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0))
     )
     features = self.encoder(image, train=train)
-    on_gpu = jax.default_backend() == "gpu"
+    on_gpu = backend.name() == "gpu"
     level = None
     merged = None
     # From the coarsest level to the finest.
@@ -180,4 +181,4 @@ def _by_level(initializer, levels):
 
 def upsample_logits(logits, height, width):
   """From the head's logits [B, h, w, K] to the image's size [B, height, width, K]."""
-  return upsample_bilinear(logits, 4)[:, :height, :width]
+  return upsample_bilinear(logits, HEAD_STRIDE)[:, :height, :width]

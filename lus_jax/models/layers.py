@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
-from lus_jax.models import convolution, initial, norms
+from lus_jax.models import backend, convolution, initial, norms
 from lus_jax.models.max_pool import max_pool
 
 
@@ -38,7 +38,7 @@ class BatchNorm(nnx.Module):
     n = x.size // x.shape[-1]
     if where is not None:
       n = where.sum() * (n // len(where))
-    if train and jax.default_backend() == "gpu":
+    if train and backend.name() == "gpu":
       scale, bias, shift = self.scale[...], self.bias[...], self.mean[...]
       weight = None if where is None else where.astype(jnp.float32)
       y, mean, var = norms.batch_norm(x, scale, bias, shift, self.epsilon, ceiling, pool, weight)
@@ -87,7 +87,7 @@ class GroupNorm(nnx.Module):
 
     `ceiling` is that of `BatchNorm`.
     """
-    if jax.default_backend() == "gpu":
+    if backend.name() == "gpu":
       options = (self.num_groups, self.epsilon, ceiling)
       return norms.group_norm(x, self.scale[...], self.bias[...], *options).astype(self.dtype)
     batch, height, width, channels = x.shape
@@ -119,7 +119,7 @@ def activation(x, ceiling):
 
 def relu(x):
   """max(x, 0), the gradient 0 at 0."""
-  return _relu_by_result(x) if jax.default_backend() == "gpu" else jax.nn.relu(x)
+  return _relu_by_result(x) if backend.name() == "gpu" else jax.nn.relu(x)
 
 
 @jax.custom_vjp
@@ -179,7 +179,7 @@ def _aligned_weights(size, factor):
 
 
 def upsample_bilinear(x, factor):
-  """Bilinear upsampling with aligned corners, as two matrix products; on a GPU as sums.
+  """Bilinear upsampling with aligned corners, as two matrix products; for GPUs as sums.
 
   `jax.image.resize` knows half-pixel centres only.
 
@@ -190,7 +190,7 @@ def upsample_bilinear(x, factor):
   Returns:
     [B, H * factor, W * factor, C].
   """
-  if jax.default_backend() == "gpu":
+  if backend.name() in ("gpu", backend.ANY):
     return _upsample_by_sums(x, factor)
   rows = jnp.asarray(_aligned_weights(x.shape[1], factor), x.dtype)
   columns = jnp.asarray(_aligned_weights(x.shape[2], factor), x.dtype)
@@ -237,7 +237,7 @@ def resize(x, height, width):
   Returns:
     [B, height, width, C].
   """
-  if jax.default_backend() == "gpu":
+  if backend.name() == "gpu":
     x = _sum_along(x, _resizing_weights(x.shape[1], height), 1)
     return _sum_along(x, _resizing_weights(x.shape[2], width), 2)
   return jax.image.resize(x, (x.shape[0], height, width, x.shape[-1]), "linear", antialias=True)

@@ -1,4 +1,4 @@
-"""Weights of PyTorch networks, from files that are read without running code from them.
+"""Weights of PyTorch networks, from files that are read without running code from them, and back.
 
 A torch name is computed from each of our paths, so the table of both is as long as a few functions:
 segmentation_models_pytorch's FPN, torchvision's ResNets and MobileNetV2, and the MobileNetV2 of the
@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import pickle
+import re
 import warnings
 import zipfile
 
@@ -59,6 +60,11 @@ _FIRST_BLOCK = {
   "project": ("3", "1"),
   "project_bn": ("4", "2"),
 }
+# Layers that segmentation_models_pytorch's FPN has.
+_FPN_PLACES = re.compile(
+  r"encoder\.(conv1|bn1|layer[1-4]\.\d+\.((conv|bn)[123]|downsample\.[01]))"
+  r"|decoder\.(p[234]\.skip_conv|p5|seg_blocks\.\d\.block\.\d\.block\.[01])|segmentation_head\.0"
+)
 _FIRST_CONVOLUTIONS = ("encoder.conv1.weight", "conv1.weight", "features.0.0.weight")
 
 
@@ -336,6 +342,40 @@ def load_into(params, batch_stats, tensors, *, source="the state dict", head=Tru
   if impossible:
     raise UserError(
       f"{source} is damaged, or its training failed; what no weight can be: {_listed(impossible)}."
+    )
+  return found
+
+
+def state_dict(params, batch_stats):
+  """The state dict of segmentation_models_pytorch's FPN with our weights: inverse of `load_into`.
+
+  Args:
+    params: weights of the segmentation network, a pure dict of arrays.
+    batch_stats: its running statistics, likewise.
+
+  Returns:
+    A dict of arrays by torch's names, in torch's order of axes; every one that such a module has.
+
+  Raises:
+    UserError: a layer is none of that network's; all are listed.
+  """
+  found, odd = {}, []
+  for path, leaf in jax.tree_util.tree_leaves_with_path((params, batch_stats)):
+    *layer, last = (key.key for key in path[1:])
+    place = _fpn_layer(tuple(layer)) if layer else None
+    if place is None or last not in _LEAVES or not _FPN_PLACES.fullmatch(place):
+      odd.append(".".join(map(str, (*layer, last))))
+      continue
+    x = np.asarray(leaf, np.float32)
+    found[f"{place}.{_LEAVES[last]}"] = (
+      np.ascontiguousarray(x.transpose(3, 2, 0, 1)) if x.ndim == 4 else x
+    )
+    if last == "mean":
+      # Counts batches where a norm has no momentum; these have.
+      found[f"{place}.num_batches_tracked"] = np.zeros((), np.int64)
+  if odd:
+    raise UserError(
+      f"segmentation_models_pytorch's FPN lacks the layers: {_listed(odd)}; leave safetensors out."
     )
   return found
 

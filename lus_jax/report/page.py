@@ -26,6 +26,7 @@ from lus_jax.report import (
   cells,
   clinical,
   command,
+  dose,
   figures,
   painters,
   paper,
@@ -223,6 +224,9 @@ def _targets(page):
     make = functools.partial(which_target.levels, metrics=metrics, name=f"{name}_{part}")
     page.section(f"{name}_{part}.table", make, name)
   page.section(f"{name}_labels.table", which_target.labels, name)
+  for part, make in (("dose", dose.best), ("overtakes", dose.overtakes)):
+    page.section(f"{name}_{part}.table", functools.partial(make, name=name), name)
+  page.section(f"{name}_dose.files", functools.partial(dose.figure, name=name), name)
   for key in ("scales", "spread"):
     make = functools.partial(which_target.scales, key=key, name=f"{name}_{key}")
     page.section(f"{name}_{key}.table", make, name)

@@ -416,7 +416,21 @@ def _target_check():
       "labels": _list(_object({"setting": _text, "threshold": _number, "mean": _score})),
       "scales": _list(_object(scaled)),
       "spread": _list(_object(scaled)),
-    }
+    },
+    # Of older versions there is none.
+    {
+      "dose": _list(
+        _object(
+          {"of": _text, "metric": _text, "means": _list(_list(_number))}
+          | {name: _list(_number) for name in ("doses", "thresholds", "best")}
+          | {
+            "overtakes": _list(
+              _object(_named(("threshold", "against"), _number) | {"dose": _score})
+            )
+          }
+        )
+      )
+    },
   )
 
 

@@ -7,7 +7,7 @@ import functools
 
 from lus_jax import palette
 from lus_jax.evaluation import statistics
-from lus_jax.report import cells
+from lus_jax.report import cells, dose
 from lus_jax.report import text as text_lib
 from lus_jax.report.cells import Cells, Column, Table, value
 
@@ -47,6 +47,11 @@ SETTINGS = {
     "this setting changes, outcomes that ignore the lungs, plays no part here."
   ),
 }
+# Of the family of settings true_from_T.
+_TRUE_FROM = (
+  "strokes are mostly true from a confidence of {} on and mostly false below it. There is more "
+  "than usual that only looks like a structure."
+)
 _TEXT = functools.partial(value, show=str)
 _COUNT = functools.partial(value, show=cells.count)
 _SIGNED = functools.partial(value, show="{:+.3f}".format)
@@ -63,6 +68,13 @@ def member(name):
 _MEMBER = functools.partial(value, show=member)
 # What the contrast of `tasks.which_target.compare` is called.
 CONTRAST = " less ".join(map(member, statistics.REFERENCES))
+
+
+def setting_words(setting):
+  """What a faint stroke is worth in a setting of the phantom."""
+  if setting in SETTINGS:
+    return SETTINGS[setting]
+  return _TRUE_FROM.format(dose.dial(float(setting.removeprefix("true_from_"))))
 
 
 def _beaten(row):
@@ -144,6 +156,8 @@ def text(content):
     row.append(cells.number(one["mean"]))
   lines += ["", "How true the labels are (Dice, no network)"]
   lines.append(cells.text_table(["label", *content["config"]["study"]["settings"]], body.values()))
+  if content.get("dose"):
+    lines += ["", dose.text(content["dose"])]
   if content["scales"]:
     lines += ["", "Experts on one scale, less as painted (p corrected by Holm)"]
     body = [
@@ -413,7 +427,7 @@ def facts(files):
       "words": WEIGHTS[weights],
       "verdicts": [_facts_of(files, places[metric]) for metric in JUDGED],
     }
-    found = {"name": setting, "faint": SETTINGS[setting], "families": []}
+    found = {"name": setting, "faint": setting_words(setting), "families": []}
     settings.setdefault(setting, found)["families"].append(one)
   return {
     "seeds": at("study", "seeds", show=cells.count),

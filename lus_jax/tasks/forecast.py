@@ -83,20 +83,14 @@ def phantom_table(phantom):
     UserError: as `phantom_config` does.
   """
   from tfds_builders import records
-  from tfds_builders.lus_phantom import annotator, cohort, phantom_config
+  from tfds_builders.lus_phantom import cohort, phantom_config
 
-  phantom_config("frames", 64, 64, **phantom)  # refuses what it does not know
-  split_of = records.assign_splits(cohort.patient_names(phantom.n_patients), phantom.seed)
+  known = phantom_config("frames", 64, 64, **phantom)
+  split_of = records.assign_splits(cohort.patient_names(known.n_patients), known.seed)
   videos = [
     (split, video)
     for patient, split in split_of.items()
-    for video in cohort.patient_videos(
-      patient,
-      seed=phantom.seed,
-      setting=phantom.setting,
-      missing_views=phantom.missing_views,
-      annotators=annotator.STYLES,
-    )
+    for video in cohort.videos_of(patient, known)
   ]
   columns = {
     name: np.array([getattr(video, name) for _, video in videos])
@@ -107,7 +101,7 @@ def phantom_table(phantom):
     **columns,
     video=np.array([video.name for _, video in videos]),
     split=np.array([split for split, _ in videos]),
-    n_frames=np.full(len(videos), phantom.n_frames),
+    n_frames=np.full(len(videos), known.n_frames),
     values=values,
   )
 

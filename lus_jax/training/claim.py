@@ -10,6 +10,8 @@ from lus_jax.files import write_text
 
 # Says whose directory it is.
 OWNER = "run.json"
+# Fields of `data.phantom` that say nothing where they are empty or 0.
+PHANTOM_OPTIONS = ("variety", "stable_patients", "readmission_accuracy")
 # Where its checkpoints are.
 DIRECTORY = "checkpoints"
 
@@ -17,7 +19,8 @@ DIRECTORY = "checkpoints"
 def settings(config):
   """A run's config as nested dicts, for its claim and results.
 
-  How many processes there are is left out: a run goes on with any number.
+  How many processes there are is left out: a run goes on with any number. So are options of the
+  phantom that are off: runs from before there were any go on.
   """
   fields = json.loads(config.to_json())
   fields.get("study", {}).pop("workers", None)
@@ -25,6 +28,10 @@ def settings(config):
   for part in (fields, *fields.values()):
     if isinstance(part, dict) and isinstance(part.get("data"), dict):
       part["data"].pop("num_processes", None)
+      phantom = part["data"].get("phantom", {})
+      for name in PHANTOM_OPTIONS:
+        if not phantom.get(name):
+          phantom.pop(name, None)
   return {name: value for name, value in fields.items() if name != "distributed"}
 
 

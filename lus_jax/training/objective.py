@@ -78,6 +78,9 @@ class Objective:
   def _choose(self, branches, member, *operands):
     if len(branches) == 1:
       return branches[0](member, *operands)
+    # Where the member is known, as in what is exported, the others' outputs are left out.
+    if not isinstance(member["kind"], jax.core.Tracer):
+      return branches[int(member["kind"])](member, *operands)
     return jax.lax.switch(member["kind"], branches, member, *operands)
 
   def logits(self, network, params, batch_stats, image, **options):

@@ -61,9 +61,13 @@ class Network:
     Returns:
       Logits [B, H, W, K] and the new running statistics.
     """
-    model = nnx.merge(self._graphdef, params, batch_stats)
+    model = self.module(params, batch_stats)
     logits = model(image, train=train, key=key, **options)
     return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+  def module(self, params, batch_stats):
+    """The `nnx.Module` with these weights and running statistics."""
+    return nnx.merge(self._graphdef, params, batch_stats)
 
 
 def outline(build):

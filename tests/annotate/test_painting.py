@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import os
 import pathlib
 import shutil
@@ -217,6 +218,7 @@ def test_undo_redo_and_a_page_that_is_opened_again(open_page, directory):
   expected = strokes.stroke(EMPTY, first, level=255, **brush)
   page.saved()  # by itself
   page.wait("[data-saved=yes]")
+  assert last_row(directory)["saved"] == "itself" and float(last_row(directory)["seconds"]) >= 1
   same(masks_of(directory)["pleura"], expected)
   page.page.reload()
   page.wait("[data-state=ready]")
@@ -337,6 +339,13 @@ def test_what_is_shown_is_the_frame_the_masks_and_the_label_of_training(open_pag
     colours = page.pixels(*((x + 0.5, y + 0.5) for y, x in places))
     for (y, x), found in zip(places, colours, strict=True):
       assert np.abs(found - expected[y, x]).max() <= 2, (threshold, y, x, found, expected[y, x])
+  page.keys("t")
+  page.slide("contrast", 50)  # twice the contrast about the middle
+  page.slide("brightness", 20)
+  (found,) = page.pixels((120.5, 100.5))
+  grey = 255 * np.clip((frame[100, 120] / 255 - 0.5) * 2 + 0.5 + 0.1, 0, 1)
+  assert np.abs(found - grey).max() <= 2 and 0 < grey < 255
+  page.keys("Shift+Z")
   # Every threshold and every stored value, as training has them.
   stored = np.arange(256) / 255
   least = page.page.evaluate(
@@ -345,6 +354,39 @@ def test_what_is_shown_is_the_frame_the_masks_and_the_label_of_training(open_pag
   for percent, value in enumerate(least):
     of_training = np.asarray(labels.label(stored[:, None], percent / 100))[:, 0]
     np.testing.assert_array_equal(np.arange(256) >= value, of_training > 0, str(percent))
+
+
+def test_zoomed_and_moved_the_hand_paints_where_it_is(open_page, directory):
+  page = open_page()
+
+  def look():
+    page.page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 20)))")
+    return list(map(float, page.page.locator("#stage").get_attribute("data-look").split()))
+
+  before = look()
+  (x, y), place = page.at(60, 50)
+  page.page.mouse.move(x, y)
+  page.page.mouse.wheel(0, -800)
+  assert look()[2] > 2 * before[2]
+  # What lies below the pointer stays there.
+  np.testing.assert_allclose(page.at(*place)[1], place, atol=1e-6)
+  page.page.mouse.move(x, y)
+  for button, key in (("left", "Space"), ("right", None)):
+    before = look()
+    if key:
+      page.page.keyboard.down(key)
+    page.page.mouse.down(button=button)
+    page.page.mouse.move(x + 30, y - 20, steps=3)
+    page.page.mouse.up(button=button)
+    if key:
+      page.page.keyboard.up(key)
+    np.testing.assert_allclose(np.subtract(look(), before), (30, -20, 0), atol=1e-6)
+    page.page.mouse.move(x, y)
+  brush = page.tool("brush", 6, 0.5, 100)
+  expected = strokes.stroke(EMPTY, page.drag((60, 50), (70, 55)), level=255, **brush)
+  page.keys("Control+s")
+  page.saved()
+  same(masks_of(directory)["pleura"], expected)
 
 
 def test_two_windows_of_one_frame_lose_nothing(open_page, browser, directory):
@@ -422,6 +464,156 @@ def test_locked_and_hidden_classes_are_not_painted(open_page, directory):
   assert not masks_of(directory)["pleura"][:60].any()
 
 
+RATE, PLAYED = 30, 16
+
+
+@pytest.fixture
+def film(directory):
+  """Adds a clip of `PLAYED` frames, `RATE` a second, each of a grey of its own."""
+  av = pytest.importorskip("av")
+  with av.open(directory / "videos" / "film.mp4", "w") as container:
+    stream = container.add_stream("libx264", rate=RATE, options={"qp": "0"})
+    stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+    for i in range(PLAYED):
+      grey = np.full((HEIGHT, WIDTH), 10 + 15 * i, np.uint8)
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="gray")))
+    container.mux(stream.encode())
+  greys = readers.read(readers.probe(directory / "videos" / "film.mp4"))[:, 5, 5].tolist()
+  assert len(set(greys)) == PLAYED
+  return greys
+
+
+# Notes at each picture: the time, the number that is said, and the grey that is drawn.
+WATCH = """() => {
+  const canvas = document.getElementById("canvas"), copy = document.createElement("canvas");
+  const context = copy.getContext("2d", { willReadFrequently: true });
+  window.seen = [];
+  addEventListener("keydown", () => { window.pressed ??= performance.now(); }, true);
+  const note = (now) => {
+    context.drawImage(canvas, canvas.width / 2, canvas.height / 2, 1, 1, 0, 0, 1, 1);
+    const pixel = context.getImageData(0, 0, 1, 1).data;
+    window.seen.push([now, Number(document.body.dataset.frame), pixel[0]]);
+    requestAnimationFrame(note);
+  };
+  requestAnimationFrame(note);
+}"""
+
+
+def test_play_shows_the_frames_at_the_clips_rate_and_ends(open_page, directory, film):
+  page = open_page(query="?draw=2d&video=film.mp4&frame=0")
+  assert page.page.locator("#rate").text_content() == f"× {RATE}/s"
+  page.until("document.body.dataset.read")
+  page.page.evaluate(WATCH)
+  page.keys("p")
+  page.wait(f"[data-frame='{PLAYED - 1}'][data-state=ready]:not([data-playing])")
+  page.until(f"window.seen.at(-1)[2] == {film[-1]}")
+  seen = page.page.evaluate("window.seen")
+  # It began after the key was pressed, and before a frame's time before the first was left.
+  pressed = page.page.evaluate("window.pressed")
+  left = next(now for now, number, _ in seen if number > 0) - 1000 / RATE
+  for (earlier, before, _), (now, number, grey) in itertools.pairwise(seen):
+    # As far as the clock said at this picture's tick or the one before, and never back.
+    most, least = (now - pressed) / 1000 * RATE, (earlier - left) / 1000 * RATE - 1
+    assert max(before, min(least, PLAYED - 1)) <= number <= max(0, most), (now - pressed, number)
+    # What is drawn is that frame, or the one of the picture before.
+    assert film.index(grey) in (before, number)
+  assert {number for _, number, _ in seen} >= {0, PLAYED - 1}
+  # At the end it begins again; slower it takes longer; a key or a click stops it.
+  page.keys("Shift+S", "Shift+S", "p")
+  page.until("document.body.dataset.frame == '2'")
+  assert page.page.locator("#play").get_attribute("aria-label") == "Stop"
+  page.keys("p")
+  page.wait("[data-state=ready]:not([data-playing])")
+  assert page.page.locator("body").get_attribute("data-frame") in ("2", "3")
+
+
+def test_a_click_while_it_plays_stops_it_and_paints_nothing(open_page, directory, film):
+  page = open_page(query="?video=film.mp4&frame=0")
+  page.until("document.body.dataset.read")
+  page.tool("brush", 12, 0.5, 100)
+  page.drag((40, 30), (60, 30))
+  page.keys("Shift+S", "Shift+S", "p")
+  page.until("document.body.dataset.frame == '3'")
+  page.drag((40, 60), (60, 60))
+  page.wait("[data-state=ready]:not([data-playing])")
+  assert "Stopped" in page.page.locator("#toast").text_content()
+  frame = int(page.page.locator("body").get_attribute("data-frame"))
+  assert frame >= 3
+  brush = page.tool("brush", 12, 0.5, 100)
+  expected = strokes.stroke(EMPTY, page.drag((40, 90), (60, 90)), level=255, **brush)
+  page.keys("Control+s")
+  page.saved()
+  # What was painted before it played is saved, and what was not, not.
+  assert {label.frame for label in manifest.read_folder(directory).labels} == {0, frame}
+  same(masks_of(directory, frame)["pleura"], expected)
+
+
+def test_what_cannot_be_opened_is_told_and_can_be_tried_again(open_page, directory):
+  np.save(directory / "videos" / "b.npy", np.zeros((2, HEIGHT, WIDTH), np.uint8))
+  serving.open_store(directory)
+  (directory / "videos" / "b.npy").write_bytes(b"no clip")
+  page = open_page()
+  page.keys("PageDown")
+  page.wait("[data-state=failed]")
+  assert "b.npy" in page.page.locator("#failure-text").text_content()
+  page.keys("PageUp")  # to one that can
+  page.wait("[data-state=ready]")
+  assert not page.page.locator("#failure").is_visible()
+  page.page.route("**/api/masks*", lambda route: route.abort())
+  page.keys("ArrowRight")
+  page.wait("[data-state=failed]")
+  assert "does not answer" in page.page.locator("#failure-text").text_content()
+  page.page.unroute("**/api/masks*")
+  page.page.locator("#again").click()
+  page.wait("[data-state=ready]")
+  assert page.page.locator("#video").evaluate("(e) => e.value") == "a.npy"
+
+
+def test_the_scan_fills_the_stage_and_the_whole_frame_is_a_key_away(open_page, directory):
+  serving.open_store(directory)
+  (directory / "manifest.csv").write_text("video,patient,scan_area\na.npy,p,40 20 30 90\n")
+  page = open_page()
+  stage = page.page.locator("#stage").bounding_box()
+
+  def shown(*keys):
+    page.keys(*keys)
+    page.page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 20)))")
+    look = page.page.locator("#stage").get_attribute("data-look")
+    x, y, scale = map(float, look.split())
+    return x, y, scale, (stage["width"] / 2 - x) / scale, (stage["height"] / 2 - y) / scale
+
+  *_, scale, x, y = shown()
+  assert (round(x), round(y)) == (55, 65) and scale == pytest.approx(
+    0.97 * stage["height"] / 90, 1e-3
+  )
+  *_, scale, x, y = shown("z")
+  assert (round(x), round(y)) == (80, 60) and scale == pytest.approx(
+    0.97 * min(stage["height"] / HEIGHT, stage["width"] / WIDTH), 1e-3
+  )
+  assert shown("z")[3:] == pytest.approx((55, 65), abs=0.6)
+
+
+def test_keys_are_the_pages_after_the_mouse_used_a_control(open_page, directory):
+  np.save(directory / "videos" / "b.npy", np.zeros((2, HEIGHT, WIDTH), np.uint8))
+  page = open_page(query="?video=a.npy&frame=2")
+  assert page.page.locator("#work-count").text_content() == "2 clips not begun"
+  box = page.page.locator("#confidence").bounding_box()
+  page.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+  percent = page.page.locator("#confidence-out").text_content()
+  page.keys("ArrowRight")  # the frame's, not the slider's
+  page.wait("[data-frame='3'][data-state=ready]")
+  assert page.page.locator("#confidence-out").text_content() == percent != "100 %"
+  page.keys("5", "Shift+Period", "Shift+Period", "Comma")
+  assert page.page.locator("#confidence-out").text_content() == "59 %"
+  page.keys("Tab", "Shift+ArrowUp")
+  assert page.page.locator("#threshold-out").text_content() == "65 %"
+  page.keys("e")
+  assert not page.page.locator("#confidence").is_visible()  # the eraser has none
+  page.keys("n")
+  page.wait("[data-frame='0'][data-state=ready]")
+  page.until("document.getElementById('video').value == 'b.npy'")
+
+
 def test_every_button_has_a_key_and_the_help_lists_it(open_page):
   page = open_page()
   page.keys("?")
@@ -446,6 +638,39 @@ def test_every_button_has_a_key_and_the_help_lists_it(open_page):
     assert page.page.locator(f"[data-action={name}]").get_attribute("aria-pressed") == "true"
   page.keys("7")
   assert page.page.locator("#confidence-out").text_content() == "70 %"
+  # What each changes, of all that is shown.
+  shown = """() => [
+    ...["confidence-out", "size-out", "softness-out", "threshold-out", "contrast-out",
+        "opacity-out", "brightness-out", "frame-number", "badge", "classes"].map((id) =>
+      document.getElementById(id).textContent + document.getElementById(id).hidden),
+    ...[...document.querySelectorAll("#classes button, #cut, #pressure, #speed")].map((e) =>
+      `${e.getAttribute("aria-pressed")} ${e.checked} ${e.value}`),
+    document.getElementById("stage").dataset.look,
+  ]"""
+
+  def state():
+    page.page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 5)))")
+    return page.page.evaluate(shown)
+
+  for there, back in (
+    *((".", ","), ("Shift+.", "Shift+,"), ("[", "]"), ("Shift+[", "Shift+]"), ("a", "q")),
+    *(("Shift+P", "Shift+P"), ("v", "v"), ("k", "k"), ("o", "o"), ("m", "m"), ("t", "t")),
+    *(("Shift+ArrowUp", "Shift+ArrowDown"), ("+", "-"), ("=", "z"), ("c", "Shift+C")),
+    *(("i", "Shift+I"), ("u", "Shift+U"), ("Shift+S", "Shift+F"), ("ArrowRight", "ArrowLeft")),
+    *(("End", "Home"), ("Shift+ArrowRight", "Shift+ArrowLeft"), ("c", "Shift+Z")),
+  ):
+    before = state()
+    page.keys(there)
+    between = state()
+    page.keys(back)
+    changed = sum(a != b for a, b in zip(before, between, strict=True))
+    # One thing, but for the view that a change of the frame or of what is cut brings along.
+    assert 1 <= changed <= 4 and between != state(), (there, back)
+  # None is dead: what a key is listed for, it does or says why not.
+  for key in ("j", "Shift+J", "g", "PageUp", "PageDown", "Shift+1"):
+    page.page.evaluate("document.getElementById('toast').hidden = true")
+    page.keys(key)
+    assert page.page.locator("#toast").is_visible(), key
 
 
 def test_skip_and_flag_with_a_comment(open_page, directory):
@@ -490,6 +715,10 @@ def test_a_review_shows_everybody_and_writes_a_consensus(open_page, directory):
   page.until("document.body.dataset.revision.endsWith('r0002')")
   found = masks_of(directory, annotator="consensus")
   np.testing.assert_array_equal(found["pleura"], painted["ben"][0])
+  page.keys("Alt+Digit1", "Control+s")
+  page.until("document.body.dataset.revision.endsWith('r0003')")
+  found_again = masks_of(directory, annotator="consensus")
+  np.testing.assert_array_equal(found_again["pleura"], painted["anna"][0])
   np.testing.assert_array_equal(found["a line"], mean[1])
   # Where they differ, the heat: 127 of 255 in the one class, 128 in the other.
   (plain,) = page.pixels((100, 100))
@@ -497,6 +726,12 @@ def test_a_review_shows_everybody_and_writes_a_consensus(open_page, directory):
   same_as, (red, green, blue) = page.pixels((100, 100), (30, 70))
   assert (same_as == plain).all()
   assert red > green > blue
+  # It is not that of the next frame.
+  page.keys("ArrowRight")
+  page.wait("[data-frame='3'][data-state=ready]")
+  (red, green, blue) = page.pixels((30, 70))[0]
+  assert red == green == blue
+  assert "Nobody" in page.page.locator("#panels").text_content()
 
 
 class Offered:
@@ -524,6 +759,8 @@ def test_a_models_masks_fill_what_is_empty_and_are_known_for_it(open_page, direc
   found = masks_of(directory)
   # What a hand has painted stays as it is.
   same(found["pleura"], expected)
+  shown = page.page.locator("#classes li .most").all_text_contents()
+  assert shown == ["100 %", "", "offered"]
   assert (found["band"][20:40, 30:50] == 99).all() and (found["band"] > 0).sum() == 400
   with (directory / "provenance.csv").open() as file:
     row = list(csv.DictReader(file))[-1]
@@ -533,8 +770,79 @@ def test_a_models_masks_fill_what_is_empty_and_are_known_for_it(open_page, direc
   page.click((90, 90))
   page.keys("Control+s")
   page.wait("[data-saved=yes]")
+  assert last_row(directory)["touched"] == "pleura;band"
+
+
+def test_an_offer_that_is_right_is_said_to_be_and_counts_as_seen(open_page, directory):
+  page = open_page(prelabels=Offered())
+  page.keys("Shift+Enter")
+  assert "No offered mask is left" in page.page.locator("#toast").text_content()
+  page.keys("j")
+  page.until("document.getElementById('toast').textContent.includes('filled pleura, band')")
+  page.keys("Control+s")
+  page.saved()
+  assert last_row(directory)["touched"] == ""
+  assert page.page.locator("#classes li .most").all_text_contents() == ["offered", "", "offered"]
+  page.page.locator("[data-action=accept]").click()
+  assert "pleura, band: seen and right" in page.page.locator("#toast").text_content()
+  page.keys("Control+s")
+  page.wait("[data-saved=yes]")
+  row = last_row(directory)
+  assert (row["prelabelled"], row["touched"]) == ("pleura;band", "pleura;band")
+  # The masks are as the model offered them.
+  assert (masks_of(directory)["band"][20:40, 30:50] == 99).all()
+  assert page.page.locator("#classes li .most").all_text_contents() == ["39 %", "", "39 %"]
+
+
+def last_row(directory):
   with (directory / "provenance.csv").open() as file:
-    assert list(csv.DictReader(file))[-1]["touched"] == "pleura;band"
+    return list(csv.DictReader(file))[-1]
+
+
+def test_an_offer_that_is_copied_stays_one_and_one_taken_back_is_none(open_page, directory):
+  page = open_page(prelabels=Offered())
+  page.keys("j")
+  page.until("document.getElementById('toast').textContent.includes('filled pleura, band')")
+  page.keys("Control+s")
+  page.saved()
+  page.page.reload()  # whence it came is known of what was saved
+  page.wait("[data-state=ready]")
+  page.tool("brush", 8, 0, 100)
+  page.click((90, 90))
+  page.keys("d")
+  page.wait("[data-frame='3'][data-state=ready]")
+  page.keys("Control+s")
+  page.saved()
+  row = last_row(directory)
+  assert (row["frame"], row["prelabel"]) == ("3", "runs/x: threshold_0.6")
+  # A hand touched the one, and nobody the other, there or here.
+  assert (row["prelabelled"], row["touched"]) == ("band", "pleura")
+  page.keys("Control+z", "Control+s")
+  page.until("document.body.dataset.revision.endsWith('r0002')")
+  row = last_row(directory)
+  assert (row["prelabelled"], row["saved"]) == ("", "hand")
+
+
+def test_an_earlier_revision_comes_back(open_page, directory):
+  page = open_page()
+  brush = page.tool("brush", 12, 0.5, 100)
+  first = strokes.stroke(EMPTY, page.drag((40, 40), (60, 40)), level=255, **brush)
+  page.keys("Control+s")
+  page.saved()
+  page.drag((40, 80), (60, 80))
+  page.keys("Control+s")
+  page.until("document.body.dataset.revision.endsWith('r0002')")
+  page.keys("Shift+H")
+  page.page.wait_for_selector("#history[open]")
+  listed = page.page.locator("#revisions li")
+  assert listed.count() == 2 and "saved by hand" in listed.nth(1).text_content()
+  listed.nth(1).locator("button").click()
+  page.wait("[data-saved=no]")
+  page.keys("Control+s")
+  page.until("document.body.dataset.revision.endsWith('r0003')")
+  same(masks_of(directory)["pleura"], first)
+  page.keys("Control+s")  # nothing has changed
+  assert "saved already" in page.page.locator("#toast").text_content()
 
 
 def test_the_protocol_stands_beside_the_frame(open_page, directory):

@@ -67,7 +67,10 @@ def test_the_page_gets_frames_and_its_own_masks_as_they_are(served):
   assert header == {"start": 1, "count": 3}
   np.testing.assert_array_equal(pixels.reshape(3, *clip.shape[1:]), clip[1:])
   header, masks = unpack(serving.ask(port, "api/masks?video=a.npy&frame=1")[1])
-  assert header == {"revision": "", "revisions": []} and not masks.any()
+  assert (
+    header == {"revision": "", "prelabel": "", "saved": "", "prelabelled": [], "touched": []}
+    and not masks.any()
+  )
   status, content, _ = serving.ask(port, "api/review?video=a.npy&frame=1")
   assert status == 400 and "--review" in serving.error_of(content)
 
@@ -263,7 +266,9 @@ def test_two_windows_that_save_one_frame(served):
   aside = json.loads(content)["revision"]
   assert status == 200 and aside != stands
   header, masks = unpack(serving.ask(port, "api/masks?video=a.npy&frame=1")[1])
-  assert header == {"revision": stands, "revisions": [stands, aside]}
+  assert (header["revision"], header["saved"]) == (stands, "hand")
+  kept = json.loads(serving.ask(port, "api/history?video=a.npy&frame=1")[1])["revisions"]
+  assert [one["revision"] for one in kept] == [stands, aside] and kept[0]["time"].endswith("Z")
   np.testing.assert_array_equal(masks.reshape(theirs.shape), theirs)
   found = serving.ask(port, f"api/masks?video=a.npy&frame=1&revision={aside}")[1]
   np.testing.assert_array_equal(unpack(found)[1].reshape(mine.shape), mine)

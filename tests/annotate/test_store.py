@@ -1,15 +1,16 @@
 """The folder that is painted in: what is saved is a data set, whole or not at all."""
 
 import csv
+import datetime
 import json
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
@@ -76,6 +77,41 @@ def test_numbered_pictures_alone_are_one_clip_and_others_stills(tmp_path):
   assert clip.videos == ("clip",)
   assert clip.frames("clip", 0, 9)[:, 0, 0].tolist() == [0, 20, 40]
   assert store_lib.Store(tmp_path / "stills", "anna").videos == ("1.png", "2.png", "4.png")
+
+
+def write_dicom(path, frames):
+  dataset = pydicom.Dataset()
+  dataset.Modality, dataset.FrameTime = "US", "50"
+  dataset.NumberOfFrames, dataset.Rows, dataset.Columns = frames.shape
+  dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+  dataset.BitsAllocated = dataset.BitsStored = 8
+  dataset.HighBit, dataset.PixelRepresentation = 7, 0
+  dataset.PixelData = frames.tobytes()
+  dataset.SOPClassUID = pydicom.uid.UltrasoundMultiFrameImageStorage
+  dataset.SOPInstanceUID = pydicom.uid.generate_uid()
+  dataset.file_meta = pydicom.dataset.FileMetaDataset()
+  dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+  dataset.save_as(path, enforce_file_format=True)
+
+
+def test_clips_of_scanners_and_of_other_tools_are_painted_on(tmp_path):
+  directory = tmp_path / "set"
+  (directory / "videos" / "visit 1").mkdir(parents=True)
+  frames = np.stack([np.full((16, 24), 40 * i, np.uint8) for i in range(4)])
+  write_dicom(directory / "videos" / "visit 1" / "IM0001", frames)
+  pictures = [Image.fromarray(frame) for frame in frames]
+  options = {"save_all": True, "append_images": pictures[1:]}
+  pictures[0].save(directory / "videos" / "b.gif", duration=50, **options)
+  pictures[0].save(directory / "videos" / "c.tif", **options)
+  opened = serving.open_store(directory)
+  assert opened.videos == ("b.gif", "c.tif", "visit 1/IM0001")
+  for video in opened.videos:
+    np.testing.assert_array_equal(opened.frames(video, 0, 9), frames, video)
+    planes = np.zeros((len(serving.CLASSES), 16, 24), np.uint8)
+    planes[1, 3:9] = 153
+    opened.save(video, 2, planes, "")
+    np.testing.assert_array_equal(saved(directory)[video, 2, "anna"], planes)
+  assert [opened.media(video).frames_per_second for video in opened.videos[::2]] == [20, 20]
 
 
 @pytest.mark.parametrize("classes", [None, ["a", "A"], ["a/b"], ["_ignore"]])
@@ -147,8 +183,8 @@ def test_what_a_model_fills_anew_no_hand_has_touched(directory):
   for i, work in enumerate(saves):
     base = opened.save("a.npy", 1, serving.planes(i), base, work)
     found.append(rows_of(directory / "provenance.csv")[-1]["touched"])
-  assert found == ["pleura;band", "band", "pleura;band", "pleura;band"]
-  assert manifest.read_folder(directory).labels[0].work.touched == ("pleura", "band")
+  assert found == ["pleura;band", "band", "pleura;band", "band"]
+  assert manifest.read_folder(directory).labels[0].work.touched == ("band",)
 
 
 def test_a_consensus_is_one_whoever_paints_it(directory):
@@ -161,6 +197,86 @@ def test_a_consensus_is_one_whoever_paints_it(directory):
   opened.save("a.npy", 2, serving.planes(3), "")
   consensus, other = manifest.read_folder(directory).labels
   assert consensus.is_consensus and not other.is_consensus
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """`clock(minutes)` sets the time of saves, from the beginning of an hour."""
+
+  class Clock(datetime.datetime):
+    minutes = 0
+
+    @classmethod
+    def now(cls, tz=None):
+      return cls(2026, 1, 5, 10, tzinfo=tz) + datetime.timedelta(minutes=cls.minutes)
+
+  monkeypatch.setattr(store_lib.datetime, "datetime", Clock)
+  return lambda minutes: setattr(Clock, "minutes", minutes)
+
+
+def test_what_the_page_saves_by_itself_makes_way_for_its_next_save(directory, clock):
+  opened = serving.open_store(directory, keep=4)
+  itself, base, seen = store_lib.Work(by_hand=False), "", {}
+  for i, (minutes, work) in enumerate(
+    (
+      *((0.1, itself), (1, itself), (4.9, itself), (5.1, itself)),
+      *((6, None), (6.1, itself), (6.2, itself), (66.2, itself), (66.3, None), (66.4, None)),
+    )
+  ):
+    clock(minutes)
+    base = opened.save("a.npy", 1, serving.planes(i), base, work)
+    seen[i] = base
+    kept = opened.history("a.npy", 1)
+    # The last of each five minutes, and whatever a hand saved.
+    assert kept[-1]["revision"] == base and kept[-1]["saved"] == ("itself" if work else "hand")
+    expected = {0: [0], 1: [1], 2: [2], 3: [2, 3], 4: [2, 3, 4], 5: [2, 3, 4, 5], 6: [2, 3, 4, 6]}
+    expected |= {7: [3, 4, 6, 7], 8: [4, 6, 7, 8], 9: [6, 7, 8, 9]}
+    assert [one["revision"] for one in kept] == [seen[j] for j in expected[i]], i
+    assert [row["masks"] for row in rows_of(directory / "provenance.csv")] == opened.revisions(
+      "a.npy", 1
+    )
+  np.testing.assert_array_equal(opened.masks("a.npy", 1, seen[6])[1], serving.planes(6))
+  assert kept[0]["time"] == "2026-01-05T10:06:12Z"
+
+
+def test_a_save_that_changes_no_pixel_needs_no_revision(directory):
+  opened = serving.open_store(directory)
+  itself = store_lib.Work(seconds=2, touched=("pleura",), by_hand=False)
+  first = opened.save("a.npy", 1, serving.planes(), "", itself)
+  assert opened.save("a.npy", 1, serving.planes(), first, itself) == first
+  # By hand: what was saved by itself is kept from now on.
+  assert opened.save("a.npy", 1, serving.planes(), first, store_lib.Work(3, ("band",))) == first
+  (row,) = rows_of(directory / "provenance.csv")
+  assert (row["seconds"], row["touched"], row["saved"]) == ("7.0", "pleura;band", "hand")
+  second = opened.save("a.npy", 1, serving.planes(2), first, itself)
+  assert opened.revisions("a.npy", 1) == [first, second]
+  with pytest.raises(store_lib.Conflict):
+    opened.save("a.npy", 1, serving.planes(2), first, itself)
+
+
+def test_what_another_window_saved_by_itself_stays_when_a_hand_puts_its_own_in_place(directory):
+  opened, itself = serving.open_store(directory), store_lib.Work(by_hand=False)
+  theirs = opened.save("a.npy", 1, serving.planes(1), "", itself)
+  mine = opened.save("a.npy", 1, serving.planes(2), theirs)
+  last = opened.save("a.npy", 1, serving.planes(3), mine, itself)
+  assert opened.revisions("a.npy", 1) == [theirs, mine, last]
+
+
+def test_an_offer_that_replaced_what_a_hand_took_away_is_untouched(directory):
+  opened = serving.open_store(directory)
+  base = opened.save("a.npy", 1, serving.planes(), "", store_lib.Work(1, ("pleura", "band")))
+  offered = store_lib.Work(1, ("pleura",), "runs/x: soft", ("band",))
+  base = opened.save("a.npy", 1, serving.planes(2), base, offered)
+  origin = {"prelabel": "runs/x: soft", "saved": "hand"}
+  assert opened.origin(base) == origin | {"prelabelled": ["band"], "touched": ["pleura"]}
+  base = opened.save("a.npy", 1, serving.planes(3), base, store_lib.Work(prelabelled=()))
+  assert opened.origin(base) == origin | {"prelabelled": [], "touched": ["pleura"]}
+  assert opened.models() == {"runs/x: soft"} and opened.origin("") == {
+    "prelabel": "",
+    "saved": "",
+    "prelabelled": [],
+    "touched": [],
+  }
 
 
 def test_annotators_do_not_see_each_other_and_learn_what_is_left(directory):
@@ -249,50 +365,124 @@ def test_masks_whose_100_percent_is_not_255_are_refused(directory):
     serving.open_store(directory)
 
 
-class Killed(BaseException):
-  """What no handler of errors takes for one."""
-
-
-def test_a_kill_at_any_step_leaves_the_old_masks_or_the_new(tmp_path, monkeypatch):
-  steps = [(os, "fsync"), (os, "mkdir"), (os, "rename"), (os, "replace"), (os, "unlink")]
-  steps += [(os, "rmdir"), (os, "open")]
-  old, new = serving.planes(1), serving.planes(2)
-  seen, at = [], 0
-  while True:
-    directory = tmp_path / str(at)
-    serving.make_clips(directory)
-    opened = serving.open_store(directory, keep=1)
-    base = opened.save("a.npy", 1, old, "")
+# Kills itself at each step of a save in turn; prints what a reader finds then, a word a step.
+KILLED = """
+import io, os, pathlib, shutil, signal, sys
+import numpy as np
+from tests.annotate import serving, test_store
+root = pathlib.Path(sys.argv[1])
+os.fsync = lambda fd: None  # a kill does not lose what was written
+serving.make_clips(root / "first")
+old, new = serving.planes(1), serving.planes(2)
+opened = serving.open_store(root / "first")
+base = opened.save("a.npy", 1, old, "")
+words = {old.tobytes(): "old", new.tobytes(): "new"}
+steps = "fsync mkdir rename replace unlink rmdir open".split()
+at, killed = 0, True
+while killed:
+  directory = root / str(at)
+  shutil.copytree(root / "first", directory)
+  opened = serving.open_store(directory, keep=1)
+  child = os.fork()
+  if not child:
     left = at
 
-    def counted(original):
+    def dies(original):
       def call(*args, **options):
-        nonlocal left
+        global left
+        done = original(*args, **options)
         left -= 1
         if left < 0:
-          raise Killed
-        return original(*args, **options)
-
+          os.kill(os.getpid(), signal.SIGKILL)
+        return done
       return call
 
-    with monkeypatch.context() as patch:
-      for module, name in steps:
-        patch.setattr(module, name, counted(getattr(module, name)))
-      try:
-        opened.save("a.npy", 1, new, base)
-      except Killed:
-        pass
-      else:
-        break
-    found = saved(directory)["a.npy", 1, "anna"]
-    seen.append("old" if (found == old).all() else "new" if (found == new).all() else "half")
-    # What is left over does not stop the next start.
-    again = serving.open_store(directory)
-    again.save("a.npy", 1, new, again.masks("a.npy", 1)[0])
-    assert not list(directory.rglob(".r*.tmp"))
-    shutil.rmtree(directory)
-    at += 1
-  assert set(seen) == {"old", "new"} and seen == sorted(seen, reverse=True) and at > 12
+    # After each of them: a file that was opened to be written is empty then.
+    for name in steps:
+      setattr(os, name, dies(getattr(os, name)))
+    io.open = dies(io.open)
+    opened.save("a.npy", 1, new, base)
+    os._exit(0)
+  killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+  found = test_store.saved(directory)["a.npy", 1, "anna"]
+  again = serving.open_store(directory)
+  kept = {words.get(again.masks("a.npy", 1, one)[1].tobytes(), "half")
+          for one in again.revisions("a.npy", 1)}
+  again.save("a.npy", 1, old, again.masks("a.npy", 1)[0])
+  assert not list(directory.rglob(".r*.tmp")) and not list(directory.glob(".*.tmp"))
+  print("half" if "half" in kept else words.get(found.tobytes(), "half"), flush=True)
+  shutil.rmtree(directory)
+  at += 1
+"""
+
+
+def run_python(script, *arguments, **options):
+  environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+  command = [sys.executable, "-c", script, *map(str, arguments)]
+  return subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+  )
+
+
+def test_a_kill_at_any_step_leaves_the_old_masks_or_the_new(tmp_path):
+  child = run_python(KILLED, tmp_path)
+  out, errors = child.communicate(timeout=120)
+  assert child.returncode == 0, errors[-2000:]
+  seen = out.split()
+  assert set(seen) == {"old", "new"} and seen == sorted(seen, reverse=True) and len(seen) > 12
+
+
+# Saves into frames of its own, and into one that the other process saves into too.
+BUSY = """
+import pathlib, sys
+from lus_jax.annotate import store
+from tests.annotate import serving
+import os
+os.fsync = lambda fd: None
+directory, name, n = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+own, shared = serving.open_store(directory, name), serving.open_store(directory, "both", keep=1000)
+print("ready", flush=True)
+sys.stdin.readline()
+conflicts = 0
+for i in range(n):
+  own.save("a.npy", i, serving.planes(i), "")
+  own.note("b", i, "flag", name)
+  while True:
+    try:
+      shared.save("c.png", 0, serving.planes(i), shared.masks("c.png", 0)[0])
+      break
+    except store.Conflict:
+      conflicts += 1
+print(conflicts, flush=True)
+"""
+
+
+def test_two_processes_that_save_into_one_folder_lose_nothing(tmp_path):
+  n, directory = 6, tmp_path / "set"
+  serving.make_clips(directory, n)
+  serving.open_store(directory)
+  children = [run_python(BUSY, directory, name, n, stdin=subprocess.PIPE) for name in ("x", "y")]
+  ready = [child.stdout.readline() for child in children]
+  for child in children:
+    child.stdin.write("go\n")
+    child.stdin.flush()
+  errors = [child.communicate(timeout=60)[1] for child in children]
+  assert [child.returncode for child in children] == [0, 0] and ready == 2 * ["ready\n"], errors
+  found = saved(directory)
+  own = {("a.npy", i, name): i for i in range(n) for name in ("x", "y")}
+  assert set(found) == {*own, ("c.png", 0, "both")}
+  for key, i in own.items():
+    np.testing.assert_array_equal(found[key], serving.planes(i))
+  masks = [row["masks"] for row in rows_of(directory / "provenance.csv")]
+  assert len(masks) == len(set(masks)) == 4 * n
+  opened = serving.open_store(directory, "both")
+  revisions = opened.revisions("c.png", 0)
+  # Each was painted on the one before, and each is there.
+  assert len(revisions) == 2 * n and opened.masks("c.png", 0)[0] == revisions[-1]
+  contents = sorted(opened.masks("c.png", 0, one)[1].tobytes() for one in revisions)
+  assert contents == sorted(2 * [serving.planes(i).tobytes() for i in range(n)])
+  notes = {(row["frame"], row["comment"]) for row in rows_of(directory / "notes.csv")}
+  assert notes == {(str(i), name) for i in range(n) for name in ("x", "y")}
 
 
 LOOP = """

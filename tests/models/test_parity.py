@@ -175,6 +175,18 @@ def test_the_segmentation_network_gives_pytorchs_logits(encoder):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50"])
+def test_our_weights_are_the_state_dict_of_pytorchs_network(encoder):
+  network, model = make_fpn(encoder)
+  ours = torch_weights.state_dict(*load(network, model))
+  theirs = {name: x.numpy() for name, x in model.state_dict().items()}
+  assert ours.keys() == theirs.keys()
+  for name, x in ours.items():
+    assert x.dtype == theirs[name].dtype, name
+    if not name.endswith("num_batches_tracked"):
+      np.testing.assert_array_equal(x, theirs[name], name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(), (256, 64)])
 def test_the_video_network_gives_pytorchs_outputs(hidden):

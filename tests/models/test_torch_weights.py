@@ -193,6 +193,34 @@ def test_a_bottleneck_encoder_is_taken_too():
   np.testing.assert_array_equal(np.reshape(ours, expected.shape), expected)
 
 
+@pytest.mark.parametrize(
+  ("encoder", "options"),
+  [("resnet18", {}), ("resnet50", {"bottleneck": True, "blocks": (3, 4, 6, 3)})],
+)
+def test_a_state_dict_of_ours_is_that_of_the_fpn_and_reads_back_to_the_bit(encoder, options):
+  r = np.random.default_rng(0)
+
+  def filled(tree):
+    return jax.tree.map(lambda x: r.uniform(0, 2, x.shape).astype(np.float32), tree)
+
+  params, batch_stats = map(filled, fpn_shapes(encoder))
+  found = torch_weights.state_dict(params, batch_stats)
+  theirs = smp_fpn(**options)
+  if encoder == "resnet50":
+    for i, name in enumerate(("p2.skip_conv", "p3.skip_conv", "p4.skip_conv", "p5")):
+      theirs[f"decoder.{name}.weight"] = (PYRAMID, 4 * RESNET_CHANNELS[i], 1, 1)
+  assert {name: x.shape for name, x in found.items()} == theirs
+  back = torch_weights.load_into(*fpn_shapes(encoder), found)
+  jax.tree.map(np.testing.assert_array_equal, back, (params, batch_stats))
+
+
+def test_weights_of_another_network_have_no_state_dict_of_the_fpn():
+  with pytest.raises(
+    UserError, match=r"lacks the layers: bias, features\.0\..*; leave safetensors out"
+  ):
+    torch_weights.state_dict(*video_shapes())
+
+
 def test_an_imagenet_resnet_fills_the_encoder_alone():
   tensors = arrays(resnet(in_channels=3) | {"fc.weight": (1000, 64), "fc.bias": (1000,)})
   before = fpn_shapes()

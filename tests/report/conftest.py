@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lus_jax import report, results
+from lus_jax.tasks.which_target import compare, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAPER = ("sharp_pleura", "fuzzy_pleura", "fascia_band", "a_line", "sub_a_line", "vertical_line")
@@ -554,6 +555,14 @@ TARGET_RUNS = {
     "found": False,
     "null_repeats": 0,
   },
+  "doses": {
+    "settings": ("true_from_0.8", "true_from_0", "true_from_0.4"),
+    "seeds": 2,
+    "thresholds": (0.8, 0.5, 0.4, 0.0),
+    "members": ("threshold(0.8, weights=ones)", "threshold(0.0, weights=ones)", "soft"),
+    "found": False,
+    "null_repeats": 0,
+  },
 }
 TARGET_METRICS = ("average_precision", "dice", "dice_half", "ece", "brier")
 
@@ -664,6 +673,12 @@ def write_targets(
     metric: {"repeats": null_repeats, "winners": n, "contrasts": n + 4}
     for n, metric in enumerate(("average_precision", "dice"), 3)
   }
+  labels = [
+    {"setting": setting, "threshold": t, "mean": x, "interval": interval(x)}
+    for setting in settings
+    for t in thresholds
+    for x in [draw()]
+  ]
   dataset = {"name": "lus_phantom", "version": "simulated anew for every unit", "splits": {}}
   results.write(
     workdir,
@@ -674,12 +689,8 @@ def write_targets(
     levels=levels if ordinal else [],
     units=units,
     null_repeats=tried if null_repeats else {},
-    labels=[
-      {"setting": setting, "threshold": t, "mean": x, "interval": interval(x)}
-      for setting in settings
-      for t in thresholds
-      for x in [draw()]
-    ],
+    labels=labels,
+    dose=compare.dose(rows, labels, run.doses_of(settings)),
     scales=scales,
     spread=spread,
   )

@@ -5,13 +5,14 @@ import functools
 import json
 import re
 
+import numpy as np
 import pytest
 import test_page
 from matplotlib.colors import to_hex
 from test_page import Parser, parse, problems, read, refused
 
 from lus_jax import palette, report
-from lus_jax.report import figures, which_target
+from lus_jax.report import dose, figures, which_target
 from tfds_builders.lus_phantom import annotator
 
 RUNS = ("targets", "few targets")
@@ -149,6 +150,57 @@ def test_it_keeps_the_rules_of_every_page(built, name):
 
 def test_every_setting_of_the_phantom_has_its_words():
   assert set(which_target.SETTINGS) == set(annotator.SETTINGS)
+  words = which_target.setting_words("true_from_0.6")
+  assert "mostly true from a confidence of 60% on and mostly false below it" in words
+
+
+def test_doses_and_responses_stand_on_the_page(built):
+  workdir, parsed, content = built("doses"), parse(built("doses")), read(built("doses"), FILE)
+  test_page.test_everything_has_a_name_for_those_who_do_not_see_it((workdir, parsed, "doses"))
+  assert not problems(parsed) and not parsed.find("p", class_="missing")
+  assert "Dose and response" in [text for _, _, text in parsed.find("h3")]
+  assert "mostly true from a confidence of 40% on" in words(parsed, "which-target")
+  shown = {attrs["data-at"]: text for _, attrs, text in parsed.find("data")}
+  assert len(content["dose"]) == 5  # labels, and networks by weights and score
+  for i, one in enumerate(content["dose"]):
+    assert one["doses"] == [0, 0.4, 0.8]
+    for j, best in enumerate(one["best"]):
+      assert shown[f"{FILE}#/dose/{i}/best/{j}"] == which_target.member(best)
+  pairs = content["dose"][0]["overtakes"]
+  assert [(pair["threshold"], pair["against"]) for pair in pairs] == [
+    (0.8, 0.0), (0.5, 0.0), (0.4, 0.0), (0.8, 0.5),
+  ]  # fmt: skip
+  # Networks with all-ones weights were trained for two thresholds only.
+  for i, one in enumerate(content["dose"]):
+    for j, pair in enumerate(pairs):
+      found = [
+        row["dose"]
+        for row in one["overtakes"]
+        if (row["threshold"], row["against"]) == (pair["threshold"], pair["against"])
+      ]
+      title = dose.title(one)
+      row = rows_of(workdir, "which_target_overtakes")[j]
+      assert row[title] == ("" if not found or found[0] is None else str(found[0]))
+      if found:
+        at = f"{FILE}#/dose/{i}/overtakes/{one['overtakes'].index(pair | {'dose': found[0]})}/dose"
+        assert shown[at] == dose.dial(found[0])
+  best = rows_of(workdir, "which_target_dose")
+  assert [float(row["80%"]) for row in best] == [one["best"][2] for one in content["dose"]]
+  assert (workdir / "report" / "figures" / "which_target_dose.svg").exists()
+  assert not parse(built("targets")).find("table", id="which_target_dose")
+  assert "Dose and response" not in words(parse(built("targets")), "which-target")
+
+
+def test_the_figure_of_doses_shows_every_answer_and_its_best(built):
+  answers = read(built("doses"), FILE)["dose"]
+  drawn = dose.by_dose(answers)
+  panels = [axes for axes in drawn.axes if axes.get_title()]
+  assert [axes.get_title() for axes in panels] == [dose.title(one) for one in answers]
+  for one, axes in zip(answers, panels, strict=True):
+    *lines, rings = axes.get_lines()
+    assert [line.get_ydata().tolist() for line in lines] == one["means"]
+    assert all(line.get_xdata().tolist() == [0, 40, 80] for line in lines)
+    assert rings.get_ydata().tolist() == np.max(one["means"], axis=0).tolist()
 
 
 def test_a_winner_and_a_clear_contrast_are_named(built):

@@ -15,6 +15,7 @@ from lus_jax.models import designs
 from lus_jax.training import claim, estimate, hardware
 from lus_jax.training.objective import Objective
 from lus_jax.training.state import Network
+from tfds_builders.lus_phantom import lus_phantom
 
 GIB = 2**30
 # What XLA leaves of a device: three quarters.
@@ -264,6 +265,18 @@ def test_a_run_goes_on_whatever_number_of_processes_prepares_its_data(tmp_path, 
   config.data.image_size = 48
   with pytest.raises(UserError, match="data.image_size"):
     claim.check_claim(tmp_path, claim.settings(config), {})
+
+
+def test_options_of_the_phantom_that_are_off_are_no_part_of_a_run(tmp_path):
+  assert claim.PHANTOM_OPTIONS == lus_phantom.OPTIONS
+  begun = claim.settings(seg.get_config("demo"))
+  assert not set(claim.PHANTOM_OPTIONS) & set(begun["data"]["phantom"])
+  claim.claim(tmp_path, begun, {})
+  for name, value in zip(claim.PHANTOM_OPTIONS, (("effusion",), 0.3, 0.9), strict=True):
+    config = seg.get_config("demo")
+    config.data.phantom[name] = value
+    with pytest.raises(UserError, match=rf"different: data.phantom.{name}\)"):
+      claim.check_claim(tmp_path, claim.settings(config))
 
 
 def test_settings_are_told_with_their_reasons():

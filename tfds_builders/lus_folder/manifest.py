@@ -64,7 +64,7 @@ MANIFEST_COLUMNS = (
 )
 LABEL_COLUMNS = ("video", "frame", "annotator", "masks")
 PROVENANCE_COLUMNS = (
-  *("masks", "video", "frame", "annotator", "time", "seconds", "tool", "protocol"),
+  *("masks", "video", "frame", "annotator", "time", "seconds", "saved", "tool", "protocol"),
   *("prelabel", "prelabelled", "touched", "review"),
 )
 DATASET_KEYS = (

@@ -4,9 +4,13 @@ An expert paints strokes: a stretch of one structure gets one of six brush level
 the stretch's evidence, its rank among the evidence met in this class, and the wanted shares of the
 levels; hands shake, structures with little evidence are missed, and things that look like a
 structure (`decoys`) are painted too, read by the same rule.
+
+How true strokes of each confidence are is a setting. `SETTINGS` are fixed ones; in the family
+`true_from_0.6` it is a dial: strokes are mostly true from that confidence on, mostly false below.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from scipy import ndimage, special
@@ -23,6 +27,20 @@ FAINT = 0.4  # strokes up to this confidence are called faint
 # the default settings; they only turn evidence into ranks, so that shares come out as asked.
 _EVIDENCE_MEAN = np.array([0.62, 0.48, 0.62, 0.24, 0.17, 0.40])
 _EVIDENCE_SD = np.array([0.19, 0.17, 0.26, 0.18, 0.14, 0.19])
+
+
+# The same of decoys, and their area as a share of that of the structures, measured with
+# `TRUE_FROM_IMITATORS`: they turn the wanted shares of that family into what is painted.
+_DECOY_MEAN = np.array([0.32, 0.40, 0.15, 0.07, 0.08, 0.19])
+_DECOY_SD = np.array([0.23, 0.16, 0.18, 0.09, 0.11, 0.17])
+_DECOY_AREA = np.array([1.42, 0.41, 0.37, 1.18, 1.66, 0.48])
+
+TRUE_FROM = "true_from_"
+HIGHEST_TRUE_FROM = 0.8
+# In the family there is more to be taken for a structure, so that false strokes can be many.
+TRUE_FROM_IMITATORS = 3
+# Of strokes far below and far above the confidence of the dial, so many are true.
+_LEAST_TRUE, _MOST_TRUE = 0.03, 0.97
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +78,17 @@ class Reading:
     false_strokes: times the style's share of painted decoys.
     false_rank: added to a painted decoy's rank: below 0, false strokes are fainter.
     informative: whether ranks follow the evidence; if not they are drawn at random.
+    true_from: the confidence from which on strokes are mostly true (`positive_predictive_value`);
+      None: it follows from all the others, of which only `miss` counts beside it.
+    imitators: see `simulator.sample_scene`.
   """
 
   miss: float = 1.0
   false_strokes: float = 1.0
   false_rank: float = 0.0
   informative: bool = True
+  true_from: float | None = None
+  imitators: int = 1
 
 
 _READINGS = {
@@ -81,14 +104,67 @@ SETTINGS = tuple(_READINGS)
 def reading(setting):
   """The `Reading` of a named setting.
 
+  Args:
+    setting: one of `SETTINGS`, or `true_from_T`, as true_from_0.6.
+
   Raises:
     UserError: the setting is unknown.
   """
-  if setting not in _READINGS:
-    raise UserError(
-      f"setting {setting!r} of lus_phantom is unknown: choose one of {', '.join(SETTINGS)}."
-    )
-  return _READINGS[setting]
+  if setting in _READINGS:
+    return _READINGS[setting]
+  if (confidence := true_from(setting)) is not None:
+    return Reading(miss=0.0, true_from=confidence, imitators=TRUE_FROM_IMITATORS)
+  raise UserError(
+    f"setting {setting!r} of lus_phantom is unknown: choose one of {', '.join(SETTINGS)}, or "
+    f"{TRUE_FROM}T with T from 0 to {HIGHEST_TRUE_FROM}, as {TRUE_FROM}0.6."
+  )
+
+
+def true_from(setting):
+  """The confidence T of a setting `true_from_T`; None of any other, or of another spelling."""
+  try:
+    confidence = float(setting.removeprefix(TRUE_FROM))
+  except ValueError:
+    return None
+  # One spelling a setting: its name stands in that of the data set.
+  known = 0 <= confidence <= HIGHEST_TRUE_FROM and setting == f"{TRUE_FROM}{confidence:g}"
+  return confidence if known else None
+
+
+def positive_predictive_value(confidence, true_from):
+  """The wanted share of true strokes among those of a confidence: it crosses 50 % below the dial.
+
+  Args:
+    confidence: of strokes, in (0, 1], any shape.
+    true_from: the dial, in [0, .8]; a step of the brush above it 96 % are true, at it 82 %, a step
+      below it 18 % and from two steps on 3 to 4 %.
+  """
+  rise = special.expit((np.asarray(confidence) - true_from + 0.05) / 0.03)
+  return _LEAST_TRUE + (_MOST_TRUE - _LEAST_TRUE) * rise
+
+
+def _planned(shares, true_from, decoy_area):
+  """How a class is painted so that strokes of each of LEVELS are true as often as they should.
+
+  Args:
+    shares: [6], wanted, of all strokes.
+    true_from: the dial.
+    decoy_area: what may be taken for the structure, as a share of its area. Where it is too little
+      for so many false strokes, levels that are mostly false are painted more rarely.
+
+  Returns:
+    Ranks [5] at which true strokes go to the next level, those [5] of false ones, and the share of
+    decoys that is painted; every structure is.
+  """
+  right = positive_predictive_value(LEVELS, true_from)
+  true, false, low = shares * right, shares * (1 - right), right < 0.5
+  wanted = false[low].sum() - decoy_area * true[low].sum()
+  left = decoy_area * true[~low].sum() - false[~low].sum()
+  if 0 < left < wanted:
+    rarer = np.where(low, left / wanted, 1)
+    true, false = true * rarer, false * rarer
+  painted = min(1.0, false.sum() / (decoy_area * true.sum()))
+  return *(np.cumsum(one)[:-1] / one.sum() for one in (true, false)), painted
 
 
 def level_shares(shares, n_classes):
@@ -144,7 +220,12 @@ def annotate(*, truth, evidence, decoys, decoy_evidence, style, reading, shares,
   height, width, n_classes = truth.shape
   painted = np.zeros((height, width, n_classes))
   for k in range(n_classes):
-    cuts = np.cumsum(shares[k])[:-1]
+    dialled = reading.true_from is not None
+    if dialled:
+      true_cuts, false_cuts, painted_decoys = _planned(shares[k], reading.true_from, _DECOY_AREA[k])
+    else:
+      true_cuts = false_cuts = np.cumsum(shares[k])[:-1]
+      painted_decoys = min(1.0, reading.false_strokes * style.false_strokes)
     for mask, seen, is_true in (
       (truth[..., k], evidence[..., k], True),
       (decoys[..., k], decoy_evidence[..., k], False),
@@ -153,7 +234,10 @@ def annotate(*, truth, evidence, decoys, decoy_evidence, style, reading, shares,
       sizes = np.maximum(np.bincount(strokes.ravel()), 1)
       count = len(sizes)
       mean = np.bincount(strokes.ravel(), seen.ravel() / 255.0) / sizes
-      score = (mean - _EVIDENCE_MEAN[k]) / _EVIDENCE_SD[k]
+      if dialled and not is_true:
+        score = (mean - _DECOY_MEAN[k]) / _DECOY_SD[k]
+      else:
+        score = (mean - _EVIDENCE_MEAN[k]) / _EVIDENCE_SD[k]
       score = (score + style.noise * rng.normal(size=count)) / np.hypot(1, style.noise)
       rank = special.ndtr(score)
       chance = rng.random((3, count))
@@ -164,10 +248,16 @@ def annotate(*, truth, evidence, decoys, decoy_evidence, style, reading, shares,
         if not reading.informative:
           missed = chance[1] < style.miss
       else:
-        missed = chance[1] >= min(1.0, reading.false_strokes * style.false_strokes)
+        missed = chance[1] >= painted_decoys
         rank = rank + reading.false_rank
+      if dialled:
+        # As large a bias in the middle, smaller at the ends, where few strokes make a level.
+        rank = special.ndtr(special.ndtri(rank) + math.sqrt(2 * math.pi) * style.bias)
+      else:
+        rank = rank + style.bias
       # Off the ends, so that a level with no share is never given.
-      rank = np.clip(rank + style.bias, 1e-9, 1 - 1e-9)
+      rank = np.clip(rank, 1e-9, 1 - 1e-9)
+      cuts = true_cuts if is_true else false_cuts
       level = np.where(missed, 0.0, LEVELS[np.searchsorted(cuts, rank, side="right")])
       level[0] = 0.0
       painted[..., k] = np.maximum(painted[..., k], level[strokes])

@@ -6,9 +6,14 @@ import zlib
 import numpy as np
 from scipy import special
 
+from tfds_builders.lus_phantom import annotator as annotator_lib
+
 VIEWS = ("L1", "L2", "L3", "R1", "R2", "R3")
 # Fluid collects low and behind: how strongly a view shows the patient's congestion.
 VIEW_GAIN = {"L1": 0.75, "L2": 0.95, "L3": 1.2, "R1": 0.8, "R2": 1.0, "R3": 1.3}
+
+# With `readmission_accuracy`: the change of congestion above which a patient is readmitted.
+READMITTED_ABOVE = 0.0
 
 
 def generator(seed, *path):
@@ -61,6 +66,42 @@ def congestion_course(rng, days):
   return np.clip(start + np.concatenate([[0.0], np.cumsum(steps)]), 0, 1)
 
 
+def clear_course(rng, days):
+  """`congestion_course` of who gets clearly better or worse by the second day, as likely as not."""
+  course = congestion_course(rng, days)
+  step = rng.choice([-1, 1]) * rng.uniform(0.3, 0.5)
+  if not 0 <= course[0] + step <= 1:
+    step = -step
+  course[1:] += course[0] + step - course[1]
+  return np.clip(course, 0, 1)
+
+
+def change_of_views(videos):
+  """How the congestion of the lungs changed from the first day to the second, as the views show it.
+
+  Args:
+    videos: of one patient, each with `day`, `view` and `congestion`.
+
+  Returns:
+    The mean, over the views of both days, of the second less the first; without such a view the
+    mean of the second day less that of the first.
+  """
+  first, second = ({v.view: v.congestion for v in videos if v.day == day} for day in (1, 2))
+  both = [second[view] - first[view] for view in VIEWS if view in first and view in second]
+  if both:
+    return float(np.mean(both))
+  return float(np.mean(list(second.values())) - np.mean(list(first.values())))
+
+
+def expected_readmission(videos):
+  """What the best reader says of a patient: 1 (readmitted) unless the lungs clear enough.
+
+  Args:
+    videos: all of one patient.
+  """
+  return int(change_of_views(videos) > READMITTED_ABOVE)
+
+
 def outcomes(rng, congestion):
   """Draws what follows from a patient's congestion.
 
@@ -77,7 +118,16 @@ def outcomes(rng, congestion):
   return np.round(np.clip(sf_ratio, 60, 477), 1), int(readmitted)
 
 
-def patient_videos(patient, *, seed, setting, missing_views, annotators):
+def patient_videos(
+  patient,
+  *,
+  seed,
+  setting,
+  missing_views,
+  annotators,
+  stable_patients=0.0,
+  readmission_accuracy=0.0,
+):
   """Draws one patient.
 
   Args:
@@ -86,6 +136,11 @@ def patient_videos(patient, *, seed, setting, missing_views, annotators):
     setting: 'null' draws outcomes from another congestion than the one in the lungs.
     missing_views: chance that a view was not recorded; a day keeps at least one.
     annotators: names to choose from.
+    stable_patients: chance that a patient's congestion and S/F ratio stay what they are on the
+      first day, so that pairs of videos of different days are "Same".
+    readmission_accuracy: chance that readmission is what `expected_readmission` says, so that no
+      reader is right more often; congestion is then a `clear_course`, or few pictures would tell
+      what a reader has to know. 0: it follows from the last congestion and the trend (`outcomes`).
 
   Returns:
     A list of `Video`, by day and view.
@@ -94,9 +149,16 @@ def patient_videos(patient, *, seed, setting, missing_views, annotators):
   days = int(rng.integers(2, 4))
   congestion = congestion_course(rng, days)
   behind = congestion_course(generator(seed, "null", patient), days)
+  if readmission_accuracy:
+    congestion = clear_course(generator(seed, "clear", patient), days)
+  stable = generator(seed, "stable", patient).random() < stable_patients
+  if stable:
+    congestion, behind = (np.full(days, course[0]) for course in (congestion, behind))
   sf_ratio, readmitted = outcomes(
     generator(seed, "outcomes", patient), behind if setting == "null" else congestion
   )
+  if stable:
+    sf_ratio = np.full(days, sf_ratio[0])
   annotator = str(rng.choice(list(annotators)))
   side = dict(zip("LR", rng.normal(0, 0.06, 2), strict=True))
   videos = []
@@ -121,4 +183,22 @@ def patient_videos(patient, *, seed, setting, missing_views, annotators):
           annotator=annotator,
         )
       )
+  if readmission_accuracy:
+    expected = expected_readmission(videos)
+    as_expected = generator(seed, "readmission", patient).random() < readmission_accuracy
+    readmitted = expected if as_expected else 1 - expected
+    videos = [dataclasses.replace(video, readmitted_30d=readmitted) for video in videos]
   return videos
+
+
+def videos_of(patient, config):
+  """`patient_videos` of a `PhantomConfig`."""
+  return patient_videos(
+    patient,
+    seed=config.seed,
+    setting=config.setting,
+    missing_views=config.missing_views,
+    annotators=annotator_lib.STYLES,
+    stable_patients=config.stable_patients,
+    readmission_accuracy=config.readmission_accuracy,
+  )

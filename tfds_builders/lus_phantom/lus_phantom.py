@@ -8,9 +8,12 @@ import tensorflow_datasets as tfds
 from lus_jax.errors import UserError
 from lus_jax.splits import SPLITS
 from tfds_builders import records
-from tfds_builders.lus_phantom import annotator, cohort, simulator
+from tfds_builders.lus_phantom import annotator, cohort, simulator, variety
 
 KINDS = ("frames", "videos")
+# Fields that a data set's name tells only where they are not as they are by default: without them
+# it is the data set that it was before there were any.
+OPTIONS = ("variety", "stable_patients", "readmission_accuracy")
 
 
 @dataclasses.dataclass
@@ -23,12 +26,16 @@ class PhantomConfig(tfds.core.BuilderConfig):
     width: W of the pictures, in pixels.
     n_frames: frames of a video.
     n_patients: at least 3.
-    setting: one of `annotator.SETTINGS`.
+    setting: one of `annotator.SETTINGS`, or `true_from_T`.
     seed: a non-negative integer.
     missing_views: chance that a view was not recorded.
     level_shares: shares of strokes at the brush levels `annotator.LEVELS`: six numbers, or one row
       of six per class.
     raters: whether every frame is painted by all experts, not by its patient's alone ('frames').
+    variety: some of `variety.OPTIONS`.
+    stable_patients: share of patients whose lungs and S/F ratio are the same on all days.
+    readmission_accuracy: of the best attainable reader, in (.5, 1]; 0: readmission follows from the
+      lungs as it does by default. See `cohort.patient_videos`.
   """
 
   kind: str = "frames"
@@ -41,6 +48,9 @@ class PhantomConfig(tfds.core.BuilderConfig):
   missing_views: float = 0.25
   level_shares: tuple = annotator.LEVEL_SHARES
   raters: bool = False
+  variety: tuple = ()
+  stable_patients: float = 0.0
+  readmission_accuracy: float = 0.0
 
   def __post_init__(self):
     annotator.reading(self.setting)
@@ -56,6 +66,27 @@ class PhantomConfig(tfds.core.BuilderConfig):
       raise UserError(
         "lus_phantom needs seed >= 0 and 0 <= missing_views < 1, but they are "
         f"{self.seed} and {self.missing_views}."
+      )
+    unknown = [name for name in self.variety if name not in variety.OPTIONS]
+    if isinstance(self.variety, str) or unknown or len(set(self.variety)) < len(self.variety):
+      raise UserError(
+        f"variety of lus_phantom must name some of {', '.join(variety.OPTIONS)}, each once, but is "
+        f"{self.variety!r}."
+      )
+    if not 0 <= self.stable_patients <= 1:
+      raise UserError(
+        "stable_patients of lus_phantom must be a share from 0 to 1, but is "
+        f"{self.stable_patients}."
+      )
+    if self.readmission_accuracy != 0 and not 0.5 < self.readmission_accuracy <= 1:
+      raise UserError(
+        "readmission_accuracy of lus_phantom must be above 0.5 and at most 1 (or 0: as by "
+        f"default), but is {self.readmission_accuracy}."
+      )
+    if self.readmission_accuracy and self.setting == "null":
+      raise UserError(
+        "readmission_accuracy of lus_phantom makes readmission follow from the lungs, which "
+        "setting 'null' excludes; use another setting, or leave it out."
       )
     if self.raters and self.kind != "frames":
       raise UserError(
@@ -85,6 +116,12 @@ def phantom_config(kind, height, width, **settings):
         f"setting {name!r} of lus_phantom is unknown: choose from {', '.join(sorted(known))}."
       )
   full = {name: fields[name] for name in sorted(known)} | settings
+  if "variety" in settings and not isinstance(settings["variety"], str):
+    # Their order makes no other data set.
+    full["variety"] = settings["variety"] = tuple(sorted(settings["variety"]))
+  for name in OPTIONS:
+    if full[name] == fields[name]:
+      del full[name]
   return PhantomConfig(
     name=records.config_name(kind, height, width, **full),
     kind=kind,
@@ -107,27 +144,35 @@ def simulate(video, config):
   """
   wall = simulator.sample_wall(cohort.generator(config.seed, "wall", video.patient))
   rng = cohort.generator(config.seed, "scene", video.name)
-  scene = simulator.sample_scene(rng, wall=wall, congestion=video.congestion)
+  reading = annotator.reading(config.setting)
+  scene = simulator.sample_scene(
+    rng, wall=wall, congestion=video.congestion, imitators=reading.imitators
+  )
+  options = {"seed": config.seed, "options": config.variety}
+  probe = variety.probe_of(video, **options)
+  scene = variety.varied(scene, video, **options)
   rendered = simulator.render(
     scene,
     height=config.height,
     width=config.width,
     rng=cohort.generator(config.seed, "speckle", video.name),
     n_frames=1 if config.kind == "frames" else config.n_frames,
+    probe=probe,
   )
   images, truth = rendered["image"], rendered["truth"]
-  evidence = np.stack([simulator.evidence(*pair) for pair in zip(images, truth, strict=True)])
+  evidence = np.stack(
+    [simulator.evidence(*pair, probe=probe) for pair in zip(images, truth, strict=True)]
+  )
   decoys = rendered["decoys"][0]
-  probe = simulator.Probe()
 
   def paint(expert, *path):
     return annotator.annotate(
       truth=truth[0],
       evidence=evidence[0],
       decoys=decoys,
-      decoy_evidence=simulator.evidence(images[0], decoys),
+      decoy_evidence=simulator.evidence(images[0], decoys, probe=probe),
       style=annotator.STYLES[expert],
-      reading=annotator.reading(config.setting),
+      reading=reading,
       shares=annotator.level_shares(config.level_shares, len(simulator.CLASSES)),
       rng=cohort.generator(config.seed, "annotator", video.name, *path),
       mm_per_pixel=(10 * probe.depth_cm / config.height, 10 * probe.width_cm / config.width),
@@ -171,6 +216,7 @@ class LusPhantom(records.Builder):
         setting=config.setting,
         seed=config.seed,
         **({"raters": experts, "persons": experts} if config.raters else {}),
+        **_more_metadata(config),
       ),
     )
 
@@ -179,18 +225,29 @@ class LusPhantom(records.Builder):
     split_of = records.assign_splits(cohort.patient_names(config.n_patients), config.seed)
     videos = {split: [] for split in SPLITS}
     for patient, split in split_of.items():
-      videos[split] += cohort.patient_videos(
-        patient,
-        seed=config.seed,
-        setting=config.setting,
-        missing_views=config.missing_views,
-        annotators=annotator.STYLES,
-      )
+      videos[split] += cohort.videos_of(patient, config)
     shown = records.bar(sum(map(len, videos.values())), config.kind[:-1])
     return {split: self._generate_examples(videos[split], shown) for split in SPLITS}
 
   def _generate_examples(self, videos, shown):
     return records.made(self, _video, self.builder_config, videos, shown)
+
+
+def _more_metadata(config):
+  """What the data set says of fields that are not as they are by default."""
+  found = {}
+  if config.variety:
+    found["variety"] = list(config.variety)
+  if config.stable_patients:
+    found["stable_patients"] = config.stable_patients
+  if best := config.readmission_accuracy:
+    found["best_accuracy"] = {"readmitted_30d": best}
+    found["notes"] = [
+      f"readmission follows from the lungs of the first two days, but is turned round in "
+      f"{1 - best:.3g} of the patients at random: who knows the lungs is right in {best:.3g} of "
+      "them on average, and nobody in more."
+    ]
+  return found
 
 
 def _video(config, video):

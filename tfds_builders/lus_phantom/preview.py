@@ -1,6 +1,6 @@
 """Pictures of the phantom: a contact sheet of frames, truth and painted confidence, and a clip.
 
-python -m tfds_builders.lus_phantom.preview --out FILE.png [--gif FILE.gif] [--size 256]
+python -m tfds_builders.lus_phantom.preview --out FILE.png [--gif FILE.gif] [--variety all]
 """
 
 import argparse
@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from lus_jax import command_line, palette
 from tfds_builders.lus_phantom import annotator, cohort, lus_phantom, simulator
+from tfds_builders.lus_phantom import variety as variety_lib
 
 _MARGIN, _LINE = 6, 18  # pixels
 # The clip shows A-lines beside B-lines.
@@ -18,16 +19,7 @@ _HALF_CONGESTED = 0.55
 
 
 def _videos(config, n_patients):
-  return [
-    cohort.patient_videos(
-      patient,
-      seed=config.seed,
-      setting=config.setting,
-      missing_views=config.missing_views,
-      annotators=annotator.STYLES,
-    )
-    for patient in cohort.patient_names(n_patients)
-  ]
+  return [cohort.videos_of(patient, config) for patient in cohort.patient_names(n_patients)]
 
 
 def _with_legend(picture, text):
@@ -53,22 +45,26 @@ def _with_legend(picture, text):
   return framed
 
 
-def contact_sheet(*, size=256, setting="default", seed=0, n_videos=6):
+def contact_sheet(*, size=256, setting="default", seed=0, variety=(), n_videos=6):
   """A picture with a column a video: frame, truth, painted confidence (opaque = 100 %).
 
   Args:
     size: H and W of a frame in pixels.
-    setting: one of `annotator.SETTINGS`.
+    setting: one of `annotator.SETTINGS`, or `true_from_T`.
     seed: of the data set.
+    variety: some of `variety.OPTIONS`.
     n_videos: columns, each of another patient.
 
   Returns:
     A PIL image.
   """
-  config = lus_phantom.phantom_config("frames", size, size, setting=setting, seed=seed)
+  config = lus_phantom.phantom_config(
+    "frames", size, size, setting=setting, seed=seed, variety=variety
+  )
   columns = []
   for videos in _videos(config, n_videos):
-    arrays = lus_phantom.simulate(videos[0], config)
+    # The last one is mostly of the lowest view, where there is the most to find.
+    arrays = lus_phantom.simulate(videos[-1 if variety else 0], config)
     image = arrays["frames"][0, ..., 0]
     rows = [np.zeros_like(arrays["confidence"]), arrays["truth"][0], arrays["confidence"]]
     columns.append(np.concatenate([palette.overlay(image, row / 255) for row in rows]))
@@ -91,19 +87,22 @@ def _colours():
   return image
 
 
-def clip(*, size=256, setting="default", seed=0, n_patients=6):
+def clip(*, size=256, setting="default", seed=0, variety=(), n_patients=6):
   """A video of a lung with B-lines and A-lines: frames, and the truth over them.
 
   Args:
     size: H and W of a frame in pixels.
-    setting: one of `annotator.SETTINGS`.
+    setting: one of `annotator.SETTINGS`, or `true_from_T`.
     seed: of the data set.
+    variety: some of `variety.OPTIONS`.
     n_patients: among whom to look.
 
   Returns:
     A list of PIL images of few colours, to be shown at the probe's frame rate.
   """
-  config = lus_phantom.phantom_config("videos", size, size, setting=setting, seed=seed)
+  config = lus_phantom.phantom_config(
+    "videos", size, size, setting=setting, seed=seed, variety=variety
+  )
   videos = [video for each in _videos(config, n_patients) for video in each]
   video = min(videos, key=lambda video: abs(video.congestion - _HALF_CONGESTED))
   arrays = lus_phantom.simulate(video, config)
@@ -120,10 +119,16 @@ def main():
   parser.add_argument("--out", required=True, help="PNG to write: the contact sheet")
   parser.add_argument("--gif", help="GIF to write: a clip")
   parser.add_argument("--size", type=int, default=256, help="height and width of a frame")
-  parser.add_argument("--setting", default="default", help=", ".join(annotator.SETTINGS))
+  known = f"{', '.join(annotator.SETTINGS)} or {annotator.TRUE_FROM}0.6"
+  parser.add_argument("--setting", default="default", help=known)
+  parser.add_argument(
+    "--variety", default="", help=f"all, or some of {','.join(variety_lib.OPTIONS)}"
+  )
   parser.add_argument("--seed", type=int, default=0)
   flags = parser.parse_args()
+  options = tuple(filter(None, flags.variety.split(",")))
   settings = {"size": flags.size, "setting": flags.setting, "seed": flags.seed}
+  settings["variety"] = variety_lib.OPTIONS if options == ("all",) else options
 
   def write():
     contact_sheet(**settings).save(flags.out, optimize=True)

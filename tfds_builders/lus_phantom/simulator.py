@@ -32,6 +32,7 @@ SHARP, FUZZY, FASCIA, A_LINE, SUB_A_LINE, VERTICAL = range(len(CLASSES))
 _MARGIN_MM = 3.0
 _MAX_SLIDE_MM = 6.0
 _MIN_LINE_PIXELS = 1.5
+_LAST_RAY_DB = -52.0  # B-lines that fade end there: they are hardly seen in what is around
 _HAZE_FLOOR = np.float32(10 ** (-55 / 20))
 
 
@@ -50,6 +51,7 @@ class Probe:
     time_gain_db_per_cm: slope of the gain that makes up for it.
     time_gain_stop_cm: depth at which that gain is used up.
     dynamic_range_db: from black to white.
+    gain_db: overall gain, on top of that over depth.
     frames_per_second: of videos.
   """
 
@@ -64,6 +66,7 @@ class Probe:
   time_gain_stop_cm: float = 4.6
   dynamic_range_db: float = 60.0
   frames_per_second: float = 8.0
+  gain_db: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,14 @@ class Scene:
     rays: [R, 4] B-lines: u, full width, level, phase.
     comets: [C, 4] comet tails: u, full width, level, phase.
     streaks: [S, 5] short false lines below the pleura: depth below it, u, length, level, class.
+    ray_shapes: [R, 4] of the B-lines, per cm below the pleura: share by which they widen, mm they
+      lean, mm per cm they bend, dB they fade; None: straight, and as wide and bright all along.
+    curve_mm: how much deeper the pleura lies at the picture's edges than in its middle.
+    effusion: lateral centre, half width and thickness of fluid above the lung; None: there is none.
+    consolidations: [(u, half width, depth, level, waves [J, 3] of its shredded lower border)].
+    lung_point: side (-1 left, 1 right) without lung and the lateral place where it begins, at rest;
+      None: lung everywhere.
+    pulse: mm the heart moves the lung by, beats per second, phase; None: not seen.
   """
 
   wall: Wall
@@ -132,9 +143,15 @@ class Scene:
   rays: np.ndarray
   comets: np.ndarray
   streaks: np.ndarray
+  ray_shapes: np.ndarray | None = None
+  curve_mm: float = 0.0
+  effusion: tuple[float, float, float] | None = None
+  consolidations: tuple = ()
+  lung_point: tuple[int, float] | None = None
+  pulse: tuple[float, float, float] | None = None
 
 
-def _waves(rng, amplitude, longest_mm, count=4):
+def waves(rng, amplitude, longest_mm, count=4):
   """[count, 3] amplitude, cycles per mm and phase of a smooth random curve of the given sd."""
   cycles = rng.uniform(0.4, 1.6, count) * np.arange(1, count + 1) / longest_mm
   sizes = rng.normal(size=count) / np.arange(1, count + 1)
@@ -164,7 +181,7 @@ def sample_wall(rng):
   return Wall(pleura, fascia, fat_db=rng.uniform(-64, -50), muscle_db=rng.uniform(-53, -43))
 
 
-def sample_scene(rng, *, wall, congestion, probe=None):
+def sample_scene(rng, *, wall, congestion, probe=None, imitators=1):
   """Draws one view.
 
   Args:
@@ -173,6 +190,8 @@ def sample_scene(rng, *, wall, congestion, probe=None):
     congestion: of this view, in [0, 1]: sets number, width and level of B-lines, how much of the
       pleura is fuzzy, and how much of the A-lines is lost.
     probe: a `Probe`.
+    imitators: times as many striae, comet tails and streaks as usual: what may be taken for a
+      fascia band, a B-line or an A-line.
 
   Returns:
     A `Scene`.
@@ -189,7 +208,7 @@ def sample_scene(rng, *, wall, congestion, probe=None):
   inset = rng.uniform(3, 9)
   rib = (side, inset if side < 0 else width - inset, pleura * rng.uniform(0.74, 0.86))
 
-  count = rng.integers(2, 6)
+  count = imitators * rng.integers(2, 6)
   striae = np.stack(
     [
       pleura * rng.uniform(0.5, 0.93, count),
@@ -212,7 +231,7 @@ def sample_scene(rng, *, wall, congestion, probe=None):
     ],
     axis=1,
   )
-  count = rng.integers(1, 6)
+  count = imitators * rng.integers(1, 6)
   comets = np.stack(
     [
       rng.uniform(*reach, count),
@@ -222,7 +241,7 @@ def sample_scene(rng, *, wall, congestion, probe=None):
     ],
     axis=1,
   )
-  count = rng.integers(3, 8)
+  count = imitators * rng.integers(3, 8)
   streaks = np.stack(
     [
       rng.uniform(4, 30, count),
@@ -237,22 +256,22 @@ def sample_scene(rng, *, wall, congestion, probe=None):
   return Scene(
     wall=wall,
     tilt=float(np.clip(rng.normal(0, 0.035), -0.07, 0.07)),
-    waves=np.stack([_waves(rng, 0.3, 120)] + [_waves(rng, 0.35, 70) for _ in wall.fascia]),
+    waves=np.stack([waves(rng, 0.3, 120)] + [waves(rng, 0.35, 70) for _ in wall.fascia]),
     rib=rib,
     striae=striae,
     slide_mm=rng.uniform(1.5, 0.75 * _MAX_SLIDE_MM),
     breath_s=rng.uniform(2.5, 4.5),
     breath_phase=rng.uniform(0, 2 * np.pi),
     fuzz=0.5 + 0.55 * (congestion - 0.42),
-    fuzz_waves=_waves(rng, 0.16, 70, 3),
+    fuzz_waves=waves(rng, 0.16, 70, 3),
     pleura_db=rng.normal(-9, 4),
     haze_db=rng.normal(-39.5, 3.5),
     haze_slope=rng.uniform(0.6, 1.1),
     a_db=rng.normal(-22, 6) - 18 * congestion,
-    a_waves=_waves(rng, 6, 40),
+    a_waves=waves(rng, 6, 40),
     sub_a_db=rng.normal(-29, 5) - 8 * congestion if has_sub_a else -np.inf,
-    sub_a_waves=_waves(rng, 6, 40),
-    contact_waves=_waves(rng, 3, 50, 3),
+    sub_a_waves=waves(rng, 6, 40),
+    contact_waves=waves(rng, 3, 50, 3),
     rays=rays,
     comets=comets,
     streaks=streaks,
@@ -339,23 +358,96 @@ def _profile(x, centre, full_width):
   return np.exp(-4 * math.log(2) * distance**2).astype(np.float32)
 
 
+def _breath(scene, time_s):
+  return scene.slide_mm * math.sin(2 * np.pi * time_s / scene.breath_s + scene.breath_phase)
+
+
+def _pulse(scene, time_s):
+  """How far the heart has moved the lung, in mm: quickly there, slowly back."""
+  if scene.pulse is None:
+    return 0.0
+  amplitude, per_second, phase = scene.pulse
+  part = (time_s * per_second + phase / (2 * np.pi)) % 1
+  return amplitude * (part / 0.25 if part < 0.25 else (1 - part) / 0.75)
+
+
 def slide(scene, time_s):
   """Lateral displacement of the lung at a time, in mm."""
-  return scene.slide_mm * math.sin(2 * np.pi * time_s / scene.breath_s + scene.breath_phase)
+  return _breath(scene, time_s) + _pulse(scene, time_s)
 
 
 def pleura_depth(scene, x, time_s, probe=None):
   """Depth of the pleural line in mm at lateral positions `x` [X] in mm; it moves .3 mm a breath."""
   middle = 5 * (probe or Probe()).width_cm
-  breath = 0.3 * slide(scene, time_s) / scene.slide_mm
-  return scene.wall.pleura_mm + scene.tilt * (x - middle) + _wave(x, scene.waves[0]) + breath
+  breath = 0.3 * _breath(scene, time_s) / scene.slide_mm
+  depth = scene.wall.pleura_mm + scene.tilt * (x - middle) + _wave(x, scene.waves[0]) + breath
+  if scene.curve_mm:
+    depth += scene.curve_mm * ((x - middle) / middle) ** 2
+  if scene.pulse is not None:
+    depth += 0.3 * _pulse(scene, time_s)
+  return depth
+
+
+def fluid(scene, x, time_s):
+  """[X] thickness in mm of the fluid between pleural line and lung; it changes with the breath."""
+  if scene.effusion is None:
+    return np.zeros_like(x)
+  centre, half, thickness = scene.effusion
+  thickness *= 1 - 0.25 * _breath(scene, time_s) / scene.slide_mm
+  return thickness * np.sqrt(np.clip(1 - ((x - centre) / half) ** 2, 0, None))
+
+
+def lung_depth(scene, x, time_s, probe=None):
+  """[X] depth in mm of the lung's surface: the pleural line, or what lies under the fluid."""
+  depth = pleura_depth(scene, x, time_s, probe)
+  return depth if scene.effusion is None else depth + fluid(scene, x, time_s)
+
+
+def lung_coordinates(scene, x, time_s):
+  """The lung's own coordinates `u` [X] seen at `x` [X], and where there is no lung, [X] bool."""
+  moved = slide(scene, time_s)
+  if scene.lung_point is None:
+    return x - moved, np.zeros(x.shape, bool)
+  side, place = scene.lung_point
+  empty = side * (x - place - moved) > 0
+  return np.where(empty, x, x - moved), empty
+
+
+def consolidated(scene, u):
+  """[X] how deep below its surface the lung is airless, in mm: shredded at its lower border."""
+  depth = np.zeros_like(u)
+  for centre, half, deepest, _, border in scene.consolidations:
+    arch = deepest * np.sqrt(np.clip(1 - ((u - centre) / half) ** 2, 0, None))
+    depth = np.maximum(depth, arch + np.minimum(1, arch / 4) * _wave(u, border))
+  return depth
+
+
+def _shaped(scene, u, below, least_width=0.0):
+  """Profiles and levels of B-lines that have shapes.
+
+  Args:
+    scene: a `Scene` with `ray_shapes`.
+    u: [X].
+    below: depth below the lung's surface in mm, [Z, X] or [X].
+    least_width: in mm.
+
+  Returns:
+    Profiles, 1 at the centres, and by how many dB they have faded, both [R, *below.shape].
+  """
+  cm = np.clip(below, 0, None)[None] / 10
+  of_ray = (slice(None),) + (None,) * below.ndim
+  centre, width = (scene.rays[:, i].astype(np.float32)[of_ray] for i in (0, 1))
+  widen, lean, bend, fade = (column.astype(np.float32)[of_ray] for column in scene.ray_shapes.T)
+  width = np.maximum(width * (1 + widen * cm), least_width)
+  distance = (u - centre - lean * cm - bend * cm**2) / width
+  return np.exp(-4 * math.log(2) * distance**2), fade * cm
 
 
 def a_line_depths(scene, x, time_s, probe=None):
-  """[n, X] depths in mm of the A-lines: 2, 3, ... times the pleural depth, while in the picture."""
+  """[n, X] depths in mm of the A-lines: 2, 3, ... times the lung's, while in the picture."""
   probe = probe or Probe()
   orders = np.arange(2, math.floor(10 * probe.depth_cm / scene.wall.pleura_mm) + 1)
-  return orders[:, None] * pleura_depth(scene, x, time_s, probe)[None, :]
+  return orders[:, None] * lung_depth(scene, x, time_s, probe)[None, :]
 
 
 def sub_a_line_depths(scene, x, time_s, probe=None):
@@ -364,7 +456,7 @@ def sub_a_line_depths(scene, x, time_s, probe=None):
   They are the echo that goes once more between the pleura and the deepest fascia band.
   """
   probe = probe or Probe()
-  pleura = pleura_depth(scene, x, time_s, probe)
+  pleura = lung_depth(scene, x, time_s, probe)
   orders = np.arange(1, math.floor(10 * probe.depth_cm / scene.wall.pleura_mm) + 1)
   return (orders[:, None] + 1) * pleura[None, :] - _fascia_depth(scene, -1, x, probe)[None, :]
 
@@ -393,13 +485,23 @@ def _lines(scene, x, time_s, probe):
   """Everything about the lung that is a function of `x` at one time.
 
   Returns:
-    Depth [X] of the pleura, its fuzziness [X], and lists of (depth [X], level in dB [X]) of
+    Depth [X] of the lung's surface, its fuzziness [X], and lists of (depth [X], level in dB [X]) of
     A-lines, sub-A lines and streaks (these with their class).
   """
-  u = x - slide(scene, time_s)
+  u, empty = lung_coordinates(scene, x, time_s)
   fuzz = scene.fuzz + _wave(u, scene.fuzz_waves)
+  airless = 0.0  # and so no mirror, up to all of it
+  if scene.lung_point is not None:
+    # Air under the pleural line: a perfect mirror.
+    fuzz = np.where(empty, 0.2, fuzz)
+  if scene.consolidations:
+    airless = np.minimum(1, consolidated(scene, u) / 3)
+    fuzz = fuzz + 0.4 * airless
+  if scene.effusion is not None:
+    # What the lung throws back under fluid seldom comes straight to the probe.
+    airless = airless + 0.4 * np.minimum(1, fluid(scene, x, time_s) / 2)
   # A-lines need a smooth mirror: they fade where the pleura is fuzzy.
-  mirror = -14 * np.clip(fuzz - 0.35, 0, 1)
+  mirror = -14 * np.clip(fuzz - 0.35, 0, 1) - 40 * airless
   a_lines = [
     (depth, scene.a_db - 5 * order + _wave(u + 7 * order, scene.a_waves) + mirror)
     for order, depth in enumerate(a_line_depths(scene, x, time_s, probe))
@@ -408,7 +510,7 @@ def _lines(scene, x, time_s, probe):
     (depth, scene.sub_a_db - 6 * order + _wave(u + 7 * order, scene.sub_a_waves) + mirror)
     for order, depth in enumerate(sub_a_line_depths(scene, x, time_s, probe))
   ]
-  pleura = pleura_depth(scene, x, time_s, probe)
+  pleura = lung_depth(scene, x, time_s, probe)
   streaks = [
     (pleura + below, level - 24 * ((u - centre) / length) ** 2, int(kind))
     for below, centre, length, level, kind in scene.streaks
@@ -457,35 +559,57 @@ def _frame(scene, grid, probe, time_s, wall, noise, grain):
   """Amplitude [H, W] of one frame, before attenuation is made up for and compressed."""
   x = grid.x
   moved = slide(scene, time_s)
-  u = x - moved
+  u, empty = lung_coordinates(scene, x, time_s)
   dx = x[1] - x[0]
   pleura, fuzz, a_lines, sub_a_lines, streaks = _lines(scene, x, time_s, probe)
   fuzzy = 1 / (1 + np.exp(-(fuzz - 0.5) / 0.04))
   below = (grid.z[:, None] - pleura.astype(np.float32)[None, :]).astype(np.float32)
   start = noise.shape[1] // 2 - len(x) // 2 - round(moved / dx)
   lung_noise = noise[:, start : start + len(x)]
+  if scene.lung_point is not None:
+    still = noise.shape[1] // 2 - len(x) // 2
+    lung_noise = np.where(empty[None, :], noise[:, still : still + len(x)], lung_noise)
 
   covered = np.zeros(len(x), np.float32)
   field = (_amplitude(scene.haze_db - scene.haze_slope * below) + _HAZE_FLOOR) * lung_noise
-  if len(scene.rays):
+  if len(scene.rays) and scene.ray_shapes is not None:
+    profile, faded = _shaped(scene, u, below)
+    profile *= _amplitude(-faded) * ~empty
+    field *= 1 - 0.5 * profile.max(0)
+    field += _shaped_ray_field(scene.rays, profile, lung_noise, grain[0], grid)
+  elif len(scene.rays):
     profile = _profile(u, scene.rays[:, 0], scene.rays[:, 1])
+    if scene.lung_point is not None:
+      profile *= ~empty
     covered = profile.max(0)
     field *= (1 - 0.5 * covered)[None, :]
     field += _ray_field(scene.rays, profile, lung_noise, grain[0], grid)
   tails = _profile(u, scene.comets[:, 0], scene.comets[:, 1])
+  if scene.lung_point is not None:
+    tails *= ~empty
   tails = _ray_field(scene.comets, tails, lung_noise, grain[1], grid)
   field += tails * np.exp(-np.clip(below, 0, 30) / np.float32(3.5))
+  if scene.consolidations:
+    _consolidate(scene, field, below, u, lung_noise, grain)
   below_pleura = 1 / (1 + np.exp(-np.clip(below / np.float32(0.12), -30, 30)))
   field *= below_pleura
   # The wall and the lung share the pleura: the wall's echo ends there.
-  field += wall * (1 - below_pleura)
+  if scene.effusion is None:
+    field += wall * (1 - below_pleura)
+  else:
+    _flood(scene, field, grid, probe, time_s, wall, below_pleura, lung_noise)
 
-  erased = 20 * np.log10(1.0001 - covered)
+  def erased(depth):
+    if scene.ray_shapes is None or not len(scene.rays):
+      return 20 * np.log10(1.0001 - covered)
+    profile, faded = _shaped(scene, u, depth - pleura)
+    return 20 * np.log10(1.0001 - (profile * _amplitude(-faded)).max(0) * ~empty)
+
   for order, (depth, level) in enumerate(a_lines + sub_a_lines):
     speckled = 0.55 + 0.7 * _lung_grain(grain[2 + order % 6], u + 5 * order)
-    _deposit(field, grid, depth, _amplitude(level + erased) * speckled)
+    _deposit(field, grid, depth, _amplitude(level + erased(depth)) * speckled)
   for depth, level, _ in streaks:
-    _deposit(field, grid, depth, _amplitude(level + 0.5 * erased))
+    _deposit(field, grid, depth, _amplitude(level + 0.5 * erased(depth)))
   phases = np.stack([_lung_grain(grain[2 + i], u) for i in range(6)])
   sharp_level = scene.pleura_db + 2.5 * phases[0].real
   _deposit(field, grid, pleura, _amplitude(sharp_level) * (1 - fuzzy))
@@ -507,6 +631,49 @@ def _frame(scene, grid, probe, time_s, wall, noise, grain):
   return np.abs(fft.ifft2(spectrum))
 
 
+def _consolidate(scene, field, below, u, lung_noise, grain):
+  """Fills airless lung with the echo of tissue; rays go down from its shredded border."""
+  border = consolidated(scene, u)
+  level = np.full_like(u, -np.inf)
+  for centre, half, _, decibel, _ in scene.consolidations:
+    level = np.where(np.abs(u - centre) < half, np.maximum(level, decibel), level)
+  inside = below < border[None, :]
+  phases = [_lung_grain(grain[2 + i], 1.7 * u) for i in range(3)]
+  tissue = _amplitude(level)[None, :] * lung_noise
+  # Rays as broad as the shreds they come from.
+  rays = 0.5 * phases[0][None, :] + 0.5 * lung_noise
+  rays *= _amplitude(level + 3)[None, :] * _amplitude(-0.35 * (below - border[None, :]))
+  behind = np.minimum(1, border / 2)[None, :].astype(np.float32)
+  field[:] = np.where(inside, tissue, field * (1 - 0.5 * behind) + rays * behind)
+  # The border itself, broken, and air in bronchi.
+  edge = np.abs(below - border[None, :]) < 0.5
+  field += edge * (behind * _amplitude(level + 12)[None, :] * phases[1][None, :])
+  air = inside & (np.abs(phases[2][None, :]) > 1.1) & (np.abs(lung_noise) > 1.3)
+  field += air * (_amplitude(level + 8)[None, :] * lung_noise) * (below > 2)
+
+
+def _flood(scene, field, grid, probe, time_s, wall, below_lung, lung_noise):
+  """Adds the wall and, between the pleural line and the lung, fluid: nearly no echo."""
+  pleura = pleura_depth(scene, grid.x, time_s, probe)
+  thickness = fluid(scene, grid.x, time_s)
+  below = (grid.z[:, None] - pleura[None, :]).astype(np.float32)
+  below_wall = 1 / (1 + np.exp(-np.clip(below / np.float32(0.12), -30, 30)))
+  field += wall * (1 - below_wall)
+  # Reverberations of the wall fill the fluid's upper part with haze.
+  haze = _amplitude(-46 - 2.5 * np.clip(below, 0, None)) + _HAZE_FLOOR / 3
+  field += haze * lung_noise * below_wall * (1 - below_lung)
+  wet = np.minimum(1, thickness)
+  _deposit(field, grid, pleura, _amplitude(scene.pleura_db - 3) * wet)
+
+
+def _shaped_ray_field(rays, profile, lung_noise, grain, grid):
+  """`_ray_field` of profiles [R, Z, X] that change along depth."""
+  steady = 0.75 * np.exp(1j * rays[:, 3])[:, None] + 0.6 * grain[: len(rays), : len(grid.z)]
+  level = _amplitude(rays[:, 2])[:, None, None] * profile
+  field = np.einsum("nz,nzx->zx", steady.astype(np.complex64), level)
+  return 0.4 * field + 0.7 * level.sum(0) * lung_noise
+
+
 def _ray_field(rays, profile, lung_noise, grain, grid):
   """[Z, X] vertical rays: a steady echo along depth, with grain and some of the lung's speckle."""
   steady = 0.75 * np.exp(1j * rays[:, 3])[:, None] + 0.6 * grain[: len(rays), : len(grid.z)]
@@ -526,7 +693,8 @@ def _lung_grain(grain, u):
 def _gain_db(z, probe):
   """Net of attenuation there and back and of time gain, in dB, at depths `z` in mm."""
   attenuation = 2 * 0.5 * probe.frequency_mhz * z / 10
-  return probe.time_gain_db_per_cm * np.minimum(z / 10, probe.time_gain_stop_cm) - attenuation
+  by_depth = probe.time_gain_db_per_cm * np.minimum(z / 10, probe.time_gain_stop_cm)
+  return by_depth - attenuation + probe.gain_db
 
 
 def _masks(scene, height, width, probe, time_s):
@@ -535,7 +703,7 @@ def _masks(scene, height, width, probe, time_s):
   dx = 10 * probe.width_cm / width
   z = ((np.arange(height, dtype=np.float32) + np.float32(0.5)) * np.float32(dz))[:, None]
   x = (np.arange(width) + 0.5) * dx
-  u = x - slide(scene, time_s)
+  u, empty = lung_coordinates(scene, x, time_s)
   pleura, fuzz, a_lines, sub_a_lines, streaks = _lines(scene, x, time_s, probe)
   seen = _shadow(scene, x) < 0.5
   truth = np.zeros((height, width, len(CLASSES)), bool)
@@ -549,6 +717,14 @@ def _masks(scene, height, width, probe, time_s):
   truth[..., FUZZY] = line(pleura + 0.5, 3.2, seen & (fuzz > 0.5))
   decoys[..., FUZZY] = line(pleura + 0.5, 3.2, seen & (fuzz <= 0.5) & (fuzz > 0.36))
   decoys[..., SHARP] = line(pleura, 2.0, seen & (fuzz > 0.5) & (fuzz < 0.64))
+  border = consolidated(scene, u)
+  if scene.consolidations:
+    # Its shreds look like an irregular pleural line.
+    decoys[..., FUZZY] |= line(pleura + border, 2.0, seen & (border > 1.5))
+  outer = pleura
+  if scene.effusion is not None:
+    outer = pleura_depth(scene, x, time_s, probe)
+    truth[..., SHARP] |= line(outer, 2.0, seen & (fluid(scene, x, time_s) > 1))
   behind = np.zeros((height, width), bool)
   if scene.rib[0]:
     rib = _rib_depth(scene, x)
@@ -562,26 +738,34 @@ def _masks(scene, height, width, probe, time_s):
     near_pleura = depth > 0.85 * scene.wall.pleura_mm
     kind = SHARP if near_pleura else FASCIA
     where = np.abs(x - centre) < length / 2
-    decoys[..., kind] |= line(bend, 1.6, where) & ~behind & (z < pleura[None, :] - 1)
+    decoys[..., kind] |= line(bend, 1.6, where) & ~behind & (z < outer[None, :] - 1)
 
-  covered = np.zeros(width, bool)
-  lung = (z > pleura[None, :]) & seen[None, :]
-  if len(scene.rays):
+  covered = np.zeros((height, width), bool)
+  below = z - pleura[None, :]
+  lung = (below > border[None, :]) & seen[None, :]
+  if len(scene.rays) and scene.ray_shapes is not None:
+    profile, faded = _shaped(scene, u, below, _MIN_LINE_PIXELS * dx)
+    left = scene.rays[:, 2, None, None] - faded
+    covered = ((profile >= 0.5) & (left > _LAST_RAY_DB)).any(0) & ~empty[None, :]
+    truth[..., VERTICAL] = covered & lung
+  elif len(scene.rays):
     # Lines closer than a pixel would vanish: a ray is at least as wide as thin lines are thick.
     widths = np.maximum(scene.rays[:, 1], _MIN_LINE_PIXELS * dx)
-    covered = (_profile(u, scene.rays[:, 0], widths) >= 0.5).any(0)
-    truth[..., VERTICAL] = covered[None, :] & lung
+    covered |= ((_profile(u, scene.rays[:, 0], widths) >= 0.5).any(0) & ~empty)[None, :]
+    truth[..., VERTICAL] = covered & lung
   widths = np.maximum(scene.comets[:, 1], _MIN_LINE_PIXELS * dx)
-  tails = (_profile(u, scene.comets[:, 0], widths) >= 0.5).any(0)
-  decoys[..., VERTICAL] = tails[None, :] & lung & (z - pleura[None, :] < 11)
+  tails = (_profile(u, scene.comets[:, 0], widths) >= 0.5).any(0) & ~empty
+  decoys[..., VERTICAL] = tails[None, :] & lung & (below < 11)
+  if scene.consolidations:
+    decoys[..., VERTICAL] |= (border > 2)[None, :] & lung
   if scene.rib[0]:
     inner = scene.rib[1] - scene.rib[0] * 1.5
     decoys[..., VERTICAL] |= (np.abs(x - inner) < 1)[None, :] & lung
   for kind, lines in ((A_LINE, a_lines), (SUB_A_LINE, sub_a_lines)):
     for depth, level in lines:
-      truth[..., kind] |= line(depth, 2.0, seen & ~covered & (level > -37))
+      truth[..., kind] |= line(depth, 2.0, seen & (level > -37)) & ~covered
   for depth, level, kind in streaks:
-    decoys[..., kind] |= line(depth, 1.8, seen & ~covered & (level > level.max() - 6)) & lung
+    decoys[..., kind] |= line(depth, 1.8, seen & (level > level.max() - 6)) & lung & ~covered
   return truth, decoys & ~truth
 
 
@@ -602,12 +786,14 @@ def render(scene, *, height, width, rng, n_frames=1, probe=None):
     fibres, stray echoes).
   """
   probe = probe or Probe()
-  grid = _grid(height, width, probe)
+  # The gain is no part of the lattice, which is kept for the next picture.
+  grid = _grid(height, width, dataclasses.replace(probe, gain_db=0.0))
   wall = _wall_field(scene, grid, probe, rng)
   extra = 2 * math.ceil((_MAX_SLIDE_MM + 1) / (grid.x[1] - grid.x[0]))
   noise = _complex_noise(rng, (len(grid.z), len(grid.x) + extra))
   # One row of grain a ray or tail along depth, then six along the lung for the pleura.
-  along_depth = [_complex_noise(rng, (8, len(grid.z))) for _ in range(2)]
+  rows = (8, max(8, len(scene.comets)))
+  along_depth = [_complex_noise(rng, (count, len(grid.z))) for count in rows]
   grain = along_depth + list(_complex_noise(rng, (6, 100)))
   z = (np.arange(height) + 0.5) * 10 * probe.depth_cm / height
   x = (np.arange(width) + 0.5) * 10 * probe.width_cm / width

@@ -11,7 +11,8 @@ const RETRY = 2500; // ms
 const IDLE = 20_000; // ms without a hand that count as work
 const CACHED = 384 * 2 ** 20; // bytes of frames kept here
 const KEPT = 8; // paintings with their history kept here
-const CHUNK = 8 * 2 ** 20; // bytes of frames asked for together
+const CHUNK = [2 * 2 ** 20, 32 * 2 ** 20]; // bytes of frames asked for together: at first, at most
+const RATE = 20; // frames per second of a clip that does not say
 
 let folder; // what the server says of the data set
 let clip = null; // {video, frames, height, width, rate}
@@ -19,9 +20,11 @@ let frame = 0;
 let doc = null; // the open frame's painting and what is known of it
 const docs = new Map(); // by "video\nframe", in order of use
 const images = new Map(); // grey frames of the clip by number
+const asked = new Set(); // numbers of frames that are on their way
 let others = null; // in a review: masks by annotator
 let look = { x: 0, y: 0, scale: 1 };
-let fitted = true; // whether the whole frame is to be seen, whatever the window's size
+let fitted = true; // whether the scan, or the whole frame, is to be seen, whatever the window's size
+let whole = false; // the whole frame
 let view;
 let stale = true;
 
@@ -30,8 +33,8 @@ const TOOLS = {
   eraser: { name: "Eraser", size: 14, softness: 0.3, tip: "Drag to take away, softly at the rim." },
   lower: { name: "Lower", size: 14, softness: 0.3, tip: "Drag to take what is higher down to the confidence." },
   line: { name: "Line", size: 4, softness: 0.6, tip: "Click along a thin line; Enter or a double click ends it, Backspace takes back a point." },
-  fill: { name: "Fill", size: 4, softness: 0, tip: "Drag around, or click corners and press Enter. Shift-click fills what a painted outline encloses." },
-  band: { name: "Between lines", size: 4, softness: 0, tip: "Click along one line, Enter; along the other, Enter: what lies between is filled." },
+  fill: { name: "Fill", size: 4, softness: 0, tip: "Drag around, or click corners and press Enter. Shift-click fills what a painted outline encloses. The edge fades over radius times softness." },
+  band: { name: "Between lines", size: 4, softness: 0, tip: "Click along one line, Enter; along the other, Enter: what lies between is filled. The edge fades over radius times softness." },
   pan: { name: "Pan", size: 12, softness: 0.5, tip: "Drag to move the picture; the wheel zooms at the pointer." },
 };
 
@@ -52,7 +55,7 @@ const ACTIONS = [
   ["Tools", "pan", ["h"], "Pan (or hold Space, or the right button)", () => choose("pan")],
   ["Tools", "finish", ["Enter"], "End a line or outline", () => finish()],
   ["Tools", "back", ["Backspace"], "Take back its last point", () => backPoint()],
-  ["Tools", "escape", ["Escape"], "Give it up", () => giveUp()],
+  ["Tools", "escape", ["Escape"], "Give it up; close the protocol", () => (stroke || points.length || firstLine || $("protocol").hidden ? giveUp() : toggleProtocol())],
   ["Brush", "level", ["1", "2", "…", "9", "0"], "Confidence 10 % to 90 %, 100 %", null],
   ["Brush", "confidence-up", [".", "Shift+."], "Confidence up by 1 %, by 5 %", (e) => setConfidence(state.confidence + (e?.shiftKey ? 5 : 1))],
   ["Brush", "confidence-down", [",", "Shift+,"], "Confidence down by 1 %, by 5 %", (e) => setConfidence(state.confidence - (e?.shiftKey ? 5 : 1))],
@@ -68,20 +71,24 @@ const ACTIONS = [
   ["Classes", "only-class", ["o"], "Only this class, all", () => only()],
   ["Classes", "masks", ["m"], "Hide, show all masks", () => { state.masks = !state.masks; refresh(); }],
   ["View", "cut", ["t"], "What training sees, on and off", () => { state.cut = !state.cut; refresh(); }],
-  ["View", "threshold-up", [">", "Shift+ArrowUp"], "Threshold up", () => setThreshold(state.threshold + 0.05)],
-  ["View", "threshold-down", ["<", "Shift+ArrowDown"], "Threshold down", () => setThreshold(state.threshold - 0.05)],
+  ["View", "threshold-up", ["Shift+ArrowUp"], "Threshold up", () => setThreshold(state.threshold + 0.05)],
+  ["View", "threshold-down", ["Shift+ArrowDown"], "Threshold down", () => setThreshold(state.threshold - 0.05)],
   ["View", "zoom-in", ["+", "="], "Zoom in (or the wheel)", () => zoom(1.25)],
   ["View", "zoom-out", ["-"], "Zoom out", () => zoom(0.8)],
-  ["View", "fit", ["z"], "Whole frame", () => fit()],
+  ["View", "fit", ["z"], "The scan; again: the whole frame", () => { whole = fitted && Boolean(clip.area) && !whole; fit(); }],
   ["View", "contrast-up", ["c", "Shift+c"], "Contrast up, down", (e) => setRange("contrast", state.contrast + (e?.shiftKey ? -10 : 10))],
   ["View", "brightness-up", ["i", "Shift+i"], "Brightness up, down", (e) => setRange("brightness", state.brightness + (e?.shiftKey ? -10 : 10))],
   ["View", "opacity-up", ["u", "Shift+u"], "Masks stronger, fainter", (e) => setRange("opacity", 100 * state.opacity + (e?.shiftKey ? -10 : 10))],
   ["View", "reset", ["Shift+z"], "Plain contrast and brightness", () => { setRange("contrast", 0); setRange("brightness", 0); setRange("opacity", 100 * folder.opacity); }],
-  ["Frames", "earlier", ["ArrowLeft", "Shift+ArrowLeft"], "Frame back, 10 back", (e) => go(frame - (e?.shiftKey ? 10 : 1))],
-  ["Frames", "later", ["ArrowRight", "Shift+ArrowRight"], "Frame on, 10 on", (e) => go(frame + (e?.shiftKey ? 10 : 1))],
-  ["Frames", "first", ["Home"], "First frame", () => go(0)],
-  ["Frames", "last", ["End"], "Last frame", () => go(clip.frames - 1)],
-  ["Frames", "play", ["p"], "Play, stop", () => play()],
+  ["Frames", "earlier", ["ArrowLeft", "Shift+ArrowLeft"], "Frame back, 10 back", (e) => goByHand(frame - (e?.shiftKey ? 10 : 1))],
+  ["Frames", "later", ["ArrowRight", "Shift+ArrowRight"], "Frame on, 10 on", (e) => goByHand(frame + (e?.shiftKey ? 10 : 1))],
+  ["Frames", "first", ["Home"], "First frame", () => goByHand(0)],
+  ["Frames", "last", ["End"], "Last frame", () => goByHand(clip.frames - 1)],
+  ["Frames", "play", ["p"], "Play to the end, stop", () => play()],
+  ["Frames", "slower", ["Shift+s"], "Play slower", () => setSpeed(-1)],
+  ["Frames", "faster", ["Shift+f"], "Play faster", () => setSpeed(1)],
+  ["Frames", "earlier-clip", ["PageUp"], "Clip before", () => goClip(-1)],
+  ["Frames", "later-clip", ["PageDown"], "Next clip", () => goClip(1)],
   ["Frames", "next", ["n"], "Next frame to do", () => goNext(1)],
   ["Frames", "previous", ["Shift+n"], "Frame to do before", () => goNext(-1)],
   ["Frames", "copy", ["d"], "Copy this label to the next labelled frame", () => copyOn()],
@@ -89,29 +96,32 @@ const ACTIONS = [
   ["Frames", "flag", ["y"], "Flag this frame, with a comment", () => askNote("flag")],
   ["Page", "undo", ["Ctrl+z"], "Undo", () => step("undo")],
   ["Page", "redo", ["Ctrl+Shift+z", "Ctrl+y"], "Redo", () => step("redo")],
-  ["Page", "save", ["Ctrl+s"], "Save now (it saves by itself)", () => save(doc, { always: true })],
+  ["Page", "save", ["Ctrl+s"], "Save now (it saves by itself); an empty frame then shows nothing", () => save(doc, { always: true })],
   ["Page", "history", ["Shift+h"], "Revisions of this frame", () => showHistory()],
   ["Page", "protocol", ["g"], "Protocol beside the frame", () => toggleProtocol()],
   ["Page", "prelabel", ["j"], "Offer the model's pre-label", () => offerPrelabel()],
+  ["Page", "accept", ["Shift+Enter"], "The offered masks of this frame are right as they are", () => accept()],
+  ["Page", "member", ["Shift+j"], "Next model", () => nextMember()],
   ["Page", "help", ["?"], "These shortcuts", () => $("help").open || $("help").showModal()],
-  ["Review", "heat", ["x"], "Disagreement over the frame", () => { if (others) { state.heat = !state.heat; refresh(); } }],
+  ["Review", "heat", ["x"], "Disagreement over the frame", () => { if (folder.review) { state.heat = !state.heat; refresh(); } }],
   ["Review", "mean", ["Shift+1"], "Consensus from the mean", () => startConsensus("mean")],
   ["Review", "median", ["Shift+2"], "… from the median", () => startConsensus("median")],
   ["Review", "least", ["Shift+3"], "… from what all painted at least", () => startConsensus("least")],
   ["Review", "most", ["Shift+4"], "… from what anyone painted", () => startConsensus("most")],
+  ["Review", "take", ["Alt+1", "…", "Alt+9"], "Take the class of the first … annotator", null],
 ];
 const BY_NAME = Object.fromEntries(ACTIONS.map((action) => [action[1], action]));
 
 function keyName(event) {
   let key = event.key;
-  // What the Shift key makes of a digit or bracket depends on the keyboard.
-  if (/^Digit\d$/.test(event.code) && event.shiftKey) key = event.code.slice(5);
+  // What the Shift and Alt keys make of a digit, a bracket or a point depends on the keyboard.
+  if (/^Digit\d$/.test(event.code) && (event.shiftKey || event.altKey)) key = event.code.slice(5);
   if (event.code === "BracketLeft") key = "[";
   if (event.code === "BracketRight") key = "]";
-  if (event.code === "Period" && event.shiftKey && key !== ">") key = ".";
+  if (event.shiftKey) key = { ">": ".", ":": ".", "<": ",", ";": "," }[key] ?? key;
   if (key.length === 1) key = key.toLowerCase();
-  const named = "?><+".includes(key);
-  return `${event.ctrlKey || event.metaKey ? "Ctrl+" : ""}${event.shiftKey && !named ? "Shift+" : ""}${key}`;
+  const named = "?+".includes(key);
+  return `${event.ctrlKey || event.metaKey ? "Ctrl+" : ""}${event.altKey ? "Alt+" : ""}${event.shiftKey && !named ? "Shift+" : ""}${key}`;
 }
 
 function onKey(event) {
@@ -120,7 +130,7 @@ function onKey(event) {
     setSpace(true);
     return;
   }
-  if (document.querySelector("dialog[open]") || event.target.closest("textarea, select") || event.altKey) return;
+  if (document.querySelector("dialog[open]") || event.target.closest("textarea, select")) return;
   const name = keyName(event);
   // A range under the focus keeps its own arrows, but for the slider of frames, which does the same.
   if (event.target.matches("input[type=range]:not(#frame)") && /Arrow|Home|End/.test(name)) return;
@@ -130,6 +140,11 @@ function onKey(event) {
     setConfidence(name === "0" ? 100 : 10 * Number(name));
     return;
   }
+  if (/^Alt\+[1-9]$/.test(name) && others) {
+    event.preventDefault();
+    takeClass([...others.keys()][Number(name.at(-1)) - 1]);
+    return;
+  }
   const action = ACTIONS.find(([, , keys, , run]) => run && keys.includes(name));
   if (!action) return;
   event.preventDefault();
@@ -137,7 +152,7 @@ function onKey(event) {
 }
 
 function perform(name, event) {
-  if (document.body.dataset.state === "loading" && name !== "help") return;
+  if (!clip && name !== "help") return;
   BY_NAME[name][4](event);
 }
 
@@ -172,70 +187,117 @@ function post(path, header, planes = []) {
   return ask(path, { method: "POST", body: new Blob([length, head, ...planes]) }).then((r) => r.json());
 }
 
-function cutPlanes(bytes, count = folder.classes.length) {
-  const n = clip.width * clip.height;
-  return Array.from({ length: count }, (_, k) => bytes.slice(k * n, (k + 1) * n));
+/** The classes' planes of {width, height}, one after the other in some bytes. */
+function cutPlanes(bytes, { width, height }) {
+  const n = width * height;
+  return folder.classes.map((_, k) => bytes.slice(k * n, (k + 1) * n));
 }
 
 // --- Opening clips and frames ---------------------------------------------------------------------
 
 async function openClip(video, at = null) {
+  const turn = ++opening;
   stop();
   await leave();
+  if (turn !== opening) return;
   document.body.dataset.state = "loading";
-  images.clear();
+  $("video").value = video;
+  let found;
   try {
-    clip = { video, ...(await getJson(`api/video?${query({ video })}`)) };
+    found = await getJson(`api/video?${query({ video })}`);
   } catch (error) {
-    toast(error.message, true);
+    if (turn === opening) fail(error, () => openClip(video, at));
     return;
   }
-  $("video").value = video;
+  if (turn !== opening) return;
+  images.clear();
+  asked.clear();
+  delete document.body.dataset.read;
+  doc = others = null;
+  clip = { video, ...found };
   $("frame").max = clip.frames - 1;
   $("play").disabled = clip.frames === 1;
+  $("rate").textContent = clip.frames === 1 ? "" : `× ${Math.round(10 * (clip.rate ?? RATE)) / 10}/s`;
+  $("rate").title = clip.rate ? "Frames per second of the clip" : "Frames per second; the clip does not say how many";
   const mine = folder.work.filter((w) => w.video === video);
   const first = mine.find((w) => !w.done && w.note !== "skip") ?? mine[0];
-  frame = at ?? first?.frame ?? 0;
+  frame = clamp(Math.floor(at ?? first?.frame ?? 0) || 0, 0, clip.frames - 1);
   view.resize(clip.width, clip.height, folder.classes.length);
+  whole = false;
   fit();
   await openFrame();
-  prefetch(clip);
+}
+
+/** Says on the stage why nothing can be painted, and how to go on. */
+function fail(error, again) {
+  document.body.dataset.state = "failed";
+  $("failure-text").textContent = error.message;
+  $("again").onclick = again;
+  $("failure").hidden = false;
 }
 
 async function image(number) {
-  if (images.has(number)) return images.get(number);
-  await fetchImages(clip, number, 1);
+  if (!images.has(number)) await fetchImages(clip, number, 1);
   return images.get(number);
+}
+
+/** Which frames of the clip are kept here: all, or as many as fit around the open one. */
+function kept() {
+  const most = Math.max(2, Math.floor(CACHED / (clip.width * clip.height)));
+  const first = clamp(frame - Math.floor(most / 4), 0, Math.max(0, clip.frames - most));
+  return [first, Math.min(clip.frames, first + most)];
 }
 
 async function fetchImages(of, start, count) {
   const [header, bytes] = await getPacked(`api/frames?${query({ video: of.video, start, count })}`);
   if (of !== clip) return;
-  const n = of.width * of.height;
-  for (let i = 0; i < header.count; i++) images.set(start + i, bytes.slice(i * n, (i + 1) * n));
-  const most = Math.max(2, Math.floor(CACHED / n));
-  // The farthest go first.
-  if (images.size > most) {
-    const far = [...images.keys()].sort((a, b) => Math.abs(b - frame) - Math.abs(a - frame));
-    for (const key of far.slice(0, images.size - most)) images.delete(key);
-  }
+  const n = of.width * of.height, [first, stop] = kept();
+  // Parts of the answer, not copies.
+  for (let i = 0; i < header.count; i++) images.set(start + i, bytes.subarray(i * n, (i + 1) * n));
+  for (const key of images.keys()) if ((key < first || key >= stop) && key !== frame) images.delete(key);
 }
 
-/** Reads ahead, from the open frame on, what fits. */
-async function prefetch(of) {
-  const n = of.width * of.height, count = Math.max(1, Math.floor(CHUNK / n)), most = Math.floor(CACHED / n);
-  const began = frame;
-  for (let i = 0; i < Math.min(of.frames, most) && of === clip; ) {
-    const start = (began + i) % of.frames;
-    const wanted = Math.min(count, of.frames - start);
-    try {
-      if (![...Array(wanted).keys()].every((j) => images.has(start + j))) await fetchImages(of, start, wanted);
-    } catch {
-      return;
+/** The first frames from the open one on, then those before it, that are kept and not here yet. */
+function missing(most) {
+  const [first, stop] = kept();
+  for (const [from, to] of [[frame, stop], [first, frame]]) {
+    for (let i = from; i < to; i++) {
+      if (images.has(i) || asked.has(i)) continue;
+      let count = 1;
+      while (count < most && i + count < to && !images.has(i + count) && !asked.has(i + count)) count++;
+      return [i, count];
     }
-    i += wanted;
   }
-  if (of === clip) document.body.dataset.read = String(images.size);
+  return null;
+}
+
+let readers = 0;
+
+/** Reads ahead until all that is kept is here; the next frame that is opened tries again. */
+async function readAhead() {
+  // While one answer is taken apart the server makes the next.
+  if (readers >= 2) return;
+  readers++;
+  const of = clip, n = of.width * of.height;
+  try {
+    for (let bytes = CHUNK[0]; of === clip; bytes = Math.min(2 * bytes, CHUNK[1])) {
+      const next = missing(Math.max(1, Math.floor(bytes / n)));
+      if (!next) break;
+      const [start, count] = next, numbers = Array.from({ length: count }, (_, i) => start + i);
+      numbers.forEach((i) => asked.add(i));
+      try {
+        await fetchImages(of, start, count);
+      } finally {
+        if (of === clip) numbers.forEach((i) => asked.delete(i));
+      }
+    }
+    if (of === clip && !asked.size && !missing(1)) document.body.dataset.read = String(images.size);
+  } catch {
+    // Whoever opens a frame that is not here is told.
+  } finally {
+    readers--;
+    if (of !== clip) readAhead();
+  }
 }
 
 let opening = 0;
@@ -243,32 +305,35 @@ let opening = 0;
 async function openFrame() {
   const turn = ++opening, key = `${clip.video}\n${frame}`;
   document.body.dataset.state = "loading";
+  $("failure").hidden = true;
   cancelPoints();
   showFrameNumber();
   try {
     const grey = await image(frame);
     if (turn !== opening) return;
     view.setFrame(grey);
+    readAhead();
+    readAhead();
     if (!docs.has(key)) {
       const at = { video: clip.video, frame };
       const [header, bytes] = await getPacked(`api/masks?${query(at)}`);
       if (turn !== opening) return;
-      const painting = new Painting(clip.width, clip.height, cutPlanes(bytes));
-      docs.set(key, {
-        ...at, painting, revision: header.revision, revisions: header.revisions, saved: 0, seconds: 0,
-        prelabel: "", prelabelled: new Set(), sent: new Set(),
-      });
+      const painting = new Painting(clip.width, clip.height, cutPlanes(bytes, clip));
+      docs.set(key, { ...at, painting, saved: 0, seconds: 0 });
+      take(docs.get(key), header);
     }
     doc = docs.get(key);
     docs.delete(key);
     docs.set(key, doc);
+    doc.seconds += watched;
+    watched = 0;
     doc.painting.locked = doc.painting.locked.map((_, k) => state.locked.has(k));
     doc.painting.stale = doc.painting.stale.map(() => doc.painting.box(0, 0, clip.width, clip.height));
     forget();
     if (folder.review) await openReview(turn);
     if (turn !== opening) return;
   } catch (error) {
-    if (turn === opening) toast(error.message, true);
+    if (turn === opening) fail(error, openFrame);
     return;
   }
   document.body.dataset.state = "ready";
@@ -276,11 +341,21 @@ async function openFrame() {
   refresh();
 }
 
+/** What the server says of a revision that is shown now. */
+function take(one, { revision, prelabel, prelabelled, touched, saved }) {
+  const numbers = (names) => names.map((name) => folder.classes.findIndex((c) => c.name === name));
+  one.revision = revision;
+  one.byHand = saved === "hand";
+  one.prelabel = prelabel;
+  one.painting.offered = new Set(numbers(prelabelled));
+  one.painting.touched = new Set(numbers(touched));
+}
+
 /** Drops paintings that were not open for long and hold nothing unsaved. */
 function forget() {
   for (const [key, one] of docs) {
     if (docs.size <= KEPT) break;
-    if (one !== doc && one.saved === one.painting.version && !one.saving && !one.conflict) docs.delete(key);
+    if (one !== doc && one.saved === one.painting.version && !one.saving && one.conflict === undefined) docs.delete(key);
   }
 }
 
@@ -292,12 +367,12 @@ async function leave() {
 
 let later = null;
 
-async function go(number) {
-  number = Math.max(0, Math.min(clip.frames - 1, Math.round(number)));
+function go(number) {
+  number = clamp(Math.round(number), 0, clip.frames - 1);
   if (number === frame) return;
   endStroke();
   if (doc) save(doc);
-  doc = null;
+  doc = others = null; // those of the frame that was left
   frame = number;
   showFrameNumber();
   opening++; // whatever was being opened
@@ -305,10 +380,10 @@ async function go(number) {
   const grey = images.get(frame);
   if (grey) view.setFrame(grey);
   const known = docs.get(`${clip.video}\n${frame}`);
-  showMasks(known?.painting ?? null);
+  // While it plays frames are shown alone: nobody could tell which of them are not painted yet.
+  showMasks(playing ? null : known?.painting ?? null);
   requestDraw();
   clearTimeout(later);
-  // While frames fly past, their masks are not asked for.
   if (!playing) later = setTimeout(openFrame, 60);
 }
 
@@ -323,6 +398,7 @@ function showMasks(painting) {
 }
 
 let playing = null;
+let watched = 0; // seconds, that count for the frame where it stops
 
 function play() {
   if (playing) {
@@ -330,39 +406,92 @@ function play() {
     return;
   }
   if (clip.frames === 1) return;
-  playing = { began: performance.now(), from: frame };
+  leave();
+  playing = { from: frame === clip.frames - 1 ? 0 : frame, began: null };
+  document.body.dataset.playing = "";
   $("play").setAttribute("aria-pressed", "true");
+  $("play").setAttribute("aria-label", "Stop");
+  doc = others = null;
+  opening++;
+  clearTimeout(later);
+  document.body.dataset.state = "loading";
+  showMasks(null);
+  go(playing.from);
+  refresh();
   requestAnimationFrame(tick);
 }
 
 function tick(now) {
   if (!playing) return;
-  const rate = (clip.rate ?? 20) * Number($("speed").value);
-  const number = (playing.from + Math.floor(((now - playing.began) / 1000) * rate)) % clip.frames;
-  if (number !== frame && images.has(number)) go(number);
+  const rate = (clip.rate ?? RATE) * Number($("speed").value);
+  playing.began ??= now;
+  const number = Math.min(clip.frames - 1, playing.from + Math.floor(((now - playing.began) / 1000) * rate));
+  if (images.has(number)) {
+    go(number);
+    if (number === clip.frames - 1) {
+      stop();
+      return;
+    }
+  } else {
+    // It goes on from here when the frame is there, and is opened at once where it cannot come.
+    playing = { from: number, began: null };
+    if (!asked.size && !readers) {
+      frame = number;
+      stop();
+      return;
+    }
+  }
+  if (number + 1 < clip.frames && !images.has(number + 1)) readAhead();
   requestAnimationFrame(tick);
 }
 
 function stop() {
   if (!playing) return;
   playing = null;
+  delete document.body.dataset.playing;
   $("play").setAttribute("aria-pressed", "false");
+  $("play").setAttribute("aria-label", BY_NAME.play[3]);
   openFrame();
 }
 
+function setSpeed(direction) {
+  const speed = $("speed");
+  speed.selectedIndex = clamp(speed.selectedIndex + direction, 0, speed.options.length - 1);
+  restart();
+}
+
+/** Goes on at another speed from the frame that is shown. */
+function restart() {
+  if (playing) playing = { from: frame, began: null };
+}
+
+function goClip(direction) {
+  const video = folder.videos[folder.videos.indexOf($("video").value) + direction];
+  if (video) openClip(video);
+  else toast(direction > 0 ? "This is the last clip." : "This is the first clip.");
+}
+
 function goNext(direction) {
-  const left = folder.work.filter((w) => !w.done && w.note !== "skip");
+  const left = toDo();
   const order = (w) => folder.videos.indexOf(w.video) * 1e9 + w.frame;
   const here = order({ video: clip.video, frame });
   const next = direction > 0 ? left.find((w) => order(w) > here) ?? left[0] : left.findLast((w) => order(w) < here) ?? left.at(-1);
   if (!next) toast("Nothing is left to do in this folder.");
-  else if (next.video === clip.video) go(next.frame);
+  else if (next.video === clip.video && next.frame === frame) toast("Nothing else is left to do in this folder.");
+  else if (next.video === clip.video) goByHand(next.frame);
   else openClip(next.video, next.frame);
+}
+
+/** Goes to a frame, and stops what plays. */
+function goByHand(number) {
+  if (playing) stop();
+  go(number);
 }
 
 async function copyOn() {
   if (!doc) return;
-  const from = doc.painting.planes.map((plane) => plane.slice()), before = { ...doc };
+  const before = doc, from = doc.painting.planes.map((plane) => plane.slice());
+  const { offered, touched } = doc.painting, untouched = [...offered].filter((k) => !touched.has(k));
   const next = folder.work.find((w) => w.video === clip.video && w.frame > frame)?.frame ?? frame + 1;
   if (next >= clip.frames) {
     toast("This is the last frame.");
@@ -373,9 +502,11 @@ async function copyOn() {
   clearTimeout(later);
   await openFrame();
   if (!doc || doc.frame !== next) return;
+  const copied = doc;
+  copied.prelabel ||= before.prelabel;
   change(folder.classes.map((_, k) => k), (painting) => {
     from.forEach((plane, k) => painting.replace(k, plane));
-  });
+  }, untouched);
   toast(`Copied from frame ${before.frame}; Ctrl+Z takes it back.`);
 }
 
@@ -400,37 +531,43 @@ async function save(one, { always = false, aside = false, base = null } = {}) {
     if (one.conflict !== undefined && always) askConflict(one);
     return;
   }
-  one.saving = send(one, aside, base).finally(() => { one.saving = null; showSaved(); });
+  if (always && !unsaved(one) && one.byHand) {
+    toast("This is saved already.");
+    return;
+  }
+  one.saving = send(one, { aside, base, byHand: always || aside || base !== null }).finally(() => { one.saving = null; showSaved(); });
   await one.saving;
 }
 
-async function send(one, aside, base) {
+async function send(one, { aside, base, byHand }) {
   const { painting, video, frame: number } = one, version = painting.version, seconds = one.seconds;
-  const name = (k) => folder.classes[k].name;
+  const names = (set) => [...set].map((k) => folder.classes[k].name);
   showSaved("saving");
   try {
     const said = await post(`api/save?${query({ video })}`, {
       video, frame: number, shape: [painting.planes.length, painting.height, painting.width],
-      base: base ?? one.revision, aside, seconds,
-      touched: [...painting.touched].map(name), prelabel: one.prelabel, prelabelled: [...one.prelabelled].map(name),
+      base: base ?? one.revision, aside, seconds, by_hand: byHand,
+      touched: names(painting.touched), prelabel: one.prelabel, prelabelled: names(painting.offered),
     }, painting.planes);
-    one.revisions = said.revisions;
     one.seconds -= seconds;
     one.failed = null;
-    if (!aside) {
-      one.revision = said.revision;
-      one.saved = version;
-      delete one.conflict;
-      await showWork();
-    }
+    if (aside) return;
+    one.revision = said.revision;
+    one.byHand = byHand;
+    one.saved = version;
+    delete one.conflict;
+    folder.work = said.work;
+    fillWork();
   } catch (error) {
     if (error.status === 409) {
+      one.failed = null;
       one.conflict = error.said.revision;
       askConflict(one);
     } else {
       one.failed = error.message;
       toast(error.message, true);
-      setTimeout(() => { if (unsaved(one)) save(one); }, RETRY);
+      clearTimeout(one.retry);
+      one.retry = setTimeout(() => { if (one.failed) save(one, { always: byHand, aside, base }); }, RETRY);
     }
   }
 }
@@ -450,6 +587,7 @@ function askConflict(one) {
   showSaved();
   if ($("conflict").open) return;
   $("conflict").returnValue = "";
+  $("conflict-which").textContent = `Frame ${one.frame} of ${one.video}`;
   $("conflict").showModal();
   $("conflict").onclose = async () => {
     const answer = $("conflict").returnValue;
@@ -466,13 +604,12 @@ function askConflict(one) {
 
 async function takeTheirs(one, text) {
   const [header, bytes] = await getPacked(`api/masks?${query({ video: one.video, frame: one.frame })}`);
-  const planes = cutPlanes(bytes);
+  const planes = cutPlanes(bytes, one.painting);
   one.painting.locked.fill(false);
   one.painting.begin(planes.map((_, k) => k));
   planes.forEach((plane, k) => one.painting.replace(k, plane));
   one.painting.end();
-  one.revision = header.revision;
-  one.revisions = header.revisions;
+  take(one, header);
   one.saved = one.painting.version;
   delete one.conflict;
   restoreLocks();
@@ -481,22 +618,28 @@ async function takeTheirs(one, text) {
   refresh();
 }
 
-function showHistory() {
+async function showHistory() {
   if (!doc) return;
-  const list = doc.revisions.map((revision) => {
-    const item = document.createElement("li"), button = document.createElement("button");
+  const one = doc, at = { video: one.video, frame: one.frame };
+  const { revisions } = await getJson(`api/history?${query(at)}`);
+  const list = revisions.map(({ revision, time, saved }) => {
+    const item = document.createElement("li"), what = document.createElement("span"), button = document.createElement("button");
     const short = revision.split("/").at(-1);
-    item.append(/^r\d+$/.test(short) ? `Revision ${Number(short.slice(1))}` : "As it was before");
-    button.textContent = revision === doc.revision ? "stands" : "Show it";
-    button.disabled = revision === doc.revision;
+    what.append(/^r\d+$/.test(short) ? `Revision ${Number(short.slice(1))}` : "As it was before");
+    const more = document.createElement("span");
+    more.className = "quiet";
+    more.textContent = [time && new Date(time).toLocaleString(), { hand: "saved by hand", itself: "saved by itself" }[saved]].filter(Boolean).join(", ");
+    button.textContent = revision === one.revision ? "stands" : "Show it";
+    button.disabled = revision === one.revision;
     button.type = "button";
     button.onclick = async () => {
       $("history").close();
-      const [, bytes] = await getPacked(`api/masks?${query({ video: doc.video, frame: doc.frame, revision })}`);
-      change(folder.classes.map((_, k) => k), (painting) => cutPlanes(bytes).forEach((plane, k) => painting.replace(k, plane)));
+      const [, bytes] = await getPacked(`api/masks?${query({ ...at, revision })}`);
+      if (one !== doc) return;
+      change(folder.classes.map((_, k) => k), (painting) => cutPlanes(bytes, painting).forEach((plane, k) => painting.replace(k, plane)));
       toast("This revision is shown, and becomes the newest; Ctrl+Z takes that back.");
     };
-    item.append(button);
+    item.append(what, more, button);
     return item;
   });
   $("revisions").replaceChildren(...list.reverse());
@@ -521,30 +664,43 @@ function askNote(kind) {
     try {
       folder.work = (await post("api/note", { video: clip.video, frame, note, comment })).work;
       fillWork();
-      if (note === "skip") goNext(1);
+      if (note === "skip" && toDo().length) goNext(1);
     } catch (error) {
       toast(error.message, true);
     }
   };
 }
 
-async function showWork() {
-  folder.work = (await getJson("api/work")).work;
-  fillWork();
+const isOpen = (w) => !w.done && w.note !== "skip";
+
+/** Clips of which nobody has painted or noted a frame. */
+function notBegun() {
+  const begun = new Set(folder.work.map((w) => w.video));
+  return folder.videos.filter((video) => !begun.has(video));
+}
+
+/** What is left, in the order of the clips; of those that are not begun the first frame. */
+function toDo() {
+  const place = new Map(folder.videos.map((video, i) => [video, i]));
+  const list = [...folder.work.filter(isOpen), ...notBegun().map((video) => ({ video, frame: 0 }))];
+  return list.sort((a, b) => place.get(a.video) - place.get(b.video) || a.frame - b.frame);
 }
 
 function fillWork() {
-  const left = folder.work.filter((w) => !w.done && w.note !== "skip").length;
+  const left = folder.work.filter(isOpen).length, fresh = new Set(notBegun());
   const done = folder.work.filter((w) => w.done).length;
   const flagged = folder.work.filter((w) => w.note === "flag").length;
-  $("work-count").textContent = folder.work.length
-    ? `${left} left, ${done} done${flagged ? `, ${flagged} flagged` : ""}`
-    : "Paint any frame; it is listed here.";
-  const list = [];
+  const clips = fresh.size && `${fresh.size} ${fresh.size === 1 ? "clip" : "clips"} not begun`;
+  $("work-count").textContent = [
+    folder.work.length ? `${left} left, ${done} done` : "", flagged ? `${flagged} flagged` : "", clips || "",
+  ].filter(Boolean).join(", ");
+  const list = [], place = new Map(folder.videos.map((name, i) => [name, i]));
+  const all = [...folder.work, ...[...fresh].map((name) => ({ video: name, frame: 0, fresh: true }))];
+  all.sort((a, b) => place.get(a.video) - place.get(b.video) || a.frame - b.frame);
   let video = null;
   // A list of thousands would be slow, and nobody reads it.
-  const near = Math.max(0, folder.work.findIndex((w) => w.video === clip?.video) - 20);
-  for (const one of folder.work.slice(near, near + 300)) {
+  const near = Math.max(0, all.findIndex((w) => w.video === clip?.video) - 20);
+  for (const one of all.slice(near, near + 300)) {
     if (one.video !== video) {
       video = one.video;
       const head = document.createElement("li");
@@ -554,11 +710,12 @@ function fillWork() {
     }
     const item = document.createElement("li"), button = document.createElement("button");
     const kind = one.note || (one.done ? "done" : "open");
-    item.className = `${kind}${one.done ? " done" : ""}${clip && one.video === clip.video && one.frame === frame ? " here" : ""}`;
+    const here = clip && one.video === clip.video && (one.fresh || one.frame === frame);
+    item.className = `${kind}${one.done ? " done" : ""}${here ? " here" : ""}`;
     button.title = [one.note && { skip: "Skipped", flag: "Flagged" }[one.note], one.comment].filter(Boolean).join(": ");
     for (const [text, name] of [
       [{ flag: "⚑", skip: "↷", done: "✓", open: "○" }[kind], "mark"],
-      [`Frame ${one.frame}${one.comment ? ` · ${one.comment}` : ""}`, "what"],
+      [one.fresh ? "Not begun: choose a frame" : `Frame ${one.frame}${one.comment ? ` · ${one.comment}` : ""}`, "what"],
       [one.seconds ? clock(one.seconds) : "", "quiet"],
     ]) {
       const span = document.createElement("span");
@@ -566,7 +723,10 @@ function fillWork() {
       span.textContent = text;
       button.append(span);
     }
-    button.onclick = () => (one.video === clip.video ? go(one.frame) : openClip(one.video, one.frame));
+    button.onclick = () => {
+      if (one.video !== $("video").value) openClip(one.video, one.frame);
+      else if (!one.fresh) goByHand(one.frame);
+    };
     item.append(button);
     list.push(item);
   }
@@ -580,7 +740,7 @@ function fillWork() {
   $("marks").replaceChildren(...marks);
   for (const option of $("video").options) {
     const mine = folder.work.filter((w) => w.video === option.value);
-    const open = mine.filter((w) => !w.done && w.note !== "skip").length;
+    const open = mine.filter(isOpen).length;
     option.textContent = option.value + (mine.length ? (open ? ` (${open} left)` : " ✓") : "");
   }
   showFacts();
@@ -603,7 +763,7 @@ setInterval(() => {
   if (doc && document.visibilityState === "visible" && performance.now() - lastHand < IDLE) {
     doc.seconds++;
     showFacts();
-  }
+  } else if (playing && document.visibilityState === "visible") watched++;
 }, 1000);
 
 // --- Painting -------------------------------------------------------------------------------------
@@ -622,18 +782,17 @@ function brush() {
   return { radius: size, softness, erase, level: state.tool === "eraser" ? 0 : level() };
 }
 
-/** Changes classes as one step of the history. */
-function change(classes, work) {
+/** Changes classes as one step of the history; of some of them as a model offers it, untouched by a hand. */
+function change(classes, work, offered = []) {
   if (!doc || !doc.painting.begin(classes)) return false;
   work(doc.painting);
-  const changed = doc.painting.end();
+  const changed = doc.painting.end(offered);
   if (changed) touch();
   refresh();
   return changed;
 }
 
 function mayPaint() {
-  if (!doc || document.body.dataset.state !== "ready") return false;
   const name = folder.classes[state.k].name;
   if (state.locked.has(state.k)) toast(`${name} is locked; K unlocks it.`);
   else if (!state.visible[state.k] || !state.masks) toast(`${name} is hidden; ${state.masks ? "V" : "M"} shows it.`);
@@ -653,15 +812,26 @@ function toFrame(event) {
 function onDown(event) {
   lastHand = performance.now();
   if (event.pointerType === "pen") $("pressure-row").hidden = false;
-  if (!clip || document.body.dataset.state !== "ready" || stroke) return;
-  $("over").setPointerCapture(event.pointerId);
-  const at = toFrame(event);
-  if (event.button === 1 || event.button === 2 || space || state.tool === "pan") {
+  if (!clip || stroke) return;
+  const at = toFrame(event), panning = event.button === 1 || event.button === 2 || space || state.tool === "pan";
+  if (panning) {
+    $("over").setPointerCapture(event.pointerId);
     stroke = { panning: true, x: event.clientX, y: event.clientY, from: { ...look } };
     return;
   }
-  if (event.button !== 0 || !mayPaint()) return;
-  if (playing) stop();
+  if (event.button !== 0) return;
+  if (playing) {
+    // A stroke would be on a frame that nobody chose.
+    stop();
+    toast("Stopped; paint on this frame.");
+    return;
+  }
+  if (!doc || document.body.dataset.state !== "ready") {
+    if (document.body.dataset.state === "loading") toast("The frame is being opened; paint again.");
+    return;
+  }
+  if (!mayPaint()) return;
+  $("over").setPointerCapture(event.pointerId);
   if (["brush", "eraser", "lower"].includes(state.tool)) {
     if (!doc.painting.begin([state.k])) return;
     stroke = { last: at };
@@ -771,7 +941,7 @@ function giveUp() {
   } else if (points.length || firstLine || stroke) {
     stroke = null;
     cancelPoints();
-  } else if (!$("protocol").hidden) toggleProtocol();
+  }
   refresh();
 }
 
@@ -866,9 +1036,10 @@ function setSpace(down) {
 function fit() {
   if (!clip) return;
   const { width, height } = $("canvas"), margin = 0.97;
-  look.scale = Math.min(width / clip.width, height / clip.height) * margin;
-  look.x = (width - clip.width * look.scale) / 2;
-  look.y = (height - clip.height * look.scale) / 2;
+  const [top, left, bottom, right] = !whole && clip.area ? clip.area : [0, 0, clip.height, clip.width];
+  look.scale = Math.min(width / (right - left), height / (bottom - top)) * margin;
+  look.x = (width - (left + right) * look.scale) / 2;
+  look.y = (height - (top + bottom) * look.scale) / 2;
   fitted = true;
   requestDraw();
 }
@@ -1050,6 +1221,9 @@ function refresh() {
   }
   $("tool-name").textContent = current.name;
   $("tip").textContent = current.tip;
+  // What a tool does not use is not offered.
+  const paints = state.tool !== "pan", levels = paints && state.tool !== "eraser";
+  for (const [id, on] of [["confidence-row", levels], ["levels", levels], ["size-row", paints], ["softness-row", paints]]) $(id).hidden = !on;
   $("confidence").value = state.confidence;
   $("confidence-out").textContent = `${state.confidence} %`;
   $("size").value = toSlider(current.size);
@@ -1093,7 +1267,6 @@ function makeClasses() {
     label.textContent = name;
     most.className = "most";
     choice.append(swatch, label, most);
-    choice.title = "Paint this class (Q, A)";
     choice.onclick = () => pick(k);
     const eye = document.createElement("button"), lock = document.createElement("button");
     eye.className = lock.className = "mini";
@@ -1127,7 +1300,9 @@ function showClasses() {
       doc.counted[k] = { version: doc.painting.version, most };
     }
     const { most } = doc.counted[k];
-    choice.querySelector(".most").textContent = most ? `${Math.round(most / 2.55)} %` : "";
+    const untouched = doc.painting.offered.has(k) && !doc.painting.touched.has(k);
+    choice.querySelector(".most").textContent = untouched ? "offered" : most ? `${Math.round(most / 2.55)} %` : "";
+    choice.title = untouched ? "A model offered this and no hand has touched it" : "Paint this class (Q, A)";
   });
 }
 
@@ -1145,7 +1320,7 @@ function makeHelp() {
     what.textContent = text;
     keys.forEach((key, i) => {
       const box = document.createElement("kbd");
-      box.textContent = key.replace("Arrow", "").replace(/^(\w)$/, (c) => c.toUpperCase());
+      box.textContent = key.replace("Arrow", "").replace(/(^|\+)([a-z])$/, (c) => c.toUpperCase());
       how.append(i ? " " : "", box);
     });
     row.dataset.name = name;
@@ -1194,25 +1369,52 @@ async function offerPrelabel() {
   try {
     const [header, bytes] = await getPacked(`api/prelabel?${query({ video: clip.video, frame, member })}`);
     if (asked !== doc) return;
-    const planes = cutPlanes(bytes), filled = [];
-    change(folder.classes.map((_, k) => k), (painting) => planes.forEach((plane, k) => {
-      // What a hand has painted is not the model's to change.
-      if (!header.known[k] || state.locked.has(k) || painting.planes[k].some((v) => v)) return;
-      painting.replace(k, plane);
-      filled.push(k);
-    }));
-    // The hand has not touched them, although they are a step of the history.
-    for (const k of filled) {
-      doc.prelabelled.add(k);
-      doc.painting.touched.delete(k);
-    }
-    doc.prelabel = member;
-    toast(filled.length ? `${member} filled ${filled.map((k) => folder.classes[k].name).join(", ")}; correct it.` : "Every class that the model knows is painted already.");
+    const planes = cutPlanes(bytes, clip);
+    // What a hand has painted is not the model's to change.
+    const free = planes.map((_, k) => k).filter((k) => header.known[k] && !state.locked.has(k) && !doc.painting.planes[k].some((v) => v));
+    const seen = free.filter((k) => planes[k].some((v) => v));
+    if (seen.length) doc.prelabel = member;
+    change(seen, (painting) => seen.forEach((k) => painting.replace(k, planes[k])), seen);
+    const named = seen.map((k) => folder.classes[k].name).join(", ");
+    toast(
+      seen.length ? `${member} filled ${named}; correct it.`
+        : free.length ? `${member} sees nothing here.` : "Every class that the model knows is painted or locked already.");
   } catch (error) {
     toast(error.message, true);
   } finally {
     $("stage").classList.remove("busy");
   }
+}
+
+/** Says of what a model offered that somebody has seen it and finds it right: training may learn from it. */
+function accept() {
+  if (!doc) return;
+  const { offered, touched } = doc.painting, seen = [...offered].filter((k) => !touched.has(k));
+  if (!seen.length) {
+    toast("No offered mask is left here that no hand has touched.");
+    return;
+  }
+  seen.forEach((k) => touched.add(k));
+  doc.painting.version++;
+  touch();
+  refresh();
+  toast(`${seen.map((k) => folder.classes[k].name).join(", ")}: seen and right.`);
+}
+
+function nextMember() {
+  const member = $("member");
+  if (!member.options.length) toast("No model was named; start with --prelabel WORKDIR.");
+  else {
+    member.selectedIndex = (member.selectedIndex + 1) % member.options.length;
+    toast(`${member.value} is the model that is asked (J).`);
+  }
+}
+
+/** Puts an annotator's mask of the chosen class into the consensus. */
+function takeClass(name) {
+  if (!others?.has(name)) return;
+  if (state.locked.has(state.k)) toast(`${folder.classes[state.k].name} is locked; K unlocks it.`);
+  else change([state.k], (painting) => painting.replace(state.k, others.get(name)[state.k]));
 }
 
 async function openReview(turn) {
@@ -1221,7 +1423,7 @@ async function openReview(turn) {
   const n = clip.width * clip.height * folder.classes.length;
   others = new Map();
   header.annotators.forEach((name, i) => {
-    if (name !== folder.annotator) others.set(name, cutPlanes(bytes.subarray(i * n, (i + 1) * n)));
+    if (name !== folder.annotator) others.set(name, cutPlanes(bytes.subarray(i * n, (i + 1) * n), clip));
   });
   makePanels();
 }
@@ -1250,7 +1452,8 @@ function makePanels() {
     const box = document.createElement("figure"), canvas = document.createElement("canvas"), caption = document.createElement("figcaption"), strong = document.createElement("strong");
     canvas.width = clip.width;
     canvas.height = clip.height;
-    strong.textContent = name;
+    strong.textContent = name || "imported, nobody named";
+    strong.title = strong.textContent;
     caption.append(strong, ...buttons);
     box.append(canvas, caption);
     box.dataset.name = name;
@@ -1259,8 +1462,8 @@ function makePanels() {
   const taking = (name) => {
     const button = document.createElement("button");
     button.textContent = "Take class";
-    button.title = `Put ${name}'s mask of the chosen class into the consensus`;
-    button.onclick = () => change([state.k], (painting) => painting.replace(state.k, others.get(name)[state.k]));
+    button.title = `Put this mask of the chosen class into the consensus (Alt+${1 + [...others.keys()].indexOf(name)})`;
+    button.onclick = () => takeClass(name);
     return [button];
   };
   $("panels").replaceChildren(
@@ -1299,6 +1502,8 @@ const MERGE = {
 };
 
 function startConsensus(how) {
+  if (!folder.review) toast("Others are shown in a review alone; start with --review.");
+  else if (doc && !others?.size) toast("Nobody else has painted this frame.");
   if (!others?.size || !doc) return;
   const all = [...others.values()], n = clip.width * clip.height;
   change(folder.classes.map((_, k) => k), (painting) => folder.classes.forEach((_, k) => {
@@ -1339,8 +1544,19 @@ function listen() {
   on("threshold", (input) => setThreshold(Number(input.value) / 100));
   for (const name of ["contrast", "brightness", "opacity"]) on(name, (input) => setRange(name, Number(input.value)));
   on("heat", (input) => { state.heat = input.checked; refresh(); });
-  on("frame", (input) => { if (playing) stop(); go(Number(input.value)); });
+  on("frame", (input) => goByHand(Number(input.value)));
+  on("speed", restart);
   $("video").addEventListener("change", (event) => openClip(event.target.value));
+  // What the mouse has used does not keep the keys for itself; what Tab reached does.
+  let byMouse = null;
+  document.addEventListener("pointerdown", (event) => { byMouse = event.target.closest("button, input, select"); }, true);
+  const give = () => { if (byMouse && !document.querySelector("dialog[open]")) byMouse.blur(); };
+  document.addEventListener("click", (event) => { if (event.detail && byMouse?.tagName !== "SELECT") give(); });
+  document.addEventListener("change", () => { if (byMouse?.type === "range" || byMouse?.tagName === "SELECT") give(); });
+  document.addEventListener("keydown", () => { byMouse = null; }, true);
+  // What nobody expected is not silent.
+  addEventListener("unhandledrejection", (event) => toast(event.reason?.message ?? String(event.reason), true));
+  addEventListener("error", (event) => toast(event.message, true));
   for (let i = 1; i <= 10; i++) {
     const button = document.createElement("button");
     button.textContent = 10 * i;
@@ -1372,12 +1588,7 @@ async function start() {
   listen();
   stale = false;
   onResize();
-  const left = folder.work.find((w) => !w.done && w.note !== "skip");
-  const video = parameters.get("video") ?? left?.video ?? folder.videos[0];
-  await openClip(video, parameters.has("frame") ? Number(parameters.get("frame")) : null);
+  await openClip(parameters.get("video") ?? folder.first, parameters.has("frame") ? Number(parameters.get("frame")) : null);
 }
 
-start().catch((error) => {
-  document.body.dataset.state = "failed";
-  toast(error.message, true);
-});
+start().catch((error) => fail(error, () => location.reload()));

@@ -44,7 +44,9 @@ export class Painting {
     this.stale = planes.map(() => ({ x0: 0, y0: 0, x1: width, y1: height }));
     // Rises with every change, so that a save knows whether it holds the latest.
     this.version = 0;
+    // Classes that a hand changed, and those that hold what a model offered.
     this.touched = new Set();
+    this.offered = new Set();
     this.copies = [];
     this.before = new Map();
     this.boxes = new Map();
@@ -64,12 +66,15 @@ export class Painting {
     return this.before.size > 0;
   }
 
-  /** Ends a change: it becomes one step of the history. Returns whether anything is different. */
-  end() {
+  /**
+   * Ends a change: it becomes one step of the history. Returns whether anything is different.
+   * offered: classes that it filled with what a model offers; a hand has touched the others.
+   */
+  end(offered = []) {
     const parts = [];
     for (const [k, box] of this.boxes) {
       const exact = this.difference(k, box);
-      if (exact) parts.push({ k, box: exact, bytes: cut(this.before.get(k), this.width, exact) });
+      if (exact) parts.push({ k, box: exact, bytes: cut(this.before.get(k), this.width, exact), marks: this.marks(k) });
     }
     this.before = new Map();
     this.boxes = new Map();
@@ -77,9 +82,23 @@ export class Painting {
     this.done.push(parts);
     if (this.done.length > STEPS) this.done.shift();
     this.undone = [];
-    for (const { k } of parts) this.touched.add(k);
+    for (const { k } of parts) {
+      if (offered.includes(k)) this.setMarks(k, { touched: false, offered: true });
+      else this.touched.add(k);
+    }
     this.version++;
     return true;
+  }
+
+  marks(k) {
+    return { touched: this.touched.has(k), offered: this.offered.has(k) };
+  }
+
+  setMarks(k, marks) {
+    for (const [name, on] of Object.entries(marks)) {
+      if (on) this[name].add(k);
+      else this[name].delete(k);
+    }
   }
 
   /** Takes back a change that is under way. */
@@ -124,6 +143,9 @@ export class Painting {
       const now = cut(this.planes[part.k], this.width, part.box);
       paste(this.planes[part.k], this.width, part.box, part.bytes);
       part.bytes = now;
+      const marks = this.marks(part.k);
+      this.setMarks(part.k, part.marks);
+      part.marks = marks;
       this.mark(part.k, part.box);
     }
     to.push(parts);

@@ -20,7 +20,7 @@ METRICS = {
   "ece": False,
   "brier": False,
 }
-# What is compared of the ways to standardise experts.
+# What is compared of the ways to standardise experts, and by dose.
 SCALED = ("average_precision", "dice")
 
 
@@ -182,21 +182,23 @@ def read_unit(file):
     return None
 
 
-def summarize(config, objective, directory):
+def summarize(config, objective, directory, doses):
   """Everything `results/which_target.json` holds beside its head.
 
   Args:
     config: a study's config.
     objective: its `Objective`.
     directory: of the finished units.
+    doses: as `dose` takes them.
 
   Returns:
     A dict of `rows` (a row a setting, weights and metric: those and what `compare` returns),
     `units` (all scores), `levels` (ordinal levels beside the separate networks of the same
     threshold and weights: means and difference), `null_repeats` (by metric), `scales` (every way
     to standardise beside none: a row a setting, way, member and metric) and `spread` (the same of
-    `annotator_sd`), and `labels` (Dice of the label itself against the truth: a row a setting and
-    threshold). All but `scales` and `spread` are of confidences as they were painted.
+    `annotator_sd`), `labels` (Dice of the label itself against the truth: a row a setting and
+    threshold) and `dose` (see there). All but `scales` and `spread` are of confidences as they were
+    painted.
   """
   units, views = [], objective.views()[0]
   for setting, standardise, seed in units_of(config):
@@ -223,6 +225,7 @@ def summarize(config, objective, directory):
     levels += _levels(objective, views, setting, scores)
   content = {"rows": rows, "levels": levels, "units": units, "null_repeats": {}}
   content["labels"] = _labels(config, units, views)
+  content["dose"] = dose(rows, content["labels"], doses)
   content |= {"scales": scales(config, units, SCALED), "spread": []}
   if "annotator_sd" in units[0]:
     first = [row for row in units if row["member"] == views[0].name]
@@ -238,6 +241,98 @@ def summarize(config, objective, directory):
         table, repeats=config.study.null_repeats, seeds=config.study.seeds
       )
   return content
+
+
+def overtakes(doses, stricter, laxer):
+  """The dose from which on one mean is above another; None where it is not at the highest dose.
+
+  Args:
+    doses: rising.
+    stricter: means by dose.
+    laxer: of the other, likewise.
+
+  Returns:
+    A number between two doses, by a straight line through their differences; the lowest dose where
+    it is above at all of them.
+  """
+  ahead = np.asarray(stricter, np.float64) - np.asarray(laxer, np.float64)
+  if ahead[-1] <= 0:
+    return None
+  if (ahead > 0).all():
+    return float(doses[0])
+  last = int(np.flatnonzero(ahead <= 0)[-1])
+  part = ahead[last] / (ahead[last] - ahead[last + 1])
+  return float(doses[last] + part * (doses[last + 1] - doses[last]))
+
+
+def answer(of, metric, doses, means):
+  """How one score of all thresholds answers to the dose.
+
+  Args:
+    of: who answers: 'label', or networks by their weights.
+    metric: 'dice' or 'average_precision'.
+    doses: rising: T of the settings `true_from_T`.
+    means: by threshold, one number a dose.
+
+  Returns:
+    A dict of JSON values: `of`, `metric`, `doses`, `thresholds` (falling), `means` (a row each),
+    `best` (the threshold with the best mean, by dose; of equal ones the lowest) and `overtakes`
+    (rows of `threshold`, `against`, `dose`: `overtakes` for "above 0" and 50 %, and all stricter).
+  """
+  thresholds = sorted(means, reverse=True)
+  table = np.array([means[t] for t in thresholds])
+  # The last of equal ones is the lowest.
+  best = len(thresholds) - 1 - table[::-1].argmax(axis=0)
+  pairs = [(a, b) for b in statistics.REFERENCES if b in means for a in thresholds if a > b]
+  # Nothing is painted below the lowest level: some thresholds are the same label.
+  pairs = [(a, b) for a, b in pairs if list(means[a]) != list(means[b])]
+  return {
+    "of": of,
+    "metric": metric,
+    "doses": list(doses),
+    "thresholds": thresholds,
+    "means": table.tolist(),
+    "best": [thresholds[i] for i in best],
+    "overtakes": [
+      {"threshold": a, "against": b, "dose": overtakes(doses, means[a], means[b])} for a, b in pairs
+    ],
+  }
+
+
+def dose(rows, labels, doses):
+  """The `answer` of labels and networks; none where fewer than two doses were tried.
+
+  Args:
+    rows: of `summarize`.
+    labels: of `summarize`.
+    doses: from settings to their dose, where they have one.
+  """
+  settings = sorted(doses, key=doses.get)
+  if len(settings) < 2:
+    return []
+  of_labels = {}
+  for setting in settings:
+    for row in labels:
+      if row["setting"] == setting:
+        of_labels.setdefault(row["threshold"], []).append(row["mean"])
+  found = [answer("label", "dice", sorted(doses.values()), of_labels)]
+  kinds = dict.fromkeys((row["weights"], row["metric"]) for row in rows)
+  for weights, metric in kinds:
+    if metric not in SCALED:
+      continue
+    means = {}
+    for setting in settings:
+      (row,) = [
+        row
+        for row in rows
+        if (row["setting"], row["weights"], row["metric"]) == (setting, weights, metric)
+      ]
+      for one in row["means"]:
+        if not isinstance(one["member"], str):
+          means.setdefault(one["member"], []).append(one["mean"])
+    if means:
+      found.append(answer(weights, metric, sorted(doses.values()), means))
+  return found
 
 
 def _labels(config, units, views):

@@ -250,9 +250,17 @@ def _run(config, settings, dataset, workdir):
     hidden=not left,
   ) as bar:
     _run_all(config, directory, left, bar.update)
-  content = compare.summarize(config, objective, directory)
+  content = compare.summarize(config, objective, directory, doses_of(config.study.settings))
   results.write(workdir, report.NAME, config=settings, dataset=dataset, **content)
   print(report.text(results.read(workdir, report.NAME)))
+
+
+def doses_of(settings):
+  """From those settings that have a dose, `true_from_T`, to T."""
+  from tfds_builders.lus_phantom import annotator
+
+  found = {setting: annotator.true_from(setting) for setting in settings}
+  return {setting: dose for setting, dose in found.items() if dose is not None}
 
 
 def seed_of(config, setting, seed):

@@ -170,8 +170,41 @@ def test_any_setting_changes_the_name():
   shares = default.level_shares
   for same in (shares, list(shares)):
     assert phantom_config("frames", 32, 32, level_shares=same).name == default.name
+  # Of either kind by the spelling that its runs have always had.
+  full = {"level_shares": list(shares), "n_frames": 16}
+  as_json = phantom_config("videos", 32, 32, **full).name
+  assert as_json == phantom_config("videos", 32, 32, **full | {"level_shares": shares}).name
   rows = phantom_config("frames", 32, 32, level_shares=(shares,) * 6).name
   assert phantom_config("frames", 32, 32, level_shares=[list(shares)] * 6).name == rows
+
+
+def test_what_was_not_asked_for_changes_neither_name_nor_metadata(built):
+  # Of before there were `variety`, `stable_patients` and `readmission_accuracy`.
+  assert phantom_config("frames", 64, 64).name == "frames_64x64_d4c5bb9a"
+  assert phantom_config("videos", 64, 64, setting="faint_false").name == "videos_64x64_d060b895"
+  off = {"variety": (), "stable_patients": 0.0, "readmission_accuracy": 0.0}
+  assert phantom_config("frames", 64, 64, **off).name == "frames_64x64_d4c5bb9a"
+  assert not {*off, "best_accuracy", "notes"} & set(built["frames"][0].info.metadata)
+
+
+def test_what_was_asked_for_is_in_the_name_and_in_the_metadata(tmp_path):
+  asked = {"variety": ("effusion", "b_lines"), "stable_patients": 0.5, "readmission_accuracy": 0.9}
+  names = {phantom_config("videos", 32, 32, **{key: value}).name for key, value in asked.items()}
+  assert len(names | {phantom_config("videos", 32, 32).name}) == 4
+  turned = phantom_config("videos", 32, 32, variety=("b_lines", "effusion"))
+  assert turned.name == phantom_config("videos", 32, 32, variety=("effusion", "b_lines")).name
+  builder, examples = build("videos", tmp_path, n_frames=1, **asked)
+  metadata = builder.info.metadata
+  assert list(metadata["variety"]) == ["b_lines", "effusion"] and metadata["stable_patients"] == 0.5
+  assert metadata["best_accuracy"] == {"readmitted_30d": 0.9}
+  (note,) = metadata["notes"]
+  assert "turned round in 0.1 of the patients" in note and "right in 0.9 of them" in note
+  # What was simulated is what is stored.
+  for patient in cohort.patient_names(3):
+    for video in cohort.videos_of(patient, builder.builder_config):
+      stored = examples[video.name]
+      assert stored["readmitted_30d"] == video.readmitted_30d
+      assert stored["sf_ratio"] == np.float32(video.sf_ratio)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +216,14 @@ def test_any_setting_changes_the_name():
     ({"n_patients": 2}, "n_patients of lus_phantom must be at least 3, but is 2"),
     ({"missing_views": 1.0}, "0 <= missing_views < 1"),
     ({"seed": -1}, "seed >= 0"),
+    ({"setting": "true_from_0.9"}, "or true_from_T with T from 0 to 0.8, as true_from_0.6"),
+    ({"setting": "true_from_0.60"}, "setting 'true_from_0.60' of lus_phantom is unknown"),
+    ({"variety": ("effusion", "fog")}, "must name some of presets, b_lines, .*'fog'"),
+    ({"variety": "effusion"}, "variety of lus_phantom must name some of"),
+    ({"variety": ("effusion", "effusion")}, "each once"),
+    ({"stable_patients": 1.5}, "stable_patients of lus_phantom must be a share from 0 to 1"),
+    ({"readmission_accuracy": 0.5}, "must be above 0.5 and at most 1"),
+    ({"readmission_accuracy": 0.9, "setting": "null"}, "which setting 'null' excludes"),
     ({"kind": "videos", "raters": True}, "raters of lus_phantom is True, which kind 'videos'"),
   ],
 )
@@ -200,6 +241,15 @@ def test_preview_writes_a_sheet(tmp_path, monkeypatch, capsys):
     assert sheet.width == 6 * 32 and sheet.height > 3 * 32
     truth = np.asarray(sheet)[32:64]
   assert (truth.max(-1) != truth.min(-1)).any()
+  monkeypatch.setattr(
+    "sys.argv",
+    ["preview", "--out", str(tmp_path / "varied.png"), "--size", "32", "--variety", "all"],
+  )
+  assert preview.main() == 0
+  assert (tmp_path / "varied.png").read_bytes() != out.read_bytes()
+  monkeypatch.setattr("sys.argv", ["preview", "--out", str(out), "--variety", "effusion,fog"])
+  assert preview.main() == 2
+  assert "variety of lus_phantom must name some of presets" in capsys.readouterr().err
   monkeypatch.setattr("sys.argv", ["preview", "--out", str(out), "--setting", "nope"])
   assert preview.main() == 2
   assert "choose one of" in capsys.readouterr().err
