@@ -34,6 +34,7 @@ def get_config(size="paper"):
   config.data.name = "covid_blues"
   config.distributed = config.severity.distributed
   config.channels = config.severity.channels
+  config.channels.kind = "probability"  # or binary, at .5
   config.channels.ablations = ("none",)
   config.clip = config.severity.clip
   config.folds = config.severity.folds

@@ -1,6 +1,7 @@
 """Readmission within 30 days: the change of every view from the first to the second day votes.
 
   python -m lus_jax.main --config configs/readmission.py --workdir runs/seg         the paper's
+  python -m lus_jax.main --config configs/readmission.py:ours --workdir runs/seg    our faster one
   python -m lus_jax.main --config configs/readmission.py:demo --workdir runs/demo   reduced
 
 The workdir is that of a finished segmentation run in which configs/sf_change.py has run too: each

@@ -85,6 +85,7 @@ def get_config(size="paper"):
   config.augment = ConfigDict()
   config.augment.probability = 0.5  # of each: flip, rotation, intensity
   config.augment.rotation_degrees = 15.0
+  config.augment.confidence = "nearest"  # or bilinear, which shrinks labels of high thresholds
   config.augment.brightness = 0.2
   config.augment.contrast = 0.2
   config.augment.gamma = (0.8, 1.25)

@@ -1,6 +1,7 @@
 """S/F ratio: its value from each video, judged per patient-day.
 
   python -m lus_jax.main --config configs/sf_ratio.py --workdir runs/seg         the paper's recipe
+  python -m lus_jax.main --config configs/sf_ratio.py:ours --workdir runs/seg    our faster one
   python -m lus_jax.main --config configs/sf_ratio.py:demo --workdir runs/demo   reduced
 
 The workdir is that of a finished segmentation run (or name one by --config.channels.workdir=DIR);

@@ -4,8 +4,8 @@
   python -m lus_jax.main --config configs/study.py:demo --workdir runs/study   hours on a CPU
   python -m lus_jax.main --config configs/study.py:tiny --workdir runs/tiny    a smoke run
 
-As configs/paper.py, with `cv=rotate` (nine folds, each the test once: as many as it takes to decide
-between seven thresholds, for a fold is swapped whole) and `leakage=strict` (four
+As configs/paper.py:ours, with `cv=rotate` (nine folds, each the test once: as many as it takes to
+decide between seven thresholds, for a fold is swapped whole) and `leakage=strict` (four
 segmentation sweeps more per fold, on that fold's training patients only): no test patient was ever
 seen by anything that is tested on them, and what the video networks learn from comes, as what they
 are tested on, from models that had not seen the patient. The channels of all folds take about 400
@@ -16,7 +16,7 @@ from configs import paper
 
 
 def get_config(size="paper"):
-  config = paper.get_config(size)
+  config = paper.get_config("ours" if size == "paper" else size)
   config.folds.cv = "rotate"
   config.folds.leakage = "strict"
   config.folds.n = 8

@@ -79,8 +79,9 @@ class ToyVideo(nnx.Module):
     self.head = nnx.Linear(sizes[-1], outputs, use_bias=False, rngs=rngs)
     self.bias = nnx.Param(jnp.zeros(outputs))
 
-  def __call__(self, clip, *, train, key=None):
-    x = self.features[0](clip.reshape(-1, *clip.shape[2:]), train=train)
+  def __call__(self, clip, *, train, key=None, where=None):
+    where = None if where is None else jnp.repeat(where, clip.shape[1])
+    x = self.features[0](clip.reshape(-1, *clip.shape[2:]), train=train, where=where)
     x = x.reshape(*clip.shape[:2], -1, x.shape[-1]).mean((1, 2))
     for layer in self.hidden:
       x = jax.nn.relu(layer(x))

@@ -81,6 +81,28 @@ def warn_of_outside(path, mask, area, where=""):
     )
 
 
+def warn_of_lost(path, mask, area, fitted, where=""):
+  """Warns of a mask of which nothing is left once it has the size of the network.
+
+  Args:
+    path: of it.
+    mask: [h, w] in [0, 1], whole.
+    area: (top, left, bottom, right), half-open; None: the whole frame.
+    fitted: what became of it, [H, W] uint8.
+    where: what else to name beside it.
+  """
+  if fitted.any():
+    return
+  cut = mask if area is None else scan_area.crop(mask, area)
+  if np.rint(255 * cut.max()):
+    notices.warn(
+      "%s: what is painted is thinner than the %d x %d pixels of the network, and nothing of it is "
+      "left; use a larger --config.data.image_size, or paint it wider.",
+      f"{path}{where}",
+      *fitted.shape,
+    )
+
+
 class MaskCheck:
   """Collects what masks hold, to warn of what is probably not meant.
 

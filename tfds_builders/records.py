@@ -289,8 +289,18 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def config_name(kind, height, width, **settings):
   """A TFDS config name that changes whenever a setting does: `frames_96x96_1f3b9c2a`."""
-  text = repr(sorted(settings.items()))
+  # A config that was read from JSON has lists where others have tuples. Of frames those that are
+  # trained on first have tuples; videos were always asked for by what a segmentation's JSON holds.
+  written = list if kind == "videos" else tuple
+  text = repr(sorted((name, _all_as(written, value)) for name, value in settings.items()))
   return f"{kind}_{height}x{width}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _all_as(written, value):
+  """A value whose sequences, and those in them, are all lists or all tuples."""
+  if not isinstance(value, list | tuple):
+    return value
+  return written(_all_as(written, one) for one in value)
 
 
 def in_order(index, n):

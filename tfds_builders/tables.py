@@ -423,7 +423,7 @@ def require_constant(rows, values, column, groups, within):
       )
 
 
-def _alike(name):
+def spelling(name):
   """What spellings of one name share: capitals, leading zeros, 11.0 for 11, and separators."""
   name = unicodedata.normalize("NFKC", name).casefold()
   name = re.sub(r"^(\d+)\.0+$", r"\1", re.sub(r"[\s_-]+", " ", name.strip()))
@@ -442,7 +442,7 @@ def warn_of_alike(names, where, what, harm):
   spellings = {}
   for name in dict.fromkeys(names):
     if name:
-      spellings.setdefault(_alike(name), []).append(name)
+      spellings.setdefault(spelling(name), []).append(name)
   alike = [" and ".join(map(shown, found)) for found in spellings.values() if len(found) > 1]
   if alike:
     logging.warning(

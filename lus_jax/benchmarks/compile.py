@@ -300,7 +300,8 @@ def _targets(task, batch):
   return {
     "label": jax.ShapeDtypeStruct((1, 2), jnp.int32),
     "present": jax.ShapeDtypeStruct((1, 2, views), bool),
-  }, {"label": 1, "present": 1}
+    "recorded": jax.ShapeDtypeStruct((1, batch), bool),
+  }, {"label": 1, "present": 1, "recorded": 1}
 
 
 def abstract_state(network, tx):

@@ -97,7 +97,12 @@ LOSS = SimpleNamespace(
   name="weighted_cross_entropy", weights="paper", subthreshold_weight="threshold", reduction="mean"
 )
 AUGMENT = SimpleNamespace(
-  probability=0.5, rotation_degrees=15.0, brightness=0.2, contrast=0.2, gamma=(0.8, 1.25)
+  probability=0.5,
+  rotation_degrees=15.0,
+  confidence="nearest",
+  brightness=0.2,
+  contrast=0.2,
+  gamma=(0.8, 1.25),
 )
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from lus_jax import notices, palette, problems
-from lus_jax.check import alike, folders, lettering
+from lus_jax.check import folders, lettering
 from lus_jax.errors import UserError
-from lus_jax.media import scan_area, tags
+from lus_jax.media import alike, scan_area, tags
 from lus_jax.media.deidentify import suspicious
 from tfds_builders import mask_check, tables
 

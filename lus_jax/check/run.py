@@ -7,8 +7,8 @@ import functools
 from absl import logging
 
 from lus_jax import notices, pool, problems, progress
-from lus_jax.check import alike, folders, pixels
-from lus_jax.media import scan_area
+from lus_jax.check import folders, pixels
+from lus_jax.media import alike, scan_area
 from lus_jax.media.deidentify import suspicious
 from lus_jax.splits import SPLITS
 from lus_jax.words import plural

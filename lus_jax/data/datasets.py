@@ -145,14 +145,14 @@ class Dataset:
       )
     if self.metadata.get("binary"):
       notes.append(
-        "binary masks: members above threshold 0 share their labels (but for interpolated edges) "
-        "and differ in the background weight only."
+        "binary masks: members of all thresholds share their labels, and differ in the background "
+        "weight only."
       )
     if self.raters and self.metadata.get("soft") is False:
       notes.append(
         f"a pixel's confidence is the share of its raters ({len(self.raters)}, of "
         f"{len(set(self.persons))} persons) who drew it: members whose thresholds lie between the "
-        "same two shares get the same labels (but for interpolated edges)."
+        "same two shares get the same labels."
       )
     return notes
 

@@ -66,6 +66,26 @@ def make_folds(labels, *, test, n_folds, cv, seed):
   return folds
 
 
+def of_videos(table, config):
+  """The folds of a clinical task.
+
+  Args:
+    table: `lus_jax.data.clips.VideoTable` of all videos.
+    config: the `folds` part of a run's config.
+
+  Returns:
+    `Fold`s, as `make_folds` deals them.
+  """
+  values = [table.of_patient(name) for name in config.balance]
+  return make_folds(
+    {name: tuple(value[name] for value in values) for name in values[0]},
+    test=set(table.patient[table.split == "test"].tolist()),
+    n_folds=config.n,
+    cv=config.cv,
+    seed=config.seed,
+  )
+
+
 def _deal(labels, n, seed):
   """A list of n sets of patients."""
   if len(labels) < n:

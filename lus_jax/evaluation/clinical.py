@@ -10,8 +10,10 @@ INCREASE = 2
 def sf_change(*, logits, labels, same_day, patients, majority3, majority2):
   """Accuracies over ordered pairs of videos.
 
-  The 3-class prediction is the largest logit, the first of equal ones. The 2-class prediction is
-  Increase where P(Increase) > P(Decrease) + P(Same), by the softmax over the three.
+  The 3-class prediction is the largest logit, the first of equal ones. The paper does not say how
+  it comes to two classes. Most likely the other two were merged after that: `accuracy2_merged`. In
+  the other reading their probabilities are summed: `accuracy2` says Increase where P(Increase) >
+  P(Decrease) + P(Same), by the softmax over the three.
 
   Args:
     logits: [m, 3] for Decrease, Same, Increase.
@@ -22,19 +24,23 @@ def sf_change(*, logits, labels, same_day, patients, majority3, majority2):
     majority2: the most frequent of the two: 1 Increase, 0 the rest.
 
   Returns:
-    A dict of `Ratio`s: `accuracy3`, `accuracy2`, both also `_no_same_day`, and `majority3`,
-    `majority2`: the accuracies of always saying the majority class.
+    A dict of `Ratio`s: `accuracy3`, `accuracy2_merged`, `accuracy2`, all also `_no_same_day`, and
+    `majority3`, `majority2`: the accuracies of always saying the majority class.
   """
   logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
   other_day = ~np.asarray(same_day, bool)
-  right3 = logits.argmax(-1) == labels
-  increase = labels == INCREASE
-  right2 = (logits[:, 2] > np.logaddexp(logits[:, 0], logits[:, 1])) == increase
+  increase, predicted = labels == INCREASE, logits.argmax(-1)
+  right = {
+    "accuracy3": predicted == labels,
+    "accuracy2_merged": (predicted == INCREASE) == increase,
+    "accuracy2": (logits[:, 2] > np.logaddexp(logits[:, 0], logits[:, 1])) == increase,
+  }
   return {
-    "accuracy3": ratio.ratio(patients, right3, 1),
-    "accuracy2": ratio.ratio(patients, right2, 1),
-    "accuracy3_no_same_day": ratio.ratio(patients, right3 & other_day, other_day),
-    "accuracy2_no_same_day": ratio.ratio(patients, right2 & other_day, other_day),
+    **{name: ratio.ratio(patients, x, 1) for name, x in right.items()},
+    **{
+      f"{name}_no_same_day": ratio.ratio(patients, x & other_day, other_day)
+      for name, x in right.items()
+    },
     "majority3": ratio.ratio(patients, labels == majority3, 1),
     "majority2": ratio.ratio(patients, increase == majority2, 1),
   }

@@ -2,11 +2,10 @@
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 
-def letterbox(image, height, width, *, antialias=True):
-  """Resizes a picture to fit, centred, and pads with 0; bilinear, with half-pixel centres.
+def letterbox(image, height, width, *, nearest=False):
+  """Resizes a picture to fit, centred, and pads with 0; with half-pixel centres.
 
   The frame is resized to whole pixels, so its aspect is kept to half a pixel. Image and masks of
   one frame get the same geometry.
@@ -15,8 +14,9 @@ def letterbox(image, height, width, *, antialias=True):
     image: [h, w], uint8 or float32, values 0 to 255.
     height: H, in pixels.
     width: W, in pixels.
-    antialias: whether to average over the pixels passed over when shrinking. True for images,
-      False for confidence masks.
+    nearest: whether every pixel is the nearest one's value, as it has to be of confidence masks:
+      so every threshold keeps its share of the area, on average over where a mask lies. Else it is
+      bilinear, and where that shrinks, it averages over the pixels passed over, as suits images.
 
   Returns:
     The picture, [H, W] uint8 rounded to nearest, and its valid box (top, left, bottom, right),
@@ -26,13 +26,13 @@ def letterbox(image, height, width, *, antialias=True):
   scale = min(height / h, width / w)
   fitted = max(1, round(h * scale)), max(1, round(w * scale))
   if fitted != (h, w):
-    if antialias:
-      image = np.asarray(Image.fromarray(image).resize(fitted[::-1], Image.Resampling.BILINEAR))
-    else:  # Pillow always antialiases when it shrinks.
-      factors = fitted[0] / h, fitted[1] / w
-      image = ndimage.zoom(
-        image.astype(np.float32), factors, order=1, mode="nearest", grid_mode=True
+    if nearest:
+      rows, columns = (
+        (2 * np.arange(to) + 1) * n // (2 * to) for n, to in zip((h, w), fitted, strict=True)
       )
+      image = image[rows[:, None], columns]
+    else:
+      image = np.asarray(Image.fromarray(image).resize(fitted[::-1], Image.Resampling.BILINEAR))
   top, left = (height - fitted[0]) // 2, (width - fitted[1]) // 2
   bottom, right = top + fitted[0], left + fitted[1]
   padded = np.zeros((height, width), np.uint8)

@@ -28,25 +28,30 @@ class BatchNorm(nnx.Module):
     self.mean = nnx.BatchStat(jnp.zeros(channels))
     self.var = nnx.BatchStat(jnp.ones(channels))
 
-  def __call__(self, x, *, train, ceiling=None, pool=False):
+  def __call__(self, x, *, train, ceiling=None, pool=False, where=None):
     """Normalises x [..., C]; in training with the batch's statistics, which it also records.
 
     With a `ceiling` the result is clamped to 0 and that: infinite for ReLU, 6 for ReLU6. With
-    `pool` the maxima of `max_pool` follow, of x [B, H, W, C].
+    `pool` the maxima of `max_pool` follow, of x [B, H, W, C]. `where` [B], bool, are the images
+    that the statistics are of; by default all.
     """
     n = x.size // x.shape[-1]
+    if where is not None:
+      n = where.sum() * (n // len(where))
     if train and backend.name() == "gpu":
       scale, bias, shift = self.scale[...], self.bias[...], self.mean[...]
-      y, mean, var = norms.batch_norm(x, scale, bias, shift, self.epsilon, ceiling, pool)
+      weight = None if where is None else where.astype(jnp.float32)
+      y, mean, var = norms.batch_norm(x, scale, bias, shift, self.epsilon, ceiling, pool, weight)
       self._record(mean, var, n)
       return y.astype(self.dtype)
     if train:
       axes = tuple(range(x.ndim - 1))
-      mean = jnp.mean(x, axes, dtype=jnp.float32)
+      counted = None if where is None else norms.along_first(where, x)
+      mean = jnp.mean(x, axes, dtype=jnp.float32, where=counted)
       # The second pass costs little and keeps the digits that E[x^2] - E[x]^2 would cancel. The
       # variance's derivative by the mean is 0: not taking it saves the backward pass a sum.
       centre = last_axis(jax.lax.stop_gradient(mean), x)
-      var = jnp.mean(jnp.square(x.astype(jnp.float32) - centre), axes)
+      var = jnp.mean(jnp.square(x.astype(jnp.float32) - centre), axes, where=counted)
       self._record(mean, var, n)
     else:
       mean, var = self.mean[...], self.var[...]
@@ -58,9 +63,9 @@ class BatchNorm(nnx.Module):
     return max_pool(y) if pool else y
 
   def _record(self, mean, var, n):
-    m = self.momentum
+    m, most = self.momentum, max if isinstance(n, int) else jnp.maximum
     self.mean[...] = m * self.mean[...] + (1 - m) * mean
-    self.var[...] = m * self.var[...] + (1 - m) * var * (n / max(n - 1, 1))
+    self.var[...] = m * self.var[...] + (1 - m) * var * (n / most(n - 1, 1))
 
 
 class GroupNorm(nnx.Module):

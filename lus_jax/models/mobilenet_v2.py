@@ -49,9 +49,9 @@ class ConvNorm(nnx.Module):
     self.conv = convolution
     self.bn = BatchNorm(c_out, dtype=dtype)
 
-  def __call__(self, x, *, train):
-    """Maps [B, H, W, c_in] to [.., c_out]."""
-    return self.bn(self.conv(x), train=train, ceiling=6)
+  def __call__(self, x, **options):
+    """Maps [B, H, W, c_in] to [.., c_out]; `options` are those of `BatchNorm`."""
+    return self.bn(self.conv(x), ceiling=6, **options)
 
 
 class InvertedResidual(nnx.Module):
@@ -78,14 +78,17 @@ class InvertedResidual(nnx.Module):
     self.project = Conv(channels, c_out, 1, dtype=dtype, rngs=rngs)
     self.project_bn = BatchNorm(c_out, dtype=dtype)
 
-  def __call__(self, x, *, n_segment, train):
-    """Maps frames [B * n_segment, H, W, c_in] to [.., H / stride, W / stride, c_out]."""
+  def __call__(self, x, *, n_segment, **options):
+    """Maps frames [B * n_segment, H, W, c_in] to [.., H / stride, W / stride, c_out].
+
+    `options` are those of `BatchNorm`.
+    """
     y = temporal_shift(x, n_segment) if self.shifted else x
     if self.expand is not None:
-      y = self.expand_bn(self.expand(y), train=train, ceiling=6)
+      y = self.expand_bn(self.expand(y), ceiling=6, **options)
     y = depthwise_conv(y, self.depthwise[...].astype(self.dtype), self.stride)
-    y = self.depthwise_bn(y, train=train, ceiling=6)
-    y = self.project_bn(self.project(y), train=train)
+    y = self.depthwise_bn(y, ceiling=6, **options)
+    y = self.project_bn(self.project(y), **options)
     return x + y if self.residual else y
 
 
@@ -133,13 +136,14 @@ class MobileNetV2(nnx.Module):
     )
     self.bias = nnx.Param(jnp.zeros(outputs))
 
-  def __call__(self, clip, *, train, key=None):
+  def __call__(self, clip, *, train, key=None, where=None):
     """Maps clips to outputs, without `bias`.
 
     Args:
       clip: [B, N, H, W, in_channels] in [0, 1]; H and W at least 32.
       train: whether to use batch statistics.
       key: unused; every network of a sweep is called alike.
+      where: [B] bool, the clips that batch statistics are of; by default all.
 
     Returns:
       float32 [B, outputs].
@@ -147,11 +151,14 @@ class MobileNetV2(nnx.Module):
     del key
     batch, n_segment = clip.shape[:2]
     x = clip.reshape(batch * n_segment, *clip.shape[2:]).astype(self.dtype)
+    options = {"train": train}
+    if where is not None:
+      options["where"] = jnp.repeat(where, n_segment)
     first, *blocks, last = self.features
-    x = first(x, train=train)
+    x = first(x, **options)
     for block in blocks:
-      x = block(x, n_segment=n_segment, train=train)
-    x = last(x, train=train)
+      x = block(x, n_segment=n_segment, **options)
+    x = last(x, **options)
     # All frames are of one size: the mean over space, then frames, is the mean over both.
     x = jnp.mean(x.reshape(batch, -1, x.shape[-1]), axis=1, dtype=jnp.float32)
     for layer in self.hidden:

@@ -20,7 +20,7 @@ _STEEP = 1e30
 _ROWS, _SUMS = 64, 4096
 
 
-def moments(x, shift, axes):
+def moments(x, shift, axes, weight=None):
   """Mean and (biased) variance over some axes, in one pass.
 
   Args:
@@ -28,14 +28,28 @@ def moments(x, shift, axes):
     shift: a value near the mean, that broadcasts with x: the nearer, the more digits of the
       variance are kept.
     axes: over which sums run.
+    weight: float32 [B] of x's first axis, over which they then run, 0 or 1: what counts.
 
   Returns:
     Two float32 arrays, of x's shape with 1 for these axes.
   """
-  n = math.prod(x.shape[axis] for axis in axes)
   centred = x.astype(jnp.float32) - lax.stop_gradient(shift)
-  first, second = (total / n for total in _sums(centred, jnp.square(centred), axes))
+  squared, n = jnp.square(centred), math.prod(x.shape[axis] for axis in axes)
+  if weight is not None:
+    weight, n = along_first(weight, x), _counted(weight, x)
+    centred, squared = centred * weight, squared * weight
+  first, second = (total / n for total in _sums(centred, squared, axes))
   return first + shift, jnp.maximum(second - jnp.square(first), 0)
+
+
+def along_first(weight, x):
+  """[B] as [B, 1, ...], with as many axes as x."""
+  return weight.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def _counted(weight, x):
+  """How many values of a channel of x [B, ..., C] count."""
+  return weight.sum() * (x.size // x.shape[0] // x.shape[-1])
 
 
 def _sums(a, b, axes):
@@ -59,7 +73,7 @@ def _two_sums(a, b, axis):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def batch_norm(x, scale, bias, shift, epsilon, ceiling, pool=False):
+def batch_norm(x, scale, bias, shift, epsilon, ceiling, pool=False, weight=None):
   """Batch normalisation over all axes but the last, by the batch's own moments; an activation.
 
   Args:
@@ -70,16 +84,18 @@ def batch_norm(x, scale, bias, shift, epsilon, ceiling, pool=False):
     epsilon: added to the variance.
     ceiling: the result is clamped to 0 and this (infinite for ReLU); None: it is not.
     pool: whether `max_pool` follows, of x [B, H, W, C].
+    weight: float32 [B], 0 for what the moments leave out and 1 for the rest; has no gradient. None:
+      all counts.
 
   Returns:
     Of x's dtype [..., C], and mean and biased variance, float32 [C], without gradient.
   """
-  return _batch_forward(x, scale, bias, shift, epsilon, ceiling, pool)[0]
+  return _batch_forward(x, scale, bias, shift, epsilon, ceiling, pool, weight)[0]
 
 
-def _batch_forward(x, scale, bias, shift, epsilon, ceiling, pool):
+def _batch_forward(x, scale, bias, shift, epsilon, ceiling, pool, weight):
   scale, bias, shift = (v.reshape((1,) * (x.ndim - 1) + (-1,)) for v in (scale, bias, shift))
-  mean, var = moments(x, shift, tuple(range(x.ndim - 1)))
+  mean, var = moments(x, shift, tuple(range(x.ndim - 1)), weight)
   inverse = lax.rsqrt(var + epsilon)
   factor = scale * inverse
   shift = bias - mean * factor
@@ -87,14 +103,14 @@ def _batch_forward(x, scale, bias, shift, epsilon, ceiling, pool):
   pooled = None
   if pool:
     y, *pooled = max_pool.with_winner(y, x)
-  return (y, mean.ravel(), var.ravel()), (x, mean, inverse, factor, shift, pooled)
+  return (y, mean.ravel(), var.ravel()), (x, mean, inverse, factor, shift, pooled, weight)
 
 
 def _batch_backward(epsilon, ceiling, pool, residuals, cotangents):
   del epsilon, pool
-  x, mean, inverse, factor, shift, pooled = residuals
+  x, mean, inverse, factor, shift, pooled, weight = residuals
   dy = cotangents[0]
-  n = x.size // x.shape[-1]
+  n = x.size // x.shape[-1] if weight is None else _counted(weight, x)
   axes = tuple(range(x.ndim - 1))
   # Pixels that were no maximum have no gradient: the others, few, are enough for the sums.
   winner, seen = pooled or (None, x)
@@ -102,8 +118,12 @@ def _batch_backward(epsilon, ceiling, pool, residuals, cotangents):
   by_scale *= inverse
   slope = -factor * inverse * by_scale / n
   offset = -factor * by_bias / n - slope * mean
+  if weight is not None:
+    # What is left out moves no moment.
+    slope, offset = (v * along_first(weight, x) for v in (slope, offset))
   dx = _apply_gradient(dy, x, factor, shift, slope, offset, ceiling, winner)
-  return dx, by_scale.ravel(), by_bias.ravel(), jnp.zeros(x.shape[-1])
+  none = None if weight is None else jnp.zeros_like(weight)
+  return dx, by_scale.ravel(), by_bias.ravel(), jnp.zeros(x.shape[-1]), none
 
 
 batch_norm.defvjp(_batch_forward, _batch_backward)

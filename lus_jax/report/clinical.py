@@ -14,7 +14,9 @@ _SOURCE = functools.partial(value, show=cells.source)
 _PROBABILITY = functools.partial(value, show=cells.probability)
 _LABELS = {
   "accuracy3_no_same_day": "3-class accuracy, two days",
-  "accuracy2_no_same_day": "2-class accuracy, two days",
+  "accuracy2": "2-class by summed P",
+  "accuracy2_merged_no_same_day": "2-class accuracy, two days",
+  "accuracy2_no_same_day": "2-class by summed P, two days",
   "majority3": "majority class, 3-class",
   "majority2": "majority class, 2-class",
   "rmse_video": "RMSE of single videos",
@@ -183,7 +185,11 @@ def every_fold(files, name):
   """Every network that was tested."""
   show = dict.fromkeys(("fold", "best_epoch", "n_patients"), cells.count)
   return _all_rows(
-    files, name, "rows", show | {"precision_defined": json.dumps}, table="every_fold"
+    files,
+    name,
+    "rows",
+    show | {"precision_defined": json.dumps, "chosen_by": str},
+    table="every_fold",
   )
 
 

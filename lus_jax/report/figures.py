@@ -381,10 +381,11 @@ def by_source(content):
   with_interval = any(
     metric["interval"] is not None for row in summary for metric in row["metrics"].values()
   )
-  figure = new_figure(1.7 + 2.5 * len(task.metrics))
-  panels = figure.subplots(len(task.metrics), sharex=True, squeeze=False)[:, 0]
+  metrics = {key: name for key, name in text.shown_metrics(content).items() if key in task.metrics}
+  figure = new_figure(1.7 + 2.5 * len(metrics))
+  panels = figure.subplots(len(metrics), sharex=True, squeeze=False)[:, 0]
   handles = {}
-  for (key, name), axes in zip(task.metrics.items(), panels, strict=True):
+  for (key, name), axes in zip(metrics.items(), panels, strict=True):
     baseline = text.baselines(content).get(key)
     if baseline is not None:
       # Every source is compared with the same predictor.

@@ -12,16 +12,18 @@ REPORTED = {
   0.8: {"iou": 0.351, "weighted_ce": 0.022, "ce": 0.059, "trimap": 0.032},
   1.0: {"iou": 0.131, "weighted_ce": 0.007, "ce": 0.103, "trimap": 0.007},
 }
+# Metrics that runs from before do not have.
+LATER = ("accuracy2_merged",)
 # Its Tables 2 to 4: mean and standard deviation over five folds.
 REPORTED_TASKS = {
   "sf_change": {
-    0.0: {"accuracy3": (0.362, 0.033), "accuracy2": (0.497, 0.055)},
-    0.2: {"accuracy3": (0.360, 0.049), "accuracy2": (0.531, 0.061)},
-    0.4: {"accuracy3": (0.363, 0.031), "accuracy2": (0.515, 0.057)},
-    0.5: {"accuracy3": (0.333, 0.022), "accuracy2": (0.501, 0.025)},
-    0.6: {"accuracy3": (0.348, 0.033), "accuracy2": (0.515, 0.504)},
-    0.8: {"accuracy3": (0.339, 0.049), "accuracy2": (0.504, 0.057)},
-    1.0: {"accuracy3": (0.327, 0.051), "accuracy2": (0.511, 0.051)},
+    0.0: {"accuracy3": (0.362, 0.033), "accuracy2_merged": (0.497, 0.055)},
+    0.2: {"accuracy3": (0.360, 0.049), "accuracy2_merged": (0.531, 0.061)},
+    0.4: {"accuracy3": (0.363, 0.031), "accuracy2_merged": (0.515, 0.057)},
+    0.5: {"accuracy3": (0.333, 0.022), "accuracy2_merged": (0.501, 0.025)},
+    0.6: {"accuracy3": (0.348, 0.033), "accuracy2_merged": (0.515, 0.504)},
+    0.8: {"accuracy3": (0.339, 0.049), "accuracy2_merged": (0.504, 0.057)},
+    1.0: {"accuracy3": (0.327, 0.051), "accuracy2_merged": (0.511, 0.051)},
   },
   "sf_ratio": {
     threshold: dict(zip(("rmse_max", "rmse_mean", "rmse_median"), figures, strict=True))
@@ -49,7 +51,7 @@ REPORTED_TASKS = {
   },
 }
 # Printed so; the sd of an accuracy this even cannot be that large.
-SIC = ("sf_change", 0.6, "accuracy2")
+SIC = ("sf_change", 0.6, "accuracy2_merged")
 # The reported figures stand beside a data set of these classes only.
 PAPER_CLASSES = {
   "sharp_pleura",
@@ -86,9 +88,11 @@ TASKS = {
   "sf_change": Task(
     2,
     "sf_ratio",
-    {"accuracy3": "3-class accuracy", "accuracy2": "2-class accuracy"},
+    # Most likely its reading of two classes; the other one stands beside it.
+    {"accuracy3": "3-class accuracy", "accuracy2_merged": "2-class accuracy"},
     "majority class",
-    {"accuracy3": "majority3", "accuracy2": "majority2"},
+    {"accuracy3": "majority3", "accuracy2_merged": "majority2", "accuracy2": "majority2"},
+    {"accuracy2": "2-class by summed P"},
   ),
   "sf_ratio": Task(
     3,

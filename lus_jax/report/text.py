@@ -107,10 +107,19 @@ def remarks(content):
   for name, absent in absent_classes(content["rows"]).items():
     at = "" if set(absent) == thresholds else f" at {', '.join(map(cells.percent, absent))}"
     yield f"no test label shows {name}{at}: it counts for no model and no baseline there"
+  names = []
   for row in content["rows"]:
+    seed = f", seed {row['seed']}" if len({r["seed"] for r in content["rows"]}) > 1 else ""
+    names.append(f"{cells.percent(row['threshold'])}{seed}")
     if (output := output_of(row)) is not None:
-      seed = f", seed {row['seed']}" if len({r["seed"] for r in content["rows"]}) > 1 else ""
-      yield f"the model of {cells.percent(row['threshold'])}{seed} {OUTPUTS[output]}"
+      yield f"the model of {names[-1]} {OUTPUTS[output]}"
+  chosen = [row.get("chosen_by") for row in content["rows"]]
+  if "loss" in chosen:
+    which = [name for name, by in zip(names, chosen, strict=True) if by == "loss"]
+    yield (
+      "several epochs had the best validation IoU, and the one of the lowest validation loss was "
+      f"taken: {', '.join(which)}"
+    )
 
 
 RATER_SCORES = {
@@ -201,7 +210,10 @@ def shown_metrics(content):
   """The table's metrics by key, in their order."""
   task = paper.TASKS[content["task"]]
   found = content["summary"][0]["metrics"]
-  return task.metrics | {key: name for key, name in task.more.items() if key in found}
+  shown = {
+    key: name for key, name in task.metrics.items() if key in found or key not in paper.LATER
+  }
+  return shown | {key: name for key, name in task.more.items() if key in found}
 
 
 def baselines(content):

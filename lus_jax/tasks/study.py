@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from lus_jax import lock
 from lus_jax.errors import UserError
+from lus_jax.tasks import forecast
 from lus_jax.tasks.clinical import questions
 from lus_jax.tasks.clinical import run as clinical
 from lus_jax.tasks.segmentation import run as segmentation
@@ -71,11 +72,13 @@ def train_and_evaluate(config, workdir):
   for name, part in configs.items():
     (segmentation if name == "segmentation" else clinical).check(part)
   settings = claim_lib.settings(config)
-  if claim and "steps" not in claim["config"].get("segmentation", {}).get("train", {}):
-    # A study from before there was such a field.
-    settings.get("segmentation", {}).get("train", {}).pop("steps", None)
+  if claim and "segmentation" in settings:
+    begun = claim["config"].get("segmentation", {})
+    settings["segmentation"] = hardware.settings_as_begun(settings["segmentation"], begun)
   claim_lib.check_claim(directory, settings, more_epochs=True)
   with lock.hold(directory):
+    if claim is None and (text := forecast.of_study(configs, hardware.find_device())):
+      print(text, flush=True)
     _run(configs, directory, settings, workdir)
 
 

@@ -13,6 +13,12 @@ from lus_jax.training import peak
 # The share of the matrix rate that training is taken to reach on a CPU before anything was timed:
 # ResNet-34 at 256 x 256 reached .42 to .56 of it on 2 cores.
 CPU_EFFICIENCY = 0.5
+# Likewise of both networks; the video network reached .18 to .20 on a CPU. Of accelerators they are
+# guesses, by the bytes that their compiled steps move (python -m lus_jax.benchmarks.compile).
+SHARES = {
+  "cpu": {"segmentation": CPU_EFFICIENCY, "video": 0.19},
+  "accelerator": {"segmentation": 0.5, "video": 0.06},
+}
 LONG = 2 * 3600  # seconds
 # No CPU takes that long for less work, so that the matrix rate need not be measured.
 LONG_WORK = 1e14  # FLOP

@@ -24,6 +24,11 @@ LATER = {
   ("data", "prelabels"): "touched",
   ("data", "consensus"): "replaces",
 }
+# Likewise, where that is said: what such a run goes on with, and in words.
+SAID = {
+  ("train", "steps"): (0, "it has the epochs of config.train.epochs ({config.train.epochs})"),
+  ("augment", "confidence"): ("bilinear", "its confidences are turned bilinearly to the end"),
+}
 
 # Room for what a backend keeps beside them: gradients of activations, other layouts, convolution
 # workspaces. XLA for CPUs needs .7 to .9 of the activations in all, from width .5 on.
@@ -229,17 +234,37 @@ def as_begun(config, workdir):
       if theirs.get("steps", ours) == ours > 0:
         # The epochs of the config are the least, and there they are what came of the data.
         config.train.epochs = max(config.train.epochs, theirs.get("epochs", 0))
-      if "steps" not in theirs:
-        if ours:
+    for (section, field), (before, goes_on) in SAID.items() if claim else ():
+      ours = config.get(section, {})
+      if field in ours and field not in claim["config"].get(section, {}):
+        if ours[field] != before:
           logging.warning(
-            "%s holds a run from before there was config.train.steps, so %d counts for nothing: it "
-            "has the epochs of config.train.epochs (%d).",
+            "%s holds a run from before there was config.%s.%s, so %s counts for nothing: %s.",
             workdir,
-            ours,
-            config.train.epochs,
+            section,
+            field,
+            ours[field],
+            goes_on.format(config=config),
           )
-        del config.train.steps
+        del ours[field]
   return config
+
+
+def settings_as_begun(settings, begun):
+  """Settings without the fields that there were not when a run with the settings `begun` began.
+
+  Args:
+    settings: of a config (`claim.settings`).
+    begun: of the claim.
+
+  Returns:
+    A dict.
+  """
+  settings = {name: dict(x) if isinstance(x, dict) else x for name, x in settings.items()}
+  for section, field in SAID:
+    if field not in begun.get(section, {}):
+      settings.get(section, {}).pop(field, None)
+  return settings
 
 
 def drop_later(config, claim):

@@ -96,6 +96,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
   if checkpoints.latest() is not None:
     state, meta = _restore(checkpoints, sweep, state)
     batches.set_state(meta["batches"])
+    _complete_best(meta, task.names)
   # Saved with the first epoch that is scored by it.
   old_rule = meta.get("rule") != RULE and meta["epoch"] > 0
   # Of an epoch that was stopped in: its steps that are done, and their losses.
@@ -258,8 +259,44 @@ def is_better(row, best):
     return row["score"] is not None
   if row["score"] != best["score"]:
     return row["score"] > best["score"]
-  # Checkpoints of older versions do not say the loss of their best epoch.
-  return best.get("loss") is not None and row["loss"] < best["loss"]
+  return row["loss"] < best["loss"]
+
+
+def chosen_by(best, rows):
+  """What decided which epoch of a member is its best.
+
+  Args:
+    best: of `meta`.
+    rows: the member's own of the history.
+
+  Returns:
+    'score' where no other epoch has the same one, 'loss' where the lower loss decided between
+    several, 'last' where no score was defined and the last epoch stands in.
+  """
+  if best["score"] is None:
+    return "last"
+  return "loss" if [row["score"] for row in rows].count(best["score"]) > 1 else "score"
+
+
+def _complete_best(meta, names):
+  """Gives best epochs of older versions, which kept the first of equal scores, their loss.
+
+  The weights of other epochs are gone; where one of them would have won, a warning says so.
+  """
+  otherwise = []
+  for i, (name, best) in enumerate(zip(names, meta["best"], strict=True)):
+    rows = {row["epoch"]: row for row in meta["history"][i :: len(names)]}
+    if best.setdefault("loss") is None and best["epoch"] is not None:
+      best["loss"] = rows[best["epoch"]]["loss"]
+      if any(is_better(row, best) for row in rows.values()):
+        otherwise.append(name)
+  if otherwise:
+    logging.warning(
+      "The best epochs of %s were chosen by an older version, which kept the first of those with "
+      "the same score whatever their losses; from now on the lower loss decides, and so it would "
+      "have been another epoch. For one rule throughout, train in another --workdir.",
+      ", ".join(otherwise),
+    )
 
 
 def _warn_of_rule(rows, epochs):

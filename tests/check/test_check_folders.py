@@ -13,10 +13,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lus_jax import problems
-from lus_jax.check import alike, lettering, page, run, table
+from lus_jax.check import lettering, page, run, table
 from lus_jax.check.__main__ import main
 from lus_jax.errors import UserError
-from lus_jax.media import deidentify, readers
+from lus_jax.media import alike, deidentify, readers
 from tests import painted
 from tfds_builders.lus_folder.lus_folder import LusFolder, folder_config
 

@@ -59,13 +59,16 @@ def test_sf_change_by_hand():
   ratios = _sf_change()
   assert _values(ratios) == {
     "accuracy3": 4 / 7,
+    "accuracy2_merged": 5 / 7,
     "accuracy2": 4 / 7,
     "accuracy3_no_same_day": 3 / 4,
+    "accuracy2_merged_no_same_day": 3 / 4,
     "accuracy2_no_same_day": 2 / 4,
     "majority3": 3 / 7,
     "majority2": 4 / 7,
   }
   assert _sums(ratios["accuracy3"]) == {"a": (2, 3), "b": (2, 3), "c": (0, 1)}
+  assert _sums(ratios["accuracy2_merged"]) == {"a": (2, 3), "b": (3, 3), "c": (0, 1)}
   assert _sums(ratios["accuracy2"]) == {"a": (2, 3), "b": (2, 3), "c": (0, 1)}
   assert _sums(ratios["accuracy3_no_same_day"]) == {"a": (1, 2), "b": (2, 2), "c": (0, 0)}
   assert _sums(ratios["accuracy2_no_same_day"]) == {"a": (1, 2), "b": (1, 2), "c": (0, 0)}
@@ -82,9 +85,9 @@ def test_equal_probabilities_are_the_first_class():
   found = clinical.sf_change(logits=[[0.0, 0.0, 0.0]], labels=[0], **options)
   assert found["accuracy3"].value() == 1
   assert found["accuracy2"].value() == 1
-  # Half against half, exactly: not Increase.
+  # Half against half, exactly: not Increase, in either reading.
   found = clinical.sf_change(logits=[[0.0, -np.inf, 0.0]], labels=[2], **options)
-  assert found["accuracy2"].value() == 0
+  assert found["accuracy2"].value() == found["accuracy2_merged"].value() == 0
 
 
 def test_same_day_pairs_alone_leave_the_other_accuracies_undefined():

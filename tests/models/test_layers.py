@@ -28,6 +28,24 @@ def test_batch_norm_follows_a_float64_reference_and_keeps_the_unbiased_variance(
   np.testing.assert_array_equal(norm.mean[...], running_mean)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_does_not_count_is_normalised_by_the_statistics_of_the_others(key, dtype):
+  x = (3 + 2 * jax.random.normal(key, (4, 3, 2, 5))).astype(dtype)
+  where = jnp.array([True, False, True, False])
+  some, few, stood_in = (layers.BatchNorm(5, dtype=dtype) for _ in range(3))
+  y = some(x, train=True, where=where)
+  atol = 1e-5 if dtype == jnp.float32 else 0.05
+  found = np.asarray(y[where], np.float32)
+  np.testing.assert_allclose(found, np.asarray(few(x[where], train=True), np.float32), atol=atol)
+  # What it is matters to nobody.
+  other = stood_in(x.at[1].set(100).at[3].set(x[0]), train=True, where=where)
+  np.testing.assert_array_equal(found, np.asarray(other[where], np.float32))
+  for statistic in ("mean", "var"):
+    expected = getattr(few, statistic)[...]
+    np.testing.assert_allclose(getattr(some, statistic)[...], expected, rtol=1e-6)
+    np.testing.assert_array_equal(getattr(stood_in, statistic)[...], getattr(some, statistic)[...])
+
+
 def test_batch_norm_has_pytorchs_epsilon(key):
   # Of a variance about as large as it: any other epsilon gives other values.
   x = 3e-3 * jax.random.normal(key, (2, 5, 5, 1))

@@ -59,6 +59,27 @@ def evaluate(network, gradient):
   )
 
 
+def test_clips_that_do_not_count_enter_no_statistics_of_any_norm(network, key):
+  clip, where = random_clip(key), jnp.array([True, False])
+
+  @jax.jit
+  def recorded(clip, where):
+    return network(network.params, network.batch_stats, clip, train=True, where=where)
+
+  outputs, found = recorded(clip, where)
+  # It is as if the clip beside it were not there, whatever it shows.
+  again, expected = recorded(clip[jnp.array([0, 0])], where)
+  other, same = recorded(clip.at[1].set(0.5), where)
+  np.testing.assert_array_equal(outputs[0], again[0])
+  np.testing.assert_array_equal(outputs[0], other[0])
+  for statistics in (expected, same):
+    jax.tree.map(np.testing.assert_array_equal, found, statistics)
+  assert any(
+    (a != b).any()
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(recorded(clip, ~where)[1]), strict=True)
+  )
+
+
 def test_parameters_are_as_many_as_torchvisions():
   model = nnx.eval_shape(lambda: MobileNetV2(in_channels=3, outputs=1000, rngs=nnx.Rngs(0)))
   sizes = jax.tree.map(lambda x: x.size, nnx.to_pure_dict(nnx.state(model, nnx.Param)))

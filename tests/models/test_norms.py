@@ -46,7 +46,8 @@ def group_norm(x, scale, bias, **options):
 @pytest.mark.parametrize(
   ("norm", "options"),
   [(norm, {"ceiling": c}) for norm in (batch_norm, group_norm) for c in (None, math.inf, 6)]
-  + [(batch_norm, {"ceiling": math.inf, "pool": True})],
+  + [(batch_norm, {"ceiling": math.inf, "pool": True})]
+  + [(batch_norm, {"ceiling": c, "where": np.array([True, False, True])}) for c in (None, 6)],
   ids=lambda x: x.__name__ if callable(x) else str(x),
 )
 def test_values_and_gradients_are_those_of_the_plain_norm(key, on_gpu, norm, options):

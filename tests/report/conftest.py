@@ -175,7 +175,7 @@ def write_more(
     split="test",
     rows=[
       {"member": name, "target": target, "loss": "cross_entropy", "weights": "ones"}
-      | {"threshold": threshold, "seed": seed, "best_epoch": 3}
+      | {"threshold": threshold, "seed": seed, "best_epoch": 3, "chosen_by": "loss"}
       | scores(rng, classes, simulated=False)
       | {"iou_at_best_cut": draw()}
       for name, target, threshold, seed in views
@@ -372,8 +372,8 @@ def write_results(
 
 SOURCES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0, "none", "true")
 METRICS = {
-  "sf_change": ("accuracy3", "accuracy2", "accuracy3_no_same_day", "accuracy2_no_same_day")
-  + ("majority3", "majority2"),
+  "sf_change": ("accuracy3", "accuracy2_merged", "accuracy2", "accuracy3_no_same_day")
+  + ("accuracy2_merged_no_same_day", "accuracy2_no_same_day", "majority3", "majority2"),
   "sf_ratio": ("rmse_mean", "rmse_median", "rmse_max", "rmse_video", "rmse_constant"),
   "readmission": ("accuracy", "recall", "precision", "majority"),
 }
@@ -446,7 +446,7 @@ def write_task(
   rows = []
   for source, fold in members:
     row = {"threshold": source, "fold": fold, "best_epoch": int(rng.integers(1, epochs + 1))}
-    row |= {"n_patients": n} | {key: draw() for key in metrics}
+    row |= {"chosen_by": "score", "n_patients": n} | {key: draw() for key in metrics}
     if task == "readmission":
       row["precision_defined"] = bool(rng.random() < 0.8)
     rows.append(row)

@@ -40,7 +40,7 @@ PAPER = {
        0 .450 .209 .400 .418 .333 .312""",
 }
 MAIN = {
-  "sf_change": ["accuracy3", "accuracy2"],
+  "sf_change": ["accuracy3", "accuracy2_merged"],
   "sf_ratio": ["rmse_max", "rmse_mean", "rmse_median"],
   "readmission": ["accuracy", "recall", "precision"],
 }
@@ -548,3 +548,16 @@ def test_training_curves_are_means_over_folds(built, monkeypatch):
       for epoch, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
         mine = [r[key] for r in rows if (r["threshold"], r["epoch"]) == (threshold, epoch)]
         assert len(mine) == 2 and y == pytest.approx(sum(mine) / 2)
+
+
+def test_results_from_before_there_were_two_readings_keep_their_own(built):
+  content = read(built("study"), "sf_change.json")
+  now = text_lib.clinical(content)
+  assert "2-class accuracy" in now and "2-class by summed P" in now
+  for row in content["summary"]:
+    row["metrics"] = {key: x for key, x in row["metrics"].items() if "merged" not in key}
+  schema.check("sf_change", content, of="sf_change")
+  before = text_lib.clinical(content)
+  header = before.splitlines()[1].split("|")[0]
+  assert "2-class by summed P" in header and "2-class accuracy" not in header
+  figures.by_source(content)

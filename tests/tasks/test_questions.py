@@ -138,6 +138,11 @@ def test_sampled_pairs_are_all_ordered_pairs_once_an_epoch(sf_change):
   assert task.steps_per_epoch == -(-max(sizes) // 2)
   capped, _ = sf_change(pairs="sampled", pairs_cap=6, **{"train.batch_size": 2})
   assert capped.steps_per_epoch == 3
+  # What they cost beside ours is told.
+  ours, _ = sf_change(pairs="in_batch", **{"train.batch_size": 2})
+  told = "3 steps of 4 clips; all pairs within a batch, which is ours (pairs=in_batch), take "
+  assert capped.describe_pairs().endswith(f"{told}{ours.steps_per_epoch} of 2.")
+  assert ours.describe_pairs() == ""
   first = [capped.plan(0, step)[0].tolist() for step in range(3)]
   again = [capped.plan(0, step)[0].tolist() for step in range(3, 6)]
   assert sorted(sum(first, [])) == sorted(sum(again, []))
@@ -167,7 +172,8 @@ def test_a_batch_without_a_pair_has_no_loss_and_no_gradient(sf_change):
 
 def pair_reference(table, patients, outputs, bias, *, majority3, majority2):
   """Accuracies pair by pair, from outputs by video."""
-  right = {k: [] for k in ("accuracy3", "accuracy2", "majority3", "majority2", "no3", "no2")}
+  names = ("accuracy3", "accuracy2_merged", "accuracy2")
+  right = {k: [] for k in (*names, "majority3", "majority2", *(f"{k}_no_same_day" for k in names))}
   losses, confusion = [], np.zeros((3, 3), int)
   sf = table.values["sf_ratio"]
   for i, j in sorted(all_pairs(table, usable(table, patients))):
@@ -177,16 +183,15 @@ def pair_reference(table, patients, outputs, bias, *, majority3, majority2):
     label = change(sf[i], sf[j])
     p = np.exp(logits) / np.exp(logits).sum()
     right["accuracy3"].append(p.argmax() == label)
+    right["accuracy2_merged"].append((p.argmax() == 2) == (label == 2))
     right["accuracy2"].append((p[2] > p[0] + p[1]) == (label == 2))
     right["majority3"].append(label == majority3)
     right["majority2"].append((label == 2) == majority2)
     if table.day[i] != table.day[j]:
-      right["no3"].append(right["accuracy3"][-1])
-      right["no2"].append(right["accuracy2"][-1])
+      for name in names:
+        right[f"{name}_no_same_day"].append(right[name][-1])
     losses.append(softmax_loss(logits, label))
     confusion[label, p.argmax()] += 1
-  right["accuracy3_no_same_day"] = right.pop("no3")
-  right["accuracy2_no_same_day"] = right.pop("no2")
   return {k: np.mean(v) for k, v in right.items()}, np.mean(losses), confusion
 
 
@@ -459,6 +464,9 @@ def test_a_training_batch_of_patients_holds_their_views_and_days(readmission, da
       assert there == all(found)
       if there:
         assert table.video[row].tolist() == [f"{name}_{d + 1}_{view}_1" for d in range(n_days)]
+    for view, row in zip(VIEWS, own["recorded"].reshape(3, 6, n_days)[len(names) - 1], strict=True):
+      for day, there in enumerate(row.tolist(), start=1):
+        assert there == (f"{name}_{day}_{view}_1" in table.video.tolist())
   assert sorted(names) == ["missing", "t1", "v0"]
   assert 0 < own["present"].sum() < 18
 

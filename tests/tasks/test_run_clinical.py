@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from lus_jax import results
-from lus_jax.data import clips, datasets
+from lus_jax import models, results
+from lus_jax.data import clips, copies, datasets
 from lus_jax.errors import UserError
 from lus_jax.inference import trained as trained_lib
 from lus_jax.tasks.clinical import initial as initial_lib
+from lus_jax.tasks.clinical import questions
 from lus_jax.tasks.clinical import run as run_lib
 from lus_jax.tasks.clinical import train as train_lib
 from lus_jax.tasks.segmentation import run as segmentation_run
-from lus_jax.training import checkpoints, claim, loop
+from lus_jax.training import checkpoints, claim, loop, state
 
 pytestmark = pytest.mark.usefixtures("toy_networks")
 
@@ -42,6 +43,13 @@ def finished(toy_segmentation, task_config, tmp_path_factory):
   for task in TASKS:
     run_lib.train_and_evaluate(task_config(task, **{"train.epochs": 2}), workdir)
   return workdir
+
+
+class Votes(questions.Readmission):
+  """Its loss alone, without patients."""
+
+  def __init__(self):
+    pass
 
 
 def refused(function, *fragments):
@@ -94,6 +102,47 @@ def test_a_member_sees_the_frame_and_its_own_channels():
     np.testing.assert_array_equal(binary[..., 0], clip[..., 0])
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_clips_that_keep_the_place_of_missing_ones_change_nothing(key, mapped):
+  rng = np.random.default_rng(0)
+  inputs = {
+    "image": rng.integers(0, 256, (2, 12, 2, 8, 8, 1), np.uint8),
+    "channels": rng.integers(0, 256, (2, 1, 12, 2, 8, 8, 5), np.uint8),
+    # Of two patients with three views and two days, what is there in each of two folds.
+    "recorded": rng.random((2, 12)) < 0.7,
+    "label": np.array([[0, 1], [1, 0]], np.int32),
+  }
+  inputs["present"] = inputs["recorded"].reshape(2, 2, 3, 2).all(-1)
+  assert inputs["present"].any((1, 2)).all() and not inputs["recorded"].all(1).any()
+  _, _, members = train_lib.make_members([0.6], (), 2)
+  options = {"in_channels": 6, "outputs": 2, "hidden": (), "seed": 0}
+  network = state.Network(models.build_video_model(None, **options))
+  loss = train_lib.make_loss(network, Votes(), "probability")
+
+  def step(member, inputs):
+    def run(params):
+      return loss(params, network.batch_stats, member, inputs, key)
+
+    return jax.value_and_grad(run, has_aux=True)(network.params)
+
+  def outcome(inputs):
+    if not mapped:
+      return [jax.jit(step)(member, inputs) for member in members]
+    stacked = jax.tree.map(lambda *x: np.stack(x), *members)
+    return jax.jit(jax.vmap(step, in_axes=(0, None)))(stacked, inputs)
+
+  other = {name: inputs[name].copy() for name in inputs}
+  for f, clip in np.argwhere(~inputs["recorded"]).tolist():
+    other["image"][f, clip] = 255
+    other["channels"][f, :, clip] = 0
+  jax.tree.map(np.testing.assert_array_equal, outcome(inputs), outcome(other))
+  # Those that were recorded do matter, whether their view votes or not.
+  f, clip = np.argwhere(inputs["recorded"])[0].tolist()
+  other["image"][f, clip] = 255
+  found, changed = (jax.tree.leaves(outcome(x)) for x in (inputs, other))
+  assert any((a != b).any() for a, b in zip(found, changed, strict=True))
+
+
 @pytest.mark.parametrize(("factor", "epochs"), [(2, 50), (1, 25), (3, 10), (2, 3)])
 def test_the_learning_rate_is_a_cosine_with_warm_restarts(factor, epochs):
   config = ConfigDict({"learning_rate": 0.4, "restart_epochs": 10, "restart_factor": factor})
@@ -112,8 +161,10 @@ def test_the_learning_rate_is_a_cosine_with_warm_restarts(factor, epochs):
 METRICS = {
   "sf_change": {
     "accuracy3",
+    "accuracy2_merged",
     "accuracy2",
     "accuracy3_no_same_day",
+    "accuracy2_merged_no_same_day",
     "accuracy2_no_same_day",
     "majority3",
     "majority2",
@@ -150,7 +201,7 @@ def test_results_follow_their_schema(finished, name):
   ]
   members = [(source, fold) for source in SOURCES for fold in (0, 1)]
   assert [(row["threshold"], row["fold"]) for row in content["rows"]] == members
-  extra = {"precision_defined"} if name == "readmission" else set()
+  extra = {"chosen_by", *(["precision_defined"] if name == "readmission" else [])}
   for row in content["rows"]:
     assert set(row) == {"threshold", "fold", "best_epoch", "n_patients"} | METRICS[name] | extra
     assert row["n_patients"] == 1 and row["best_epoch"] in (1, 2)
@@ -437,6 +488,12 @@ def test_strict_segmentation_sees_training_patients_only(
   said = capsys.readouterr().out
   assert "18 extra segmentation sweeps (6 folds, 3 each) of 2 models, 6 epochs" in said
   assert "no outcome of 6 folds could decide" not in said  # one comparison: 2 of 64
+  # Their frames are those of the base sweep, and not simulated again.
+  base, first = (
+    claim.read_claim(path)["dataset"]["version"]
+    for path in (workdir, workdir / "segmentation" / "fold_0")
+  )
+  assert base == first
   content = results.read(workdir, "sf_ratio")
   assert len(content["folds"]) == 6 and len(sweeps) == 18
   everybody = [f"p00{i}" for i in range(6)]
@@ -648,17 +705,43 @@ def test_relative_prepared_data_of_an_older_run_are_not_prepared_anew(task_confi
   refused(lambda: run_lib.open_videos(config, trained), "'data', which is not found from here")
 
 
-def test_models_of_another_population_have_seen_nobody(workdir, task_config, sweeps):
+def rename_data(workdir):
+  """The segmentation there was of a data set of another name."""
   file = workdir / "run.json"
   claim = json.loads(file.read_text())
   del claim["sha256"]
   claim["dataset"] |= {"population": "elsewhere", "name": "elsewhere"}
   file.write_text(json.dumps(claim))
+
+
+def test_models_of_another_population_have_seen_nobody(workdir, task_config, sweeps):
+  rename_data(workdir)
   run_lib.train_and_evaluate(task_config("sf_ratio", **STRICT), workdir)
   content = results.read(workdir, "sf_ratio")
   assert not sweeps and len(content["folds"]) == 6
   assert content["segmentation"]["same_data_set"] is False
   assert "strict needed no sweep of its own" in content["notes"][-1]
+
+
+def test_frames_learnt_from_under_another_name_are_told(
+  workdir, task_config, segmentation_config, monkeypatch, caplog
+):
+  rename_data(workdir)
+  frames = datasets.open_dataset(segmentation_config.data, "frames")
+  looks = copies.look(frames, "image", 99)
+  copies.keep(workdir, dataclasses.replace(looks, patients=[f"X{x}" for x in looks.patients]))
+  # Of simulated frames nothing is looked for.
+  monkeypatch.setattr(datasets.Dataset, "simulated", False)
+  options = {"channels.ablations": ("none",), "folds.cv": "rotate", "train.epochs": 1}
+  run_lib.train_and_evaluate(task_config("sf_ratio", **options), workdir)
+  notes = results.read(workdir, "sf_ratio")["notes"]
+  names = sorted(
+    {x for x, side in zip(looks.patients, looks.splits, strict=True) if side != "test"}
+  )
+  (note,) = [x for x in notes if "near-identical" in x]
+  assert note.startswith(f"frames of {names[0]} (X{names[0]} there), {names[1]} (X{names[1]}")
+  assert f"and {len(names)} of them test here" in note
+  assert any(note in message for message in caplog.messages)
 
 
 # --- readmission starts from sf_change ---------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 
 from configs import seg
 from lus_jax import main, models, results
-from lus_jax.data import datasets
+from lus_jax.data import copies, datasets
 from lus_jax.errors import UserError
 from lus_jax.training import claim
 from tests import painted, toys
@@ -60,6 +60,15 @@ def test_the_run_says_and_keeps_what_is_left_out(finished, printed):
   found = {(row["video"], row["frame"], row["annotator"]) for row in cases}
   assert found == {("s.npy", 0, "anna"), ("s.npy", 1, "ben")}
   assert any(note.startswith(left) for note in results.read(finished, "segmentation")["notes"])
+
+
+def test_the_run_keeps_what_its_models_have_seen_for_other_data_sets(finished):
+  patients = {
+    row["split"]: row["patient_names"] for row in results.read(finished, "dataset")["rows"]
+  }
+  seen = copies.kept(finished)
+  assert sorted(set(seen.patients)) == sorted(patients["train"] + patients["validation"])
+  assert all(len(hashes) == 1 for hashes in seen.hashes)
 
 
 def test_the_page_shows_who_painted_what(finished):

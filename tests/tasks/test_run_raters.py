@@ -28,7 +28,7 @@ OWN_THRESHOLD = dict(zip(PLAIN, THRESHOLDS, strict=True)) | {
   "threshold_0.5_dice": 0.5,
 }
 FILES = ("members", "raters", "calibration")
-EPOCHS = 12
+EPOCHS = 16
 K, SIZE = 6, 32
 
 

@@ -109,6 +109,8 @@ def test_the_history_has_every_epoch_of_every_member_and_the_best_is_in_it(finis
     defined = [(-r["score"], r["loss"], r["epoch"]) for r in mine if r["score"] is not None]
     if defined:
       assert row["best_epoch"] == min(defined)[-1]
+      tied = [one for one in defined if one[0] == min(defined)[0]]
+      assert row["chosen_by"] == ("score" if len(tied) == 1 else "loss")
     assert all(np.isfinite(r["train_loss"]) for r in mine)
 
 
@@ -273,9 +275,8 @@ def test_thresholds_with_the_same_labels_are_named_with_what_is_enough():
   assert text.endswith("--config.sweep.thresholds=0.6,0.5 trains 2 in place of 7")
 
 
-def test_interpolated_edges_of_binary_masks_are_allowed_for():
+def test_labels_that_differ_a_little_are_not_called_the_same():
   edges = Painted(v0=900, v30=4, v140=4, v255=100)
-  assert "trains 1 in place of 7" in advice.same_labels(edges, SEVEN, binary=True)
   assert advice.same_labels(edges, (0.8, 0.5, 0.1)) == ""
   assert advice.same_labels(Painted(v0=900), SEVEN) == ""
   assert advice.same_labels(Painted(v0=1, v255=9), (0.5,)) == ""
@@ -430,3 +431,11 @@ def test_json_results_hold_no_nan(finished):
 
   for file in (finished / "results").glob("*.json"):
     json.loads(file.read_text(), parse_constant=refuse)
+
+
+def test_epochs_that_the_loss_decided_are_named_under_the_table():
+  rows = [{"threshold": t, "seed": 0, "chosen_by": by} for t, by in ((1.0, "loss"), (0.5, "score"))]
+  (remark,) = text_lib.remarks({"rows": rows})
+  assert remark.endswith("the one of the lowest validation loss was taken: 100%")
+  # Runs from before do not say.
+  assert not list(text_lib.remarks({"rows": [{"threshold": 1.0, "seed": 0}]}))

@@ -4,12 +4,15 @@ import importlib
 import os
 import pathlib
 
+import numpy as np
 import pytest
 
+from lus_jax.data import folds
 from lus_jax.errors import UserError
-from lus_jax.tasks import study
+from lus_jax.tasks import forecast, study
 from lus_jax.tasks.clinical import run as run_lib
 from lus_jax.tasks.segmentation import run
+from lus_jax.training import hardware
 
 ROOT = pathlib.Path(__file__).parents[2]
 TASKS = ("sf_change", "sf_ratio", "readmission")
@@ -34,7 +37,7 @@ def small(prepared, **changes):
   return config
 
 
-@pytest.mark.parametrize("size", ["paper", "demo", "tiny"])
+@pytest.mark.parametrize("size", ["paper", "ours", "demo", "tiny"])
 @pytest.mark.parametrize("name", ["paper", "study", "covid_blues"])
 def test_every_part_of_every_study_is_a_config_of_its_own(name, size):
   config = get_config(name, size)
@@ -44,12 +47,80 @@ def test_every_part_of_every_study_is_a_config_of_its_own(name, size):
   for task, part in parts.items():
     (run if task == "segmentation" else run_lib).check(part)
     # The fields are those of the task's own config, so that one file explains them all.
-    alone = get_config({"segmentation": "seg"}.get(task, part.task), size)
+    alone = "paper" if size == "ours" and task == "segmentation" else size
+    alone = get_config({"segmentation": "seg"}.get(task, part.task), alone)
     expected, found = alone.to_dict(), part.to_dict()
     assert found.keys() == expected.keys()
     for field in expected.keys() - {"data"}:
       if isinstance(expected[field], dict):
         assert found[field].keys() == expected[field].keys(), (task, field)
+
+
+def test_the_papers_recipe_is_the_papers_and_ours_is_a_word_away():
+  for name, size, pairs, kind in (
+    ("paper", "paper", "sampled", "binary"),
+    ("paper", "ours", "in_batch", "probability"),
+    ("paper", "demo", "in_batch", "probability"),
+    ("study", "paper", "in_batch", "probability"),
+  ):
+    parts = study.parts(get_config(name, size))
+    change = parts["sf_change"]
+    assert (change.pairs, change.pairs_cap) == (pairs, 20_000)
+    assert {parts[task].channels.kind for task in TASKS} == {kind}
+  # They differ in nothing else.
+  both = [get_config("paper", size) for size in ("paper", "ours")]
+  for config in both:
+    config.sf_change.pairs, config.channels.kind = "", ""
+  assert both[0].to_dict() == both[1].to_dict()
+
+
+def test_both_ways_are_told_before_the_papers_study_begins(tmp_path, monkeypatch, capsys):
+  config = get_config("paper", "paper")
+  parts = study.parts(config)
+  table = forecast.phantom_table(config.data.phantom)
+  splits = folds.of_videos(table, config.folds)
+  found = forecast.clips_of_training(parts["sf_change"], table, splits)
+  # 20,000 pairs, two clips each, 50 epochs; and the validation, a third of the work.
+  least = 2 * 20_000 * 50
+  assert least < found["sampled"] < 1.01 * least
+  videos = max(sum(p in fold.train for p in table.patient.tolist()) for fold in splits)
+  assert 0.9 * 50 * videos < found["in_batch"] < 1.3 * 50 * videos
+  assert len(set(forecast.clips_of_training(parts["sf_ratio"], table, splits).values())) == 1
+
+  h100 = hardware.Device("gpu", "an H100", 60 * 2**30, 9.0)
+  text = forecast.of_study(parts, h100, rate=lambda dtype: 6e14)
+  lines = text.splitlines()
+  (row,) = [line.split() for line in lines if "sf_change " in line]
+  assert row[:4] == [
+    "sf_change",
+    "45",
+    f"{45 * found['sampled']:.2g}",
+    f"{45 * found['in_batch']:.2g}",
+  ]
+  # 45 models of 8 frames of 7 channels: 15.1 GFLOP a clip, forward and backward.
+  assert "hours" in row and "minutes" in row
+  frames = int(table.n_frames.sum())
+  assert f"channels {frames * 224**2 * (1 + 6 * 8) / 2**30:.1f} GiB" in lines[-1]
+  assert "This run goes the paper's way; the other way is --config.sf_change.pairs=in_batch" in text
+  # A batch of more clips than there are cannot be; sampled pairs can.
+  parts["sf_change"].train.batch_size = 1000
+  assert np.isnan(forecast.clips_of_training(parts["sf_change"], table, splits)["in_batch"])
+  # Of little work nothing is said, nor of data that have to be looked at first.
+  assert forecast.of_study(study.parts(get_config("paper", "tiny")), h100) == ""
+  config.data.name = "lus_folder"
+  assert forecast.of_study(study.parts(config), h100) == ""
+
+  # It stands before everything else.
+  config = get_config("paper", "paper")
+  monkeypatch.setattr(hardware, "find_device", lambda: h100)
+  monkeypatch.setattr(forecast.peak, "matmul_rate", lambda dtype: 6e14)
+  for task in (run, run_lib):
+    monkeypatch.setattr(task, "train_and_evaluate", lambda *args: None)
+  study.train_and_evaluate(config, tmp_path)
+  assert capsys.readouterr().out.startswith(f"{text}\n== 1 of 4: segmentation\n")
+  # Of a study that goes on it was told.
+  study.train_and_evaluate(config, tmp_path)
+  assert capsys.readouterr().out.startswith("== 1 of 4: segmentation\n")
 
 
 def test_what_is_set_once_reaches_every_part():
@@ -106,6 +177,7 @@ def refused(config, workdir, message):
     ("paper", lambda c: c.data.update(name="mnist"), "config.data.name: 'mnist'"),
     ("paper", lambda c: c.data.update(cache="disk"), "config.data.cache: 'disk'"),
     ("paper", lambda c: c.data.phantom.update(n_patients=2), "at least 3"),
+    ("paper", lambda c: c.data.phantom.update(seed=-1), "needs seed >= 0"),
     ("covid_blues", lambda c: None, "holds no segmentation run; name one with"),
   ],
 )

@@ -265,7 +265,9 @@ def test_frames_are_letterboxed_with_their_masks(folder, tmp_path):
   np.save(folder.path / "videos" / "a.npy", np.broadcast_to(mask, (5, HEIGHT, WIDTH)))
   _, example = read(build(folder.config(height=64, width=64), tmp_path / "data"))["a.npy"]
   assert example["valid_box"].tolist() == [8, 0, 56, 64]
-  np.testing.assert_array_equal(example["confidence"][..., 0], example["image"][..., 0])
+  # The frame is interpolated; half of its edge is where the mask's lies.
+  half = np.where(example["image"] >= 128, 255, 0)[..., 0]
+  np.testing.assert_array_equal(example["confidence"][..., 0], half)
   assert (example["image"][8:56, :31] == 255).all()
   assert not example["image"][:8].any() and not example["image"][56:].any()
 
@@ -355,13 +357,19 @@ def test_what_is_painted_outside_of_the_scan_area_is_named(folder, tmp_path, war
   assert "mend scan_area, or the mask" in text
 
 
-def test_masks_are_shrunk_without_antialiasing(folder, tmp_path):
+def test_masks_are_shrunk_to_confidences_that_were_painted(folder, tmp_path, warnings_seen):
   mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-  mask[:, 5] = 255  # samples of a 4 x shrink lie at columns 1.5, 5.5, ...: half of this line
+  mask[:, 6] = 255  # of a 4 x shrink the columns 2, 6, ... are kept
   folder.save_mask("a.npy/pleura.png", mask)
+  folder.save_mask("a.npy/b_line.png", np.roll(mask, 1, axis=1))
   config = folder.config(height=HEIGHT // 4, width=WIDTH // 4)
   _, example = read(build(config, tmp_path / "data"))["a.npy"]
-  assert example["confidence"][0, :, 0].tolist() == [0, 128, 0, 0, 0, 0, 0, 0]
+  assert example["confidence"][0, :, 0].tolist() == [0, 255, 0, 0, 0, 0, 0, 0]
+  assert not example["confidence"][..., 1].any()
+  # What is lost is named.
+  (text,) = [text for text in warnings_seen if "nothing of it is left" in text]
+  assert "masks/a.npy/b_line.png (labels.csv row 2, manifest.csv row 2): " in text
+  assert f"{HEIGHT // 4} x {WIDTH // 4}" in text
 
 
 def test_16_bit_and_1_bit_masks(folder, tmp_path):

@@ -162,17 +162,23 @@ def test_images_and_masks_are_letterboxed_alike(folder):
   _, examples = folder.build(64, 64)
   example = examples["i0"]
   assert example["valid_box"].tolist() == [8, 0, 56, 64]
-  np.testing.assert_array_equal(example["image"][..., 0], example["raters"][0, ..., 0])
+  # The image is interpolated; half of its edge is where the mask's lies.
+  half = np.where(example["image"] >= 128, 255, 0)[..., 0]
+  np.testing.assert_array_equal(half, example["raters"][0, ..., 0])
   assert (example["raters"][0, 8:56, :31] == 255).all()
   assert not example["raters"][:, :8].any() and not example["raters"][:, 56:].any()
 
 
-def test_masks_are_shrunk_without_antialiasing_and_kept_soft(folder):
+def test_masks_are_shrunk_to_values_that_were_drawn(folder, caplog):
   line = np.zeros((HEIGHT, WIDTH))
-  line[:, 5] = 255  # samples of a 4 x shrink lie at columns 1.5, 5.5, ...: half of this line
+  line[:, 6] = 255  # of a 4 x shrink the columns 2, 6, ... are kept
   folder.save("raters/bert/i0.png", line)
+  folder.save("raters/cleo/i0.png", np.roll(line, 1, axis=1))
   _, examples = folder.build(HEIGHT // 4, WIDTH // 4)
-  assert examples["i0"]["raters"][1, 0, :, 0].tolist() == [0, 128, 0, 0, 0, 0, 0, 0]
+  assert examples["i0"]["raters"][1, 0, :, 0].tolist() == [0, 255, 0, 0, 0, 0, 0, 0]
+  assert not examples["i0"]["raters"][2].any()
+  (text,) = [text for text in caplog.messages if "nothing of it is left" in text]
+  assert "raters/cleo/i0.png (see patients.csv): " in text
 
 
 def test_black_objects(folder):

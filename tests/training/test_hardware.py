@@ -9,6 +9,7 @@ from jax import numpy as jnp
 
 from configs import paper, raters, readmission, seg, sf_ratio, which_target
 from lus_jax import models
+from lus_jax.data import augment
 from lus_jax.errors import UserError
 from lus_jax.models import designs
 from lus_jax.training import claim, estimate, hardware
@@ -198,6 +199,25 @@ def test_a_run_from_before_such_a_field_goes_on(tmp_path, caplog, module, epochs
   # It is not left out without a word.
   (message,) = caplog.messages
   assert "before there was config.train.steps, so" in message and f"({epochs})" in message
+
+
+def test_a_run_whose_confidences_were_interpolated_goes_on_so(tmp_path, caplog):
+  begun = claim.settings(seg.get_config("tiny"))
+  del begun["augment"]["confidence"]
+  claim.claim(tmp_path, begun, {})
+  config = hardware.as_begun(seg.get_config("tiny").lock(), tmp_path)
+  claim.check_claim(tmp_path, claim.settings(config))
+  augment.check(config.augment)
+  (message,) = caplog.messages
+  assert "before there was config.augment.confidence, so nearest counts for nothing" in message
+  # Whoever asks for it anew gets it, and who asks for what was begun is not told anything.
+  assert hardware.as_begun(seg.get_config("tiny"), tmp_path / "new").augment.confidence == "nearest"
+  asked = seg.get_config("tiny")
+  asked.augment.confidence = "bilinear"
+  assert "confidence" not in hardware.as_begun(asked, tmp_path).augment
+  assert len(caplog.messages) == 1
+  # A study compares its parts' settings with what they were.
+  assert hardware.settings_as_begun(claim.settings(seg.get_config("tiny")), begun) == begun
 
 
 def test_a_run_from_before_labels_were_chosen_uses_all_of_them(tmp_path):

@@ -288,22 +288,71 @@ def test_the_best_epoch_keeps_ties_early_and_never_takes_an_undefined_score(tmp_
   assert not np.array_equal(state.best_params["w"], state.params["w"])
 
 
-def test_of_equal_scores_the_lower_loss_wins(tmp_path):
-  # As where no epoch reaches an IoU above 0; a lower loss alone wins nothing.
-  losses = [[4.0, 2.0], [3.0, 2.0], [3.0, 1.0], [5.0, 0.5]]
-  state, meta = run(tmp_path, scores=[[0, 0.1], [0, 0.3], [0, 0.3], [0, 0.2]], losses=losses)
+# As where no epoch reaches an IoU above 0; a lower loss alone wins nothing.
+TIED = {
+  "scores": [[0, 0.1], [0, 0.3], [0, 0.3], [0, 0.2]],
+  "losses": [[4.0, 2.0], [3.0, 2.0], [3.0, 1.0], [5.0, 0.5]],
+}
+
+
+def tied(start=0):
+  return {name: values[start:] for name, values in TIED.items()}
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "sharded"])
+def test_of_equal_scores_the_lower_loss_wins(tmp_path, strategy):
+  state, meta = run(tmp_path / "whole", strategy=strategy, **tied())
   assert meta["best"] == [
     {"epoch": 2, "score": 0, "loss": 3.0},
     {"epoch": 3, "score": 0.3, "loss": 1.0},
   ]
-  assert not np.array_equal(state.best_params["w"], state.params["w"])
+  rows = [meta["history"][i::2] for i in range(2)]
+  by = [loop.chosen_by(best, own) for best, own in zip(meta["best"], rows, strict=True)]
+  assert by == ["loss", "loss"]
+  assert loop.chosen_by({"epoch": 4, "score": 0.2, "loss": 0.5}, rows[1]) == "score"
+  assert loop.chosen_by({"epoch": None, "score": None, "loss": None}, rows[1]) == "last"
+  # The weights are those of that epoch, and a broken run comes to the same.
+  for n in (2, 3):
+    until, _ = run(
+      tmp_path / f"{n}",
+      strategy=strategy,
+      config=ConfigDict(dict(CONFIG) | {"epochs": n}),
+      **tied(),
+    )
+    np.testing.assert_array_equal(state.best_params["w"][n - 2], until.params["w"][n - 2])
+  with pytest.raises(Killed):
+    run(tmp_path / "broken", strategy=strategy, kill_after=2, **tied())
+  resumed, resumed_meta = run(tmp_path / "broken", strategy=strategy, **tied(2))
+  jax.tree.map(np.testing.assert_array_equal, state, resumed)
+  assert meta == resumed_meta
 
 
-def test_a_best_epoch_whose_loss_nobody_kept_stays(tmp_path):
-  # Of a checkpoint from before it was kept.
-  best = {"epoch": 1, "score": 0.0}
-  assert not loop.is_better({"score": 0.0, "loss": 0.1}, best)
-  assert loop.is_better({"score": 0.1, "loss": 9.0}, best)
+def test_a_best_epoch_of_an_older_version_gets_its_loss(tmp_path, monkeypatch, caplog):
+  # It kept the first of equal scores, and no loss.
+  with monkeypatch.context() as patch:
+
+    def first(row, best):
+      return best["score"] is None or row["score"] > best["score"]
+
+    patch.setattr(loop, "is_better", first)
+    save = checkpoints.Checkpoints.save
+
+    def without_loss(self, epoch, resumable, best, meta):
+      for one in meta["best"]:
+        del one["loss"]
+      save(self, epoch, resumable, best, meta)
+
+    patch.setattr(checkpoints.Checkpoints, "save", without_loss)
+    two = ConfigDict(dict(CONFIG) | {"epochs": 2})
+    run(tmp_path, config=two, scores=[[0, 0.1], [0, 0.3]], losses=[[4.0, 2.0], [3.0, 2.0]])
+  _, meta = run(tmp_path, **tied(2))
+  # From now on the lower loss decides; what it would have decided before is said.
+  assert meta["best"] == [
+    {"epoch": 3, "score": 0, "loss": 3.0},
+    {"epoch": 3, "score": 0.3, "loss": 1.0},
+  ]
+  (message,) = caplog.messages
+  assert message.startswith("The best epochs of one were chosen by an older version")
 
 
 def test_a_member_whose_loss_stays_the_same_is_named_once(tmp_path, caplog):

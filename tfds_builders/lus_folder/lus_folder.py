@@ -134,8 +134,8 @@ def folder_config(kind, height, width, *, directory, split_unit="patient", seed=
 class LusFolder(records.Builder):
   """A user's folder as a TFDS data set of letterboxed frames or videos."""
 
-  # 1.1.0: configs are named by what files hold, not by their times and sizes.
-  VERSION = tfds.core.Version("1.1.0")
+  # 1.2.0: masks that change their size keep the nearest confidences, none in between.
+  VERSION = tfds.core.Version("1.2.0")
 
   def _info(self):
     config, folder = self.builder_config, self.builder_config.folder
@@ -235,7 +235,10 @@ def _confidence(job, label, name, found):
   found.append(mask_check.measure(mask, name, label.annotator))
   where = f" (labels.csv row {label.row}, manifest.csv row {label.video.row})"
   mask_check.warn_of_outside(label.masks[name], mask, label.video.scan_area, where)
-  return records.fitted(job, 255 * mask, label.video.scan_area, antialias=False)[0], True
+  area = label.video.scan_area
+  fitted, _ = records.fitted(job, 255 * mask, area, nearest=True)
+  mask_check.warn_of_lost(label.masks[name], mask, area, fitted, where)
+  return fitted, True
 
 
 def _ignored(job, label):
@@ -247,7 +250,7 @@ def _ignored(job, label):
   # Shrinking looks at few of the pixels; none of those between may be lost.
   mask = (
     records.fitted(job, 255 * mask, label.video.scan_area)[0]
-    | records.fitted(job, 255 * mask, label.video.scan_area, antialias=False)[0]
+    | records.fitted(job, 255 * mask, label.video.scan_area, nearest=True)[0]
   )
   return (mask > 0).astype(np.uint8)[..., None]
 

@@ -104,8 +104,8 @@ def multirater_config(kind, height, width, *, directory, split_unit="patient", s
 class MultiraterFolder(records.Builder):
   """A folder of images and several raters' masks as a TFDS data set of letterboxed frames."""
 
-  # 1.1.0: configs are named by what files hold, not by their times and sizes.
-  VERSION = tfds.core.Version("1.1.0")
+  # 1.2.0: masks that change their size keep the nearest values, none in between.
+  VERSION = tfds.core.Version("1.2.0")
 
   def _info(self):
     config, folder = self.builder_config, self.builder_config.folder
@@ -188,8 +188,10 @@ def _frame(job, image):
     r = folder.raters.index(rater)
     for name, mask in drawn.masks(folder, paths).items():
       k = folder.classes.index(name)
-      raters[r, ..., k], _ = records.fitted(job, 255 * mask, image.scan_area, antialias=False)
-      mask_check.warn_of_outside(paths[name], mask, image.scan_area, " (see patients.csv)")
+      area, where = image.scan_area, " (see patients.csv)"
+      raters[r, ..., k], _ = records.fitted(job, 255 * mask, area, nearest=True)
+      mask_check.warn_of_outside(paths[name], mask, area, where)
+      mask_check.warn_of_lost(paths[name], mask, area, raters[r, ..., k], where)
       may_be_inverted = drawn.may_be_inverted(folder, paths[name])
       found.append(mask_check.measure(mask, name, rater, may_be_inverted=may_be_inverted))
   has_drawn = np.array([rater in image.masks for rater in folder.raters])

@@ -8,6 +8,7 @@ import jax
 from lus_jax import results
 from lus_jax.evaluation import ratio, statistics
 from lus_jax.models import torch_weights
+from lus_jax.training import loop
 from lus_jax.words import plural
 
 
@@ -16,8 +17,11 @@ def notes_on(setup):
   config, dataset, same = setup.config, setup.dataset, setup.same
   notes = list(dataset.notes)
   if not same and not dataset.simulated:
-    known = {name for names in setup.trained.patients.values() for name in names}
-    if both := sorted(known & set(setup.table.patient.tolist())):
+    from tfds_builders import tables
+
+    known = {tables.spelling(x) for names in setup.trained.patients.values() for x in names}
+    both = [x for x in sorted(set(setup.table.patient.tolist())) if tables.spelling(x) in known]
+    if both:
       notes.append(
         f"patients of these names are in the segmentation's data set too ({', '.join(both[:5])}): "
         "if they are the same persons, they stand on both sides."
@@ -56,12 +60,14 @@ def write_results(setup, meta, tested, notes):
   """
   config, task, places = setup.config, setup.task, setup.places
   rows, members, confusion, predictions = [], {}, {}, []
-  for (source, f), best, (ratios, extra) in zip(places, meta["best"], tested, strict=True):
+  found = zip(places, meta["best"], tested, strict=True)
+  for i, ((source, f), best, (ratios, extra)) in enumerate(found):
     rows.append(
       {
         "threshold": source,
         "fold": f,
         "best_epoch": best["epoch"],
+        "chosen_by": loop.chosen_by(best, meta["history"][i :: len(places)]),
         "n_patients": len(ratios[task.primary].patients),
         **ratio.fold_row(ratios),
       }

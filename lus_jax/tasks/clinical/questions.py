@@ -6,7 +6,8 @@ Each is a class of the same shape, used by `lus_jax.tasks.clinical.run`:
 - `primary`, `baseline`: metrics of `lus_jax.evaluation.clinical`.
 - `left_out`: what was not used, and why.
 - `steps_per_epoch`, `clips_per_batch` (M).
-- `plan(fold, step)`: the videos of a training batch [M] and what belongs to it.
+- `plan(fold, step)`: the videos of a training batch [M] and what belongs to it; `recorded` [M],
+  where it has one, is False of videos that only fill a place and may change nothing.
 - `loss(outputs, bias, own)`: of one member's outputs [M, outputs] on that batch.
 - `videos(fold, split)`: the videos [n] that the evaluation of a split needs.
 - `validate(outputs, bias, fold)`: `score` (higher is better) and `loss` on the validation split.
@@ -115,12 +116,25 @@ class SfChange:
           f"config.train.batch_size: {size} clips are more than the {least} training videos of a "
           f"fold; use --config.train.batch_size={max(2, least // 2)} or less."
         )
-      self.steps_per_epoch = max(len(fold["train"]) for fold in self._sides) // size
+      self.steps_per_epoch = self._steps_in_batch()
     else:
       self.steps_per_epoch = -(-max(map(len, self._training)) // size)
     counts = [pairs.class_counts(zone[fold["train"]], sf[fold["train"]]) for fold in self._sides]
     # Increase is never more frequent than Decrease, since both orders count.
     self._majority = [(int(c.argmax()), 0) for c in counts]
+
+  def _steps_in_batch(self):
+    return max(len(fold["train"]) for fold in self._sides) // self._config.train.batch_size
+
+  def describe_pairs(self):
+    """What sampled pairs cost beside ours, in words; '' of ours."""
+    if self._config.pairs != "sampled":
+      return ""
+    return (
+      f"sampled pairs, as the paper's: an epoch is {self.steps_per_epoch} steps of "
+      f"{self.clips_per_batch} clips; all pairs within a batch, which is ours (pairs=in_batch), "
+      f"take {self._steps_in_batch()} of {self.clips_per_batch // 2}."
+    )
 
   def plan(self, fold, step):
     """In a batch of clips every ordered pair of one zone counts; sampled pairs are a few of them.
@@ -327,17 +341,18 @@ class Readmission:
     self.steps_per_epoch = max(len(fold["train"]) for fold in self._sides) // size
 
   def plan(self, fold, step):
-    """Returns the videos [patients x views x days], and `present` and `label` of the patients."""
+    """Returns the videos [patients x views x days], `recorded`, and `present` and `label`."""
     train, size = self._sides[fold]["train"], self._config.train.batch_size
     seed = (self._config.seed, _ORDER, fold)
     names = clips.endless(np.array(train), step * size, size, seed=seed).tolist()
     slots = np.stack([self._slots[name] for name in names])
-    # A missing video does not vote; another one of its patient keeps its place.
+    # A missing video does not vote; another one of its patient keeps its place, and is not counted.
     spare = slots.reshape(size, -1).max(1)
     present = (slots >= 0).all(-1)
     label = np.array([self._labels[name] for name in names], np.int32)
     video = np.where(slots >= 0, slots, spare[:, None, None])
-    return video.ravel(), {"label": label, "present": present}
+    recorded = (slots >= 0).ravel()
+    return video.ravel(), {"label": label, "present": present, "recorded": recorded}
 
   def loss(self, outputs, bias, own):
     """Cross entropy of every view that is there, the mean over views and patients."""

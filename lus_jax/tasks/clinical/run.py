@@ -4,6 +4,7 @@ A source is a threshold of the segmentation sweep, 'none' (video only) or 'true'
 masks). Members share batches within a fold, initial weights and compiled programs.
 """
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from lus_jax import fields, lock, models, parallel, results, timing
-from lus_jax.data import clips, datasets, folds, pipeline
+from lus_jax.data import clips, copies, datasets, folds, pipeline
 from lus_jax.errors import UserError
 from lus_jax.inference import channels
 from lus_jax.inference import trained as trained_lib
@@ -273,14 +274,7 @@ def _train_and_evaluate(config, workdir, device, why, clock):
   same = dataset.population == trained.dataset["population"]
   # Models of another data set have seen none of these patients: there is nothing to train anew.
   strict = config.folds.leakage == "strict" and same
-  values = [table.of_patient(name) for name in config.folds.balance]
-  splits = folds.make_folds(
-    {name: tuple(value[name] for value in values) for name in values[0]},
-    test=set(table.patient[table.split == "test"].tolist()),
-    n_folds=config.folds.n,
-    cv=config.folds.cv,
-    seed=config.folds.seed,
-  )
+  splits = folds.of_videos(table, config.folds)
   task = questions.TASKS[config.task](table, splits, config)
   plans = plan_segmentations(config, whole, splits) if strict else []
   if not strict:
@@ -291,6 +285,8 @@ def _train_and_evaluate(config, workdir, device, why, clock):
       segmentation=None if seen is None else [seen] * len(splits),
     )
   summary = dataset.summary() | {"segmentation": trained.fingerprints}
+  if config.task == "sf_change" and (words := task.describe_pairs()):
+    print(words, flush=True)
   # What a second run could not use is refused before anything that takes long.
   ablations = [a for a in config.channels.ablations if a != "true" or dataset.simulated]
   names, places, members = train.make_members(list(trained.thresholds), ablations, len(splits))
@@ -348,6 +344,8 @@ def _train_and_evaluate(config, workdir, device, why, clock):
 
   if not results.exists(workdir, *files):
     clock.keep_in(workdir, goes_on=begun, config=settings, dataset=dataset.summary())
+    if not dataset.simulated:
+      setup = dataclasses.replace(setup, dataset=copies.noted(dataset, _copies(setup)))
     store = _look(setup, whole, chosen, plans)
     notes = finish.notes_on(setup)
     print(finish.describe(setup, notes))
@@ -372,6 +370,17 @@ def _look(setup, whole, chosen, plans):
     crossed = [one.only(chosen) for one in by_fold]
   with timing.part("channels"):
     return make_store(setup, crossed, keep)
+
+
+def _copies(setup):
+  """Sentences on patients that may be one person, here and among those of the segmentation."""
+  table = setup.table
+  looks = copies.look(setup.dataset, "frames", int(table.n_frames.sum()))
+  if not setup.dataset.metadata.get("patients_are_unknown"):
+    yield from copies.among(looks)
+  segmentation_of = os.path.expanduser(setup.config.channels.workdir) or setup.workdir
+  if not setup.same and (seen := copies.kept(segmentation_of)) is not None:
+    yield from copies.between(seen, looks, {name for fold in setup.splits for name in fold.test})
 
 
 def audit_segmentations(splits, by_fold, table):

@@ -111,7 +111,8 @@ def make_loss(network, task, kind):
       name: x[member["fold"]] for name, x in inputs.items() if name not in ("image", "channels")
     }
     clip = member_clips(inputs, member, kind)
-    found, batch_stats = network(params, batch_stats, clip, train=True)
+    # Clips that keep the place of missing ones enter no batch statistics.
+    found, batch_stats = network(params, batch_stats, clip, train=True, where=own.get("recorded"))
     return task.loss(found, params["bias"], own), batch_stats
 
   return loss_fn
@@ -164,6 +165,18 @@ def in_channels(network):
   return network.params["features"][0]["conv"]["kernel"].shape[2]
 
 
+def training_flop(config, task, in_channels):
+  """FLOP of one model's training step on one clip, forward and backward."""
+  return flops.TRAINING * flops.video(
+    size=config.clip.image_size,
+    n_segment=config.clip.n_segment,
+    in_channels=in_channels,
+    outputs=task.outputs,
+    hidden=task.hidden,
+    width=config.model.width,
+  )
+
+
 def fit(setup, started, store):
   """Trains all members and tests their best epochs.
 
@@ -207,15 +220,7 @@ def fit(setup, started, store):
         unit="clip",
         work=estimate.Work(
           images=task.clips_per_batch,
-          flop=flops.TRAINING
-          * flops.video(
-            size=config.clip.image_size,
-            n_segment=config.clip.n_segment,
-            in_channels=in_channels(network),
-            outputs=task.outputs,
-            hidden=task.hidden,
-            width=config.model.width,
-          ),
+          flop=training_flop(config, task, in_channels(network)),
           validated=max(len(task.videos(f, "validation")) for f in range(len(setup.splits))),
           dtype=config.model.dtype,
         ),

@@ -14,9 +14,9 @@ from lus_jax.models import designs
 from lus_jax.report import cells
 from lus_jax.words import many, plural
 
-# Labels that agree in this share of their pixels are called the same; the edges of binary masks are
-# interpolated. So many training frames are looked at.
-SAME, SAME_BINARY, N_LOOKED = 0.99, 0.9, 100
+# Labels that agree in this share of their pixels are called the same. So many training frames are
+# looked at.
+SAME, N_LOOKED = 0.99, 100
 # Validation frames below which the choice of epochs is called chance.
 FEW = 5
 # In the run's directory, a picture of what its models draw after their first epoch.
@@ -122,13 +122,12 @@ def no_better_than_blind(content, counted, steps):
   return " ".join(lines)
 
 
-def same_labels(source, thresholds, *, binary=False):
+def same_labels(source, thresholds):
   """What to say where some thresholds have the same labels, as of binary masks; empty if none do.
 
   Args:
     source: the training frames.
     thresholds: of the sweep.
-    binary: whether masks were 0 and 1, so that only interpolated edges lie between.
   """
   # A good part of the frames says it.
   n = min(len(source), N_LOOKED)
@@ -138,10 +137,10 @@ def same_labels(source, thresholds, *, binary=False):
     counts += np.bincount(frames[i]["confidence"].ravel(), minlength=256)
   levels = np.arange(256, dtype=np.float32) / 255
   area = {t: int(counts[np.asarray(label(levels, t)) > 0].sum()) for t in thresholds}
-  share, groups = SAME_BINARY if binary else SAME, []
+  groups = []
   for threshold in sorted(thresholds, reverse=True):
     # The labels lie within each other: the lowest threshold of a group has the largest.
-    if groups and area[groups[-1][0]] >= share * area[threshold] > 0:
+    if groups and area[groups[-1][0]] >= SAME * area[threshold] > 0:
       groups[-1].append(threshold)
     else:
       groups.append([threshold])
@@ -150,7 +149,7 @@ def same_labels(source, thresholds, *, binary=False):
     return ""
   kept = [min(group, key=lambda t: abs(t - 0.5)) for group in groups]
   return (
-    f"labels: {' and '.join(same)} agree in {share:.0%} of their pixels or more "
+    f"labels: {' and '.join(same)} agree in {SAME:.0%} of their pixels or more "
     f"({plural(n, 'training frame')}): such models differ in the weight of the background at most, "
     f"and one is enough: --config.sweep.thresholds={','.join(f'{t:g}' for t in kept)} trains "
     f"{len(kept)} in place of {len(thresholds)}"

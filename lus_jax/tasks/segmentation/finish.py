@@ -11,7 +11,7 @@ from lus_jax.data import augment, pipeline, summary
 from lus_jax.evaluation import raters, segmentation, statistics
 from lus_jax.inference import trained as trained_lib
 from lus_jax.models import designs
-from lus_jax.training import writers
+from lus_jax.training import loop, writers
 from lus_jax.words import plural
 
 # Test frames whose predictions are kept for the report, by rank of their mean IoU.
@@ -184,6 +184,9 @@ def _result_rows(trained, evaluation, meta):
         "threshold": member.threshold if objective.is_plain(view) else view.threshold,
         "seed": seed,
         "best_epoch": meta["best"][view.member]["epoch"],
+        "chosen_by": loop.chosen_by(
+          meta["best"][view.member], meta["history"][view.member :: len(meta["best"])]
+        ),
         **scores,
       }
     )

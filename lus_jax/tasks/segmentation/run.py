@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from lus_jax import fields, lock, losses, models, parallel, results, timing
-from lus_jax.data import augment, datasets, labelling, pipeline, selection, summary
+from lus_jax.data import augment, copies, datasets, labelling, pipeline, selection, summary
 from lus_jax.errors import UserError
 from lus_jax.inference import calibration, trained
 from lus_jax.models import flops, torch_weights
@@ -173,14 +173,18 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
   print(advice_lib.describe(config, dataset, network, sweep, steps, why), flush=True)
   print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=cache), flush=True)
 
+  if not finished and not dataset.simulated and patients is None:
+    looks = copies.look(dataset, "image", sum(map(len, dataset.splits.values())))
+    if not dataset.metadata.get("patients_are_unknown"):
+      dataset = copies.noted(dataset, copies.among(looks))
+    if parallel.is_main():
+      copies.keep(workdir, looks)
   if not finished:
     flop = train_lib.training_flop(config, classes=len(dataset.classes) * objective.head)
     images = steps * config.train.batch_size
     images += config.train.epochs * validation.size / flops.TRAINING
     for note in (
-      advice_lib.same_labels(
-        learnt["train"], config.sweep.thresholds, binary=dataset.metadata.get("binary", False)
-      ),
+      advice_lib.same_labels(learnt["train"], config.sweep.thresholds),
       estimate.slow_recipe(config, len(names) * images * flop, device, models=len(names)),
     ):
       if note:
@@ -232,7 +236,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
       )
       clock.enter("evaluation")
       counted = summary.summarize(dataset)
-      if selected.stored is not dataset:
+      if selected.stored is not selected.used:
         counted = [row | {"left_out": selected.left_out(row["split"])} for row in counted]
       finish.finish(
         trained.freeze(

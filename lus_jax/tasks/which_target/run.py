@@ -25,7 +25,7 @@ from lus_jax.files import seal, write_text
 from lus_jax.report import which_target as report
 from lus_jax.tasks.segmentation import run as segmentation
 from lus_jax.tasks.which_target import cohort, compare
-from lus_jax.training import claim
+from lus_jax.training import claim, hardware
 from lus_jax.training.objective import Objective
 from lus_jax.words import plural
 
@@ -226,6 +226,7 @@ def train_and_evaluate(config, workdir):
     UserError: the config is not in order, or the directory is another run's.
   """
   check(config)
+  config = hardware.as_begun(config, workdir)
   settings = claim.settings(config)
   dataset = {"name": "lus_phantom", "version": "simulated anew for every unit", "splits": {}}
   claim.check_claim(workdir, settings, dataset)

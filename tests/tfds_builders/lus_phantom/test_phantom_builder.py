@@ -166,12 +166,23 @@ def test_any_setting_changes_the_name():
   assert len(names) == 6
   default = phantom_config("frames", 32, 32)
   assert phantom_config("frames", 32, 32, seed=0, n_patients=42).name == default.name
+  # A run's config comes back from JSON with lists.
+  shares = default.level_shares
+  for same in (shares, list(shares)):
+    assert phantom_config("frames", 32, 32, level_shares=same).name == default.name
+  # Of either kind by the spelling that its runs have always had.
+  full = {"level_shares": list(shares), "n_frames": 16}
+  as_json = phantom_config("videos", 32, 32, **full).name
+  assert as_json == phantom_config("videos", 32, 32, **full | {"level_shares": shares}).name
+  rows = phantom_config("frames", 32, 32, level_shares=(shares,) * 6).name
+  assert phantom_config("frames", 32, 32, level_shares=[list(shares)] * 6).name == rows
 
 
 def test_what_was_not_asked_for_changes_neither_name_nor_metadata(built):
   # Of before there were `variety`, `stable_patients` and `readmission_accuracy`.
   assert phantom_config("frames", 64, 64).name == "frames_64x64_d4c5bb9a"
-  assert phantom_config("videos", 64, 64, setting="faint_false").name == "videos_64x64_d060b895"
+  # As it was with the lists of a run's JSON, by which clinical tasks ask for videos.
+  assert phantom_config("videos", 64, 64, setting="faint_false").name == "videos_64x64_c89fdc42"
   off = {"variety": (), "stable_patients": 0.0, "readmission_accuracy": 0.0}
   assert phantom_config("frames", 64, 64, **off).name == "frames_64x64_d4c5bb9a"
   assert not {*off, "best_accuracy", "notes"} & set(built["frames"][0].info.metadata)
