@@ -1,60 +1,27 @@
-"""A PNG for every frame and class: 8 bits, or 16."""
+"""A PNG for every frame and class, of 8 or 16 bits, and for every frame one in colours."""
 
-import contextlib
 import io
 
 import numpy as np
 from PIL import Image
 
-from lus_jax.media.writers import written
+from lus_jax import palette
+from lus_jax.inference.formats import whole
 
 
-class Writer:
-  """Writes a folder of folders: `<target>/<frame>/<class>.png`, 255 = probability 1.
+class Writer(whole.Writer):
+  """`<target>/<frame>/<class>.png`, 255 = probability 1."""
 
-  It is there whole when the `with` ends, or not at all; so are those of all formats.
-
-  Attributes:
-    dtype: of the maps that `add` takes: uint8 (255 = 1) or float32 (in [0, 1]).
-    paths: what was written, once it is.
-  """
-
-  dtype = np.uint8
-
-  def __init__(self, target, clip, head):
-    """Begins with nothing written.
-
-    Args:
-      target: the path of what is written, without a suffix.
-      clip: the `Media` whose frames come.
-      head: a `Head`.
-    """
-    del clip
-    self._target, self._head, self.paths = target, head, ()
-
-  def __enter__(self):
-    with contextlib.ExitStack() as stack:
-      self._folder = stack.enter_context(written(self._target))
-      self._folder.mkdir()
-      self._stack = stack.pop_all()
-    return self
-
-  def __exit__(self, *error):
-    self._stack.__exit__(*error)
-    self.paths = (self._target,)
+  def begin(self, path, stack):
+    """Makes the folder."""
+    self._folder = path
+    path.mkdir()
 
   def add(self, number, image, maps):
-    """Takes the next frame.
-
-    Args:
-      number: of the frame, one of `head.frames`, which come in their order.
-      image: its grey values [h, w] uint8.
-      maps: [h, w, K] of `dtype`.
-    """
-    del image
+    """Writes a folder of the frame."""
     folder = self._folder / f"{number:06d}"
     folder.mkdir()
-    for k, name in enumerate(self._head.classes):
+    for k, name in enumerate(self.head.classes):
       save(folder / f"{name}.png", self._pixels(maps[..., k]))
 
   def _pixels(self, values):
@@ -68,6 +35,20 @@ class Writer16(Writer):
 
   def _pixels(self, values):
     return np.rint(65535 * values).astype(np.uint16)
+
+
+class Overlays(whole.Writer):
+  """`<target>/<frame>.png`: the whole frame, over it each class as opaque as it is probable."""
+
+  def begin(self, path, stack):
+    """Makes the folder."""
+    self._folder = path
+    path.mkdir()
+
+  def add(self, number, image, maps):
+    """Writes the frame."""
+    overlay = palette.overlay(image, maps / np.float32(255))
+    save(self._folder / f"{number:06d}.png", overlay)
 
 
 def save(file, pixels):
