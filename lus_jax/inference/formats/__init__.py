@@ -6,7 +6,7 @@ not grow with their number: a `whole.Writer`, or what has its methods and attrib
 
 from typing import NamedTuple
 
-from lus_jax.inference.formats import nifti, npz, png, tiff, video
+from lus_jax.inference.formats import dicomseg, nifti, npz, png, tiff, video
 
 
 class Format(NamedTuple):
@@ -30,6 +30,12 @@ FORMATS = {
   "png16": Format(png.Writer16, "png16", "16-bit masks"),
   "npz": Format(npz.Writer, "npz", "half-precision arrays for NumPy"),
   "nifti": Format(nifti.Writer, "nifti", "a volume a class, for 3D Slicer and ITK-SNAP"),
+  "dicomseg": Format(
+    dicomseg.Writer, "dicomseg", "DICOM Segmentation with probabilities, over a DICOM clip"
+  ),
+  "dicomseg-binary": Format(
+    dicomseg.Binary, "dicomseg-binary", "the same with masks at the threshold that is shown"
+  ),
   "tiff": Format(tiff.Writer, "tiff", "layered OME-TIFF, for Fiji, QuPath and napari"),
   "mp4": Format(video.Writer, "mp4", "a video of the scan area with legend"),
 }
