@@ -89,10 +89,19 @@ class _Plan(NamedTuple):
     return CSV in self.formats or not self.is_one
 
   @property
+  def writers(self):
+    """The classes of the formats."""
+    return [formats_lib.FORMATS[name].writer for name in self.formats if name != CSV]
+
+  @property
   def dtype(self):
     """Of the maps: as fine as any format takes them."""
-    writers = [formats_lib.FORMATS[name].writer for name in self.formats if name != CSV]
-    return np.float32 if any(writer.dtype == np.float32 for writer in writers) else np.uint8
+    return np.float32 if any(one.dtype == np.float32 for one in self.writers) else np.uint8
+
+  @property
+  def shows_cut(self):
+    """Whether anything would be another with another cut."""
+    return self.is_measured or any(one.shows_cut for one in self.writers)
 
 
 class _Job:
@@ -136,7 +145,7 @@ def run(
       'none' (the whole frame) or 'X,Y,WIDTH,HEIGHT'. By default, where the frames that the models
       learned from were cropped, as a data set's table gives it, else auto; elsewhere none.
     formats: what is written, of `FORMATS`.
-    cut: the probability from which on tables count a pixel as of a class.
+    cut: the probability from which on a pixel counts as of a class, in tables and formats.
     smallest: pixels of the smallest structure that they count; by default by the scan area's size.
     pleura: names of the classes that are pleura; by default guessed.
     table: a CSV file of video, patient and day.
@@ -308,13 +317,14 @@ def _located(plan, jobs):
   """Yields every job as a `frames_lib.Clip`, with its scan area."""
   for job in jobs:
     media = job.source.media
-    if "scan_area" not in job.content:
-      try:
-        area = scan_area.find(media)
-      except UserError as error:
-        yield frames_lib.Failed(job, error)
-        continue
-      job.content |= _describe_area(plan, media, area)
+    try:
+      for writer in plan.writers:
+        writer.check(media)
+      if "scan_area" not in job.content:
+        job.content |= _describe_area(plan, media, scan_area.find(media))
+    except UserError as error:
+      yield frames_lib.Failed(job, error)
+      continue
     yield frames_lib.Clip(job, media, job.frames, tuple(job.content["scan_area"]))
 
 
@@ -538,7 +548,8 @@ def _describe(plan, workdir, source):
     "dataset": trained.dataset,
     "notes": list(trained.notes),
     "formats": list(plan.formats),
-    **({"cut": plan.cut, "pleura": list(plan.pleura)} if plan.is_measured else {}),
+    **({"cut": plan.cut} if plan.shows_cut else {}),
+    **({"pleura": list(plan.pleura)} if plan.is_measured else {}),
     "config": json.loads(trained.config.to_json()),
     "versions": results.versions(),
   }
@@ -777,7 +788,12 @@ def _parse(argv):
     + "; ".join(f"{name} ({one.title})" for name, one in formats_lib.FORMATS.items())
     + f"; {CSV} (a row a frame and class, and a video and class).",
   )
-  text("cut", ".5", "The probability from which on tables count a pixel as of a class.")
+  text(
+    "cut",
+    ".5",
+    "The probability from which on a pixel counts as of a class: in tables, and in the formats "
+    "that show it (mp4, dicomseg-binary).",
+  )
   text(
     "smallest",
     None,

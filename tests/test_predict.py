@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from pydicom.pixels import pixel_array
 from scipy import ndimage
 
 from lus_jax import palette, predict
@@ -25,6 +26,7 @@ from lus_jax.media.letterbox import letterbox
 from lus_jax.tasks.segmentation import train
 from lus_jax.training import objective as objective_lib
 from lus_jax.training.sweep import Sweep
+from tests.faults import seeds
 from tfds_builders.lus_folder import manifest
 
 SIZE = 32
@@ -566,3 +568,27 @@ def test_the_command_line_helps():
     assert name in result.stdout
   for name in ("mov", "wmv", "DICOM", "NIfTI", "NRRD", "tiff", "folder of numbered pictures"):
     assert name in result.stdout
+
+
+def test_dicom_segmentations_of_a_folder_name_what_is_no_dicom(load, tmp_path, capsys):
+  source, out = tmp_path / "in", tmp_path / "out"
+  frames = clip(40, 30, n=3)
+  uids = {"StudyInstanceUID": "1.2.9", "SeriesInstanceUID": "1.2.8"}
+  seeds.save_dicom(source / "a.dcm", seeds.dataset(frames, **uids))
+  Image.fromarray(frames[0]).save(source / "b.png")
+  options = {"workdir": "run", "input": source, "out": out, "thresholds": ".8"}
+  assert call(**options, format="dicomseg,png") == 1
+  assert "b.png is no DICOM file" in capsys.readouterr().err
+  found = pixel_array(out / "a" / "dicomseg" / "threshold_0.8.dcm")
+  masks = [read(out / "a", 0.8, i) for i in range(3)]
+  np.testing.assert_array_equal(found, np.moveaxis(masks, -1, 1).reshape(found.shape))
+
+
+def test_another_cut_is_another_prediction_where_it_is_seen(load, tmp_path, capsys):
+  uids = {"StudyInstanceUID": "1.2.9", "SeriesInstanceUID": "1.2.8"}
+  seeds.save_dicom(tmp_path / "a.dcm", seeds.dataset(clip(40, 30, n=2), **uids))
+  options = {"workdir": "run", "input": tmp_path / "a.dcm", "thresholds": ".8"}
+  for form, code in (("dicomseg-binary", 2), ("dicomseg", 0)):
+    assert call(**options, out=tmp_path / form, format=form) == 0
+    assert call(**options, out=tmp_path / form, format=form, cut=0.3) == code
+    assert ("different: cut" in capsys.readouterr().err) == bool(code)

@@ -69,8 +69,7 @@ class Writer(whole.Writer):
     """Begins with nothing written: see `whole.Writer`.
 
     Raises:
-      UserError: the clip is no DICOM, or does not say which image it is, or is damaged; or there
-        are too many frames for one file.
+      UserError: `check` refuses the clip, or there are too many frames for one file.
     """
     super().__init__(target, clip, head)
     n_values = len(head.frames) * len(head.classes) * clip.height * clip.width
@@ -80,7 +79,12 @@ class Writer(whole.Writer):
         f"{clip.path}: its masks take {self._n_bytes / 2**30:.1f} GiB, and a DICOM file holds 4; "
         "name some of its frames with --frames."
       )
-    self._header, self._source = _header(clip, head, self._is_binary)
+    self._header, self._reference = _header(clip, head, self._is_binary)
+
+  @classmethod
+  def check(cls, clip):
+    """Refuses what is no DICOM, does not say which image it is, or is damaged (`UserError`)."""
+    _source(clip)
 
   def begin(self, path, stack):
     """Writes all that comes before the pixels."""
@@ -89,7 +93,7 @@ class Writer(whole.Writer):
     self._put(self._header)
     self._put(struct.pack("<HH2sHI", 0x5200, 0x9230, b"SQ", 0, _UNDEFINED))
     numbered = self.clip.n_frames > 1
-    for item in _places(self.head.frames, len(self.head.classes), self._source, numbered):
+    for item in _places(self.head.frames, len(self.head.classes), self._reference, numbered):
       self._put(item)
     self._put(_END)
     length = self._n_bytes + self._n_bytes % 2 if self._is_binary else _UNDEFINED
@@ -98,14 +102,14 @@ class Writer(whole.Writer):
       self._put(_ITEM + struct.pack("<I", 0))  # no table of offsets, which have 32 bits
 
   def add(self, number, image, maps):
-    """Writes the frame's maps, one after the other."""
+    """Writes the frame's maps [h, w, K] uint8, a class after the other."""
     shape = self.clip.height, self.clip.width, len(self.head.classes)
     if number != self.head.frames[self._n] or maps.shape != shape or maps.dtype != self.dtype:
       raise ValueError(f"not the next frame's maps: frame {number}, {maps.dtype} {maps.shape}")
     self._n += 1
     for k in range(len(self.head.classes)):
       if self._is_binary:
-        self._add_bits(maps[..., k] / 255 >= self.head.cut)
+        self._add_bits(maps[..., k] >= 255 * self.head.cut)
       else:
         data = _rle(maps[..., k])
         self._put(_ITEM + struct.pack("<I", len(data)) + data)
@@ -140,7 +144,28 @@ class Writer(whole.Writer):
 class Binary(Writer):
   """Like `Writer`, as BINARY: 1 where the probability is `head.cut` or more; not compressed."""
 
+  shows_cut = True
   _is_binary = True
+
+
+def _source(clip):
+  """The header of the DICOM file that the segmentation lies on, which says which image it is."""
+  if clip.format != "dicom":
+    raise UserError(
+      f"{clip.path} is no DICOM file, and a DICOM segmentation lies on one, whose patient and "
+      "study it names; take another --format, as nifti or tiff."
+    )
+  from lus_jax.media import dicom_copy
+
+  with dicom.quiet():
+    source = dicom.header(clip.path)
+    missing = [name for name in _NEEDED if not dicom_copy.text_of(source, name)]
+  if missing:
+    raise UserError(
+      f"{clip.path} has no {missing[0]}, by which a DICOM segmentation names the image that it "
+      "lies on; export it again, or take another --format, as nifti or tiff."
+    )
+  return source
 
 
 def _header(clip, head, is_binary):
@@ -150,19 +175,8 @@ def _header(clip, head, is_binary):
 
   from lus_jax.media import dicom_copy
 
-  if clip.format != "dicom":
-    raise UserError(
-      f"{clip.path} is no DICOM file, and a DICOM segmentation lies on one, whose patient and "
-      "study it names; take another --format, as nifti or tiff."
-    )
+  source = _source(clip)
   with dicom.quiet():
-    source = dicom.header(clip.path)
-    missing = [name for name in _NEEDED if not dicom_copy.text_of(source, name)]
-    if missing:
-      raise UserError(
-        f"{clip.path} has no {missing[0]}, by which a DICOM segmentation names the image that it "
-        "lies on; export it again, or take another --format, as nifti or tiff."
-      )
     found = _item(**_description(clip, head, is_binary))
     for name in (*_EMPTY, *_KEPT):
       value = dicom_copy.text_of(source, name)

@@ -31,6 +31,7 @@ class Writer(whole.Writer):
   """
 
   suffix = ".mp4"
+  shows_cut = True
 
   def begin(self, path, stack):
     """Opens the file and draws the words below."""

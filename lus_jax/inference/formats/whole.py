@@ -16,11 +16,13 @@ class Writer:
   Attributes:
     suffix: of the file; '' of a folder.
     dtype: of the maps that `add` takes: uint8 (255 = probability 1) or float32 (in [0, 1]).
+    shows_cut: whether the file is another one with another `head.cut`.
     paths: what was written, once it is.
   """
 
   suffix = ""
   dtype = np.uint8
+  shows_cut = False
 
   def __init__(self, target, clip, head):
     """Begins with nothing written.
@@ -32,6 +34,10 @@ class Writer:
     """
     self.clip, self.head, self.paths = clip, head, ()
     self._path = target.with_name(target.name + self.suffix)
+
+  @classmethod
+  def check(cls, clip):
+    """Refuses a `Media` that this format cannot be written of (`UserError`); most take all."""
 
   def __enter__(self):
     with contextlib.ExitStack() as stack:
