@@ -289,12 +289,18 @@ def test_what_the_source_does_not_say_is_empty(tmp_path, kind):
 
 
 def test_values_that_are_against_the_rules_stay_what_they_are(tmp_path):
+  wrong = {"StudyDate": "1997.04.24", "PatientID": 70 * "x", "SOPInstanceUID": "1.2.03"}
   with dicom.quiet():  # pydicom's complaints
-    path = save_source(tmp_path, n=1, StudyDate="1997.04.24", PatientID=70 * "x")
+    path = save_source(tmp_path, n=2, ContentDate="soon", StudyTime="10:11:12", **wrong)
   written = write("dicomseg", path)[0]  # without one
   with dicom.quiet():
     found = pydicom.dcmread(written)
-    assert found.StudyDate == found.ContentDate == "1997.04.24" and found.PatientID == 70 * "x"
+    (group, *_) = found.PerFrameFunctionalGroupsSequence
+    reference = group.DerivationImageSequence[0].SourceImageSequence[0]
+    assert reference.ReferencedSOPInstanceUID == wrong.pop("SOPInstanceUID")
+    assert {name: found[name].value for name in wrong} == wrong
+    # What is said of the new image is right, of the first that can be read.
+    assert (found.ContentDate, found.ContentTime) == ("19970424", "101112")
 
 
 def test_names_that_are_too_long_or_part_values(tmp_path):

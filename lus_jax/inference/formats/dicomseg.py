@@ -10,9 +10,12 @@ The same command writes the same bytes. UIDs are made of the contents, and Conte
 not be missing, is of the source's content, or 1 January 1900 where the source has no date.
 """
 
+import contextlib
+import datetime
 import hashlib
 import io
 import math
+import re
 import struct
 
 import numpy as np
@@ -34,12 +37,10 @@ _KEPT = (
 )
 # What says which image the frames lie on.
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-_TIMES = (
-  *(("ContentDate", "ContentTime"), ("AcquisitionDate", "AcquisitionTime")),
-  *(("SeriesDate", "SeriesTime"), ("StudyDate", "StudyTime")),
-)
-# Codes and meanings of DICOM (PS3.16, CID 7203 and 7202) and SNOMED CT (CID 7150 and 7151). No list
-# has the signs of lung ultrasound, and what a class means is its user's: its name is the label.
+_MOMENTS = "Content", "Acquisition", "Series", "Study"
+_TIME = re.compile(r"([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?")
+# Codes and meanings of DICOM (PS3.16, CID 7203 and 7202) and SNOMED CT (CID 7150 and 7151), whose
+# lists have no A- and B-lines of ultrasound. What a class means is its user's; its name is the label.
 _DERIVATION = "113076", "DCM", "Segmentation"
 _PURPOSE = "121322", "DCM", "Source image for image processing operation"
 _TISSUE = "85756007", "SCT", "Tissue"
@@ -170,20 +171,16 @@ def _source(clip):
 
 def _header(clip, head, is_binary):
   """All before the frames, as bytes; and the attributes that name the source."""
-  from pydicom import DataElement, config, datadict, dcmwrite
+  from pydicom import datadict, dcmwrite
   from pydicom.dataset import FileMetaDataset
 
   from lus_jax.media import dicom_copy
 
   source = _source(clip)
   with dicom.quiet():
-    found = _item(**_description(clip, head, is_binary))
-    for name in (*_EMPTY, *_KEPT):
-      value = dicom_copy.text_of(source, name)
-      if value or name in _EMPTY:
-        # As it is, right or wrong: by it viewers find what belongs together.
-        kind = datadict.dictionary_VR(name)
-        found.add(DataElement(name, kind, value, validation_mode=config.IGNORE))
+    texts = {name: dicom_copy.text_of(source, name) for name in (*_EMPTY, *_KEPT)}
+    texts = {name: text for name, text in texts.items() if text or name in _EMPTY}
+    found = _item(**_description(clip, head, is_binary), **texts, **_moment(source))
     methods = [
       [dicom_copy.text_of(code, name) for name in _CODE]
       for code in dicom_copy.items_of(source, "DeidentificationMethodCodeSequence")
@@ -192,9 +189,6 @@ def _header(clip, head, is_binary):
       found.DeidentificationMethodCodeSequence = [_code(code) for code in methods]
     dicom_copy.keep_numbers(source, found, ["PixelAspectRatio"])
     _say_what_was_lost(source, found)
-    times = ([dicom_copy.text_of(source, name) for name in pair] for pair in _TIMES)
-    date, time = next((pair for pair in times if pair[0]), ("19000101", ""))
-    found.ContentDate, found.ContentTime = date, time or "000000"
     names = {name: dicom_copy.text_of(source, name) for name in _NEEDED}
     reference = {f"Referenced{name}": names[name] for name in ("SOPClassUID", "SOPInstanceUID")}
     found.ReferencedSeriesSequence = [
@@ -223,6 +217,20 @@ def _header(clip, head, is_binary):
     buffer = io.BytesIO()
     dcmwrite(buffer, found, enforce_file_format=True)
   return buffer.getvalue(), reference
+
+
+def _moment(source):
+  """ContentDate and ContentTime: the first of the source that are a date and a time."""
+  from lus_jax.media import dicom_copy
+
+  for name in _MOMENTS:
+    # Colons and dots are of before DICOM 3.
+    date = dicom_copy.text_of(source, f"{name}Date").replace(".", "")
+    time = dicom_copy.text_of(source, f"{name}Time").replace(":", "")
+    with contextlib.suppress(ValueError):
+      if re.fullmatch("[0-9]{8}", date) and datetime.datetime.strptime(date, "%Y%m%d"):
+        return {"ContentDate": date, "ContentTime": time if _TIME.fullmatch(time) else "000000"}
+  return {"ContentDate": "19000101", "ContentTime": "000000"}
 
 
 def _description(clip, head, is_binary):
@@ -358,11 +366,13 @@ def _rle(values):
 
 
 def _item(**elements):
-  from pydicom import Dataset
+  from pydicom import DataElement, Dataset, config, datadict
 
   found = Dataset()
   for name, value in elements.items():
-    setattr(found, name, value)
+    # What is the source's stays as it is, right or wrong: by it viewers find what belongs together.
+    kind = datadict.dictionary_VR(name)
+    found.add(DataElement(name, kind, value, validation_mode=config.IGNORE))
   return found
 
 
