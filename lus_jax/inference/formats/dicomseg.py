@@ -40,7 +40,7 @@ _NEEDED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceU
 _MOMENTS = "Content", "Acquisition", "Series", "Study"
 _TIME = re.compile(r"([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?")
 # Codes and meanings of DICOM (PS3.16, CID 7203 and 7202) and SNOMED CT (CID 7150 and 7151), whose
-# lists have no A- and B-lines of ultrasound. What a class means is its user's; its name is the label.
+# lists have no A- and B-lines of ultrasound. What a class means is its user's to say.
 _DERIVATION = "113076", "DCM", "Segmentation"
 _PURPOSE = "121322", "DCM", "Source image for image processing operation"
 _TISSUE = "85756007", "SCT", "Tissue"
