@@ -30,6 +30,7 @@ import pathlib
 import re
 import shutil
 import sys
+import threading
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ import numpy as np
 from absl import flags
 
 import lus_jax
-from lus_jax import command_line, lock, palette, progress, results, signals
+from lus_jax import command_line, lock, palette, pool, progress, results, signals
 from lus_jax.errors import UserError, say_warnings_plainly
 from lus_jax.files import sha256, write_text
 from lus_jax.inference import formats as formats_lib
@@ -61,12 +62,14 @@ __doc__ = __doc__.format(formats=", ".join(formats_lib.FORMATS))
 # one it is.
 _STATE = (
   *("complete", "versions", "files", "notes"),
-  *("written", "digest", "highest", "rows", "failed"),
+  *("digest", "highest", "rows", "failed", "shown_area"),
 )
 # How scan areas are known that are not looked for in the frames.
 _KNOWN = ("none", "given", "table")
 # Temporary names.
 _LEFTOVER = re.compile(r"^\.[0-9]+\.|\.[0-9]+\.tmp$")
+# Threads that write at a time: each takes memory for its frame.
+_TURNS = threading.BoundedSemaphore(pool.cpus())
 # Of maps that wait for their turn to be written, and frames of them.
 _WAITING_BYTES, _WAITING = 2**28, 8
 
@@ -86,7 +89,13 @@ class _Plan(NamedTuple):
 
   @property
   def is_measured(self):
+    """Whether tables are written."""
     return CSV in self.formats or not self.is_one
+
+  @property
+  def is_shown(self):
+    """Whether there are pictures that show the scan area alone."""
+    return "mp4" in self.formats or not self.is_one
 
   @property
   def writers(self):
@@ -247,7 +256,8 @@ def _never(plan, jobs):
       if highest and max(one[k] for one in highest) < 255 * plan.cut
     ]
     if names:
-      found.append(f"{view.name} ({', '.join(names)})")
+      every = len(names) == len(plan.trained.classes)
+      found.append(f"{view.name} ({'every class' if every else ', '.join(names)})")
   if not found:
     return []
   return [f"no pixel of any frame reaches the probability {plan.cut:g}: {'; '.join(found)}"]
@@ -322,10 +332,15 @@ def _located(plan, jobs):
         writer.check(media)
       if "scan_area" not in job.content:
         job.content |= _describe_area(plan, media, scan_area.find(media))
+      box = tuple(job.content["scan_area"])
+      if plan.is_shown:
+        # Where the networks see all of the frame, it is looked for all the same.
+        is_whole = job.content["scan_area_by"] == "none"
+        job.content["shown_area"] = list(scan_area.find(media).box if is_whole else box)
     except UserError as error:
       yield frames_lib.Failed(job, error)
       continue
-    yield frames_lib.Clip(job, media, job.frames, tuple(job.content["scan_area"]))
+    yield frames_lib.Clip(job, media, job.frames, box)
 
 
 class _Output:
@@ -391,10 +406,12 @@ class _Output:
     while len(self._waiting) >= np.clip(most, 1, _WAITING):
       self._wait()
     under_way = [
-      lane.submit(writer.add, number, image, (maps if writer.dtype == maps[i].dtype else small)[i])
+      lane.submit(
+        _in_turn, writer.add, number, image, (maps if writer.dtype == maps[i].dtype else small)[i]
+      )
       for i, writer, lane in self._members
     ]
-    under_way += [lane.submit(add, number, image, small) for add, lane in self._of_all]
+    under_way += [lane.submit(_in_turn, add, number, image, small) for add, lane in self._of_all]
     self._waiting.append(under_way)
 
   def _wait(self):
@@ -434,6 +451,11 @@ class _Output:
             folder.rmdir()
 
 
+def _in_turn(function, *arguments):
+  with _TURNS:
+    function(*arguments)
+
+
 def _head(plan, job, view, box):
   classes = plan.trained.classes
   return Head(
@@ -444,6 +466,7 @@ def _head(plan, job, view, box):
     frames=tuple(job.frames),
     cut=plan.cut,
     box=box,
+    shown=tuple(job.content.get("shown_area", box)),
     software=f"lus_jax {lus_jax.__version__}",
   )
 

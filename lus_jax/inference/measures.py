@@ -64,7 +64,7 @@ def guess_pleura(classes):
   found = []
   for name in classes:
     words = " ".join(re.findall(r"[^\W_]+", name.casefold()))
-    if re.search(r"\bpleura$|^pleura\b|\bpleural?( |)line", words) and "effusion" not in words:
+    if re.search(r"\bpleura$|^pleura\b|\bpleural?( |)lini?e", words) and "effusion" not in words:
       found.append(name)
   return tuple(found)
 

@@ -67,14 +67,14 @@ class Pictures:
     """
     if number not in self._frames:
       return
-    picture = Image.fromarray(scan_area.crop(image, self._heads[0].box))
+    picture = Image.fromarray(scan_area.crop(image, self._heads[0].shown))
     share = min(1, _SIDE / max(picture.size))
     size = tuple(max(1, round(share * side)) for side in picture.size)
     picture.resize(size, Image.Resampling.BILINEAR).save(
       self._folder / f"{number:06d}.jpg", "JPEG", quality=80
     )
     for head, one in zip(self._heads, maps, strict=True):
-      top, left, bottom, right = head.box
+      top, left, bottom, right = head.shown
       layer = _layer(one[top:bottom, left:right], size, head.cut)
       Image.fromarray(layer).save(self._folder / head.name / f"{number:06d}.png", "PNG")
 

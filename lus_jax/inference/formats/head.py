@@ -16,6 +16,8 @@ class Head:
     cut: the probability from which on a pixel is shown or counted as of a class, in (0, 1].
     box: the scan area (top, left, bottom, right), half-open; outside of it all maps are 0.
     software: what made the maps, as 'lus_jax 0.1.0'.
+    shown: the part of the frame that videos and pages show, likewise, as what is burned into the
+      rest may name a person; by default `box`.
   """
 
   name: str
@@ -26,3 +28,7 @@ class Head:
   cut: float
   box: tuple[int, int, int, int]
   software: str
+  shown: tuple[int, int, int, int] | None = None
+
+  def __post_init__(self):
+    object.__setattr__(self, "shown", self.shown or self.box)

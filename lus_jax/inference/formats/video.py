@@ -1,7 +1,7 @@
 """A video of the scan with the classes in their colours, which browsers and players play.
 
-VP9 in mp4: its encoder, libvpx, is under a BSD licence, as H.264's (x264, GPL), which comes in the
-same wheels and is never asked for, is not.
+VP9 in mp4, as its encoder, libvpx, is under a BSD licence; the one for H.264 in the same wheels,
+x264, is under the GPL and never asked for.
 """
 
 import fractions
@@ -39,7 +39,7 @@ class Writer(whole.Writer):
     rate = clip.frames_per_second
     self._timed = 0 < rate <= _MOST
     rate = fractions.Fraction(rate if self._timed else _RATE).limit_denominator(1001)
-    top, left, bottom, right = head.box
+    top, left, bottom, right = head.shown
     self._scale = -(-_NARROWEST // (right - left))
     self._legend = _legend(head, (right - left) * self._scale)
     size = (bottom - top) * self._scale + self._legend.height, self._legend.width
@@ -48,6 +48,8 @@ class Writer(whole.Writer):
     self._file = stack.enter_context(av.open(path, "w", format="mp4", options=exact))
     # Of the speeds those whose result does not depend on the machine's.
     options = {"deadline": "good", "cpu-used": "5", "crf": "24", "b": "0", "row-mt": "0"}
+    # It would hold back 25 frames.
+    options["lag-in-frames"] = "0"
     self._stream = self._file.add_stream("libvpx-vp9", rate=rate, options=options)
     # Colours have a value for two pixels a side.
     self._stream.height, self._stream.width = (n + n % 2 for n in size)
@@ -57,8 +59,8 @@ class Writer(whole.Writer):
 
   def add(self, number, image, maps):
     """Encodes the frame."""
-    maps = np.moveaxis(scan_area.crop(np.moveaxis(maps, -1, 0), self.head.box), 0, -1)
-    picture = overlaid(scan_area.crop(image, self.head.box), maps, self.head.cut)
+    maps = np.moveaxis(scan_area.crop(np.moveaxis(maps, -1, 0), self.head.shown), 0, -1)
+    picture = overlaid(scan_area.crop(image, self.head.shown), maps, self.head.cut)
     picture = picture.repeat(self._scale, axis=0).repeat(self._scale, axis=1)
     canvas = np.zeros((self._stream.height, self._stream.width, 3), np.uint8)
     canvas[: len(picture), : picture.shape[1]] = picture
