@@ -36,7 +36,7 @@ _held = set()
 
 
 @contextlib.contextmanager
-def hold(directory, *, wait=""):
+def hold(directory, *, wait="", option="--workdir"):
   """Within it, no other process has this directory; it is made where there is none.
 
   Of several processes of one run the main one locks, for all of them. A directory that is empty
@@ -46,6 +46,7 @@ def hold(directory, *, wait=""):
     directory: its path.
     wait: what the other process does there, for the line that says that this one waits for it;
       without, a directory that is held is refused.
+    option: what names the directory, for the message.
 
   Raises:
     UserError: another process has it, or the lock cannot be written.
@@ -57,7 +58,7 @@ def hold(directory, *, wait=""):
   lock, refused = None, None
   if parallel.is_main():
     try:
-      lock = _Lock(pathlib.Path(directory), wait)
+      lock = _Lock(pathlib.Path(directory), wait, option)
     except UserError as error:
       refused = error
   if not wait and jax.distributed.is_initialized():
@@ -76,14 +77,14 @@ def hold(directory, *, wait=""):
 
 
 class _Lock:
-  def __init__(self, directory, wait):
+  def __init__(self, directory, wait, option):
     self._file, self._made, said = directory / NAME, [], False
     try:
       while not self._take(directory):
         if not wait:
           raise UserError(
             f"{directory} is in use by {_holder(self._file)}; wait for it or stop it, or give "
-            "another --workdir."
+            f"another {option}."
           )
         if not said:
           print(f"waiting for {_holder(self._file)}, which {wait}", flush=True)

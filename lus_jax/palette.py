@@ -38,14 +38,18 @@ def marker(k):
 
 
 def _blend(weights):
-  # Class over class in their order, colours premultiplied by their opacity.
-  colour = np.zeros((*weights.shape[:-1], 3), np.float32)
-  alpha = np.zeros((*weights.shape[:-1], 1), np.float32)
+  # Class over class in their order, colours premultiplied by their opacity; planes, [3, H, W] and
+  # [H, W], as loops over three numbers a pixel are slow.
+  colour = np.zeros((3, *weights.shape[:-1]), np.float32)
+  alpha = np.zeros(weights.shape[:-1], np.float32)
   for k in range(weights.shape[-1]):
-    opacity = np.float32(OPACITY) * weights[..., k : k + 1].astype(np.float32)
+    opacity = np.float32(OPACITY) * weights[..., k].astype(np.float32)
     if opacity.any():
-      colour = (1 - opacity) * colour + opacity * np.array(rgb(k), np.float32)
-      alpha = (1 - opacity) * alpha + opacity
+      rest = 1 - opacity
+      for plane, value in zip(colour, np.array(rgb(k), np.float32), strict=True):
+        plane *= rest
+        plane += opacity * value
+      alpha = rest * alpha + opacity
   return colour, alpha
 
 
@@ -60,7 +64,7 @@ def layer(weights):
   """
   colour, alpha = _blend(weights)
   colour = np.divide(colour, alpha, out=np.zeros_like(colour), where=alpha > 0)
-  return np.rint(np.concatenate([colour, 255 * alpha], axis=-1)).astype(np.uint8)
+  return _picture([*colour, 255 * alpha])
 
 
 def overlay(image, weights):
@@ -74,5 +78,9 @@ def overlay(image, weights):
     [H, W, 3] uint8.
   """
   colour, alpha = _blend(weights)
-  grey = np.asarray(image, np.float32).reshape(*weights.shape[:2], 1)
-  return np.rint((1 - alpha) * grey + colour).astype(np.uint8)
+  below = (1 - alpha) * np.asarray(image, np.float32).reshape(weights.shape[:2])
+  return _picture([below + plane for plane in colour])
+
+
+def _picture(planes):
+  return np.stack([np.rint(plane).astype(np.uint8) for plane in planes], axis=-1)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from pydicom.pixels import pixel_array
 from scipy import ndimage
 
 from lus_jax import palette, predict
@@ -25,6 +26,7 @@ from lus_jax.media.letterbox import letterbox
 from lus_jax.tasks.segmentation import train
 from lus_jax.training import objective as objective_lib
 from lus_jax.training.sweep import Sweep
+from tests.faults import seeds
 from tfds_builders.lus_folder import manifest
 
 SIZE = 32
@@ -281,7 +283,7 @@ def test_a_clip_is_decoded_in_runs_and_compiled_for_once(tmp_path, load, monkeyp
   np.save(tmp_path / "clip.npy", clip(20, 30, n=11))
   whole = list(run_frames(tmp_path / "clip.npy", range(11)))
   shapes, decoded = [], []
-  probability, decode = trained_lib.Trained.probability, readers.read
+  probability, decode = trained_lib.Trained.probability, readers.stream
 
   def traced(self, weights, member, image, where):
     shapes.append(image.shape)
@@ -292,11 +294,11 @@ def test_a_clip_is_decoded_in_runs_and_compiled_for_once(tmp_path, load, monkeyp
     return decode(media, frames)
 
   monkeypatch.setattr(trained_lib.Trained, "probability", traced)
-  monkeypatch.setattr(readers, "read", counted)
+  monkeypatch.setattr(readers, "stream", counted)
   monkeypatch.setattr(frames_lib, "DECODED", 8)
   parts = list(run_frames(tmp_path / "clip.npy", range(11)))
   assert shapes == [(4, SIZE, SIZE, 1)]
-  assert decoded == [list(range(8)), [8, 9, 10]]
+  assert decoded == [list(range(11))]
   assert [number for number, *_ in parts] == list(range(11))
   for a, b in zip(whole, parts, strict=True):
     np.testing.assert_array_equal(a[1], b[1])
@@ -326,7 +328,8 @@ def test_pictures_that_are_no_clip_are_predicted_one_by_one(tmp_path, load, mode
   printed = capsys.readouterr().out
   assert "each of its 3 pictures is predicted by itself; left out: 1 other(s) (notes." in printed
   assert "3 pictures, 1 model, 2 classes" in printed
-  assert sorted(path.name for path in out.iterdir()) == ["b 1", "b 2", "liver", "prediction.json"]
+  beside = ["index.html", "prediction.json", "videos.csv"]
+  assert sorted(path.name for path in out.iterdir()) == sorted(["b 1", "b 2", "liver", *beside])
   record = json.loads((out / "prediction.json").read_text())
   assert record["complete"] and record["pictures"] == ["b 1", "b 2", "liver"]
   for name in ("liver.png", "b 1.TIF"):
@@ -365,10 +368,11 @@ def test_an_interrupted_prediction_is_written_again_and_another_one_is_refused(
   np.save(tmp_path / "clip.npy", clip(20, 30))
   out = tmp_path / "out"
   options = {"workdir": "run", "input": tmp_path / "clip.npy", "out": out, "thresholds": ".6"}
-  overlay = palette.overlay
+  overlay, drawn = palette.overlay, []
 
   def interrupted(image, weights):
-    if (out / "overlays" / "threshold_0.6" / "000001.png").exists():
+    drawn.append(image)
+    if len(drawn) > 2:
       raise KeyboardInterrupt
     return overlay(image, weights)
 
@@ -376,7 +380,8 @@ def test_an_interrupted_prediction_is_written_again_and_another_one_is_refused(
     patch.setattr(palette, "overlay", interrupted)
     assert call(**options) == 130
   assert json.loads((out / "prediction.json").read_text())["complete"] is False
-  assert not list(out.rglob("*.tmp"))
+  # Of what is not whole nothing is left.
+  assert [path.name for path in out.rglob("*") if path.is_file()] == ["prediction.json"]
   assert call(**options) == 0
   first = contents(out)
   assert json.loads(first[out / "prediction.json"])["complete"] is True
@@ -563,3 +568,27 @@ def test_the_command_line_helps():
     assert name in result.stdout
   for name in ("mov", "wmv", "DICOM", "NIfTI", "NRRD", "tiff", "folder of numbered pictures"):
     assert name in result.stdout
+
+
+def test_dicom_segmentations_of_a_folder_name_what_is_no_dicom(load, tmp_path, capsys):
+  source, out = tmp_path / "in", tmp_path / "out"
+  frames = clip(40, 30, n=3)
+  uids = {"StudyInstanceUID": "1.2.9", "SeriesInstanceUID": "1.2.8"}
+  seeds.save_dicom(source / "a.dcm", seeds.dataset(frames, **uids))
+  Image.fromarray(frames[0]).save(source / "b.png")
+  options = {"workdir": "run", "input": source, "out": out, "thresholds": ".8"}
+  assert call(**options, format="dicomseg,png") == 1
+  assert "b.png is no DICOM file" in capsys.readouterr().err
+  found = pixel_array(out / "a" / "dicomseg" / "threshold_0.8.dcm")
+  masks = [read(out / "a", 0.8, i) for i in range(3)]
+  np.testing.assert_array_equal(found, np.moveaxis(masks, -1, 1).reshape(found.shape))
+
+
+def test_another_cut_is_another_prediction_where_it_is_seen(load, tmp_path, capsys):
+  uids = {"StudyInstanceUID": "1.2.9", "SeriesInstanceUID": "1.2.8"}
+  seeds.save_dicom(tmp_path / "a.dcm", seeds.dataset(clip(40, 30, n=2), **uids))
+  options = {"workdir": "run", "input": tmp_path / "a.dcm", "thresholds": ".8"}
+  for form, code in (("dicomseg-binary", 2), ("dicomseg", 0)):
+    assert call(**options, out=tmp_path / form, format=form) == 0
+    assert call(**options, out=tmp_path / form, format=form, cut=0.3) == code
+    assert ("different: cut" in capsys.readouterr().err) == bool(code)

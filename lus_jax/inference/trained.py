@@ -73,6 +73,7 @@ class Trained:
     views: what each model puts out: the thresholds first.
     sweep: a `Sweep` over the views: what is known of each, and its calibration.
     weights: its state: a dict of `params` and `batch_stats`.
+    notes: what a reader of any of its results has to know, as that its data were simulated.
   """
 
   config: Any
@@ -83,6 +84,7 @@ class Trained:
   views: list[members_lib.View]
   sweep: Sweep
   weights: Any
+  notes: tuple[str, ...] = ()
 
   @property
   def classes(self):
@@ -278,6 +280,7 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
   # How models are run is up to the machine they are run on.
   sweep = Sweep([{}] * objective.n_models, choose_strategy("auto"))
   common = {"config": config, "dataset": claim["dataset"], "patients": patients}
+  common["notes"] = tuple(results.read(workdir, "segmentation").get("notes", ()))
   found = _taken(network, sweep, sweep.unstack(weights), objective, views, scalars[:n], **common)
   if config.calibration == "none":
     return found

@@ -147,13 +147,13 @@ def _value(dataset, keyword):
     return None if value in ("", b"") else value
 
 
-def _items(dataset, keyword):
+def items_of(dataset, keyword):
   """The items of a sequence; none where it is missing or none."""
   value = _value(dataset, keyword) if keyword in _SEQUENCES else None
   return value if isinstance(value, pydicom.Sequence) else ()
 
 
-def _text(dataset, keyword):
+def text_of(dataset, keyword):
   """The text of an attribute, several ones together, without the blanks around it; '' of none."""
   value = _value(dataset, keyword)
   values = value if isinstance(value, pydicom.multival.MultiValue | list) else [value]
@@ -175,7 +175,8 @@ def _number(value, kind):
   return text if plain else valuerep.format_number_as_ds(float(value))
 
 
-def _keep_numbers(source, target, keywords):
+def keep_numbers(source, target, keywords):
+  """Gives a data set the attributes of another one that are numbers, and not what is none."""
   for keyword in keywords:
     value, kind = _value(source, keyword), datadict.dictionary_VR(keyword)
     several = isinstance(value, pydicom.multival.MultiValue | list)
@@ -186,19 +187,21 @@ def _keep_numbers(source, target, keywords):
 
 def _keep_regions(source, target):
   regions = []
-  for item in _items(source, _REGIONS):
+  for item in items_of(source, _REGIONS):
     region = pydicom.Dataset()
-    _keep_numbers(item, region, _REGION)
+    keep_numbers(item, region, _REGION)
     regions.append(region)
   if regions:
     setattr(target, _REGIONS, regions)
 
 
 def _keep_machine(source, target, patient):
-  known = " ".join([patient, *(_text(source, keyword) for keyword in _NAMES_OF_PEOPLE_AND_PLACES)])
+  known = " ".join(
+    [patient, *(text_of(source, keyword) for keyword in _NAMES_OF_PEOPLE_AND_PLACES)]
+  )
   words = {word for word in re.findall(r"[^\W_]+", known.casefold()) if len(word) > 2}
   for keyword in _MACHINE:
-    text = _text(source, keyword)
+    text = text_of(source, keyword)
     if (
       re.fullmatch(r"[ -\[\]-~]{1,64}", text)
       and not re.search(r"[0-9]{6}", text)
@@ -210,7 +213,7 @@ def _keep_machine(source, target, patient):
 def _shift_dates(source, target, pseudonyms, patient):
   for keyword in _DATES:
     with contextlib.suppress(ValueError):
-      date = datetime.datetime.strptime(_text(source, keyword), "%Y%m%d").date()
+      date = datetime.datetime.strptime(text_of(source, keyword), "%Y%m%d").date()
       if shifted := pseudonyms.shifted(patient, date):
         setattr(target, keyword, shifted.isoformat().replace("-", ""))
 
@@ -240,7 +243,7 @@ def _names(source, stored=(), copy=()):
     if name not in kept:
       yield name or "unknown attributes"
     for part, inner in itertools.zip_longest(
-      kept.get(name) or () if name == _REGIONS else (), _items(source, name), fillvalue=()
+      kept.get(name) or () if name == _REGIONS else (), items_of(source, name), fillvalue=()
     ):
       yield from _names(inner, copy=part)
 
@@ -265,26 +268,26 @@ def texts(path):
   """
   with dicom.quiet():
     header = dicom.header(path)
-    dates = _text(header, "LongitudinalTemporalInformationModified")
+    dates = text_of(header, "LongitudinalTemporalInformationModified")
     kinds = _TEXTS if dates in ("MODIFIED", "REMOVED") else _TEXTS | _TIMES
     # Of who was made unknown the id is a pseudonym.
-    is_unknown = _text(header, "PatientIdentityRemoved").upper() == "YES"
+    is_unknown = text_of(header, "PatientIdentityRemoved").upper() == "YES"
     return [tag for tag in _said(header, kinds) if not (is_unknown and tag[0] == "PatientID")]
 
 
 def is_deidentified(path):
   """Whether a DICOM header says that the patient's name and id in it are others (`UserError`)."""
   with dicom.quiet():
-    return _text(dicom.header(path), "PatientIdentityRemoved").upper() == "YES"
+    return text_of(dicom.header(path), "PatientIdentityRemoved").upper() == "YES"
 
 
 def _said(dataset, kinds):
   for tag in list(dataset.keys()):
     name = "" if tag.is_private else datadict.keyword_for_tag(tag)
     if name and name not in (*_MACHINE, *_OF_COPIES):
-      if datadict.dictionary_VR(tag) in kinds and (text := _text(dataset, name)):
+      if datadict.dictionary_VR(tag) in kinds and (text := text_of(dataset, name)):
         yield name, text
-      for item in _items(dataset, name):
+      for item in items_of(dataset, name):
         yield from _said(item, kinds)
 
 
@@ -313,14 +316,14 @@ def write(target, frames, media, pseudonyms, patient=None):
     header = dicom.header(media.path)
     for keyword in _EMPTY:
       setattr(copy, keyword, "")
-    _keep_numbers(header, copy, _NUMBERS)
+    keep_numbers(header, copy, _NUMBERS)
     if media.spacing and "PixelSpacing" not in copy:  # of another place in the header
       copy.PixelSpacing = [_number(step, "DS") for step in media.spacing]
     timed = [name for name in ("FrameTime", "FrameTimeVector") if name in copy]
     if timed:
       copy.FrameIncrementPointer = datadict.tag_for_keyword(timed[0])
     _keep_regions(header, copy)
-    patient = _text(header, "PatientID") if patient is None else patient
+    patient = text_of(header, "PatientID") if patient is None else patient
     _keep_machine(header, copy, patient)
     copy.PatientID = pseudonyms.patient(patient)
     if patient:
@@ -330,14 +333,16 @@ def write(target, frames, media, pseudonyms, patient=None):
       digest.update(one)
     for keyword in _UIDS:
       setattr(
-        copy, keyword, pseudonyms.uid(_text(header, keyword) or f"{keyword} {digest.hexdigest()}")
+        copy, keyword, pseudonyms.uid(text_of(header, keyword) or f"{keyword} {digest.hexdigest()}")
       )
     replaced = {
-      name for name in (*_DATES, *_UIDS, "PatientID") if _text(header, name) and _text(copy, name)
+      name
+      for name in (*_DATES, *_UIDS, "PatientID")
+      if text_of(header, name) and text_of(copy, name)
     }
     removed = _removed(header, copy)
     _say_what_was_done(copy)
-    if _text(header, "LossyImageCompression") == "01":
+    if text_of(header, "LossyImageCompression") == "01":
       copy.LossyImageCompression = "01"
     path = target.with_name(f"{target.name}.dcm")
     with writers.written(path) as temporary:

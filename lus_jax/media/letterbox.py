@@ -40,7 +40,7 @@ def letterbox(image, height, width, *, nearest=False):
   return padded, (top, left, bottom, right)
 
 
-def restore(probability, box, height, width):
+def restore(probability, box, height, width, dtype=np.uint8):
   """Undoes a letterbox: cuts the frame out and gives it its own size.
 
   Bilinear with half-pixel centres; where that shrinks, it averages over the pixels passed over.
@@ -50,9 +50,10 @@ def restore(probability, box, height, width):
     box: (top, left, bottom, right), half-open: the part that shows the frame.
     height: h of the frame, in pixels.
     width: w of the frame, in pixels.
+    dtype: of the result.
 
   Returns:
-    [h, w, K] uint8, 255 = 1, rounded to nearest.
+    [h, w, K] uint8, 255 = 1, rounded to nearest; or float32 in [0, 1].
   """
   top, left, bottom, right = box
   maps = np.moveaxis(probability[top:bottom, left:right], -1, 0)
@@ -60,4 +61,10 @@ def restore(probability, box, height, width):
     np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR))
     for one in maps.astype(np.float32)
   ]
-  return np.rint(255 * np.stack(resized, axis=-1)).astype(np.uint8)
+  maps = np.stack(resized, axis=-1)
+  return quantized(maps) if dtype == np.uint8 else np.clip(maps, 0, 1)
+
+
+def quantized(probability):
+  """Probabilities of any shape, as [h, w, K] float32 in [0, 1], as uint8: 255 = 1."""
+  return np.rint(255 * probability).astype(np.uint8)

@@ -243,6 +243,23 @@ def directions(path):
   return None if None in codes else codes
 
 
+def grid(path):
+  """Reads how the values of a NIfTI file lie.
+
+  Returns:
+    Its shape, and of sform and qform each a pair of an affine [4, 4], None where the file has none,
+    and its code.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  check_file(path, _MEND)
+  with _opened(path) as file, _damage(path):
+    header = _header(file, path)
+    forms = header.get_sform(coded=True), header.get_qform(coded=True)
+    return header.get_data_shape(), *((affine, int(code)) for affine, code in forms)
+
+
 def read(path, axes=None):
   """Reads a flat NIfTI picture in its own values: [h, w].
 
