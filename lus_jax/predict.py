@@ -510,7 +510,8 @@ def _write_page(plan, done, content, failed):
     facts = [f"patient {source.patient}"] if source.patient else []
     facts += [f"day {source.day}"] if source.day else []
     facts += [plural(len(job.frames), "frame"), f"{shown['width']} x {shown['height']} pixels"]
-    facts += [f"scan area {scan_area.text(shown['scan_area'])} ({shown['scan_area_by']})"]
+    area = f"scan area {scan_area.text(shown['scan_area'])} ({shown['scan_area_by']})"
+    facts += ["the networks saw the whole frame" if shown["scan_area_by"] == "none" else area]
     clips.append(
       {
         "name": job.name,
