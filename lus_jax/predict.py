@@ -270,7 +270,7 @@ def _predict_all(plan, jobs, finished):
   found = frames_lib.predict_all(
     trained,
     _located(plan, left),
-    probability=trained.sweep.compile(trained.probability),
+    probability=trained.compiled_probability,
     dtype=plan.dtype,
   )
   # Its last frames are written while the networks look at the next clip.

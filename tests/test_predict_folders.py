@@ -270,7 +270,7 @@ def test_a_clip_that_breaks_on_the_way_leaves_nothing(tmp_path, load, monkeypatc
 
 
 def test_it_goes_on_where_it_was_stopped(folder, tmp_path, load, monkeypatch, capsys):
-  options = {"workdir": "run", "input": folder, "format": "png,overlays,mp4,tiff,nifti,npz,csv"}
+  options = {"workdir": "run", "input": folder, "format": "png,overlays,npz,csv"}
   assert call(**options, out=tmp_path / "whole") == 1
   whole, out = contents(tmp_path / "whole"), tmp_path / "out"
   overlay, drawn = palette.overlay, []
@@ -302,7 +302,7 @@ def test_it_goes_on_where_it_was_stopped(folder, tmp_path, load, monkeypatch, ca
   assert call(**options, out=out) == 1
   assert contents(out) == whole
   # What was changed since is made again.
-  (out / "one" / "mp4" / "threshold_0.mp4").write_bytes(b"damaged")
+  (out / "one" / "npz" / "threshold_0.npz").write_bytes(b"damaged")
   assert call(**options, out=out) == 1
   assert contents(out) == whole
 
