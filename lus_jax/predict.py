@@ -71,7 +71,7 @@ _LEFTOVER = re.compile(r"^\.[0-9]+\.|\.[0-9]+\.tmp$")
 # Threads that write at a time: each takes memory for its frame.
 _TURNS = threading.BoundedSemaphore(pool.cpus())
 # Of maps that wait for their turn to be written, and frames of them.
-_WAITING_BYTES, _WAITING = 2**28, 8
+_WAITING_BYTES, _WAITING = 2**27, 8
 
 
 class _Plan(NamedTuple):
@@ -341,6 +341,8 @@ class _Output:
     box = tuple(content["scan_area"])
     if plan.is_one and box != scan_area.whole(media.height, media.width):
       print(f"scan area {scan_area.text(box)} ({content['scan_area_by']})")
+    elif plan.is_one and plan.crop == "learned" and content["scan_area_by"] == "whole":
+      print("scan area: the whole frame, as nothing of it seems to be beside the scan")
     # It goes first, so that what a kill leaves behind is known for what it is.
     _remove_leftovers(job.out)
     _write_record(job.out, content)
