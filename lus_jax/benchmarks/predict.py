@@ -5,8 +5,8 @@
 A clip is made (noise, as AVI) and decoded, its frames are fitted into the networks' size, seen by
 every member, and the maps brought back to the clip's size as bytes: `lus_jax.inference.frames`, the
 same for all, with other networks put in: the members of the sweep, as many FPNs of
-segmentation_models_pytorch in PyTorch (channels last), and the same ones by onnxruntime, exported
-by PyTorch. All have random weights, the same sizes, and float32. `files` is ours with what is
+segmentation_models_pytorch in PyTorch (as they are, and channels last), and the same ones by
+onnxruntime, exported by PyTorch. All have random weights, the same sizes, and float32. `files` is ours with what is
 written by default, PNG and overlays.
 
 Each is a process of its own, and all take turns; figures are medians over the rounds, and a ratio
@@ -138,18 +138,23 @@ class _Peer:
 
 
 class Torch(_Peer):
-  """`args.members` FPNs in PyTorch."""
+  """`args.members` FPNs in PyTorch, with arrays in its own order or channels last."""
+
+  def __init__(self, args, file, channels_last=False):
+    self._channels_last = channels_last
+    super().__init__(args, file)
 
   def network(self, args):
     """A function from images [B, 1, H, W] to probabilities [B, K, H, W]."""
     torch = peers.import_torch()
     torch.set_num_threads(cores())
     model = peers.fpn(args.encoder, in_channels=1, classes=len(CLASSES)).eval()
-    model = model.to(memory_format=torch.channels_last)
+    order = torch.channels_last if self._channels_last else torch.contiguous_format
+    model = model.to(memory_format=order)
 
     def run(image):
       with torch.inference_mode():
-        image = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
+        image = torch.from_numpy(image).contiguous(memory_format=order)
         return model(image).sigmoid().numpy()
 
     return run
@@ -191,7 +196,10 @@ def measure(args):
   """
   start = processes.Here if args.in_process else processes.Apart
   sides = {"ours": (Ours, False), "files": (Ours, True)}
-  sides |= {name: ({"torch": Torch, "onnxruntime": Onnx}[name],) for name in args.peers}
+  if "torch" in args.peers:
+    sides |= {"torch, eager": (Torch, False), "torch, channels_last": (Torch, True)}
+  if "onnxruntime" in args.peers:
+    sides["onnxruntime"] = (Onnx,)
   rows, workers, found = {name: {"name": name, "ok": False} for name in sides}, {}, {}
   with tempfile.TemporaryDirectory() as directory:
     file = make_clip(directory, args)
