@@ -6,8 +6,8 @@ A clip is made (noise, as AVI) and decoded, its frames are fitted into the netwo
 every member, and the maps brought back to the clip's size as bytes: `lus_jax.inference.frames`, the
 same for all, with other networks put in: the members of the sweep, as many FPNs of
 segmentation_models_pytorch in PyTorch (as they are, and channels last), and the same ones by
-onnxruntime, exported by PyTorch. All have random weights, the same sizes, and float32. `files` is ours with what is
-written by default, PNG and overlays.
+onnxruntime, exported by PyTorch. All have random weights, the same sizes, and float32. `files` is
+ours with what is written by default, PNG and overlays.
 
 Each is a process of its own, and all take turns; figures are medians over the rounds, and a ratio
 is the median of ours to the other's within each round, so that a machine that others use too slows
