@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import pathlib
 import re
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -19,6 +21,7 @@ from lus_jax.inference import frames as frames_lib
 from lus_jax.inference import inputs as inputs_lib
 from lus_jax.inference import page
 from lus_jax.inference import trained as trained_lib
+from lus_jax.inference.formats import png
 from lus_jax.media import readers, writers
 from lus_jax.media.clips import Media
 from tests.faults import seeds
@@ -136,6 +139,27 @@ def check_page(out, record):
   assert text.count("data:image/png") == 2 * 9
   # Nothing is fetched, nothing runs.
   assert "<script" not in text and "http" not in text.replace("http-equiv", "")
+
+
+def test_the_page_shows_one_members_layers_at_a_time(tmp_path, load):
+  browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+  if browser is None:
+    pytest.skip("needs Chromium, which is not installed")
+  api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test")
+  (tmp_path / "in").mkdir()
+  for name in "ab":
+    np.save(tmp_path / "in" / f"{name}.npy", noise(1, 20, 30)[0])
+  assert call(workdir="run", input=tmp_path / "in", out=tmp_path / "out", format="csv") == 0
+  with api.sync_playwright() as driver:
+    options = {"executable_path": browser, "args": ["--no-sandbox", "--disable-dev-shm-usage"]}
+    page = driver.chromium.launch(**options).new_page()
+    page.goto(f"file://{tmp_path / 'out' / 'index.html'}")
+    seen = "els => els.filter(x => x.offsetParent).map(x => x.alt || x.ariaLabel)"
+    for member in ("threshold_0", "threshold_1"):
+      page.get_by_text(member, exact=True).first.click()
+      layers = page.eval_on_selector_all(".shot img.m", seen)
+      assert layers == [f"{member} on frame 0"] * 2
+      assert page.eval_on_selector_all("main .scroll", seen) == [f"Numbers of {member}"] * 2
 
 
 def test_names_and_patients_are_escaped(tmp_path, load):
@@ -364,6 +388,33 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
   (line,) = capsys.readouterr().err.strip().splitlines()
   assert line.startswith("error: ") and message in line
   assert not pathlib.Path("out").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(
+  folder, tmp_path, load, monkeypatch, capsys
+):
+  def full(file, pixels):
+    raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+  out = tmp_path / "out"
+  with monkeypatch.context() as patch:
+    patch.setattr(png, "save", full)
+    assert call(workdir="run", input=folder, out=out) == 2
+  (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+  assert "cannot be written (No space left on device); make room" in line
+  assert {path.name for path in out.rglob("*") if path.is_file()} == {"prediction.json"}
+  assert call(workdir="run", input=folder, out=out) == 1
+
+
+def test_a_folder_of_nothing_that_can_be_read(tmp_path, load, capsys):
+  (tmp_path / "in").mkdir()
+  for name in ("a.mp4", "b.nii", "c.dcm", "d.png"):
+    (tmp_path / "in" / name).write_bytes(b"no such thing" * 20)
+  assert call(workdir="run", input=tmp_path / "in", out=tmp_path / "out") == 1
+  printed = capsys.readouterr().err
+  assert "error: 4 files could not be read:" in printed
+  assert len(rows_of(tmp_path / "out" / "videos.csv")) == 0
+  assert "Not predicted: 4" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_an_output_in_use_is_refused(tmp_path, load, in_use, capsys):
