@@ -158,12 +158,10 @@ def run(
   """
   out = pathlib.Path(out).expanduser()
   found = inputs_lib.find(source, table=table, out=out)
+  pictures = all(one.path.suffix.lower() in readers.PICTURES for one in found.inputs)
+  kind = "pictures" if pictures else "clips"
   if not found.is_one and frames is not None:
-    pictures = all(x.media is None or x.media.n_frames == 1 for x in found.inputs)
-    raise UserError(
-      f"--frames: the {'pictures' if pictures else 'clips'} of {source} are no frames of one clip; "
-      "leave it out."
-    )
+    raise UserError(f"--frames: the {kind} of {source} are no frames of one clip; leave it out.")
   chosen = [_choose_frames(x.media, frames) if x.media else () for x in found.inputs]
   trained = trained_lib.load(
     os.path.expanduser(workdir), every=members is not None, option="--workdir"
@@ -189,12 +187,12 @@ def run(
   ]
   content = _describe(plan, workdir, source)
   if not found.is_one:
-    pictures = all(job.source.media.n_frames == 1 for job in jobs)
-    content["pictures" if pictures else "clips"] = [one.name for one in found.inputs]
+    content[kind] = [one.name for one in found.inputs]
     _check_directory(out, content)
   for job in jobs:
     _check_directory(job.out, job.content)
-  finished = [job for job in jobs if _is_finished(job)]
+  checked = progress.bar(jobs, total=len(jobs), unit="clip", what="checking what is there", delay=5)
+  finished = [job for job in checked if _is_finished(job)]
   for line in found.lines:
     print(line)
   _say_plan(plan, jobs)

@@ -233,6 +233,11 @@ def test_a_data_set_is_taken_as_its_manifest_says(tmp_path, load, model, monkeyp
     ("p", "1"),
     ("p", "2"),
   ]
+  # Stand-ins are nobody.
+  (top / "dataset.json").write_text(json.dumps(dataset | {"patients": "unknown"}))
+  assert call(workdir="run", input=top, out=tmp_path / "c", format="csv") == 1
+  assert "its patients are not known" in capsys.readouterr().out
+  assert (out / "patient_days.csv").exists() and not (tmp_path / "c" / "patient_days.csv").exists()
   # The whole frame, where one says so; and a model of whole frames takes nothing else by itself.
   assert call(workdir="run", input=top, out=tmp_path / "b", crop="none", format="csv") == 1
   own = json.loads((tmp_path / "b" / "a" / "prediction.json").read_text())
@@ -339,10 +344,10 @@ def test_an_output_within_the_input_is_not_predicted(tmp_path, load, capsys):
   options = {"workdir": "run", "input": top}
   assert call(**options, out=top / "out") == 0
   assert call(**options, out=top / "out") == 0
-  assert json.loads((top / "out" / "prediction.json").read_text())["pictures"] == ["a", "b"]
+  assert json.loads((top / "out" / "prediction.json").read_text())["clips"] == ["a", "b"]
   # Nor that of another one.
   assert call(**options, out=top / "other", thresholds="1") == 0
-  assert json.loads((top / "other" / "prediction.json").read_text())["pictures"] == ["a", "b"]
+  assert json.loads((top / "other" / "prediction.json").read_text())["clips"] == ["a", "b"]
 
 
 def test_names_are_told_apart(tmp_path):
