@@ -152,14 +152,14 @@ def test_the_page_shows_one_members_layers_at_a_time(tmp_path, load):
   assert call(workdir="run", input=tmp_path / "in", out=tmp_path / "out", format="csv") == 0
   with api.sync_playwright() as driver:
     options = {"executable_path": browser, "args": ["--no-sandbox", "--disable-dev-shm-usage"]}
-    page = driver.chromium.launch(**options).new_page()
-    page.goto(f"file://{tmp_path / 'out' / 'index.html'}")
+    opened = driver.chromium.launch(**options).new_page()
+    opened.goto(f"file://{tmp_path / 'out' / 'index.html'}")
     seen = "els => els.filter(x => x.offsetParent).map(x => x.alt || x.ariaLabel)"
     for member in ("threshold_0", "threshold_1"):
-      page.get_by_text(member, exact=True).first.click()
-      layers = page.eval_on_selector_all(".shot img.m", seen)
+      opened.get_by_text(member, exact=True).first.click()
+      layers = opened.eval_on_selector_all(".shot img.m", seen)
       assert layers == [f"{member} on frame 0"] * 2
-      assert page.eval_on_selector_all("main .scroll", seen) == [f"Numbers of {member}"] * 2
+      assert opened.eval_on_selector_all("main .scroll", seen) == [f"Numbers of {member}"] * 2
 
 
 def test_names_and_patients_are_escaped(tmp_path, load):
