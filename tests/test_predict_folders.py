@@ -449,6 +449,37 @@ def test_a_long_clip_takes_no_more_memory(tmp_path, load):
   assert long < short + 2e6, (short, long)
 
 
+def test_the_next_clip_is_read_while_one_is_looked_at(tmp_path, model, monkeypatch):
+  clips, events, stream = [], [], readers.stream
+  for name in "abc":
+    np.save(tmp_path / f"{name}.npy", noise(6, 20, 30, ord(name)))
+    clips.append(frames_lib.Clip(name, readers.probe(tmp_path / f"{name}.npy"), [0, 2, 5]))
+  clips.insert(1, frames_lib.Failed("x", UserError("broken")))
+
+  def noted(media, frames):
+    events.append(f"read {media.path.stem}")
+    return stream(media, frames)
+
+  monkeypatch.setattr(readers, "stream", noted)
+  alone = [list(frames_lib.predict(model, one.media, frames=[0, 2, 5])) for one in clips[::2]]
+  events.clear()
+  found = []
+  for one in frames_lib.predict_all(model, iter(clips)):
+    found.append(one)
+    events.append("broken" if isinstance(one, frames_lib.Failed) else f"seen {one[0]} {one[1]}")
+  assert [one for one in events if "read" not in one] == [
+    *("seen a 0", "seen a 2", "seen a 5", "broken"),
+    *(f"seen {name} {number}" for name in "bc" for number in (0, 2, 5)),
+  ]
+  assert events.index("read c") < events.index("seen b 5")
+  # The same as by itself, to the bit.
+  for i, first in ((0, alone[0]), (4, alone[1])):
+    for (number, image, maps), (_, *theirs) in zip(first, found[i : i + 3], strict=True):
+      assert number == theirs[0]
+      np.testing.assert_array_equal(image, theirs[1])
+      np.testing.assert_array_equal(maps, theirs[2])
+
+
 def test_which_frames_a_page_shows():
   assert page.frames_shown(list(range(0, 60, 10)), 2) == [10, 30, 50]
   assert page.frames_shown([7], 2) == [7]
