@@ -71,7 +71,7 @@ _LEFTOVER = re.compile(r"^\.[0-9]+\.|\.[0-9]+\.tmp$")
 # Threads that write at a time: each takes memory for its frame.
 _TURNS = threading.BoundedSemaphore(pool.cpus())
 # Of maps that wait for their turn to be written, and frames of them.
-_WAITING_BYTES, _WAITING = 2**28, 8
+_WAITING_BYTES, _WAITING = 2**27, 8
 
 
 class _Plan(NamedTuple):
@@ -167,12 +167,10 @@ def run(
   """
   out = pathlib.Path(out).expanduser()
   found = inputs_lib.find(source, table=table, out=out)
+  pictures = all(one.path.suffix.lower() in readers.PICTURES for one in found.inputs)
+  kind = "pictures" if pictures else "clips"
   if not found.is_one and frames is not None:
-    pictures = all(x.media is None or x.media.n_frames == 1 for x in found.inputs)
-    raise UserError(
-      f"--frames: the {'pictures' if pictures else 'clips'} of {source} are no frames of one clip; "
-      "leave it out."
-    )
+    raise UserError(f"--frames: the {kind} of {source} are no frames of one clip; leave it out.")
   chosen = [_choose_frames(x.media, frames) if x.media else () for x in found.inputs]
   trained = trained_lib.load(
     os.path.expanduser(workdir), every=members is not None, option="--workdir"
@@ -198,12 +196,12 @@ def run(
   ]
   content = _describe(plan, workdir, source)
   if not found.is_one:
-    pictures = all(job.source.media.n_frames == 1 for job in jobs)
-    content["pictures" if pictures else "clips"] = [one.name for one in found.inputs]
+    content[kind] = [one.name for one in found.inputs]
     _check_directory(out, content)
   for job in jobs:
     _check_directory(job.out, job.content)
-  finished = [job for job in jobs if _is_finished(job)]
+  checked = progress.bar(jobs, total=len(jobs), unit="clip", what="checking what is there", delay=5)
+  finished = [job for job in checked if _is_finished(job)]
   for line in found.lines:
     print(line)
   _say_plan(plan, jobs)
@@ -279,7 +277,7 @@ def _predict_all(plan, jobs, finished):
   found = frames_lib.predict_all(
     trained,
     _located(plan, left),
-    probability=trained.sweep.compile(trained.probability),
+    probability=trained.compiled_probability,
     dtype=plan.dtype,
   )
   # Its last frames are written while the networks look at the next clip.
@@ -352,6 +350,8 @@ class _Output:
     box = tuple(content["scan_area"])
     if plan.is_one and box != scan_area.whole(media.height, media.width):
       print(f"scan area {scan_area.text(box)} ({content['scan_area_by']})")
+    elif plan.is_one and plan.crop == "learned" and content["scan_area_by"] == "whole":
+      print("scan area: the whole frame, as nothing of it seems to be beside the scan")
     # It goes first, so that what a kill leaves behind is known for what it is.
     _remove_leftovers(job.out)
     _write_record(job.out, content)
@@ -521,7 +521,8 @@ def _write_page(plan, done, content, failed):
     facts = [f"patient {source.patient}"] if source.patient else []
     facts += [f"day {source.day}"] if source.day else []
     facts += [plural(len(job.frames), "frame"), f"{shown['width']} x {shown['height']} pixels"]
-    facts += [f"scan area {scan_area.text(shown['scan_area'])} ({shown['scan_area_by']})"]
+    area = f"scan area {scan_area.text(shown['scan_area'])} ({shown['scan_area_by']})"
+    facts += ["the networks saw the whole frame" if shown["scan_area_by"] == "none" else area]
     clips.append(
       {
         "name": job.name,

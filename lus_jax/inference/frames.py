@@ -78,8 +78,9 @@ def predict_all(trained, clips, *, probability=None, dtype=np.uint8):
     dtype: as in `predict`.
 
   Yields:
-    The key of a clip and what `predict` yields of a frame; a `Failed` for what `clips` gives of
-    them, and for a clip that is damaged on the way, which is left there.
+    The key of a clip and what `predict` yields of a frame: its number, [h, w] and for every view
+    [h, w, K]. A `Failed` for what `clips` gives of them, and for a clip that is damaged on the way,
+    which is left there.
   """
   sweep, weights = trained.sweep, trained.weights
   probability = probability or sweep.compile(trained.probability)

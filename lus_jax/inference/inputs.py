@@ -238,6 +238,8 @@ def _of_manifest(folder):
     "nifti_axes": tables.nifti_axes(file, dataset),
     "window": tables.intensity_window(file, dataset),
   }
+  # What the table calls patients are stand-ins then.
+  unknown = "patients" in dataset
   rows = tables.read_table(
     folder / "manifest.csv", ("video", "patient"), "write it", manifest.MANIFEST_COLUMNS
   )
@@ -256,7 +258,9 @@ def _of_manifest(folder):
     try:
       if one.error is None:
         box = tables.scan_area(row, one.media.height, one.media.width)
-        one = dataclasses.replace(one, box=box, patient=row.text("patient"), day=row.text("day"))
+        one = dataclasses.replace(
+          one, box=box, patient="" if unknown else row.text("patient"), day=row.text("day")
+        )
     except UserError as error:
       one = dataclasses.replace(one, media=None, error=error)
     inputs.append(one)
@@ -269,6 +273,8 @@ def _of_manifest(folder):
       for one in inputs
     ]
   lines = [f"{folder} is a data set: the {len(rows)} videos of its manifest.csv are predicted"]
+  if unknown:
+    lines.append(f"{file} says that its patients are not known, so nothing is said of their days")
   return Found(tuple(inputs), False, tuple(lines))
 
 

@@ -167,6 +167,11 @@ class Trained:
     return jnp.where(where, jax.nn.sigmoid(logits), 0)
 
   @functools.cached_property
+  def compiled_probability(self):
+    """`probability`, compiled by the sweep: `(weights, members, image, where)` to its results."""
+    return self.sweep.compile(self.probability)
+
+  @functools.cached_property
   def fingerprints(self):
     """A short text for every view that changes with the weights or what becomes of them."""
     found = []

@@ -65,7 +65,7 @@ class Writer(whole.Writer):
     return header
 
   def add(self, number, image, maps):
-    """Writes the frame's maps, each to its class's file."""
+    """Writes the frame's maps [h, w, K], each to its class's file."""
     for k, part in enumerate(self._parts):
       values = maps[..., k]
       # Files count their first axis fastest.

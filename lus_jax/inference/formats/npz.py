@@ -38,5 +38,5 @@ class Writer(whole.Writer):
     lib.write_array_header_1_0(self._part, header)
 
   def add(self, number, image, maps):
-    """Writes the frame's maps."""
+    """Writes the frame's maps [h, w, K]."""
     self._part.write(maps.astype("<f2").tobytes())

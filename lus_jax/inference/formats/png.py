@@ -18,7 +18,7 @@ class Writer(whole.Writer):
     path.mkdir()
 
   def add(self, number, image, maps):
-    """Writes a folder of the frame."""
+    """Writes a folder of the frame's maps [h, w, K]."""
     folder = self._folder / f"{number:06d}"
     folder.mkdir()
     for k, name in enumerate(self.head.classes):
@@ -46,7 +46,7 @@ class Overlays(whole.Writer):
     path.mkdir()
 
   def add(self, number, image, maps):
-    """Writes the frame."""
+    """Writes the frame [h, w] with its maps [h, w, K]."""
     overlay = palette.overlay(image, maps / np.float32(255))
     save(self._folder / f"{number:06d}.png", overlay)
 

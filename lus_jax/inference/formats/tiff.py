@@ -58,7 +58,7 @@ class Writer(whole.Writer):
     return xml.tostring(declaration=True).encode()
 
   def add(self, number, image, maps):
-    """Writes the frame's pages."""
+    """Writes the frame's maps [h, w, K], a page each."""
     for k, name in enumerate(self.head.classes):
       title = f"{name}, frame {number}".encode()
       self._file.write(

@@ -58,7 +58,7 @@ class Writer(whole.Writer):
     self._step, self._count = 1 / rate, 0
 
   def add(self, number, image, maps):
-    """Encodes the frame."""
+    """Encodes the frame [h, w] with its maps [h, w, K]."""
     maps = np.moveaxis(scan_area.crop(np.moveaxis(maps, -1, 0), self.head.shown), 0, -1)
     picture = overlaid(scan_area.crop(image, self.head.shown), maps, self.head.cut)
     picture = picture.repeat(self._scale, axis=0).repeat(self._scale, axis=1)
