@@ -16,7 +16,8 @@ from lus_jax import notices, results
 from lus_jax.data import datasets, recordings
 from lus_jax.errors import UserError
 from lus_jax.inference import frames as frames_lib
-from lus_jax.media import readers, scan_area
+from lus_jax.inference import inputs
+from lus_jax.media import scan_area
 from lus_jax.report import schema
 
 # Clips of the test split: those of the best, middle and worst scores, a third each.
@@ -32,6 +33,7 @@ _AREAS = {
   "motion": "{}, found by what moves",
   "still": "{}, found by its texture",
   "whole": "the whole frame",
+  "table": "{}, by manifest.csv",
 }
 # A pixel of a label that does not count: of a class that was not labelled, or ignored.
 UNKNOWN = 255
@@ -230,24 +232,29 @@ def given(trained, paths):
 
   Args:
     trained: the models.
-    paths: files, folders of numbered pictures, or folders of these.
+    paths: of anything that `lus_jax.inference.inputs.find` takes.
 
   Returns:
     A list of `Candidate`.
   """
-  files = [file for path in paths for file in _files(pathlib.Path(path).expanduser())]
-  counts = collections.Counter(file.name for file in files)
-  candidates = []
-  for file in files:
-    name = file.name if counts[file.name] == 1 else f"{file.parent.name}/{file.name}"
+  found, candidates = [], []
+  for path in paths:
     try:
-      media = readers.probe(file)
+      inside = inputs.find(path)
     except UserError as error:
-      candidates.append(Candidate(name, 0, functools.partial(_refuse, error)))
+      found.append(inputs.Input("", pathlib.Path(path), error=error))
       continue
-    candidates.append(
-      Candidate(name, media.n_frames, functools.partial(_given, trained, name, media))
-    )
+    found += inside.inputs
+    for line in inside.lines:
+      print(line, file=sys.stderr)
+  names = collections.Counter(one.path.name for one in found)
+  for one in found:
+    name = one.path.name if names[one.path.name] == 1 else str(one.path)
+    if one.error is not None:
+      opened, n_frames = functools.partial(_refuse, one.error), 0
+    else:
+      opened, n_frames = functools.partial(_given, trained, name, one), one.media.n_frames
+    candidates.append(Candidate(name, n_frames, opened))
   return candidates
 
 
@@ -255,9 +262,9 @@ def _refuse(error):
   raise error
 
 
-def _given(trained, name, media):
-  readers.check_axes([media])
-  area = scan_area.find(media)
+def _given(trained, name, one):
+  media = one.media
+  area = scan_area.Area(one.box, "table") if one.box else scan_area.find(media)
   # Models see what they learned from; what stands beside the scan, as a name, is shown to nobody.
   seen = area.box if trained.dataset.get("has_scan_areas") else None
   return Clip(
@@ -269,34 +276,3 @@ def _given(trained, name, media):
       ("scan area", _AREAS[area.how].format(scan_area.text(area.box))),
     ),
   )
-
-
-def _files(path):
-  """The clips that a path names: itself, or what a folder holds."""
-  try:
-    inside = (
-      sorted(one for one in path.iterdir() if not one.name.startswith("."))
-      if path.is_dir()
-      else None
-    )
-  except OSError:  # whoever reads it says why
-    inside = None
-  if inside is None:
-    return [path]
-  files = [one for one in inside if one.is_file()]
-  clips = [one for one in files if readers.is_media(one)]
-  if clips and all(one.suffix.lower() in readers.PICTURES for one in clips):
-    try:
-      numbers = readers.probe(path).numbers
-      if numbers and len(set(np.diff(numbers))) <= 1:
-        return [path]
-    except UserError:
-      pass
-  folders = [one for one in inside if one.is_dir()]
-  clips += [one for one in folders if any(map(readers.is_media, one.iterdir()))]
-  if not clips:
-    return [path]
-  others = [one.name for one in inside if one not in clips]
-  if others:
-    print(f"{path}: left out: {len(others)} other(s) ({', '.join(others[:5])})", file=sys.stderr)
-  return clips
