@@ -5,6 +5,7 @@ from PIL import Image
 from lus_jax import notices
 from lus_jax.errors import UserError
 from tfds_builders.importers import options
+from tfds_builders.importers import videos as videos_importer
 from tfds_builders.importers.source import Source, Videos, place
 
 
@@ -99,3 +100,23 @@ def test_frames_of_videos_count_from_the_first(pictures, first, text, frame):
       place(source, videos, f"b.v2_{number}", "x", pattern, first)
   with pytest.raises(UserError, match="--first-frame is of the numbers that --frame-pattern finds"):
     place(source, videos, text, "x", None, 1)
+
+
+@pytest.mark.parametrize(
+  ("names", "is_warned"),
+  [
+    (("f_000", "f_002", "f_004"), True),
+    (("f_000", "f_001"), False),  # two are always evenly apart
+    (("f_000", "f_001", "f_003"), False),
+    (("anna", "ben", "carl"), False),
+  ],
+)
+def test_stills_that_look_like_frames_of_a_clip_are_warned_of(tmp_path, caplog, names, is_warned):
+  for name in names:
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / f"{name}.png")
+  found = videos_importer.find(videos=tmp_path, classes=["a"])
+  assert len(found.clips) == len(names)
+  assert ("--folders-are-clips takes them for one clip" in caplog.text) == is_warned
+  caplog.clear()
+  found = videos_importer.find(videos=tmp_path, classes=["a"], folders_are_clips=True)
+  assert len(found.clips) == 1 and not caplog.text
