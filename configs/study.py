@@ -1,4 +1,4 @@
-"""A study large enough for claims: a big phantom, every patient tested once by unseeing models.
+"""The whole study on a larger phantom, every patient tested once by models that never saw them.
 
   python -m lus_jax.main --config configs/study.py --workdir runs/study        on a GPU
   python -m lus_jax.main --config configs/study.py:demo --workdir runs/study   hours on a CPU
@@ -22,7 +22,7 @@ def get_config(size="paper"):
   config.folds.n = 8
   config.data.phantom.n_patients = 126
   if size == "demo":
-    # For claims, which the demo's haste would not bear.
+    # The demo's haste would decide nothing.
     config.data.phantom.n_frames, config.data.phantom.missing_views = 8, 0.25
     config.segmentation.train.steps = 480
     for name in ("sf_change", "sf_ratio"):
