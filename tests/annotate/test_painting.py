@@ -587,6 +587,7 @@ def test_keys_do_nothing_to_the_clip_that_was_left_for_one_that_does_not_open(op
   before = serving.contents(directory)
   # Nor is what stands on the page that of the clip before.
   assert not page.page.locator("#canvas").is_visible()
+  assert page.page.locator("#classes li .most").all_text_contents() == ["", "", ""]
   page.drag((40, 80), (60, 80))
   for key in ("Control+z", "Control+s", "d", "j", "Shift+H", "Shift+Enter", "Enter", "ArrowRight"):
     page.page.evaluate("document.getElementById('toast').textContent = ''")
@@ -898,7 +899,7 @@ def test_half_a_consensus_stands_for_nobody(open_page, directory):
   page.page.reload()
   page.wait("[data-frame='2'][data-state=ready]")
   assert page.page.locator("#classes li .most").all_text_contents() == ["78 %", "", ""]
-  assert "no consensus before you save it" in page.page.locator("#status-text").text_content()
+  assert page.page.locator("#status-text").text_content() == "No consensus until Ctrl+S"
   page.keys("Control+s")
   page.until("document.getElementById('status-text').textContent == 'Saved'")
   assert last_row(directory)["review"] == "yes" and masks_of(directory, annotator="consensus")

@@ -622,7 +622,7 @@ function showSaved(what = null) {
   document.body.dataset.revision = doc?.revision ?? "";
   $("status-text").textContent = {
     saving: "Saving", failed: "Not saved: trying again", conflict: "Saved elsewhere: choose", no: "Not saved yet",
-    yes: !doc?.revision ? "Nothing painted yet" : doc.review === "begun" ? "Kept; no consensus before you save it (Ctrl+S)" : "Saved",
+    yes: !doc?.revision ? "Nothing painted yet" : doc.review === "begun" ? "No consensus until Ctrl+S" : "Saved",
   }[saved];
 }
 
@@ -1340,6 +1340,7 @@ function showClasses() {
     lock.setAttribute("aria-pressed", String(locked));
     lock.title = `${locked ? "Unlock" : "Lock"} (K)`;
     lock.setAttribute("aria-label", `Lock ${folder.classes[k].name}`);
+    if (!clip) choice.querySelector(".most").textContent = "";
     if (!doc) return;
     // Of one class at a time: all pixels are looked at.
     if (doc.counted?.[k]?.version !== doc.painting.version) {
