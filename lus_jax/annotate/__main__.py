@@ -41,7 +41,10 @@ def parse(argv):
     "--protocol", help=f"guideline in Markdown; by default DIR/{protocol_lib.NAME}"
   )
   parser.add_argument(
-    "--review", action="store_true", help="show all annotators and write a consensus of them"
+    "--review",
+    action="store_true",
+    help="show all annotators and write a consensus of them, by 'consensus' or an --annotator who "
+    "has no labels of their own here; what is not saved by hand (Ctrl+S) is none yet",
   )
   parser.add_argument(
     "--prelabel",
@@ -78,6 +81,8 @@ def open_store(options):
   classes = options.classes and [name.strip() for name in options.classes.split(",")]
   store.prepare(directory, classes or None)
   opened = store.Store(directory, _annotator(options), options.keep)
+  if options.review:
+    opened.check_reviewer()
   path = pathlib.Path(options.protocol).expanduser() if options.protocol else None
   if path is not None and not path.is_file():
     raise UserError(f"{path} does not exist; mend --protocol.")

@@ -241,7 +241,7 @@ class _Pages:
     query = request.query_params
     video, frame = query.get("video"), _whole(query, "frame")
     revision, planes = self._store.masks(video, frame, query.get("revision"))
-    return packed({"revision": revision} | self._store.origin(revision), planes)
+    return packed({"revision": revision} | self._store.origin(video, revision), planes)
 
   def history(self, request):
     query = request.query_params
@@ -252,7 +252,8 @@ class _Pages:
       raise UserError("Masks of others are shown in a review alone; start with --review.")
     query = request.query_params
     found = self._store.of_all(query.get("video"), _whole(query, "frame"))
-    return packed({"annotators": list(found)}, *found.values())
+    origins, planes = zip(*found.values(), strict=True) if found else ((), ())
+    return packed({"annotators": list(found), "origins": origins}, *planes)
 
   def prelabel(self, request):
     if self._options.prelabels is None:
@@ -286,7 +287,8 @@ class _Pages:
       dataclasses.replace(self._work(header), by_hand=by_hand),
       aside=aside,
     )
-    return {"revision": revision, "work": self._store.work()}
+    review = self._store.origin(video, revision)["review"]
+    return {"revision": revision, "review": review, "work": self._store.work()}
 
   def _work(self, header):
     seconds = header.get("seconds", 0)
@@ -314,7 +316,7 @@ class _Pages:
 
   def note(self, header):
     self._store.note(
-      header.get("video"), header.get("frame"), header.get("note"), header.get("comment", "")
+      header.get("video"), header.get("frame", -1), header.get("note"), header.get("comment", "")
     )
     return {"work": self._store.work()}
 

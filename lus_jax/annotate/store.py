@@ -37,7 +37,9 @@ from PIL import Image
 import lus_jax
 from lus_jax import files
 from lus_jax.errors import UserError
+from lus_jax.labels.annotators import CONSENSUS
 from lus_jax.media import readers
+from lus_jax.words import plural
 from tfds_builders import tables
 from tfds_builders.lus_folder import manifest
 
@@ -61,8 +63,10 @@ _SLOT = 300
 _BY_HAND, _BY_ITSELF = "hand", "itself"
 _REVISION = re.compile(r"r(\d{4,})")
 _TABLES = ("labels.csv", "provenance.csv", "notes.csv")
-# Of names in a cell.
+# Of names in a cell, as `manifest.split_classes` takes them apart.
 _BETWEEN = ";"
+# Cells of a revision's row that go on into the next one's.
+_GOES_ON = ("prelabel", "prelabelled", "touched", "review")
 # What a row of labels.csv means: (video, frame from 0, annotator), and its masks. No column of the
 # user's can be called so.
 _KEY, _MASKS = "\0key", "\0masks"
@@ -91,7 +95,7 @@ class Work:
     prelabelled: classes that hold what it offered; None: those of the revision before. Such a class
       that is not in `touched` holds it as it was offered, whatever a hand did there earlier.
     by_hand: whether somebody asked for the save; else the page saved by itself.
-    review: whether the masks of all were seen, so that these are a consensus.
+    review: whether the masks of all are in sight: they are a consensus once they are saved by hand.
   """
 
   seconds: float = 0.0
@@ -312,6 +316,24 @@ class Store:
           f"--annotator {tables.shown(other)}, or choose a name that differs in more than capitals."
         )
 
+  def check_reviewer(self):
+    """Refuses an annotator with labels of their own, which a review would make a consensus of.
+
+    Raises:
+      UserError: there are such labels.
+    """
+    rows = self._cells("provenance.csv", PROVENANCE)
+    reviews = {row["masks"] for row in rows if row["review"]}
+    own = [
+      row for row in self._labels() if row[_KEY][2] == self.annotator and row[_MASKS] not in reviews
+    ]
+    if own and self.annotator != CONSENSUS:
+      raise UserError(
+        f"{self._file('labels.csv')}: {tables.shown(self.annotator)} painted "
+        f"{plural(len(own), 'frame')} without seeing the others, and a review would write its "
+        f"consensus in their place; give --annotator another name, or leave it out ({CONSENSUS})."
+      )
+
   def _sweep(self):
     """Removes what a kill left of our tables; what it left of masks goes with the next save."""
     with self._alone():
@@ -323,12 +345,15 @@ class Store:
 
   def media(self, video):
     """The `readers.Media` of a video (`UserError`: there is none, or it is damaged)."""
-    if video not in self._rows:
-      raise UserError(f"{tables.shown(str(video))} is no video of {self._file('manifest.csv')}.")
+    self._check_video(video)
     if video not in self._media:
       path = self._place.path(self._rows[video], "video", video)
       self._media[video] = readers.probe(path, **self._words)
     return self._media[video]
+
+  def _check_video(self, video):
+    if video not in self._rows:
+      raise UserError(f"{tables.shown(str(video))} is no video of {self._file('manifest.csv')}.")
 
   def area(self, video):
     """The box of the scan that manifest.csv says, (top, left, bottom, right); None without one."""
@@ -462,10 +487,17 @@ class Store:
     return revision, self._load(video, revision)
 
   def of_all(self, video, frame):
-    """What every annotator painted: a dict of uint8 [K, h, w] by their name, for a review."""
+    """What every annotator painted, and how it came about, for a review.
+
+    Returns:
+      A dict by their name of `origin`'s dict and uint8 [K, h, w].
+    """
     self._check_frame(video, frame)
     rows = [row for row in self._labels() if row[_KEY][:2] == (video, frame)]
-    return {row[_KEY][2]: self._load(video, row[_MASKS]) for row in rows}
+    return {
+      row[_KEY][2]: (self.origin(video, row[_MASKS]), self._load(video, row[_MASKS]))
+      for row in rows
+    }
 
   def _load(self, video, revision):
     media = self.media(video)
@@ -529,14 +561,38 @@ class Store:
       for revision in self.revisions(video, frame)
     ]
 
-  def origin(self, revision):
-    """How a revision came about: which model offered what, what a hand touched, who saved it."""
+  def origin(self, video, revision):
+    """How a revision of a video came about: what a model offered, a hand touched, and who saved it.
+
+    Returns:
+      A dict of cells of provenance.csv: prelabel, saved, review, and lists of classes: prelabelled,
+      touched.
+    """
     rows = self._cells("provenance.csv", PROVENANCE)
-    row = next((row for row in rows if revision and row["masks"] == revision), {})
-    named = {name: _names(row.get(name)) for name in ("prelabelled", "touched")}
-    return {"prelabel": row.get("prelabel", ""), "saved": row.get("saved", "")} | {
-      name: [one for one in self.classes if one in found] for name, found in named.items()
+    row = self._row_of(rows, video, revision)
+    return {name: row.get(name, "") for name in ("prelabel", "saved", "review")} | {
+      name: list(self._names(row, name)) for name in ("prelabelled", "touched")
     }
+
+  def _row_of(self, rows, video, revision):
+    """What is known of a revision, of rows of provenance.csv; {} where there is no revision.
+
+    What was painted elsewhere, of which no row says anything, a hand painted as far as anybody
+    knows: else one offer beside it would make all of it a model's.
+    """
+    if not revision:
+      return {}
+    row = next((row for row in rows if row["masks"] == revision), {})
+    if any(row.get(name) for name in ("time", *_GOES_ON)):
+      return row
+    planes = zip(self.classes, self._load(video, revision), strict=True)
+    touched = _BETWEEN.join(name for name, plane in planes if plane.any())
+    review = manifest.AGREED if self.annotator == CONSENSUS else ""
+    return row | {"touched": touched, "review": review}
+
+  def _names(self, row, column):
+    """The classes that a cell names; a table that people may have edited can name others."""
+    return manifest.split_classes(row.get(column, ""), self.classes)[0]
 
   def models(self):
     """Models that masks of this folder were offered by, as `Work.prelabel` names them."""
@@ -627,15 +683,16 @@ class Store:
       return False
     if not np.array_equal(self._load(video, stands), planes):
       return False
-    row |= self._known(row, work) | ({"saved": _BY_HAND} if work.by_hand else {})
+    row |= self._known(self._row_of([row], video, stands), work)
+    row |= {"saved": _BY_HAND} if work.by_hand else {}
     self._write_table("provenance.csv", PROVENANCE, provenance)
     return True
 
   def _known(self, earlier, work):
     """Cells of a revision's row that go on from those of the one before."""
-    touched = {*_names(earlier.get("touched")), *work.touched}
+    touched = {*self._names(earlier, "touched"), *work.touched}
     if work.prelabelled is None:
-      prelabelled = _names(earlier.get("prelabelled"))
+      prelabelled = self._names(earlier, "prelabelled")
     else:
       prelabelled = work.prelabelled
       touched -= {*prelabelled} - {*work.touched}
@@ -644,15 +701,21 @@ class Store:
       "prelabel": work.prelabel or earlier.get("prelabel", ""),
       "prelabelled": _BETWEEN.join(c for c in self.classes if c in prelabelled),
       "touched": _BETWEEN.join(c for c in self.classes if c in touched),
-      "review": "yes" if work.review else earlier.get("review", ""),
+      "review": self._review(earlier.get("review", ""), work),
     }
+
+  def _review(self, earlier, work):
+    """The cell `review`: what the page saves by itself is no consensus, and ends none."""
+    if not (work.review or earlier == manifest.BEGUN or self.annotator == CONSENSUS):
+      return earlier
+    return manifest.AGREED if work.by_hand else earlier or manifest.BEGUN
 
   def _note_provenance(self, rows, revision, before, video, frame, work):
     """Adds a revision's row: it goes before labels.csv, and alone names nothing that is read."""
-    earlier = next((row for row in rows if row["masks"] == before), {})
+    earlier = self._row_of(rows, video, before)
     key = {"video": video, "frame": str(frame), "annotator": self.annotator}
-    if before and not earlier:
-      rows.append({"masks": before} | key)  # imported, or painted elsewhere
+    if before and "masks" not in earlier:  # imported, or painted elsewhere
+      rows.append({"masks": before} | key | earlier)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     rows.append(
       {"masks": revision}
@@ -701,21 +764,34 @@ class Store:
   def note(self, video, frame, kind, comment):
     """Notes that the annotator puts a frame off or wants it looked at; '' takes that back.
 
+    Args:
+      video: name of a video.
+      frame: counted from 0; None: all that are to do of a video, which need not open.
+      kind: one of `KINDS`.
+      comment: why.
+
     Raises:
       UserError: there is no such frame or kind, or the comment is too long.
     """
-    self._check_frame(video, frame)
+    if frame is None:
+      self._check_video(video)
+      left = [one["frame"] for one in self.work() if one["video"] == video and not one["done"]]
+      frames = left or [0]  # of a clip that nobody has begun the first is to do
+    else:
+      self._check_frame(video, frame)
+      frames = [frame]
     if kind not in KINDS or not isinstance(comment, str):
       raise UserError("A note is skip or flag, with a comment.")
     comment = " ".join(comment.split())
     if len(comment) > MAX_COMMENT or tables.has_controls(comment):
       raise UserError(f"A comment has at most {MAX_COMMENT} characters, on one line.")
-    key = video, str(frame), self.annotator
+    keys = [(video, str(one), self.annotator) for one in frames]
     with self._alone():
       rows = self._cells("notes.csv", NOTES)
-      rows = [row for row in rows if (row["video"], row["frame"], row["annotator"]) != key]
+      rows = [row for row in rows if (row["video"], row["frame"], row["annotator"]) not in keys]
       if kind or comment:
-        rows.append(dict(zip(NOTES, (*key, kind, files.plain_cell(comment)), strict=True)))
+        cells = kind, files.plain_cell(comment)
+        rows += [dict(zip(NOTES, (*key, *cells), strict=True)) for key in keys]
       self._write_table("notes.csv", NOTES, rows)
 
   def work(self):
@@ -728,11 +804,13 @@ class Store:
     )
     rows = self._cells("provenance.csv", PROVENANCE)
     seconds = {row["masks"]: _number(row["seconds"]) for row in rows}
+    begun = {row["masks"] for row in rows if row["review"] == manifest.BEGUN}
     for row in self._labels():
       video, frame, annotator = row[_KEY]
       entry = found[video, frame]
       if annotator == self.annotator:
-        entry |= {"done": True, "seconds": seconds.get(row[_MASKS], 0.0)}
+        done = row[_MASKS] not in begun
+        entry |= {"done": done, "seconds": seconds.get(row[_MASKS], 0.0)}
     for row in self._cells("notes.csv", NOTES):
       if row["annotator"] == self.annotator and row["frame"].isdigit():
         found[row["video"], int(row["frame"])] |= {
@@ -765,10 +843,6 @@ def _number(text):
     return float(text or 0)
   except ValueError:
     return 0.0
-
-
-def _names(text):
-  return [name for name in (text or "").split(_BETWEEN) if name]
 
 
 def _csv(header, rows):

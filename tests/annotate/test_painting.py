@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from lus_jax import labels, palette, results
+from lus_jax.annotate import store
 from lus_jax.media import readers
 from tests.annotate import serving, strokes
 from tfds_builders.lus_folder import manifest
@@ -412,6 +413,10 @@ def test_two_windows_of_one_frame_lose_nothing(open_page, browser, directory):
   # The first window is told too, and may put its own in place.
   fourth = strokes.stroke(first, one.drag((100, 90), (110, 90)), level=255, **brush)
   one.wait("[data-saved=conflict]")
+  # Whoever closes it now is asked.
+  leaving = "const event = new Event('beforeunload', { cancelable: true });"
+  assert not one.page.evaluate(f"() => {{ {leaving} return dispatchEvent(event); }}")
+  assert two.page.evaluate(f"() => {{ {leaving} return dispatchEvent(event); }}")
   one.page.locator("#conflict button[value=mine]").click()
   one.wait("[data-saved=yes]")
   same(masks_of(directory)["pleura"], fourth)
@@ -567,6 +572,64 @@ def test_what_cannot_be_opened_is_told_and_can_be_tried_again(open_page, directo
   page.page.locator("#again").click()
   page.wait("[data-state=ready]")
   assert page.page.locator("#video").evaluate("(e) => e.value") == "a.npy"
+
+
+def test_keys_do_nothing_to_the_clip_that_was_left_for_one_that_does_not_open(open_page, directory):
+  np.save(directory / "videos" / "b.npy", np.zeros((2, HEIGHT, WIDTH), np.uint8))
+  serving.open_store(directory)
+  (directory / "videos" / "b.npy").write_bytes(b"no clip")
+  page = open_page()
+  brush = page.tool("brush", 12, 0.5, 100)
+  expected = strokes.stroke(EMPTY, page.drag((40, 40), (60, 40)), level=255, **brush)
+  page.keys("PageDown")
+  page.wait("[data-state=failed]")
+  page.wait("[data-saved=yes]")
+  before = serving.contents(directory)
+  # Nor is what stands on the page that of the clip before.
+  assert not page.page.locator("#canvas").is_visible()
+  assert page.page.locator("#classes li .most").all_text_contents() == ["", "", ""]
+  page.drag((40, 80), (60, 80))
+  for key in ("Control+z", "Control+s", "d", "j", "Shift+H", "Shift+Enter", "Enter", "ArrowRight"):
+    page.page.evaluate("document.getElementById('toast').textContent = ''")
+    page.keys(key)
+    if key != "ArrowRight":
+      assert "Nothing is open" in page.page.locator("#toast").text_content(), key
+  page.page.wait_for_timeout(100)
+  assert serving.contents(directory) == before
+  # The clip itself may be skipped, and what is said of it is noted of it.
+  assert page.page.locator("#pass").text_content() == "Skip this clip"
+  page.page.locator("#pass").click()
+  assert "clip, which does not open" in page.page.locator("#note-title").text_content()
+  page.page.locator("#comment").fill("damaged")
+  page.page.locator("#note button[value=ok]").click()
+  page.until("document.querySelectorAll('#work .skip').length == 1")
+  with (directory / "notes.csv").open() as file:
+    (row,) = csv.DictReader(file)
+  assert (row["video"], row["frame"], row["comment"]) == ("b.npy", "0", "damaged")
+  page.keys("PageUp")
+  page.wait("[data-state=ready]")
+  np.save(directory / "videos" / "b.npy", np.zeros((2, HEIGHT, WIDTH), np.uint8))
+  same(masks_of(directory)["pleura"], expected)
+
+
+def test_a_clip_that_is_chosen_while_another_plays_is_opened(open_page, directory, film):
+  page = open_page(query="?video=film.mp4&frame=0")
+  page.until("document.body.dataset.read")
+  page.keys("Shift+S", "Shift+S", "p")
+  page.until("document.body.dataset.frame == '2'")
+  page.keys("PageUp")
+  page.wait("[data-state=ready]:not([data-playing])")
+  assert page.page.locator("#frame-number").text_content() == "frame 0 of 4"
+
+
+def test_a_note_is_of_a_frame_that_is_open(open_page, directory):
+  page = open_page()
+  page.page.route("**/api/masks*", lambda route: None)  # it never comes
+  page.keys("ArrowRight")
+  page.wait("[data-frame='3'][data-state=loading]")
+  page.keys("y")
+  assert "being opened" in page.page.locator("#toast").text_content()
+  assert not page.page.locator("#note").is_visible()
 
 
 def test_the_scan_fills_the_stage_and_the_whole_frame_is_a_key_away(open_page, directory):
@@ -794,6 +857,59 @@ def test_an_offer_that_is_right_is_said_to_be_and_counts_as_seen(open_page, dire
   assert page.page.locator("#classes li .most").all_text_contents() == ["39 %", "", "39 %"]
 
 
+def test_what_nobody_touched_is_the_models_in_a_consensus_too(open_page, directory):
+  # Ben corrected the first class, anna nothing; both have the last as it was offered.
+  _, offer = Offered()("a.npy", 2, "threshold_0.6")
+  for name, touched in (("anna", ()), ("ben", ("pleura",))):
+    work = store.Work(1, touched, "runs/x: threshold_0.6", ("pleura", "band"))
+    masks = offer.copy()
+    masks[0] += 9 * len(touched)
+    serving.open_store(directory, name).save("a.npy", 2, masks, "", work)
+  page = open_page("consensus", review=True)
+  page.keys("Shift+Digit1", "Control+s")
+  page.saved()
+  row = last_row(directory)
+  assert row["prelabel"] == "runs/x: threshold_0.6"
+  assert (row["prelabelled"], row["touched"], row["review"]) == ("band", "pleura", "yes")
+  # Of one of them alone; and somebody may say that it is right.
+  page.keys("Alt+Digit1", "Control+s")
+  page.until("document.body.dataset.revision.endsWith('r0002')")
+  row = last_row(directory)
+  assert (row["prelabelled"], row["touched"]) == ("pleura;band", "")
+  (label,) = (one for one in manifest.read_folder(directory).labels if one.is_consensus)
+  assert label.is_untouched
+  page.keys("Shift+Enter", "Control+s")
+  page.until("document.body.dataset.revision.endsWith('r0003')")
+  assert last_row(directory)["touched"] == "pleura;band"
+
+
+def test_half_a_consensus_stands_for_nobody(open_page, directory):
+  for name in ("anna", "ben"):
+    masks = np.zeros((3, HEIGHT, WIDTH), np.uint8)
+    masks[:, 20:40, 20:60] = 200
+    serving.open_store(directory, name).save("a.npy", 2, masks, "")
+  page = open_page("consensus", review=True)
+  page.keys("Alt+Digit1", "ArrowRight")  # of one class; leaving keeps it
+  page.wait("[data-frame='3'][data-state=ready]")
+  page.wait("[data-saved=yes]")
+  assert last_row(directory)["review"] == "begun"
+  assert {label.annotator for label in manifest.read_folder(directory).labels} == {"anna", "ben"}
+  # It is still to do, and what was painted of it is there.
+  assert page.page.locator("#work-count").text_content() == "1 left, 0 done"
+  page.page.reload()
+  page.wait("[data-frame='2'][data-state=ready]")
+  assert page.page.locator("#classes li .most").all_text_contents() == ["78 %", "", ""]
+  assert page.page.locator("#status-text").text_content() == "No consensus until Ctrl+S"
+  page.keys("Control+s")
+  page.until("document.getElementById('status-text').textContent == 'Saved'")
+  assert last_row(directory)["review"] == "yes" and masks_of(directory, annotator="consensus")
+  page.keys("Shift+Digit1")
+  page.wait("[data-saved=no]")
+  page.wait("[data-saved=yes]")  # by itself: it stays a consensus
+  assert (last_row(directory)["review"], last_row(directory)["saved"]) == ("yes", "itself")
+  assert manifest.read_folder(directory).labels[-1].is_consensus
+
+
 def last_row(directory):
   with (directory / "provenance.csv").open() as file:
     return list(csv.DictReader(file))[-1]
@@ -843,6 +959,35 @@ def test_an_earlier_revision_comes_back(open_page, directory):
   same(masks_of(directory)["pleura"], first)
   page.keys("Control+s")  # nothing has changed
   assert "saved already" in page.page.locator("#toast").text_content()
+
+
+def test_an_offer_that_the_history_brings_back_stays_one(open_page, directory):
+  page = open_page(prelabels=Offered())
+  page.keys("j")
+  page.until("document.getElementById('toast').textContent.includes('filled pleura, band')")
+  page.tool("brush", 8, 0, 100)
+  page.click((90, 90))
+  page.keys("Control+s")
+  page.saved()
+  page.keys("Control+z", "Control+z", "Control+s")
+  page.until("document.body.dataset.revision.endsWith('r0002')")
+  row = last_row(directory)
+  assert (row["prelabelled"], row["touched"]) == ("", "pleura")
+  page.page.reload()  # whence it came is known of what was saved alone
+  page.wait("[data-state=ready]")
+  page.keys("Shift+H")
+  page.page.wait_for_selector("#history[open]")
+  page.page.locator("#revisions li button").nth(1).click()
+  page.wait("[data-saved=no]")
+  assert page.page.locator("#classes li .most").all_text_contents() == ["100 %", "", "offered"]
+  page.keys("Control+s")
+  page.until("document.body.dataset.revision.endsWith('r0003')")
+  row = last_row(directory)
+  assert row["prelabel"] == "runs/x: threshold_0.6"
+  assert (row["prelabelled"], row["touched"]) == ("pleura;band", "pleura")
+  page.keys("Control+z", "Control+s")
+  page.until("document.body.dataset.revision.endsWith('r0004')")
+  assert last_row(directory)["prelabelled"] == ""
 
 
 def test_the_protocol_stands_beside_the_frame(open_page, directory):

@@ -68,7 +68,11 @@ def test_the_page_gets_frames_and_its_own_masks_as_they_are(served):
   np.testing.assert_array_equal(pixels.reshape(3, *clip.shape[1:]), clip[1:])
   header, masks = unpack(serving.ask(port, "api/masks?video=a.npy&frame=1")[1])
   assert (
-    header == {"revision": "", "prelabel": "", "saved": "", "prelabelled": [], "touched": []}
+    header
+    == {
+      **{"revision": "", "prelabel": "", "saved": "", "review": ""},
+      **{"prelabelled": [], "touched": []},
+    }
     and not masks.any()
   )
   status, content, _ = serving.ask(port, "api/review?video=a.npy&frame=1")
@@ -280,6 +284,11 @@ def test_notes(served):
   options = {"method": "POST"}
   content = serving.ask(port, "api/note", body=server.packed(note), **options)[1]
   assert json.loads(content)["work"][-1]["comment"] == "gain too low"
+  content = serving.ask(port, "api/note", body=server.packed(note | {"frame": None}), **options)[1]
+  assert [one["frame"] for one in json.loads(content)["work"] if one["video"] == "b"] == [2]
+  del note["frame"]
+  refused(served, "api/note", 400, body=server.packed(note), **options)
+  note["frame"] = 2
   for wrong in ({"note": "burn"}, {"frame": 99}, {"comment": 3}, {"comment": "x" * 1001}):
     refused(served, "api/note", 400, body=server.packed(note | wrong), **options)
   refused(served, "api/note", 413, headers={"Content-Length": "1000000"}, **options)
@@ -288,16 +297,24 @@ def test_notes(served):
 def test_a_review_shows_everybody(tmp_path):
   serving.make_clips(tmp_path / "set")
   for i, name in enumerate(("anna", "ben")):
-    serving.open_store(tmp_path / "set", name).save("c.png", 0, serving.planes(i), "")
+    work = store_lib.Work(1, (), "runs/x: soft", ("band",)) if i else store_lib.Work(1, ("band",))
+    serving.open_store(tmp_path / "set", name).save("c.png", 0, serving.planes(i), "", work)
   opened = serving.open_store(tmp_path / "set", "consensus")
   with serving.serving(opened, review=True) as port:
     header, masks = unpack(serving.ask(port, "api/review?video=c.png&frame=0")[1])
-    body = serving.message("c.png", 0)
-    assert serving.ask(port, "api/save?video=c.png", method="POST", body=body)[0] == 200
+    body = serving.message("c.png", 0, by_hand=False)
+    content = serving.ask(port, "api/save?video=c.png", method="POST", body=body)[1]
+    assert json.loads(content)["review"] == "begun"
+    body = serving.message("c.png", 0, base=json.loads(content)["revision"])
+    content = serving.ask(port, "api/save?video=c.png", method="POST", body=body)[1]
+    assert json.loads(content)["review"] == "yes"
   # What is saved then is a consensus, and a data set's reader knows.
   labels = manifest.read_folder(tmp_path / "set").labels
   assert [label.work.review for label in labels] == [False, False, True]
-  assert header == {"annotators": ["anna", "ben"]}
+  assert header["annotators"] == ["anna", "ben"]
+  # And how theirs came about, so that what a model offered stays what it is.
+  said = [(one["prelabel"], one["prelabelled"], one["touched"]) for one in header["origins"]]
+  assert said == [("", [], ["band"]), ("runs/x: soft", ["band"], [])]
   expected = np.stack([serving.planes(0), serving.planes(1)])
   np.testing.assert_array_equal(masks.reshape(expected.shape), expected)
 
@@ -344,6 +361,23 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys, options, sa
   assert command.main([str(tmp_path / "set"), "--no-browser", *options]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+
+
+def test_a_review_by_who_painted_without_seeing_the_others_is_refused(tmp_path):
+  from lus_jax.annotate import __main__ as command
+
+  serving.make_clips(tmp_path / "set")
+  anna = serving.open_store(tmp_path / "set")
+  anna.save("c.png", 0, serving.planes(), "")
+  carl = serving.open_store(tmp_path / "set", "carl")
+  carl.save("c.png", 0, serving.planes(2), "", store_lib.Work(review=True, by_hand=False))
+  before = serving.contents(tmp_path / "set")
+  options = [str(tmp_path / "set"), "--no-browser", "--review"]
+  with pytest.raises(UserError, match=r"'anna' painted 1 frame .* give --annotator another name"):
+    command.open_store(command.parse([*options, "--annotator", "anna"]))
+  assert serving.contents(tmp_path / "set") == before
+  for more in ([], ["--annotator", "carl"], ["--annotator", "ben"]):
+    assert command.open_store(command.parse([*options, *more])).annotator
 
 
 def test_a_folder_that_is_none_and_a_port_that_is_taken(tmp_path, capsys):

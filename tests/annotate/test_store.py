@@ -267,13 +267,15 @@ def test_an_offer_that_replaced_what_a_hand_took_away_is_untouched(directory):
   base = opened.save("a.npy", 1, serving.planes(), "", store_lib.Work(1, ("pleura", "band")))
   offered = store_lib.Work(1, ("pleura",), "runs/x: soft", ("band",))
   base = opened.save("a.npy", 1, serving.planes(2), base, offered)
-  origin = {"prelabel": "runs/x: soft", "saved": "hand"}
-  assert opened.origin(base) == origin | {"prelabelled": ["band"], "touched": ["pleura"]}
+  origin = {"prelabel": "runs/x: soft", "saved": "hand", "review": ""}
+  known = {"prelabelled": ["band"], "touched": ["pleura"]}
+  assert opened.origin("a.npy", base) == origin | known
   base = opened.save("a.npy", 1, serving.planes(3), base, store_lib.Work(prelabelled=()))
-  assert opened.origin(base) == origin | {"prelabelled": [], "touched": ["pleura"]}
-  assert opened.models() == {"runs/x: soft"} and opened.origin("") == {
+  assert opened.origin("a.npy", base) == origin | {"prelabelled": [], "touched": ["pleura"]}
+  assert opened.models() == {"runs/x: soft"} and opened.origin("a.npy", "") == {
     "prelabel": "",
     "saved": "",
+    "review": "",
     "prelabelled": [],
     "touched": [],
   }
@@ -341,6 +343,100 @@ def test_what_was_imported_stays_and_is_painted_on(directory):
   assert [label.ignore is not None for label in labels] == [False, True, False]
   assert opened.revisions("a.npy", 0)[0] == "a/000000/anna"
   np.testing.assert_array_equal(opened.masks("a.npy", 0, "a/000000/anna")[1], serving.planes(9))
+
+
+@pytest.mark.parametrize("known", ["nothing", "a blank row", "kept aside"])
+def test_what_was_imported_is_a_hands_beside_what_a_model_offers(directory, known):
+  make_imported(directory)
+  for name in ("a line", "band"):
+    (directory / "masks" / "a/000000/anna" / f"{name}.png").unlink()
+  opened = serving.open_store(directory)
+  base, planes = opened.masks("a.npy", 0)
+  assert opened.origin("a.npy", base)["touched"] == ["pleura"]
+  if known == "a blank row":
+    cells = {"masks": base, "video": "a.npy", "frame": "0", "annotator": "anna"}
+    rows = [store_lib.PROVENANCE, [cells.get(name, "") for name in store_lib.PROVENANCE]]
+    (directory / "provenance.csv").write_text("\n".join(map(",".join, rows)) + "\n")
+  elif known == "kept aside":
+    opened.save("a.npy", 0, planes, base, aside=True)
+  planes[2] = 99
+  itself = store_lib.Work(1, (), "runs/x: soft", ("band",), by_hand=False)
+  base = opened.save("a.npy", 0, planes, base, itself)
+  label = next(one for one in manifest.read_folder(directory).labels if one.annotator == "anna")
+  assert (label.work.touched, label.work.prelabelled) == (("pleura",), ("band",))
+  assert not label.is_untouched
+  # What the model put in place of the hand's is the model's.
+  planes[0] = 50
+  again = store_lib.Work(1, (), "runs/x: soft", ("pleura", "band"))
+  opened.save("a.npy", 0, planes, base, again)
+  label = next(one for one in manifest.read_folder(directory).labels if one.annotator == "anna")
+  assert label.is_untouched
+
+
+def test_a_class_with_a_semicolon_keeps_its_provenance(directory):
+  store_lib.prepare(directory, ["x", "y;z"])
+  opened = store_lib.Store(directory, "anna")
+  planes = np.ones((2, serving.HEIGHT, serving.WIDTH), np.uint8)
+  base = opened.save("a.npy", 1, planes, "", store_lib.Work(1, ("y;z",), "runs/x: soft", ("y;z",)))
+  known = {"prelabelled": ["y;z"], "touched": ["y;z"]}
+  origin = opened.origin("a.npy", base)
+  assert {name: origin[name] for name in known} == known
+  opened.save("a.npy", 1, planes + 1, base, store_lib.Work(1, ("x",)))
+  (label,) = manifest.read_folder(directory).labels
+  assert (label.work.prelabelled, label.work.touched) == (("y;z",), ("x", "y;z"))
+
+
+@pytest.mark.parametrize("annotator", ["carl", "consensus"])
+def test_what_the_page_keeps_of_a_review_is_no_consensus_yet(directory, caplog, annotator):
+  serving.open_store(directory).save("a.npy", 1, serving.planes(), "")
+  opened = serving.open_store(directory, annotator)
+  # Whoever is called consensus paints one, with the others in sight or not.
+  itself = store_lib.Work(review=annotator == "carl", by_hand=False)
+  by_hand = store_lib.Work(review=annotator == "carl")
+  base = opened.save("a.npy", 1, serving.planes(2), "", itself)
+  assert opened.origin("a.npy", base)["review"] == "begun"
+  assert [one["done"] for one in opened.work()] == [False]
+  (label,) = manifest.read_folder(directory).labels
+  assert label.annotator == "anna"
+  assert "labels.csv: 1 label left out: a consensus that was begun" in caplog.text
+  assert "row 3" in caplog.text
+  # By hand, without another stroke: from here on it stands, also while the page saves by itself.
+  assert opened.save("a.npy", 1, serving.planes(2), base, by_hand) == base
+  base = opened.save("a.npy", 1, serving.planes(3), base, itself)
+  assert [one["done"] for one in opened.work()] == [True]
+  assert [label.is_consensus for label in manifest.read_folder(directory).labels] == [False, True]
+
+
+def test_an_imported_consensus_stays_one(directory):
+  make_imported(directory)
+  labels = directory / "labels.csv"
+  labels.write_text(labels.read_text().replace(";anna;", ";consensus;"))
+  opened = serving.open_store(directory, "consensus")
+  base, planes = opened.masks("a.npy", 0)
+  itself = store_lib.Work(by_hand=False, review=True)
+  opened.save("a.npy", 0, planes // 2, base, itself)
+  label = manifest.read_folder(directory).labels[1]
+  assert label.work is not None and label.is_consensus
+
+
+def test_a_clip_that_does_not_open_is_noted_whole(directory):
+  ben = serving.open_store(directory, "ben")
+  for frame in (1, 3):
+    ben.save("b", frame, serving.planes(), "")
+  for path in (directory / "videos" / "b").iterdir():
+    path.write_bytes(b"no picture")
+  (directory / "videos" / "a.npy").write_bytes(b"no clip")
+  anna = serving.open_store(directory)
+  for video in ("a.npy", "b"):
+    with pytest.raises(UserError):
+      anna.note(video, 1, "skip", "damaged")
+    anna.note(video, None, "skip", "damaged")
+  found = {(one["video"], one["frame"]): one["comment"] for one in anna.work()}
+  assert found == dict.fromkeys([("a.npy", 0), ("b", 1), ("b", 3)], "damaged")
+  anna.note("b", None, "", "")
+  assert [one["note"] for one in anna.work()] == ["skip", "", ""]
+  with pytest.raises(UserError, match="no video"):
+    anna.note("x", None, "skip", "")
 
 
 def test_frames_that_are_counted_as_their_files_are_written_so(directory):

@@ -135,15 +135,25 @@ def test_whoever_is_called_consensus_is_one(tmp_path):
   assert label.is_consensus and label.work is None
 
 
+def test_a_name_makes_a_consensus_only_where_nothing_is_known(tmp_path):
+  saved = [(*saved[:2], "consensus", saved[3]) for saved in painted.SAVED[:1]]
+  directory = painted.make(tmp_path / "set", saved=saved)
+  for cell, expected in (("yes", [True]), ("", [False]), ("begun", [])):
+    change_row(directory, ("t1", 0, "consensus"), review=cell)
+    labels = manifest.read_folder(directory).labels
+    assert [label.is_consensus for label in labels] == expected
+
+
 @pytest.mark.parametrize(
   ("cells", "message"),
   [
     ({"seconds": "-1"}, "seconds '-1' is not a number from 0"),
     ({"seconds": "long"}, "seconds 'long' is not a number from 0"),
     ({"time": "yesterday"}, "time 'yesterday' is no time"),
+    ({"time": "0001-01-01T00:00:00+14:00"}, "time '0001-01-01T00:00:00+14:00' is no time"),
     ({"touched": "pleura;line"}, "touched names 'line', which is no class of dataset.json"),
     ({"prelabelled": "Pleura"}, "prelabelled names 'Pleura'"),
-    ({"review": "perhaps"}, "unknown review 'perhaps'; write one of yes"),
+    ({"review": "perhaps"}, "unknown review 'perhaps'; write one of yes, begun"),
     ({"annotator": "ben"}, "annotator 'anna', in labels.csv row 9, and here of frame 0 of v.npy"),
     ({"frame": "1"}, "and here of frame 1 of v.npy"),
     ({"frame": "one"}, "frame 'one' is not a whole number from 0"),

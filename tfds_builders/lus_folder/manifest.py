@@ -29,7 +29,7 @@ The folder:
                        came to be, a row a revision of them: masks, video, frame (from 0, always),
                        annotator, time, seconds, tool, protocol, prelabel (the model whose masks
                        were offered), prelabelled and touched (classes, with ; between them), review
-                       ("yes": they are a consensus)
+                       ("yes": they are a consensus; "begun": they will be one, and are not used)
 
 `video` and `patient`, and `video`, `frame` and `masks`, are required; an empty cell is unknown, an
 empty `scan_area` the whole frame.
@@ -49,6 +49,7 @@ from lus_jax.errors import UserError
 from lus_jax.labels.annotators import CONSENSUS
 from lus_jax.media import clips, readers
 from lus_jax.splits import SPLITS
+from lus_jax.words import plural
 from tfds_builders import tables
 
 VIEWS = ("L1", "L2", "L3", "R1", "R2", "R3")
@@ -84,6 +85,8 @@ DATASET_KEYS = (
 MULTIRATER_KEYS = ("polarity", "labels", "persons", "soft")
 FRAME_NUMBERS = ("from_0", "of_files")
 MAX_SF_RATIO = 477.0
+# A consensus that somebody has saved, and one that the page keeps and nobody has saved yet.
+AGREED, BEGUN = REVIEWS = ("yes", "begun")
 # Nobody lives with less (50 % on pure oxygen is 50); FiO2 in percent gives 1 to 5.
 MIN_SF_RATIO = 20.0
 
@@ -148,8 +151,8 @@ class Label:
 
   @property
   def is_consensus(self):
-    """Whether it stands for what several annotators painted."""
-    return self.annotator == CONSENSUS or (self.work is not None and self.work.review)
+    """Whether it stands for what several annotators painted; by its name where nothing is known."""
+    return self.annotator == CONSENSUS if self.work is None else self.work.review
 
   @property
   def is_untouched(self):
@@ -409,7 +412,7 @@ def _read_labels(directory, dataset, videos, known):
   by_name = {video.name: video for video in videos}
   names, place = tables.Place(directory / "videos"), tables.Place(directory / "masks")
   of_masks = _read_provenance(directory / "provenance.csv", place)
-  labels, left_out = {}, {}
+  labels, left_out, begun = {}, {}, []
   for row in rows:
     with problems.apart():
       name = names.name(row, "video")
@@ -431,6 +434,9 @@ def _read_labels(directory, dataset, videos, known):
         saved = of_masks.get(place.name(row, "masks"))
         if saved is not None:
           label = dataclasses.replace(label, work=_work(saved, label, path, names, classes))
+          if saved.text("review") == BEGUN:
+            begun.append(label)
+            continue
         labels[row] = label
   keys = {row: (label.video.name, label.frame, label.annotator) for row, label in labels.items()}
   rows = tables.refuse_repeats(keys, keys.get, "video, frame and annotator")
@@ -438,6 +444,14 @@ def _read_labels(directory, dataset, videos, known):
   if left_out:
     names = [str(path.relative_to(place.root)) for path in left_out]
     logging.warning("%s: %s", place.root, tables.note_of(names, "no pictures"))
+  if begun:
+    logging.warning(
+      "%s: %s left out: a consensus that was begun and that nobody has saved (Ctrl+S in "
+      "python -m lus_jax.annotate --review), the first of them row %d.",
+      path,
+      plural(len(begun), "label"),
+      begun[0].row,
+    )
   if "frame_numbers" not in dataset:
     _warn_of_numbers(labels, path)
   tables.warn_of_alike(
@@ -480,43 +494,54 @@ def _work(row, label, labels_path, videos, classes):
     prelabel=row.text("prelabel"),
     prelabelled=classes_in(row, "prelabelled", classes),
     touched=classes_in(row, "touched", classes),
-    review=row.choice("review", ("yes",)) == "yes",
+    review=row.choice("review", REVIEWS) == AGREED,
   )
 
 
 def _time(row):
   """A cell `time` in one way of writing, in UTC where it says its zone."""
   text = row.text("time")
+  if not text:
+    return ""
   try:
-    time = datetime.datetime.fromisoformat(text) if text else None
-  except ValueError:
+    time = datetime.datetime.fromisoformat(text)
+    time = time.astimezone(datetime.UTC) if time.tzinfo else time
+  except (ValueError, OverflowError):  # OverflowError: in UTC it is before year 1 or after 9999
     problems.tell(
       row.error(f"time {tables.shown(text)} is no time; write it as 2026-01-31T12:00:00Z.")
     )
     return ""
-  if time is None:
-    return ""
-  return (time.astimezone(datetime.UTC) if time.tzinfo else time).isoformat(timespec="seconds")
+  return time.isoformat(timespec="seconds")
 
 
 def classes_in(row, column, classes):
   """The classes that a cell names, with ; between them, in the order of `classes` (`UserError`)."""
-  text, found = row.text(column), set()
-  words = text.split(";") if text else []
+  found, unknown = split_classes(row.text(column), classes)
+  if unknown:
+    problems.tell(
+      row.error(
+        f"{column} names {tables.shown(unknown[0])}, which is no class of dataset.json "
+        f"({tables.shown_list(classes)}); mend the cell."
+      )
+    )
+    return ()
+  return found
+
+
+def split_classes(text, classes):
+  """The classes that a text names, with ; between them, in their order; and what is none of them.
+
+  A class may have a ; in its own name: of several that a text can mean the longest is meant.
+  """
+  words, found, unknown = text.split(";") if text else [], set(), []
   while words:
-    # A class may have a ; in its own name.
     n = next((n for n in range(len(words), 0, -1) if ";".join(words[:n]) in classes), None)
     if n is None:
-      problems.tell(
-        row.error(
-          f"{column} names {tables.shown(words[0])}, which is no class of dataset.json "
-          f"({tables.shown_list(classes)}); mend the cell."
-        )
-      )
-      return ()
-    found.add(";".join(words[:n]))
-    words = words[n:]
-  return tuple(name for name in classes if name in found)
+      unknown.append(words.pop(0))
+    else:
+      found.add(";".join(words[:n]))
+      words = words[n:]
+  return tuple(name for name in classes if name in found), unknown
 
 
 def _with_works(fingerprint, labels):

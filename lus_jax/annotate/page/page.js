@@ -22,6 +22,7 @@ const docs = new Map(); // by "video\nframe", in order of use
 const images = new Map(); // grey frames of the clip by number
 const asked = new Set(); // numbers of frames that are on their way
 let others = null; // in a review: masks by annotator
+const origins = new Map(); // and of each what a model offered and no hand has touched
 let look = { x: 0, y: 0, scale: 1 };
 let fitted = true; // whether the scan, or the whole frame, is to be seen, whatever the window's size
 let whole = false; // the whole frame
@@ -151,8 +152,23 @@ function onKey(event) {
   perform(action[1], event);
 }
 
+// What changes, saves or notes something of a frame waits for it; a clip that does not open can be
+// left and noted.
+const OF_FRAME = new Set(["finish", "copy", "undo", "redo", "save", "history", "prelabel", "accept", "mean", "median", "least", "most"]);
+const NOTES = new Set(["skip", "flag"]);
+const WITHOUT_CLIP = new Set([...NOTES, "help", "protocol", "escape", "earlier-clip", "later-clip", "next", "previous"]);
+
+function isReady() {
+  const { state: now } = document.body.dataset;
+  if (now !== "ready") toast(now === "failed" ? "Nothing is open here: try again, or skip it (S)." : "The frame is being opened; try again.");
+  return now === "ready";
+}
+
 function perform(name, event) {
-  if (!clip && name !== "help") return;
+  if (!clip && !WITHOUT_CLIP.has(name) && !OF_FRAME.has(name)) return;
+  if (OF_FRAME.has(name) || (NOTES.has(name) && document.body.dataset.state !== "failed")) {
+    if (!isReady()) return;
+  }
   BY_NAME[name][4](event);
 }
 
@@ -196,12 +212,23 @@ function cutPlanes(bytes, { width, height }) {
 // --- Opening clips and frames ---------------------------------------------------------------------
 
 async function openClip(video, at = null) {
-  const turn = ++opening;
   stop();
-  await leave();
-  if (turn !== opening) return;
+  const turn = ++opening, left = leave();
+  // What a hand does from here on is not for the clip that was left, even if no other opens.
+  clearTimeout(later);
+  cancelPoints();
+  clip = doc = others = null;
+  images.clear();
+  asked.clear();
+  delete document.body.dataset.read;
   document.body.dataset.state = "loading";
+  $("failure").hidden = true;
   $("video").value = video;
+  $("frame-number").textContent = "";
+  showSaved();
+  refresh();
+  await left;
+  if (turn !== opening) return;
   let found;
   try {
     found = await getJson(`api/video?${query({ video })}`);
@@ -210,10 +237,6 @@ async function openClip(video, at = null) {
     return;
   }
   if (turn !== opening) return;
-  images.clear();
-  asked.clear();
-  delete document.body.dataset.read;
-  doc = others = null;
   clip = { video, ...found };
   $("frame").max = clip.frames - 1;
   $("play").disabled = clip.frames === 1;
@@ -233,6 +256,8 @@ function fail(error, again) {
   document.body.dataset.state = "failed";
   $("failure-text").textContent = error.message;
   $("again").onclick = again;
+  $("pass").hidden = !folder;
+  $("pass").textContent = clip ? "Skip this frame" : "Skip this clip";
   $("failure").hidden = false;
 }
 
@@ -276,7 +301,7 @@ let readers = 0;
 /** Reads ahead until all that is kept is here; the next frame that is opened tries again. */
 async function readAhead() {
   // While one answer is taken apart the server makes the next.
-  if (readers >= 2) return;
+  if (!clip || readers >= 2) return;
   readers++;
   const of = clip, n = of.width * of.height;
   try {
@@ -303,6 +328,7 @@ async function readAhead() {
 let opening = 0;
 
 async function openFrame() {
+  if (!clip) return;
   const turn = ++opening, key = `${clip.video}\n${frame}`;
   document.body.dataset.state = "loading";
   $("failure").hidden = true;
@@ -341,15 +367,27 @@ async function openFrame() {
   refresh();
 }
 
-/** What the server says of a revision that is shown now. */
-function take(one, { revision, prelabel, prelabelled, touched, saved }) {
-  const numbers = (names) => names.map((name) => folder.classes.findIndex((c) => c.name === name));
-  one.revision = revision;
-  one.byHand = saved === "hand";
-  one.prelabel = prelabel;
-  one.painting.offered = new Set(numbers(prelabelled));
-  one.painting.touched = new Set(numbers(touched));
+/** What the server says of how masks came about, with classes by number. */
+function marksOf({ prelabelled, touched }) {
+  const numbers = (names) => new Set(names.map((name) => folder.classes.findIndex((c) => c.name === name)));
+  return { offered: numbers(prelabelled), touched: numbers(touched) };
 }
+
+/** What the server says of a revision that is shown now. */
+function take(one, header) {
+  one.revision = header.revision;
+  one.review = header.review;
+  // What a hand saved is no consensus where it did not see the others.
+  one.byHand = header.saved === "hand" && (!folder.review || header.review === "yes");
+  one.prelabel = header.prelabel;
+  Object.assign(one.painting, marksOf(header));
+}
+
+/** The classes, by number, that hold what a model offered and no hand has touched. */
+const untouchedOf = ({ offered, touched }) => [...offered].filter((k) => !touched.has(k));
+
+/** Marks of classes as a model offers them. */
+const asOffered = (classes) => new Map(classes.map((k) => [k, { touched: false, offered: true }]));
 
 /** Drops paintings that were not open for long and hold nothing unsaved. */
 function forget() {
@@ -368,6 +406,7 @@ async function leave() {
 let later = null;
 
 function go(number) {
+  if (!clip) return;
   number = clamp(Math.round(number), 0, clip.frames - 1);
   if (number === frame) return;
   endStroke();
@@ -474,11 +513,12 @@ function goClip(direction) {
 function goNext(direction) {
   const left = toDo();
   const order = (w) => folder.videos.indexOf(w.video) * 1e9 + w.frame;
-  const here = order({ video: clip.video, frame });
+  // Beside a clip that does not open the next one, not another of its frames.
+  const here = order(clip ? { video: clip.video, frame } : { video: $("video").value, frame: direction > 0 ? 1e9 - 1 : 0 });
   const next = direction > 0 ? left.find((w) => order(w) > here) ?? left[0] : left.findLast((w) => order(w) < here) ?? left.at(-1);
   if (!next) toast("Nothing is left to do in this folder.");
-  else if (next.video === clip.video && next.frame === frame) toast("Nothing else is left to do in this folder.");
-  else if (next.video === clip.video) goByHand(next.frame);
+  else if (next.video === clip?.video && next.frame === frame) toast("Nothing else is left to do in this folder.");
+  else if (next.video === clip?.video) goByHand(next.frame);
   else openClip(next.video, next.frame);
 }
 
@@ -491,22 +531,23 @@ function goByHand(number) {
 async function copyOn() {
   if (!doc) return;
   const before = doc, from = doc.painting.planes.map((plane) => plane.slice());
-  const { offered, touched } = doc.painting, untouched = [...offered].filter((k) => !touched.has(k));
+  const untouched = untouchedOf(doc.painting);
   const next = folder.work.find((w) => w.video === clip.video && w.frame > frame)?.frame ?? frame + 1;
   if (next >= clip.frames) {
     toast("This is the last frame.");
     return;
   }
   await leave();
+  if (doc !== before) return; // another frame was chosen meanwhile
   go(next);
   clearTimeout(later);
   await openFrame();
-  if (!doc || doc.frame !== next) return;
+  if (doc?.video !== before.video || doc.frame !== next) return;
   const copied = doc;
   copied.prelabel ||= before.prelabel;
   change(folder.classes.map((_, k) => k), (painting) => {
     from.forEach((plane, k) => painting.replace(k, plane));
-  }, untouched);
+  }, asOffered(untouched));
   toast(`Copied from frame ${before.frame}; Ctrl+Z takes it back.`);
 }
 
@@ -553,6 +594,7 @@ async function send(one, { aside, base, byHand }) {
     one.failed = null;
     if (aside) return;
     one.revision = said.revision;
+    one.review = said.review;
     one.byHand = byHand;
     one.saved = version;
     delete one.conflict;
@@ -579,7 +621,8 @@ function showSaved(what = null) {
   document.body.dataset.saved = saved;
   document.body.dataset.revision = doc?.revision ?? "";
   $("status-text").textContent = {
-    saving: "Saving", failed: "Not saved: trying again", conflict: "Saved elsewhere: choose", no: "Not saved yet", yes: doc?.revision ? "Saved" : "Nothing painted yet",
+    saving: "Saving", failed: "Not saved: trying again", conflict: "Saved elsewhere: choose", no: "Not saved yet",
+    yes: !doc?.revision ? "Nothing painted yet" : doc.review === "begun" ? "No consensus until Ctrl+S" : "Saved",
   }[saved];
 }
 
@@ -634,9 +677,13 @@ async function showHistory() {
     button.type = "button";
     button.onclick = async () => {
       $("history").close();
-      const [, bytes] = await getPacked(`api/masks?${query({ ...at, revision })}`);
+      const [header, bytes] = await getPacked(`api/masks?${query({ ...at, revision })}`);
       if (one !== doc) return;
-      change(folder.classes.map((_, k) => k), (painting) => cutPlanes(bytes, painting).forEach((plane, k) => painting.replace(k, plane)));
+      const all = folder.classes.map((_, k) => k), { offered, touched } = marksOf(header);
+      // As it came about: what a model offered then is no hand's now.
+      const marks = new Map(all.map((k) => [k, { offered: offered.has(k), touched: touched.has(k) }]));
+      if (header.prelabel) doc.prelabel = header.prelabel;
+      change(all, (painting) => cutPlanes(bytes, painting).forEach((plane, k) => painting.replace(k, plane)), marks);
       toast("This revision is shown, and becomes the newest; Ctrl+Z takes that back.");
     };
     item.append(what, more, button);
@@ -649,11 +696,13 @@ async function showHistory() {
 
 // --- Notes and what is left -----------------------------------------------------------------------
 
-const workHere = () => folder.work.find((w) => w.video === clip.video && w.frame === frame);
+const workHere = () => clip && folder.work.find((w) => w.video === clip.video && w.frame === frame);
 
 function askNote(kind) {
   const here = workHere(), dialog = $("note");
-  $("note-title").textContent = kind === "skip" ? "Skip this frame" : "Flag this frame";
+  // Of a clip that does not open all frames that are to do.
+  const at = clip ? { video: clip.video, frame } : { video: $("video").value, frame: null };
+  $("note-title").textContent = `${kind === "skip" ? "Skip" : "Flag"} this ${clip ? "frame" : "clip, which does not open"}`;
   $("comment").value = here?.comment ?? "";
   dialog.returnValue = "";
   dialog.showModal();
@@ -662,7 +711,7 @@ function askNote(kind) {
     if (answer !== "ok" && answer !== "clear") return;
     const note = answer === "ok" ? kind : "", comment = answer === "ok" ? $("comment").value : "";
     try {
-      folder.work = (await post("api/note", { video: clip.video, frame, note, comment })).work;
+      folder.work = (await post("api/note", { ...at, note, comment })).work;
       fillWork();
       if (note === "skip" && toDo().length) goNext(1);
     } catch (error) {
@@ -724,7 +773,7 @@ function fillWork() {
       button.append(span);
     }
     button.onclick = () => {
-      if (one.video !== $("video").value) openClip(one.video, one.frame);
+      if (one.video !== clip?.video) openClip(one.video, one.frame);
       else if (!one.fresh) goByHand(one.frame);
     };
     item.append(button);
@@ -782,11 +831,11 @@ function brush() {
   return { radius: size, softness, erase, level: state.tool === "eraser" ? 0 : level() };
 }
 
-/** Changes classes as one step of the history; of some of them as a model offers it, untouched by a hand. */
-function change(classes, work, offered = []) {
+/** Changes classes as one step of the history; `marks` as of Painting.end. */
+function change(classes, work, marks) {
   if (!doc || !doc.painting.begin(classes)) return false;
   work(doc.painting);
-  const changed = doc.painting.end(offered);
+  const changed = doc.painting.end(marks);
   if (changed) touch();
   refresh();
   return changed;
@@ -1291,6 +1340,7 @@ function showClasses() {
     lock.setAttribute("aria-pressed", String(locked));
     lock.title = `${locked ? "Unlock" : "Lock"} (K)`;
     lock.setAttribute("aria-label", `Lock ${folder.classes[k].name}`);
+    if (!clip) choice.querySelector(".most").textContent = "";
     if (!doc) return;
     // Of one class at a time: all pixels are looked at.
     if (doc.counted?.[k]?.version !== doc.painting.version) {
@@ -1374,7 +1424,7 @@ async function offerPrelabel() {
     const free = planes.map((_, k) => k).filter((k) => header.known[k] && !state.locked.has(k) && !doc.painting.planes[k].some((v) => v));
     const seen = free.filter((k) => planes[k].some((v) => v));
     if (seen.length) doc.prelabel = member;
-    change(seen, (painting) => seen.forEach((k) => painting.replace(k, planes[k])), seen);
+    change(seen, (painting) => seen.forEach((k) => painting.replace(k, planes[k])), asOffered(seen));
     const named = seen.map((k) => folder.classes[k].name).join(", ");
     toast(
       seen.length ? `${member} filled ${named}; correct it.`
@@ -1389,7 +1439,7 @@ async function offerPrelabel() {
 /** Says of what a model offered that somebody has seen it and finds it right: training may learn from it. */
 function accept() {
   if (!doc) return;
-  const { offered, touched } = doc.painting, seen = [...offered].filter((k) => !touched.has(k));
+  const { touched } = doc.painting, seen = untouchedOf(doc.painting);
   if (!seen.length) {
     toast("No offered mask is left here that no hand has touched.");
     return;
@@ -1412,9 +1462,25 @@ function nextMember() {
 
 /** Puts an annotator's mask of the chosen class into the consensus. */
 function takeClass(name) {
-  if (!others?.has(name)) return;
+  if (!others?.has(name) || !isReady()) return;
   if (state.locked.has(state.k)) toast(`${folder.classes[state.k].name} is locked; K unlocks it.`);
-  else change([state.k], (painting) => painting.replace(state.k, others.get(name)[state.k]));
+  else putAgreed([state.k], () => others.get(name)[state.k], [name]);
+}
+
+/**
+ * Puts masks of annotators into the consensus: plane(k) of each class. What all of those who painted
+ * a class have as a model offered it is still the model's.
+ */
+function putAgreed(classes, plane, names) {
+  const marks = new Map();
+  for (const k of classes) {
+    const painted = names.filter((name) => others.get(name)[k].some((v) => v));
+    if (!painted.length || !painted.every((name) => origins.get(name).untouched.has(k))) continue;
+    marks.set(k, { touched: false, offered: true });
+    // Of several models the first is named, as a mask has one.
+    if (doc && !state.locked.has(k)) doc.prelabel ||= origins.get(painted[0]).prelabel;
+  }
+  change(classes, (painting) => classes.forEach((k) => painting.replace(k, plane(k))), marks);
 }
 
 async function openReview(turn) {
@@ -1422,8 +1488,11 @@ async function openReview(turn) {
   if (turn !== opening) return;
   const n = clip.width * clip.height * folder.classes.length;
   others = new Map();
+  origins.clear();
   header.annotators.forEach((name, i) => {
-    if (name !== folder.annotator) others.set(name, cutPlanes(bytes.subarray(i * n, (i + 1) * n), clip));
+    if (name === folder.annotator) return;
+    others.set(name, cutPlanes(bytes.subarray(i * n, (i + 1) * n), clip));
+    origins.set(name, { prelabel: header.origins[i].prelabel, untouched: new Set(untouchedOf(marksOf(header.origins[i]))) });
   });
   makePanels();
 }
@@ -1506,14 +1575,14 @@ function startConsensus(how) {
   else if (doc && !others?.size) toast("Nobody else has painted this frame.");
   if (!others?.size || !doc) return;
   const all = [...others.values()], n = clip.width * clip.height;
-  change(folder.classes.map((_, k) => k), (painting) => folder.classes.forEach((_, k) => {
+  putAgreed(folder.classes.map((_, k) => k), (k) => {
     const plane = new Uint8Array(n);
     for (let i = 0; i < n; i++) {
       const values = all.map((planes) => planes[k][i]);
       if (values.some((v) => v)) plane[i] = MERGE[how](values);
     }
-    painting.replace(k, plane);
-  }));
+    return plane;
+  }, [...others.keys()]);
 }
 
 // --- Start ----------------------------------------------------------------------------------------
@@ -1531,7 +1600,7 @@ function listen() {
   addEventListener("keydown", (event) => { lastHand = performance.now(); onKey(event); });
   addEventListener("keyup", (event) => { if (event.key === " ") setSpace(false); });
   addEventListener("blur", () => setSpace(false));
-  addEventListener("beforeunload", (event) => { if ([...docs.values()].some((one) => unsaved(one) && one.conflict === undefined) || stroke) { save(doc); event.preventDefault(); } });
+  addEventListener("beforeunload", (event) => { if ([...docs.values()].some(unsaved) || stroke) { save(doc); event.preventDefault(); } });
   document.addEventListener("visibilitychange", () => { if (document.visibilityState === "hidden" && doc) save(doc); });
   $("status").addEventListener("click", () => { for (const one of docs.values()) if (one.conflict !== undefined) askConflict(one); });
   new ResizeObserver(onResize).observe($("stage"));
@@ -1546,6 +1615,7 @@ function listen() {
   on("heat", (input) => { state.heat = input.checked; refresh(); });
   on("frame", (input) => goByHand(Number(input.value)));
   on("speed", restart);
+  $("pass").addEventListener("click", () => perform("skip"));
   $("video").addEventListener("change", (event) => openClip(event.target.value));
   // What the mouse has used does not keep the keys for itself; what Tab reached does.
   let byMouse = null;

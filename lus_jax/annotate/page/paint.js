@@ -68,9 +68,9 @@ export class Painting {
 
   /**
    * Ends a change: it becomes one step of the history. Returns whether anything is different.
-   * offered: classes that it filled with what a model offers; a hand has touched the others.
+   * marks: by class, what is known of it now; where it says nothing a hand has touched the class.
    */
-  end(offered = []) {
+  end(marks = new Map()) {
     const parts = [];
     for (const [k, box] of this.boxes) {
       const exact = this.difference(k, box);
@@ -82,10 +82,7 @@ export class Painting {
     this.done.push(parts);
     if (this.done.length > STEPS) this.done.shift();
     this.undone = [];
-    for (const { k } of parts) {
-      if (offered.includes(k)) this.setMarks(k, { touched: false, offered: true });
-      else this.touched.add(k);
-    }
+    for (const { k } of parts) this.setMarks(k, marks.get(k) ?? { touched: true });
     this.version++;
     return true;
   }
