@@ -602,7 +602,9 @@ class Store:
     """Saves a frame's masks as a new revision, and makes it the one that stands.
 
     What the page saves by itself without any pixel changed, and what a hand saves as the page has
-    it already, becomes no other revision: what is known of the one that stands is noted.
+    it already, becomes no other revision: what is known of the one that stands is noted. That a
+    frame shows nothing is a hand's to say: where all is undone or erased, the page's own save takes
+    the frame out of labels.csv, unless that is what a hand saved last. Revisions stay.
 
     Args:
       video: name of a video.
@@ -613,7 +615,7 @@ class Store:
       aside: whether it is only kept, and what stands stays.
 
     Returns:
-      The revision.
+      The revision; '' where there is none now.
 
     Raises:
       Conflict: `base` does not stand any more, and `aside` is not asked.
@@ -638,9 +640,14 @@ class Store:
         )
       if row is not None and not aside and self._is_noted(video, stands, planes, work):
         return stands
+      if not (work.by_hand or aside or planes.any() or self._is_said_empty(video, frame)):
+        self._take_out(rows, row, video, frame)
+        return ""
       home = self._home(rows, video, frame)
       revision = f"{home}/r{max(self._numbered(home), default=0) + 1:04d}"
-      self._write_revision(revision, planes, stands)
+      # What was taken out of labels.csv may still hold what counts nowhere.
+      before = stands or next(reversed(self.revisions(video, frame)), "")
+      self._write_revision(revision, planes, before)
       provenance = self._cells("provenance.csv", PROVENANCE)
       self._note_provenance(provenance, revision, stands, video, frame, work)
       if not aside:
@@ -653,6 +660,25 @@ class Store:
         self._write_table("labels.csv", manifest.LABEL_COLUMNS, rows)  # from here on it stands
         self._prune(home, revision, provenance)
     return revision
+
+  def _is_said_empty(self, video, frame):
+    """Whether the last that anybody but the page saved of a frame is that it shows nothing."""
+    own = {row["masks"]: row["saved"] for row in self._cells("provenance.csv", PROVENANCE)}
+    said = [one for one in self.revisions(video, frame) if own.get(one) != _BY_ITSELF]
+    return bool(said) and not self._load(video, said[-1]).any()
+
+  def _take_out(self, rows, row, video, frame):
+    """Takes a frame's row out of labels.csv, if there is one; its masks stay revisions."""
+    if row is None:
+      return
+    provenance, stands = self._cells("provenance.csv", PROVENANCE), row[_MASKS]
+    earlier = self._row_of(provenance, video, stands)
+    if "masks" not in earlier:  # imported, or painted elsewhere: nothing else names it
+      key = {"video": video, "frame": str(frame), "annotator": self.annotator}
+      provenance.append({"masks": stands} | key | earlier)
+      self._write_table("provenance.csv", PROVENANCE, provenance)
+    rows = [one for one in rows if one is not row]
+    self._write_table("labels.csv", manifest.LABEL_COLUMNS, rows)
 
   def _write_revision(self, revision, planes, before):
     folder = self._file("masks") / revision

@@ -254,6 +254,27 @@ def test_a_save_that_changes_no_pixel_needs_no_revision(directory):
     opened.save("a.npy", 1, serving.planes(2), first, itself)
 
 
+def test_that_a_frame_shows_nothing_is_a_hands_to_say(directory):
+  opened, empty = serving.open_store(directory), np.zeros_like(serving.planes())
+  itself = store_lib.Work(2, by_hand=False)
+  before = serving.contents(directory)
+  assert opened.save("a.npy", 1, empty, "", itself) == ""
+  assert serving.contents(directory) == before
+  # All is undone, after the page has saved it by itself or a hand has.
+  for number, work in enumerate((itself, None), 1):
+    first = opened.save("a.npy", 1, serving.planes(number), "", work)
+    assert opened.save("a.npy", 1, empty, first, itself) == ""
+    assert not rows_of(directory / "labels.csv") and opened.masks("a.npy", 1)[0] == ""
+    np.testing.assert_array_equal(opened.masks("a.npy", 1, first)[1], serving.planes(number))
+  with pytest.raises(store_lib.Conflict):  # another window still has it
+    opened.save("a.npy", 1, serving.planes(3), first, itself)
+  # Once a hand has said it, it is a label, and one again where what came after is undone.
+  base = opened.save("a.npy", 1, empty, "", None)
+  base = opened.save("a.npy", 1, serving.planes(4), base, itself)
+  base = opened.save("a.npy", 1, empty, base, itself)
+  assert base and not saved(directory)["a.npy", 1, "anna"].any()
+
+
 def test_what_another_window_saved_by_itself_stays_when_a_hand_puts_its_own_in_place(directory):
   opened, itself = serving.open_store(directory), store_lib.Work(by_hand=False)
   theirs = opened.save("a.npy", 1, serving.planes(1), "", itself)
@@ -343,6 +364,19 @@ def test_what_was_imported_stays_and_is_painted_on(directory):
   assert [label.ignore is not None for label in labels] == [False, True, False]
   assert opened.revisions("a.npy", 0)[0] == "a/000000/anna"
   np.testing.assert_array_equal(opened.masks("a.npy", 0, "a/000000/anna")[1], serving.planes(9))
+
+
+def test_what_was_imported_stays_a_revision_where_all_is_erased(directory):
+  make_imported(directory)
+  opened, itself = serving.open_store(directory), store_lib.Work(by_hand=False)
+  base, planes = opened.masks("a.npy", 0)
+  assert opened.save("a.npy", 0, np.zeros_like(planes), base, itself) == ""
+  assert [row["video"] for row in rows_of(directory / "labels.csv")] == ["b"]
+  assert opened.revisions("a.npy", 0) == [base]
+  # What counts nowhere is found again when somebody paints there.
+  opened.save("a.npy", 0, planes, "", itself)
+  labels = manifest.read_folder(directory).labels
+  assert [label.ignore is not None for label in labels] == [False, True]
 
 
 @pytest.mark.parametrize("known", ["nothing", "a blank row", "kept aside"])

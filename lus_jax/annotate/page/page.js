@@ -590,7 +590,8 @@ async function send(one, { aside, base, byHand }) {
       base: base ?? one.revision, aside, seconds, by_hand: byHand,
       touched: names(painting.touched), prelabel: one.prelabel, prelabelled: names(painting.offered),
     }, painting.planes);
-    one.seconds -= seconds;
+    // Where all is undone nothing stands that could keep the time.
+    if (said.revision) one.seconds -= seconds;
     one.failed = null;
     if (aside) return;
     one.revision = said.revision;
