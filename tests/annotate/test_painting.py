@@ -857,6 +857,29 @@ def test_an_offer_that_is_right_is_said_to_be_and_counts_as_seen(open_page, dire
   assert page.page.locator("#classes li .most").all_text_contents() == ["39 %", "", "39 %"]
 
 
+def test_what_is_undone_first_is_that_an_offer_is_right(open_page, directory):
+  page = open_page(prelabels=Offered())
+  page.keys("j")
+  page.until("document.getElementById('toast').textContent.includes('filled pleura, band')")
+  shown = page.page.locator("#classes li .most").all_text_contents
+  page.keys("Shift+Enter")
+  assert shown() == ["39 %", "", "39 %"]
+  page.keys("Control+z")
+  assert shown() == ["offered", "", "offered"]
+  page.keys("Control+y")
+  assert shown() == ["39 %", "", "39 %"]
+  page.keys("Control+z", "Control+s")
+  page.saved()
+  row = last_row(directory)
+  assert (row["prelabelled"], row["touched"]) == ("pleura;band", "")
+  assert masks_of(directory)["band"].any()
+  # The offer itself is undone: what nobody said shows nothing is no label.
+  page.keys("Control+z")
+  page.wait("[data-saved=yes][data-revision='']")
+  assert page.page.locator("#status-text").text_content() == "Nothing painted yet"
+  assert (directory / "labels.csv").read_text().count("\n") == 1  # its header
+
+
 def test_what_nobody_touched_is_the_models_in_a_consensus_too(open_page, directory):
   # Ben corrected the first class, anna nothing; both have the last as it was offered.
   _, offer = Offered()("a.npy", 2, "threshold_0.6")

@@ -1440,13 +1440,12 @@ async function offerPrelabel() {
 /** Says of what a model offered that somebody has seen it and finds it right: training may learn from it. */
 function accept() {
   if (!doc) return;
-  const { touched } = doc.painting, seen = untouchedOf(doc.painting);
+  const seen = untouchedOf(doc.painting);
   if (!seen.length) {
     toast("No offered mask is left here that no hand has touched.");
     return;
   }
-  seen.forEach((k) => touched.add(k));
-  doc.painting.version++;
+  doc.painting.note(new Map(seen.map((k) => [k, { touched: true }])));
   touch();
   refresh();
   toast(`${seen.map((k) => folder.classes[k].name).join(", ")}: seen and right.`);
