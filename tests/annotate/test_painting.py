@@ -619,7 +619,7 @@ def test_a_clip_that_is_chosen_while_another_plays_is_opened(open_page, director
   page.until("document.body.dataset.frame == '2'")
   page.keys("PageUp")
   page.wait("[data-state=ready]:not([data-playing])")
-  assert page.page.locator("#frame-number").text_content() == "frame 0 of 4"
+  assert page.page.locator("#frame-number").text_content() == "frame 0 of 0–4"
 
 
 def test_a_note_is_of_a_frame_that_is_open(open_page, directory):
@@ -797,6 +797,25 @@ def test_a_review_shows_everybody_and_writes_a_consensus(open_page, directory):
   assert "Nobody" in page.page.locator("#panels").text_content()
 
 
+def test_the_stage_keeps_its_height_beside_the_panels_of_a_tall_clip(browser, tmp_path):
+  (tmp_path / "videos").mkdir()
+  np.save(tmp_path / "videos" / "a.npy", np.full((2, 528, 153), 90, np.uint8))
+  masks = np.full((3, 528, 153), 99, np.uint8)
+  for name in ("anna", "ben"):
+    serving.open_store(tmp_path, name).save("a.npy", 0, masks, "")
+  with serving.serving(serving.open_store(tmp_path, "consensus"), review=True) as port:
+    page = Page(browser, port, "?frame=0")
+    for size in ((1280, 800), (900, 560)):
+      page.page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
+      stage, panels, panel = (
+        page.page.locator(name).first.bounding_box()
+        for name in ("#stage", "#panels", "#panels figure")
+      )
+      assert stage["height"] > 0.45 * size[1]
+      assert panel["y"] + panel["height"] <= panels["y"] + panels["height"]  # whole, captions too
+    page.close()
+
+
 class Offered:
   """Stands in for a model: it knows the first class and the last."""
 
@@ -839,7 +858,7 @@ def test_a_models_masks_fill_what_is_empty_and_are_known_for_it(open_page, direc
 def test_an_offer_that_is_right_is_said_to_be_and_counts_as_seen(open_page, directory):
   page = open_page(prelabels=Offered())
   page.keys("Shift+Enter")
-  assert "No offered mask is left" in page.page.locator("#toast").text_content()
+  assert "Nothing here is waiting" in page.page.locator("#toast").text_content()
   page.keys("j")
   page.until("document.getElementById('toast').textContent.includes('filled pleura, band')")
   page.keys("Control+s")

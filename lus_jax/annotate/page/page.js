@@ -1258,7 +1258,7 @@ function toast(text, bad = false) {
 
 function showFrameNumber() {
   $("frame").value = frame;
-  $("frame-number").textContent = `frame ${frame} of ${clip.frames - 1}`;
+  $("frame-number").textContent = `frame ${frame} of 0–${clip.frames - 1}`;
   document.body.dataset.frame = frame;
   for (const item of $("work").children) item.classList.remove("here");
 }
@@ -1442,7 +1442,7 @@ function accept() {
   if (!doc) return;
   const seen = untouchedOf(doc.painting);
   if (!seen.length) {
-    toast("No offered mask is left here that no hand has touched.");
+    toast("Nothing here is waiting for your word: every offered mask has been corrected or called right.");
     return;
   }
   doc.painting.note(new Map(seen.map((k) => [k, { touched: true }])));
