@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +78,63 @@ def test_numbered_pictures_alone_are_one_clip_and_others_stills(tmp_path):
   assert clip.videos == ("clip",)
   assert clip.frames("clip", 0, 9)[:, 0, 0].tolist() == [0, 20, 40]
   assert store_lib.Store(tmp_path / "stills", "anna").videos == ("1.png", "2.png", "4.png")
+
+
+@pytest.mark.parametrize("crowd", [".git/HEAD", ".venv/pyvenv.cfg", "env/pyvenv.cfg", "others"])
+def test_a_folder_that_is_not_of_clips_is_refused_as_it_is(directory, crowd, monkeypatch):
+  monkeypatch.setattr(store_lib, "MAX_OTHERS", 20)
+  names = [f"docs/{i}.txt" for i in range(21)] if crowd == "others" else [crowd]
+  for name in names:
+    (directory / name).parent.mkdir(exist_ok=True)
+    (directory / name).write_text("x")
+  before = serving.contents(directory)
+  says = "more than 20 files" if crowd == "others" else crowd.split("/HEAD")[0]
+  with pytest.raises(UserError, match=f"{says}.* name the folder of the clips"):
+    store_lib.prepare(directory, ["x"])
+  assert serving.contents(directory) == before
+
+
+def test_media_alone_are_linked(directory):
+  (directory / "b" / "notes.txt").write_text("x")
+  (directory / "visit" / "more").mkdir(parents=True)
+  shutil.copy(directory / "a.npy", directory / "visit" / "more")
+  (directory / "visit" / "table.csv").write_text("x")
+  (directory / "v.mhd").write_text(
+    "ObjectType = Image\nNDims = 3\nDimSize = 8 6 2\nElementType = MET_UCHAR\n"
+    "ElementDataFile = v.raw\n"
+  )
+  (directory / "v.raw").write_bytes(bytes(range(96)))
+  store_lib.prepare(directory, ["x"])
+  linked = {path.relative_to(directory / "videos").as_posix() for path in files_of(directory)}
+  pictures = {f"b/{i:03d}.png" for i in range(4)}
+  assert linked == {"a.npy", "c.png", "visit/more/a.npy", "v.mhd", "v.raw", *pictures}
+  opened = store_lib.Store(directory, "anna")
+  assert opened.videos == ("a.npy", "b", "c.png", "v.mhd", "visit/more/a.npy")
+  assert opened.frames("v.mhd", 0, 2).shape == (2, 6, 8)
+
+
+def files_of(directory):
+  return [path for path in (directory / "videos").rglob("*") if path.is_file()]
+
+
+def test_nothing_is_left_of_a_folder_that_was_interrupted(directory, monkeypatch):
+  before = serving.contents(directory)
+
+  def interrupted(source, target, link=os.link):
+    if source.name == "001.png":
+      raise KeyboardInterrupt
+    link(source, target)
+
+  monkeypatch.setattr(store_lib.os, "link", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    store_lib.prepare(directory, ["x"])
+  assert serving.contents(directory) == before and not list(directory.glob(".videos*"))
+
+
+def test_a_folder_without_clips_says_so_before_it_asks_for_classes(tmp_path):
+  with pytest.raises(UserError, match="holds no clip"):
+    store_lib.prepare(tmp_path)
+  assert not any(tmp_path.iterdir())
 
 
 def write_dicom(path, frames):
