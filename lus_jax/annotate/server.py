@@ -11,6 +11,7 @@ import hmac
 import json
 import math
 import pathlib
+import re
 import secrets
 import socket
 import struct
@@ -185,6 +186,19 @@ async def _body(request, most):
   return bytes(body)
 
 
+def asked_first(names):
+  """Which model the page asks unless told otherwise: of thresholds the one nearest 50 %.
+
+  The highest draw little, the lowest too much. '' where there is no model.
+  """
+
+  def distance(name):
+    found = re.fullmatch(r"threshold_(\d+(?:\.\d+)?)", name)
+    return abs(float(found[1]) - 0.5) if found else math.inf
+
+  return min(names, key=distance, default="")
+
+
 class _Pages:
   """What the server answers, a method a path."""
 
@@ -215,6 +229,7 @@ class _Pages:
       "first": first["video"],
       "protocol": store.protocol_version(),
       "prelabels": list(names),
+      "prelabel": asked_first(names),
       "version": lus_jax.__version__,
     }
 

@@ -874,20 +874,24 @@ class Store:
   def work(self):
     """What there is to paint: a list of dicts, a frame each, in the order of the clips.
 
-    These are all frames that anybody painted or noted; what others painted there is not told.
+    These are all frames that anybody painted or noted; what others painted there is not told. What
+    a model offered and no hand has touched is `offered`, and to do.
     """
     found = collections.defaultdict(
-      lambda: {"done": False, "note": "", "comment": "", "seconds": 0.0}
+      lambda: {"done": False, "offered": False, "note": "", "comment": "", "seconds": 0.0}
     )
     rows = self._cells("provenance.csv", PROVENANCE)
     seconds = {row["masks"]: _number(row["seconds"]) for row in rows}
     begun = {row["masks"] for row in rows if row["review"] == manifest.BEGUN}
+    # As training sees it, which leaves it out.
+    offers = {row["masks"] for row in rows if row["prelabelled"] and not row["touched"]}
     for row in self._labels():
       video, frame, annotator = row[_KEY]
       entry = found[video, frame]
       if annotator == self.annotator:
-        done = row[_MASKS] not in begun
-        entry |= {"done": done, "seconds": seconds.get(row[_MASKS], 0.0)}
+        offered = row[_MASKS] in offers
+        done = row[_MASKS] not in begun and not offered
+        entry |= {"done": done, "offered": offered, "seconds": seconds.get(row[_MASKS], 0.0)}
     for row in self._cells("notes.csv", NOTES):
       if row["annotator"] == self.annotator and row["frame"].isdigit():
         found[row["video"], int(row["frame"])] |= {

@@ -819,7 +819,7 @@ def test_the_stage_keeps_its_height_beside_the_panels_of_a_tall_clip(browser, tm
 class Offered:
   """Stands in for a model: it knows the first class and the last."""
 
-  names = ("threshold_0.6",)
+  names = ("threshold_1", "threshold_0.6")
 
   def __call__(self, video, frame, name):
     masks = np.zeros((3, HEIGHT, WIDTH), np.uint8)
@@ -865,12 +865,15 @@ def test_an_offer_that_is_right_is_said_to_be_and_counts_as_seen(open_page, dire
   page.saved()
   assert last_row(directory)["touched"] == ""
   assert page.page.locator("#classes li .most").all_text_contents() == ["offered", "", "offered"]
+  count, mark = page.page.locator("#work-count"), page.page.locator("#work .here .mark")
+  assert (count.text_content(), mark.text_content()) == ("1 left (1 offered), 0 done", "◌")
   page.page.locator("[data-action=accept]").click()
   assert "pleura, band: seen and right" in page.page.locator("#toast").text_content()
   page.keys("Control+s")
   page.wait("[data-saved=yes]")
   row = last_row(directory)
   assert (row["prelabelled"], row["touched"]) == ("pleura;band", "pleura;band")
+  assert (count.text_content(), mark.text_content()) == ("0 left, 1 done", "✓")
   # The masks are as the model offered them.
   assert (masks_of(directory)["band"][20:40, 30:50] == 99).all()
   assert page.page.locator("#classes li .most").all_text_contents() == ["39 %", "", "39 %"]

@@ -349,6 +349,13 @@ def test_an_offer_that_replaced_what_a_hand_took_away_is_untouched(directory):
   origin = {"prelabel": "runs/x: soft", "saved": "hand", "review": ""}
   known = {"prelabelled": ["band"], "touched": ["pleura"]}
   assert opened.origin("a.npy", base) == origin | known
+  # What nobody has touched is to do.
+  offer = store_lib.Work(1, (), "runs/x: soft", ("band",))
+  seen = opened.save("b", 1, serving.planes(2), "", offer)
+  work = opened.work()
+  assert [(w["done"], w["offered"]) for w in work] == [(True, False), (False, True)]
+  opened.save("b", 1, serving.planes(2), seen, store_lib.Work(1, ("band",)))
+  assert [(w["done"], w["offered"]) for w in opened.work()] == [(True, False)] * 2
   base = opened.save("a.npy", 1, serving.planes(3), base, store_lib.Work(prelabelled=()))
   assert opened.origin("a.npy", base) == origin | {"prelabelled": [], "touched": ["pleura"]}
   assert opened.models() == {"runs/x: soft"} and opened.origin("a.npy", "") == {
