@@ -436,6 +436,19 @@ def test_strokes_wait_for_a_server_that_is_away(open_page, directory):
   same(masks_of(directory)["pleura"], expected)
 
 
+def test_a_page_that_is_open_saves_after_the_next_start(browser, directory):
+  with serving.serving(serving.open_store(directory)) as port:
+    page = Page(browser, port)
+    page.wait("[data-read]")
+  brush = page.tool("brush", 12, 0.5, 100)
+  expected = strokes.stroke(EMPTY, page.drag((40, 40), (60, 40)), level=255, **brush)
+  page.wait("[data-saved=failed]")
+  with serving.serving(serving.open_store(directory), port):
+    page.wait("[data-saved=yes]")
+    same(masks_of(directory)["pleura"], expected)
+    page.close()
+
+
 def test_a_label_is_copied_to_the_next_frame_and_leaving_saves(open_page, directory):
   serving.open_store(directory, "ben").save("a.npy", 4, np.zeros((3, HEIGHT, WIDTH), np.uint8), "")
   page = open_page(query="?video=a.npy&frame=1")
