@@ -31,6 +31,10 @@ def make_config(folder, **changes):
   return toys.change(seg.get_config("tiny"), options | changes).lock()
 
 
+# What is found of persons, of whom these are too few.
+TOLD = copies.Told("Patients p_t1 and p_s may be one.", "2 patients may be one.")
+
+
 @pytest.fixture(scope="module")
 def printed():
   return []
@@ -41,6 +45,7 @@ def finished(folder, tmp_path_factory, printed):
   workdir = tmp_path_factory.mktemp("runs") / "run"
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(models, "build_model", toys.build_model)
+    patch.setattr(copies, "among", lambda looks: [TOLD])
     patch.setattr("builtins.print", lambda *texts, **_: printed.extend(texts))
     main.run(make_config(folder), os.fspath(workdir))
   return workdir
@@ -75,6 +80,20 @@ def test_the_run_keeps_what_its_models_have_seen_for_other_data_sets(finished):
   seen = copies.kept(finished)
   assert sorted(set(seen.patients)) == sorted(patients["train"] + patients["validation"])
   assert all(len(hashes) == 1 for hashes in seen.hashes)
+
+
+def test_who_may_be_one_is_named_in_the_run_alone(finished, printed, monkeypatch):
+  monkeypatch.setattr(models, "build_model", toys.build_model)
+  # Of these notes cards and predictions are made.
+  for notes in (
+    results.read(finished, "segmentation")["notes"],
+    trained_lib.load(finished).notes,
+    "\n".join(map(str, printed)),
+  ):
+    assert TOLD.counted in notes and TOLD.named not in notes
+  assert results.read(finished, "dataset")["copies"] == [TOLD._asdict()]
+  page = (finished / "report" / "index.html").read_text()
+  assert TOLD.named in page and TOLD.counted not in page
 
 
 def test_the_page_shows_who_painted_what(finished):
