@@ -10,17 +10,21 @@
   model/threshold_0.6.jax           the same, of jax.export, for CPUs and NVIDIA GPUs
   model/threshold_0.6.safetensors   the weights, by the names of segmentation_models_pytorch's FPN
 
-Each file is opened again and compared with what the models put out here; where one differs, or
-anything else fails, nothing is written.
+Each file is opened again and compared with what the models put out here (weights are put back into
+our own network, as PyTorch is not needed); where one differs, or anything else fails, nothing is
+written.
 """
 
 import copy
+import functools
 import importlib
 import importlib.metadata
 import json
 import math
 import os
 import pathlib
+import re
+import shutil
 import sys
 
 import jax
@@ -84,6 +88,7 @@ def run(*, workdir, out, formats, thresholds=None, members=None):
   out = pathlib.Path(out).expanduser().resolve()
   try:
     _check_directory(out, record)
+    _remove_leftovers(out)
     with writers.written(out) as folder:
       folder.mkdir()
       record["files"] = _write_all(trained.in_float32(), record["members"], folder)
@@ -202,11 +207,39 @@ def _check_directory(out, record):
     )
 
 
+def _remove_leftovers(out):
+  """Removes what kills left of exports to this directory, beside it, under temporary names."""
+  known = re.compile(
+    rf"({re.escape(CARD)}|{re.escape(RECORD)}|.+\.({'|'.join(FORMATS)}))(\.\d+\.tmp)?"
+  )
+  for path in out.parent.iterdir() if out.parent.is_dir() else ():
+    number = writers.process_of(path, out)
+    if number is None or path.is_symlink() or not path.is_dir() or _runs(number):
+      continue
+    # Who knows what else may be called so.
+    if all(known.fullmatch(one.name) and one.is_file() for one in path.iterdir()):
+      shutil.rmtree(path)
+
+
+def _runs(number):
+  """Whether another process of this number runs here; in containers all have the same few."""
+  if number == os.getpid():
+    return False
+  try:
+    os.kill(number, 0)
+  except (ProcessLookupError, OverflowError):
+    return False
+  except PermissionError:
+    pass
+  return True
+
+
 def _write_all(trained, described, folder):
   """Writes and checks the files of all views; a dict by name of what is known of each."""
   written = {}
-  writer_of = {"jax": _write_jax, "onnx": _write_onnx, "safetensors": _write_safetensors}
   reference = jax.jit(_make_reference(trained))
+  write_weights = functools.partial(_write_safetensors, reference)
+  writer_of = {"jax": _write_jax, "onnx": _write_onnx, "safetensors": write_weights}
   total = len({name for one in described for name in one["files"].values()})
   with progress.bar(total=total, unit="file", what="exporting", delay=5) as bar:
     for i, one in enumerate(described):
@@ -215,8 +248,6 @@ def _write_all(trained, described, folder):
       with jax.default_matmul_precision("highest"):
         found = reference(trained.weights_of(i), trained.sweep.members[i], inputs)
         expected = jax.device_get(found)
-      if not one["takes_where"]:
-        inputs = {"image": inputs["image"]}
       for kind, name in one["files"].items():
         # The views of one member share its weights.
         if name not in written:
@@ -275,10 +306,16 @@ def _on_batches(file, call, inputs, expected):
   return max(_compare(file, call(*(x[:n] for x in inputs.values())), expected) for n in BATCHES)
 
 
+def _taken(trained, number, inputs):
+  """Those of the inputs that the file of a view takes."""
+  names = ["image", "where"] if trained.needs_where(trained.views[number]) else ["image"]
+  return {name: inputs[name] for name in names}
+
+
 def _write_jax(trained, number, file, inputs, expected):
   from jax import export
 
-  weights = trained.weights_of(number)
+  weights, inputs = trained.weights_of(number), _taken(trained, number, inputs)
   own, (batch,) = trained.sweep.members[number], export.symbolic_shape("batch")
 
   def probability(image, where=None):
@@ -307,6 +344,7 @@ def _write_onnx(trained, number, file, inputs, expected):
 
   from lus_jax.inference import onnx_graph
 
+  inputs = _taken(trained, number, inputs)
   meaning = views_lib.meaning(trained, trained.views[number])
   model = onnx_graph.model(trained, number, meaning=meaning)
   files.write_bytes(file, model.SerializeToString(deterministic=True))
@@ -320,10 +358,10 @@ def _write_onnx(trained, number, file, inputs, expected):
   )
 
 
-def _write_safetensors(trained, number, file, inputs, expected):
+def _write_safetensors(reference, trained, number, file, inputs, expected):
+  import safetensors
   from safetensors import numpy as safetensors_numpy
 
-  del inputs, expected
   weights = trained.weights_of(number)
   params, batch_stats = copy.copy(weights["params"]), weights["batch_stats"]
   view, k = trained.views[number], len(trained.classes)
@@ -357,7 +395,25 @@ def _write_safetensors(trained, number, file, inputs, expected):
   same = jax.tree.map(np.array_equal, back, (params, batch_stats))
   if not all(jax.tree.leaves(same)):
     raise UserError(f"{file.name} does not read back as it was written: nothing was written.")
-  return 0.0
+  with safetensors.safe_open(file, framework="np") as opened:
+    (read,) = json.loads(opened.metadata()["lus_jax"])["views"][:1]
+  return _compare(file, _run_weights(reference, trained, number, *back, read, inputs), expected)
+
+
+def _run_weights(reference, trained, number, params, batch_stats, view, inputs):
+  """What a view puts out with weights, and a calibration, as a file holds them."""
+  head = trained.weights_of(number)["params"]["segmentation_head"]
+  # Levels that are not this member's count for nothing.
+  params["segmentation_head"] = {
+    name: jnp.pad(x, [(0, a - b) for a, b in zip(head[name].shape, x.shape, strict=True)])
+    for name, x in params["segmentation_head"].items()
+  }
+  own = dict(trained.sweep.members[number])
+  if "calibration" in own:
+    own["calibration"] = {k: np.asarray(view[k], x.dtype) for k, x in own["calibration"].items()}
+  with jax.default_matmul_precision("highest"):
+    found, _ = reference({"params": params, "batch_stats": batch_stats}, own, inputs)
+  return np.asarray(found)
 
 
 def _rounded_up(difference):

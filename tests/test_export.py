@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -19,12 +20,14 @@ import safetensors
 from flax import nnx
 from PIL import Image
 
-from lus_jax import export
+from lus_jax import export, results
+from lus_jax.data import copies, datasets
 from lus_jax.errors import UserError
 from lus_jax.inference import frames as frames_lib
 from lus_jax.inference import onnx_graph
 from lus_jax.inference import trained as trained_lib
 from lus_jax.models import layers, resnet, torch_weights
+from lus_jax.report import schema, segmentation
 from lus_jax.tasks.segmentation import train
 from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
@@ -400,6 +403,106 @@ def test_the_card_says_what_was_trained_on_whom_and_names_nobody(tmp_path, workd
     assert name not in card and name not in record
   for file in out.glob("*.safetensors"):
     assert json.loads(record)["files"][file.name]["sha256"] in card
+
+
+def test_notes_on_persons_go_out_as_counts(tmp_path, workdir, call):
+  pixels = np.random.default_rng(0).integers(0, 256, 32, np.uint8)[None]
+  looks = copies.Looks(["v_1", "v_2"], ["Zoe Q", "zoe_q"], ["train", "test"], [pixels, pixels])
+  bare = datasets.Dataset("made_up", "1", CLASSES, (), "patient", {}, {})
+  told = list(copies.among(looks))
+  found = copies.noted(bare, told)
+  assert "Zoe Q and zoe_q look" in told[0].named and "v_1 of patient 'Zoe Q'" in told[1].named
+  content = results.read(workdir, "segmentation")
+  run = shutil.copytree(workdir, tmp_path / "run")
+  changed = json.dumps(content | {"notes": found.notes})
+  (run / "results" / "segmentation.json").write_text(changed)
+  stored = json.loads((run / "results" / "dataset.json").read_text())
+  (run / "results" / "dataset.json").write_text(
+    json.dumps(stored | {"copies": copies.stored(found)})
+  )
+  out = tmp_path / "out"
+  assert call(workdir=run, out=out, format="safetensors", members="threshold_0.6") == 0
+  card = (out / "MODEL_CARD.md").read_text()
+  assert "2 names of patients look like one name" in card
+  assert "2 patients have near-identical frames" in card
+  for name in ("Zoe", "zoe", "v_1", "v_2"):
+    assert name not in card and name not in (out / "export.json").read_text()
+  # The run's own page says who; predictions have the notes of the results alone.
+  files = {name: schema.read(run, name) for name in ("segmentation", "dataset")}
+  assert segmentation.summary(files)["notes"] == [one.named for one in told]
+
+
+def test_no_rater_is_named_in_a_command(workdir, tmp_path, call):
+  names = ["rater(Lee)", "rater (Lee)", "rater('Lee (A.)')", "rater('Dr. (A) Lee')"]
+  names += ['rater("Lee (A), B (Lee)")', "rater(A) Lee", "rater(A\n) Lee"]
+  option, words = "--config.sweep.members", ["python", "-m", "lus_jax.main"]
+  for name in names:
+    both = ("soft", name, "random_rater")
+    words += [f"{option}={both}", f"{option}={name}", f"{option}={name!r}", option, str(both)]
+  run = shutil.copytree(workdir, tmp_path / "run")
+  (run / "run.json").write_text(json.dumps({"command": [*words, "--config.seed=3"]}))
+  out = tmp_path / "out"
+  assert call(workdir=run, out=out, format="safetensors", members="threshold_0.6") == 0
+  card = (out / "MODEL_CARD.md").read_text()
+  assert "Lee" not in card and card.count("rater(...)") == 4 * len(names)
+  assert card.count("random_rater") == 2 * len(names) and "--config.seed=3" in card
+
+
+def test_what_kills_left_is_removed_and_nothing_else(tmp_path, call):
+  gone = subprocess.Popen(["true"])
+  gone.wait()
+
+  def left(name, *inside):
+    folder = tmp_path / name
+    folder.mkdir()
+    for one in inside:
+      (folder / one).write_text("x")
+    return folder
+
+  known = ("MODEL_CARD.md", "a.onnx", f"b.jax.{gone.pid}.tmp")
+  ours = [
+    left(f".{gone.pid}.out", *known),
+    left(".4194999.out"),
+    left(f".{os.getpid()}.out", "a.onnx"),
+  ]
+  others = [
+    left(f".{os.getppid()}.out", "a.onnx"),  # still runs
+    left(f".{gone.pid}.out2", "a.onnx"),
+    left(".4194998.out", "a.onnx", "thesis.tex"),
+    left(".0.out", "a.onnx"),
+  ]
+  assert call(out=tmp_path / "out", format="safetensors", members="threshold_0.6") == 0
+  assert not any(one.exists() for one in ours) and all(one.exists() for one in others)
+
+
+def test_weights_that_put_out_something_else_are_refused(
+  tmp_path, call, model, monkeypatch, capsys
+):
+  trained = model.calibrated(fit("temperature", len(model.views)))
+  out = tmp_path / "out"
+  assert call(trained, out=out, format="safetensors", members=",".join(NAMES)) == 0
+  differences = {
+    one["difference"]
+    for name, one in json.loads((out / "export.json").read_text())["files"].items()
+    if name.endswith(".safetensors")
+  }
+  assert differences == {"0"}
+  card = (out / "MODEL_CARD.md").read_text()
+  assert "put back into lus_jax's network" in card and "PyTorch did not run them" in card
+  loads = json.loads
+  capsys.readouterr()
+
+  def cooler(text, **options):
+    found = loads(text, **options)
+    for view in found.get("views", []) if isinstance(found, dict) else []:
+      view["temperature"] = [1.5 * x for x in view["temperature"]]
+    return found
+
+  monkeypatch.setattr(export.json, "loads", cooler)
+  options = {"out": tmp_path / "b", "format": "safetensors", "members": "threshold_0.6"}
+  assert call(trained, **options) == 2
+  assert "differs from what the model puts out" in capsys.readouterr().err
+  assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.slow

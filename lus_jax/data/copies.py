@@ -7,18 +7,36 @@ millisecond a frame of 512 x 512, and 20 s for that many to be compared on one c
 import dataclasses
 import io
 import pathlib
+import zipfile
+import zlib
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from lus_jax.errors import UserError
-from lus_jax.files import write_bytes
+from lus_jax.files import NPY_ERRORS, damage_is_a_user_error, write_bytes
 from lus_jax.media import alike
 from lus_jax.splits import SPLITS
+from lus_jax.words import plural
 
 # In a run's directory: hashes of the frames that its models have seen, for other data sets.
 SEEN = "seen_frames.npz"
 _SHOWN = 4
+# What NumPy raises on a damaged archive.
+_ERRORS = (*NPY_ERRORS, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+
+
+class Told(NamedTuple):
+  """A sentence in two forms.
+
+  Attributes:
+    named: with patients and videos by name: for whom has the data.
+    counted: without: for whom gets a model or what it puts out.
+  """
+
+  named: str
+  counted: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +84,7 @@ def look(dataset, field, n_frames):
 
 
 def among(looks):
-  """Sentences on patients of one data set that may be one person."""
+  """`Told`s of patients of one data set that may be one person."""
   from tfds_builders import tables
 
   spellings = {}
@@ -74,10 +92,12 @@ def among(looks):
     spellings.setdefault(tables.spelling(name), []).append(name)
   several = [names for names in spellings.values() if len(names) > 1]
   if several:
-    yield (
-      f"the patients {'; '.join(' and '.join(names) for names in several[:_SHOWN])}"
-      f"{_more(several)} look like one name spelled in several ways; if they are one, they may "
-      "stand on both sides of a split, and the test is not independent."
+    shown = "; ".join(" and ".join(names) for names in several[:_SHOWN])
+    yield _told(
+      f"the patients {shown}{_more(several)} look",
+      f"{sum(map(len, several))} names of patients look",
+      " like one name spelled in several ways; if they are one, they may stand on both sides of a "
+      "split, and the test is not independent.",
     )
   groups = alike.find(looks.hashes, looks.patients)
   for group in groups[:_SHOWN]:
@@ -88,16 +108,18 @@ def among(looks):
     shown = tables.shown_list(
       [f"{looks.names[i]} of patient {tables.shown(looks.patients[i])}" for i in first], 5
     )
-    yield (
-      f"{shown} have near-identical frames ({group.bits} of {alike.N_BITS} bits of their hash "
-      f"differ){where}; if they are one person's, the test is not independent."
+    yield _told(
+      shown,
+      plural(len(patients), "patient"),
+      f" have near-identical frames ({group.bits} of {alike.N_BITS} bits of their hash differ)"
+      f"{where}; if they are one person's, the test is not independent.",
     )
-  if groups[_SHOWN:]:
-    yield f"{len(groups) - _SHOWN} more groups of patients have near-identical frames."
+  if n := len(groups[_SHOWN:]):
+    yield _told(*[f"{n} more groups of patients"] * 2, " have near-identical frames.")
 
 
 def between(seen, looks, tested):
-  """Sentences on patients here whose frames segmentation models have seen under another name.
+  """`Told`s of patients here whose frames segmentation models have seen under another name.
 
   Args:
     seen: `Looks` of what these were trained and selected on.
@@ -115,25 +137,55 @@ def between(seen, looks, tested):
   if found:
     pairs = [f"{name} ({other} there)" for name, other in sorted(found.items())]
     at_test = sorted(set(found) & set(tested))
-    yield (
-      f"frames of {', '.join(pairs[:_SHOWN])}{_more(pairs)} are near-identical to some that the "
-      "segmentation models learnt from, in a data set of another name: they have seen these "
-      f"patients{f', and {len(at_test)} of them test here' * bool(at_test)}, so the test is not "
-      "independent; leave them out, or train the segmentation without them."
+    yield _told(
+      f"frames of {', '.join(pairs[:_SHOWN])}{_more(pairs)}",
+      f"frames of {plural(len(pairs), 'patient')}",
+      " are near-identical to some that the segmentation models learnt from, in a data set of "
+      "another name: they have seen these patients"
+      f"{f', and {len(at_test)} of them test here' * bool(at_test)}, so the test is not "
+      "independent; leave them out, or train the segmentation without them.",
     )
+
+
+def _told(named, counted, rest):
+  return Told(named + rest, counted + rest)
 
 
 def _more(items):
   return f" and {len(items) - _SHOWN} more" * (len(items) > _SHOWN)
 
 
-def noted(dataset, sentences):
-  """The data set with sentences among its notes, for all who see results; each is warned of."""
-  sentences = list(sentences)
-  for one in sentences:
-    logging.warning("%s: %s", dataset.name, one)
-  notes = [*dataset.metadata.get("notes", []), *sentences]
-  return dataclasses.replace(dataset, metadata={**dataset.metadata, "notes": notes})
+def noted(dataset, found):
+  """The data set with `Told`s among its notes; each is warned of.
+
+  Notes go out with models and predictions, so they name nobody; the names are for `named`.
+  """
+  found = list(found)
+  for one in found:
+    logging.warning("%s: %s", dataset.name, one.named)
+  notes = [*dataset.metadata.get("notes", []), *(one.counted for one in found)]
+  more = {"notes": notes, "copies": found}
+  return dataclasses.replace(dataset, metadata={**dataset.metadata, **more})
+
+
+def stored(dataset):
+  """What `noted` found, as results files of the run itself hold it: a list of dicts."""
+  return [one._asdict() for one in dataset.metadata.get("copies", [])]
+
+
+def named(notes, found):
+  """Notes with names where there are some, for a run's own report.
+
+  Args:
+    notes: of a data set.
+    found: of `stored`.
+  """
+  left = list(found)
+  for note in notes:
+    one = next((x for x in left if x["counted"] == note), None)
+    if one is not None:
+      left.remove(one)
+    yield note if one is None else one["named"]
 
 
 def keep(workdir, looks, splits=("train", "validation")):
@@ -160,10 +212,14 @@ def kept(workdir):
   file = pathlib.Path(workdir) / SEEN
   if not file.exists():
     return None
-  try:
-    with np.load(file) as found:
-      ends = np.cumsum(found["counts"])[:-1]
-      texts = [found[name].tolist() for name in ("names", "patients", "splits")]
-      return Looks(*texts, np.split(found["hashes"], ends))
-  except (OSError, ValueError, KeyError, EOFError) as error:
-    raise UserError(f"{file} is damaged ({error}); bring it back, or remove it.") from error
+  with (
+    damage_is_a_user_error(file, "bring it back, or remove it", _ERRORS, "damaged"),
+    # Opened here: NumPy leaves one that is no archive open.
+    file.open("rb") as opened,
+    np.load(opened) as found,
+  ):
+    names = ("names", "patients", "splits", "counts", "hashes")
+    *texts, counts, hashes = (found[name] for name in names)
+  if {len(x) for x in (*texts, counts)} != {len(counts)} or hashes.shape != (counts.sum(), 32):
+    raise UserError(f"{file} is damaged; bring it back, or remove it.")
+  return Looks(*(x.tolist() for x in texts), np.split(hashes, np.cumsum(counts)[:-1]))

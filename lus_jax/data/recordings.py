@@ -19,6 +19,7 @@ class Recording:
     width: w, in pixels.
     frames_per_second: NaN where unknown.
     box: the scan area that networks see, (top, left, bottom, right), half-open; None: all of it.
+    media: the `lus_jax.media.readers.Media` that it is read from; None: from elsewhere.
     whole: whether it has all frames, not the labelled ones alone.
   """
 
@@ -28,6 +29,7 @@ class Recording:
   width: int
   frames_per_second: float = math.nan
   box: tuple[int, int, int, int] | None = None
+  media: readers.Media | None = None
   whole: bool = True
 
 
@@ -40,6 +42,7 @@ def of_media(media, box=None):
     width=media.width,
     frames_per_second=media.frames_per_second,
     box=box,
+    media=media,
   )
 
 
@@ -88,7 +91,7 @@ def find(config, patient_of):
 
 def _simulated(config, patient_of):
   # They bring TensorFlow Datasets.
-  from tfds_builders.lus_phantom import annotator, cohort, lus_phantom, simulator
+  from tfds_builders.lus_phantom import cohort, lus_phantom, simulator
 
   size = config.image_size
   settings = {name: value for name, value in config.phantom.items() if name != "raters"}
@@ -100,13 +103,7 @@ def _simulated(config, patient_of):
 
   found = {}
   for patient in sorted(set(patient_of.values())):
-    for video in cohort.patient_videos(
-      patient,
-      seed=phantom.seed,
-      setting=phantom.setting,
-      missing_views=phantom.missing_views,
-      annotators=annotator.STYLES,
-    ):
+    for video in cohort.videos_of(patient, phantom):
       if video.name in patient_of:
         found[video.name] = Recording(
           numbers=range(phantom.n_frames),

@@ -5,6 +5,7 @@ import fractions
 import gzip
 import math
 import os
+import re
 import shutil
 
 import av
@@ -51,11 +52,22 @@ def _beside(target, suffix):
   return target.with_name(target.name + suffix)
 
 
+def _temporary(path, number):
+  # With the suffix, as some libraries choose the format by it.
+  return path.with_name(f".{number}.{path.name}")
+
+
+def process_of(temporary, path):
+  """The number of the process that writes, or wrote, a path under a temporary name; or None."""
+  number = temporary.name[1:].partition(".")[0]
+  is_ours = re.fullmatch("[1-9][0-9]*", number) and temporary == _temporary(path, number)
+  return int(number) if is_ours else None
+
+
 @contextlib.contextmanager
 def written(path):
   """Yields a temporary path, which becomes the path; nothing stays of it where that fails."""
-  # With the suffix, as some libraries choose the format by it.
-  temporary = path.with_name(f".{os.getpid()}.{path.name}")
+  temporary = _temporary(path, os.getpid())
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     yield temporary

@@ -13,7 +13,7 @@ from absl import logging
 
 from lus_jax import labels as labels_lib
 from lus_jax import notices, results
-from lus_jax.data import datasets, recordings
+from lus_jax.data import datasets, recordings, selection
 from lus_jax.errors import UserError
 from lus_jax.inference import frames as frames_lib
 from lus_jax.inference import inputs
@@ -23,7 +23,7 @@ from lus_jax.report import schema
 # Clips of the test split: those of the best, middle and worst scores, a third each.
 N_OWN = 12
 # Grey levels by which a frame of a clip may differ on average from what was stored of it: two
-# decoders of one video do so by less, and another picture by more.
+# decoders of one video do so by less, and another picture by more. A simulated one may not.
 _SAME = 2.0
 # What is read of the labelled frames.
 _FIELDS = ("image", "valid_box", "confidence", "labelled", "annotator", "frame")
@@ -108,7 +108,8 @@ def of_test_split(trained, workdir):
   scores = {name: _score(trained, [rows[i] for i in mine]) for name, mine in places.items()}
   ranked = sorted(places, key=lambda name: (-scores[name], name))
   chosen = _spread(ranked)
-  dataset = datasets.reopen(trained.config.data, trained.dataset)
+  stored = datasets.reopen(trained.config.data, trained.dataset)
+  dataset = selection.select(stored, trained.config.data).used
   examples = dataset.splits["test"].only(*_FIELDS, *(["ignore"] if dataset.has_ignore else []))
   if len(examples) != len(rows):
     raise UserError(
@@ -138,6 +139,8 @@ def _own(trained, name, recording, examples, rows, ranks):
   recording, notes = _recording(trained, name, recording, examples, place_of)
   first = next(iter(rows.values()))
   facts = [(key, str(first[key])) for key in ("patient", "view", "day") if key in first]
+  area = _area(trained, recording)
+  of_area = [_told(area)] if recording.media else []
 
   def labels(numbers):
     for place, row in rows.items():
@@ -147,12 +150,28 @@ def _own(trained, name, recording, examples, rows, ranks):
   return Clip(
     name=name,
     recording=recording,
-    box=recording.box or scan_area.whole(recording.height, recording.width),
-    facts=(*(fact for fact in facts if fact[1] not in ("", "-1")), *ranks),
+    box=area.box,
+    facts=(*(fact for fact in facts if fact[1] not in ("", "-1")), *of_area, *ranks),
     notes=notes,
     labelled=tuple(place_of),
     labels=labels,
   )
+
+
+def _area(trained, recording):
+  """What is shown of a clip: beside the scan a name may stand, which is shown to nobody."""
+  if recording.box:
+    return scan_area.Area(recording.box, "table")
+  if recording.media:
+    return scan_area.find(recording.media)
+  # Of the labelled frames alone, and of simulated ones, beside which nothing stands.
+  if trained.config.data.name == "lus_phantom":
+    return scan_area.Area(scan_area.whole(recording.height, recording.width), "whole")
+  return scan_area.find_in(np.stack(list(recording.read(recording.numbers))))
+
+
+def _told(area):
+  return ("scan area", _AREAS[area.how].format(scan_area.text(area.box)))
 
 
 def _score(trained, rows):
@@ -199,7 +218,8 @@ def _shows(trained, recording, number, example):
     return False
   image = np.stack(list(recording.read([number])))
   fitted, _ = frames_lib.fit(image, trained.config.data.image_size, recording.box)
-  return np.abs(255 * fitted[0] - example["image"].astype(np.float32)).mean() <= _SAME
+  difference = np.abs(np.rint(255 * fitted[0]) - example["image"]).mean()
+  return difference <= (0 if trained.config.data.name == "lus_phantom" else _SAME)
 
 
 def _label(trained, example, row):
@@ -265,7 +285,7 @@ def _refuse(error):
 def _given(trained, name, one):
   media = one.media
   area = scan_area.Area(one.box, "table") if one.box else scan_area.find(media)
-  # Models see what they learned from; what stands beside the scan, as a name, is shown to nobody.
+  # Models see what they learned from.
   seen = area.box if trained.dataset.get("has_scan_areas") else None
   return Clip(
     name=name,
@@ -273,6 +293,6 @@ def _given(trained, name, one):
     box=area.box,
     facts=(
       ("size", f"{media.width} x {media.height} pixels"),
-      ("scan area", _AREAS[area.how].format(scan_area.text(area.box))),
+      _told(area),
     ),
   )

@@ -1,5 +1,6 @@
 """The model card of exported models: Markdown, from their record and the results files of a run."""
 
+import ast
 import collections
 import pathlib
 import re
@@ -226,6 +227,20 @@ def _shown_command(words):
     is_path = value.startswith(("/", "~")) or option.rpartition(".")[2].lstrip("-") in _PATHS
     if is_path and not value.startswith("configs/"):
       value = pathlib.PurePath(value).name
-    value = re.sub(r"\brater\([^)]*\)", "rater(...)", value)
+    value = _without_raters(value)
     shown.append(shlex.quote(f"{option}={value}" if sign else value))
   return " ".join(shown)
+
+
+def _without_raters(value):
+  """The value of an option without raters' names, which may hold any sign."""
+  if not re.search(r"\brater\s*\(", value):
+    return value
+  try:
+    members = ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    members = value
+  if isinstance(members, tuple | list):
+    return repr(tuple(_without_raters(x) if isinstance(x, str) else x for x in members))
+  # Where the name ends nobody knows but who reads members.
+  return re.sub(r"\brater\s*\(.*", "rater(...)", value, flags=re.DOTALL)

@@ -222,6 +222,7 @@ def _run_checks(classes):
         )
       },
       {
+        "copies": _list(_object(_named(("named", "counted"), _text))),
         "annotators": _list(
           _object(
             {"annotator": _text, "painted": painted}

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 from lus_jax import labels
+from lus_jax.data import copies
 from lus_jax.evaluation import statistics
 from lus_jax.report import cells, figures, paper, pictures, text
 
@@ -122,7 +123,8 @@ def summary(files):
         summary["too_few"] = row["patients"] < statistics.INTERVAL_PATIENTS
   if "segmentation" in files:
     content = files["segmentation"]
-    summary["notes"] = content["notes"]
+    found = files.get("dataset", {}).get("copies", [])
+    summary["notes"] = list(copies.named(content["notes"], found))
     summary["absent"] = [
       (name, [cells.percent(t) for t in thresholds])
       for name, thresholds in text.absent_classes(content["rows"]).items()

@@ -62,8 +62,8 @@ def of_study(configs, device, rate=None):
   if config is None or config.data.name != "lus_phantom":
     return ""
   table = phantom_table(config.data.phantom)
-  first = next(part for name, part in configs.items() if name != "segmentation")
-  splits = folds.of_videos(table, first.folds)
+  first = next((part for name, part in configs.items() if name != "segmentation"), None)
+  splits = folds.of_videos(table, first.folds) if first else ()
   parts, disk = _segmentation(config, first, table, splits, device)
   for name, part in configs.items():
     if name != "segmentation":
@@ -136,7 +136,7 @@ def clips_of_training(config, table, splits):
 
 
 def _segmentation(config, task, table, splits, device):
-  """The `Part`s of the segmentation and its channels, and bytes on disk by name."""
+  """The `Part`s of the segmentation and of a task's channels, and bytes on disk by name."""
   from tfds_builders.lus_phantom import simulator
 
   objective, k = Objective(config), len(simulator.CLASSES)
@@ -152,31 +152,31 @@ def _segmentation(config, task, table, splits, device):
   flop = segmentation.training_flop(config, classes=k * objective.head)
   images = config.train.epochs * (sizes["train"] + sizes["validation"] / flops.TRAINING)
   images *= objective.n_models
-  thresholds = len(task.channels.thresholds) or len(config.sweep.thresholds)
   sets, n_models, frames = 1, objective.n_models, int(table.n_frames.sum())
-  if task.folds.leakage == "strict":
+  if task and task.folds.leakage == "strict":
     # A sweep a fold, and inner ones that each leave a part of its patients out.
     sets, each, inner = len(splits), len(config.sweep.thresholds), task.folds.get("inner", 0)
     of_folds = sum(sum(p in fold.train for p in table.patient.tolist()) for fold in splits)
     n_models += sets * (1 + inner) * each
     images += config.train.epochs * each * of_folds * max(1, inner)
   common = {"network": "segmentation", "dtype": config.model.dtype}
-  parts = [
-    Part("segmentation", n_models, dict.fromkeys(WAYS, images), flop, **common),
+  _, parameters = designs.segmentation(config.model).sizes
+  parts = [Part("segmentation", n_models, dict.fromkeys(WAYS, images), flop, **common)]
+  disk = {"checkpoints": _COPIES * 4 * n_models * parameters * config.model.width**2}
+  if task is None:
+    return parts, disk
+  thresholds = len(task.channels.thresholds) or len(config.sweep.thresholds)
+  parts.append(
     Part(
       "channels",
       sets * thresholds,
       dict.fromkeys(WAYS, sets * thresholds * frames / flops.TRAINING),
       flop,
       **common,
-    ),
-  ]
-  _, parameters = designs.segmentation(config.model).sizes
+    )
+  )
   maps = sets * thresholds + ("true" in task.channels.ablations)
-  return parts, {
-    "channels": frames * task.clip.image_size**2 * (1 + k * maps),
-    "checkpoints": _COPIES * 4 * n_models * parameters * config.model.width**2,
-  }
+  return parts, {"channels": frames * task.clip.image_size**2 * (1 + k * maps)} | disk
 
 
 def _clinical(name, config, segmentation_config, table, splits, device):
@@ -205,27 +205,36 @@ def _clinical(name, config, segmentation_config, table, splits, device):
 
 
 def _text(parts, disk, configs, device, rate):
+  pairs = next((part.pairs for part in configs.values() if "pairs" in part), None)
+  # Without pairs there is one way.
+  ways = {way: f", {words}" for way, words in WAYS.items()} if pairs else {"sampled": ""}
   rates = {dtype: rate(dtype) for dtype in {part.dtype for part in parts}}
   shares = estimate.SHARES["cpu" if device.platform == "cpu" else "accelerator"]
   seconds = {
     way: [p.images[way] * p.flop / (rates[p.dtype] * shares[p.network]) for p in parts]
-    for way in WAYS
+    for way in ways
   }
   rows = [
     [
       part.name,
       str(part.models),
-      *(f"{part.images[way]:.2g}" for way in WAYS),
-      *(estimate.duration(seconds[way][i]) for way in WAYS),
+      *(f"{part.images[way]:.2g}" for way in ways),
+      *(estimate.duration(seconds[way][i]) for way in ways),
     ]
     for i, part in enumerate(parts)
   ]
-  totals = [estimate.duration(sum(seconds[way])) for way in WAYS]
-  rows += [None, ["in all", "", "", "", *totals]]
-  header = ["", "models", *(f"images or clips, {way}" for way in WAYS.values())]
-  header += [f"time, {way}" for way in WAYS.values()]
-  pairs = next((part.pairs for part in configs.values() if "pairs" in part), "sampled")
+  totals = [estimate.duration(sum(seconds[way])) for way in ways]
+  rows += [None, ["in all", "", *[""] * len(ways), *totals]]
+  header = ["", "models", *(f"images or clips{way}" for way in ways.values())]
+  header += [f"time{way}" for way in ways.values()]
   sizes = ", ".join(f"{name} {size / _GIB:.1f} GiB" for name, size in disk.items())
+  told = f"On disk: {sizes}, and the prepared data."
+  if pairs:
+    told = (
+      f"This run goes {WAYS[pairs]}; the other way is --config.sf_change.pairs="
+      f"{next(way for way in WAYS if way != pairs)}. On disk, either way: {sizes}, and the "
+      "prepared data."
+    )
   return "\n".join(
     [
       f"What this study takes on {device}, a guess before any of it ran, by "
@@ -233,8 +242,6 @@ def _text(parts, disk, configs, device, rate):
       f"products, of which segmentation is taken to reach {shares['segmentation']:.0%} and the "
       f"video networks {shares['video']:.0%}:",
       cells.text_table(header, rows),
-      f"This run goes {WAYS[pairs]}; the other way is --config.sf_change.pairs="
-      f"{next(way for way in WAYS if way != pairs)}. On disk, either way: {sizes}, and the "
-      "prepared data.",
+      told,
     ]
   )

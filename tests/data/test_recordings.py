@@ -7,7 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from lus_jax.data import recordings
+from configs import seg
+from lus_jax.data import datasets, recordings
 from lus_jax.errors import UserError
 
 
@@ -52,3 +53,17 @@ def test_labelled_frames_alone():
 
 def test_pictures_have_no_clips():
   assert recordings.find(ConfigDict({"name": "multirater_folder"}), {"a": "p0"}) == {}
+
+
+def test_simulated_clips_are_those_that_were_prepared(tmp_path):
+  config = seg.get_config("tiny").data
+  config.image_size, config.prepared_dir = 32, str(tmp_path)
+  changed = {"stable_patients": 0.7, "readmission_accuracy": 0.9}
+  config.phantom.update({"n_patients": 3, "n_frames": 2, "missing_views": 0.8} | changed)
+  stored = [x for split in datasets.open_dataset(config, "frames").splits.values() for x in split]
+  patient_of = {x["video"].decode(): x["patient"].decode() for x in stored}
+  found = recordings.find(config, patient_of)
+  assert len(stored) > 3 and sorted(found) == sorted(patient_of)
+  for example in stored:
+    [frame] = found[example["video"].decode()].read([int(example["frame"])])
+    np.testing.assert_array_equal(frame, example["image"][..., 0])

@@ -123,6 +123,25 @@ def test_both_ways_are_told_before_the_papers_study_begins(tmp_path, monkeypatch
   assert capsys.readouterr().out.startswith("== 1 of 4: segmentation\n")
 
 
+@pytest.mark.parametrize("tasks", [(), ("sf_ratio",)])
+def test_without_pairs_there_is_one_way(tasks):
+  config = get_config("paper", "paper")
+  config.tasks = tasks
+  h100 = hardware.Device("gpu", "an H100", 60 * 2**30, 9.0)
+  text = forecast.of_study(study.parts(config), h100, rate=lambda dtype: 6e14)
+  assert "way" not in text and "pairs" not in text and "nan" not in text
+  rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+  both = ["channels", "sf_ratio"] if tasks else []
+  assert [name for name in ("segmentation", "channels", "sf_ratio") if name in rows] == [
+    "segmentation",
+    *both,
+  ]
+  # A number of models, and images and a time once: '2.4e+06', '11', 'hours'.
+  assert len(rows["segmentation"]) == 5 and len(rows["in"]) == 4
+  assert ("channels" in text.splitlines()[-1]) == bool(tasks)
+  assert "On disk: " in text and "checkpoints" in text.splitlines()[-1]
+
+
 def test_what_is_set_once_reaches_every_part():
   config = get_config("paper", "demo")
   config.seed, config.clip.n_segment, config.folds.cv = 5, 3, "rotate"

@@ -6,6 +6,7 @@ import os
 import jax
 
 from lus_jax import results
+from lus_jax.data import copies
 from lus_jax.evaluation import ratio, statistics
 from lus_jax.models import torch_weights
 from lus_jax.training import loop
@@ -15,7 +16,8 @@ from lus_jax.words import plural
 def notes_on(setup):
   """What a reader of the results has to know: a list of sentences."""
   config, dataset, same = setup.config, setup.dataset, setup.same
-  notes = list(dataset.notes)
+  # These stay with the run: no model goes out with them.
+  notes = list(copies.named(dataset.notes, copies.stored(dataset)))
   if not same and not dataset.simulated:
     from tfds_builders import tables
 

@@ -373,7 +373,7 @@ def _look(setup, whole, chosen, plans):
 
 
 def _copies(setup):
-  """Sentences on patients that may be one person, here and among those of the segmentation."""
+  """`copies.Told`s of patients that may be one, here and among those of the segmentation."""
   table = setup.table
   looks = copies.look(setup.dataset, "frames", int(table.n_frames.sum()))
   if not setup.dataset.metadata.get("patients_are_unknown"):

@@ -7,7 +7,7 @@ import numpy as np
 from absl import logging
 
 from lus_jax import results
-from lus_jax.data import augment, pipeline, summary
+from lus_jax.data import augment, copies, pipeline, summary
 from lus_jax.evaluation import raters, segmentation, statistics
 from lus_jax.inference import trained as trained_lib
 from lus_jax.models import designs
@@ -315,7 +315,7 @@ def write_results(write, trained, evaluation, rows, history, dataset, counted, p
       "rows": extra,
       "cost": _cost(trained),
     },
-    "dataset": {"rows": counted, **painters},
+    "dataset": {"rows": counted, **painters, "copies": copies.stored(dataset)},
     "cases": {"split": "test", "rows": cases},
     "history": {"rows": history},
     "segmentation_matrix": {"rows": matrix},
