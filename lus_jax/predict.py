@@ -23,6 +23,7 @@ The same command goes on where it was stopped, with the clips that are not finis
 
 import collections
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -40,7 +41,7 @@ from absl import flags
 import lus_jax
 from lus_jax import command_line, lock, palette, pool, progress, results, signals
 from lus_jax.errors import UserError, say_warnings_plainly
-from lus_jax.files import sha256, write_text
+from lus_jax.files import sha256, unreadable, write_text
 from lus_jax.inference import formats as formats_lib
 from lus_jax.inference import frames as frames_lib
 from lus_jax.inference import inputs as inputs_lib
@@ -62,7 +63,7 @@ __doc__ = __doc__.format(formats=", ".join(formats_lib.FORMATS))
 # one it is.
 _STATE = (
   *("complete", "versions", "files", "notes"),
-  *("digest", "highest", "rows", "failed", "shown_area"),
+  *("outputs", "highest", "rows", "failed", "left_out", "shown_area"),
 )
 # How scan areas are known that are not looked for in the frames.
 _KNOWN = ("none", "given", "table")
@@ -118,11 +119,22 @@ class _Job:
 
   def __init__(self, source, frames, out, content):
     self.source, self.frames, self.out, self.content = source, frames, out, content
+    # By format, of every member; once its scan area is known.
+    self.writers = {}
 
   @property
   def name(self):
     """As tables and messages call it."""
     return self.source.name or self.source.path.name
+
+  def read_checksum(self):
+    """Takes the input's checksum into the record; of a new clip just before it is looked at.
+
+    Raises:
+      UserError: a file cannot be read now.
+    """
+    if "input_sha256" not in self.content:
+      self.content["input_sha256"] = _input_checksum(self.source.media)
 
 
 def run(
@@ -160,7 +172,8 @@ def run(
     table: a CSV file of video, patient and day.
 
   Returns:
-    What `prediction.json` says; `failed` there has what could not be read, by name.
+    What `prediction.json` says; of a folder `failed` there has what could not be read, by name, and
+    `left_out`, by name and format, what could not be written of what could.
 
   Raises:
     UserError: the run, the input, an argument or the directory is not in order.
@@ -199,7 +212,7 @@ def run(
     content[kind] = [one.name for one in found.inputs]
     _check_directory(out, content)
   for job in jobs:
-    _check_directory(job.out, job.content)
+    _check_directory(job.out, job.content, is_nested=not found.is_one)
   checked = progress.bar(jobs, total=len(jobs), unit="clip", what="checking what is there", delay=5)
   finished = [job for job in checked if _is_finished(job)]
   for line in found.lines:
@@ -216,7 +229,8 @@ def run(
       content = jobs[0].content
     else:
       _write_page(plan, done, content, failed)
-      content = content | {"complete": True, "failed": failed}
+      left_out = {job.name: job.content["left_out"] for job in done if job.content["left_out"]}
+      content = content | {"complete": True, "failed": failed, "left_out": left_out}
       _write_record(out, content)
   _say_results(plan, done)
   return content
@@ -326,8 +340,7 @@ def _located(plan, jobs):
   for job in jobs:
     media = job.source.media
     try:
-      for writer in plan.writers:
-        writer.check(media)
+      job.read_checksum()
       if "scan_area" not in job.content:
         job.content |= _describe_area(plan, media, scan_area.find(media))
       box = tuple(job.content["scan_area"])
@@ -335,10 +348,30 @@ def _located(plan, jobs):
         # Where the networks see all of the frame, it is looked for all the same.
         is_whole = job.content["scan_area_by"] == "none"
         job.content["shown_area"] = list(scan_area.find(media).box if is_whole else box)
+      _choose_writers(plan, job)
     except UserError as error:
       yield frames_lib.Failed(job, error)
       continue
     yield frames_lib.Clip(job, media, job.frames, box)
+
+
+def _choose_writers(plan, job):
+  """Makes the writers of a clip; of many clips, a format that one cannot have is left out there."""
+  job.content["left_out"] = {}
+  for name in plan.formats:
+    if name == CSV:
+      continue
+    one = formats_lib.FORMATS[name]
+    try:
+      job.writers[name] = [
+        one.writer(job.out / one.folder / head.name, job.source.media, head)
+        for head in _heads(plan, job)
+      ]
+    except UserError as error:
+      if plan.is_one:
+        raise
+      job.content["left_out"][name] = str(error)
+      progress.say(f"error: {job.name}: no {name}: {error}")
 
 
 class _Output:
@@ -355,18 +388,16 @@ class _Output:
     # It goes first, so that what a kill leaves behind is known for what it is.
     _remove_leftovers(job.out)
     _write_record(job.out, content)
-    heads = [_head(plan, job, view, box) for view in plan.trained.views]
+    heads = _heads(plan, job)
     self._members = []
     # Each in a thread of its own, which keeps the frames in their order.
     self._of_all = []
     self._stack = contextlib.ExitStack()
     try:
-      for i, head in enumerate(heads):
-        for name in plan.formats:
-          if name != CSV:
-            one = formats_lib.FORMATS[name]
-            writer = one.writer(job.out / one.folder / head.name, media, head)
-            self._members.append((i, self._entered(writer), self._lane()))
+      writers, job.writers = job.writers, {}  # they are large, and jobs are many
+      for of_members in writers.values():
+        for i, writer in enumerate(of_members):
+          self._members.append((i, self._entered(writer), self._lane()))
       self._measured = None
       if plan.is_measured:
         rules = measures.Rules(
@@ -428,10 +459,12 @@ class _Output:
       raise
     self._stack.close()
     names = [view.name for view in self._plan.trained.views]
+    # Those before; in the same order, it is the same record.
+    self.job.content.pop("outputs", None)
     self.job.content |= {
       "highest": dict(zip(names, self._highest.tolist(), strict=True)),
       "rows": self._measured.rows if self._measured else [],
-      "digest": _digest(self.job.out),
+      "outputs": _outputs(self.job.out),
       "complete": True,
     }
     _write_record(self.job.out, self.job.content)
@@ -456,19 +489,24 @@ def _in_turn(function, *arguments):
     function(*arguments)
 
 
-def _head(plan, job, view, box):
-  classes = plan.trained.classes
-  return Head(
-    name=view.name,
+def _heads(plan, job):
+  """A `Head` of every member, once the scan area is known."""
+  classes, box = plan.trained.classes, tuple(job.content["scan_area"])
+  common = Head(
+    name="",
     classes=classes,
     colours=tuple(palette.rgb(k) for k in range(len(classes))),
-    meaning=views_lib.meaning(plan.trained, view),
+    meaning="",
     frames=tuple(job.frames),
     cut=plan.cut,
     box=box,
     shown=tuple(job.content.get("shown_area", box)),
     software=f"lus_jax {lus_jax.__version__}",
   )
+  return [
+    dataclasses.replace(common, name=view.name, meaning=views_lib.meaning(plan.trained, view))
+    for view in plan.trained.views
+  ]
 
 
 def _remove_leftovers(out):
@@ -479,19 +517,36 @@ def _remove_leftovers(out):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _digest(out):
-  """One SHA-256 of the files of a clip but its record, and of their names."""
-  found = hashlib.sha256()
+def _input_checksum(media):
+  """The SHA-256 of a clip's file; of several one of theirs and their names."""
+  try:
+    found = [(file.name, sha256(file)) for file in media.files]
+  except OSError as error:
+    raise unreadable(media.path, error) from error
+  if len(found) == 1:
+    return found[0][1]
+  return hashlib.sha256("".join(f"{name}\0{one}\n" for name, one in found).encode()).hexdigest()
+
+
+def _own_files(out):
+  """Yields paths of a clip's files within its folder, but its record, and none that are hidden."""
   beside = (RECORD, lock.NAME, tables.VIDEOS, tables.DAYS)
   for folder, folders, files in os.walk(out):
     # What has a record is another clip's.
-    folders[:] = sorted(x for x in folders if not os.path.exists(os.path.join(folder, x, RECORD)))
+    folders[:] = sorted(
+      name
+      for name in folders
+      if not inputs_lib.is_hidden(name) and not os.path.exists(os.path.join(folder, name, RECORD))
+    )
     for name in sorted(files):
       path = pathlib.Path(folder, name)
-      if path.parent == out and name in beside:
-        continue
-      found.update(f"{path.relative_to(out).as_posix()}\0{sha256(path)}\n".encode())
-  return found.hexdigest()
+      if not inputs_lib.is_hidden(name) and (path.parent != out or name not in beside):
+        yield path.relative_to(out)
+
+
+def _outputs(out):
+  """The SHA-256 of each of a clip's files, by its path within the folder."""
+  return {path.as_posix(): sha256(out / path) for path in _own_files(out)}
 
 
 def _write_tables(plan, done):
@@ -517,12 +572,12 @@ def _write_page(plan, done, content, failed):
   """Writes the page of many clips."""
   clips = []
   for job in done:
-    source, shown = job.source, job.content
-    facts = [f"patient {source.patient}"] if source.patient else []
-    facts += [f"day {source.day}"] if source.day else []
-    facts += [plural(len(job.frames), "frame"), f"{shown['width']} x {shown['height']} pixels"]
+    shown = job.content
+    # Neither patient nor day, as pages are passed on: they stand in the tables.
+    facts = [plural(len(job.frames), "frame"), f"{shown['width']} x {shown['height']} pixels"]
     area = f"scan area {scan_area.text(shown['scan_area'])} ({shown['scan_area_by']})"
     facts += ["the networks saw the whole frame" if shown["scan_area_by"] == "none" else area]
+    facts += [f"no {name}, which could not be written" for name in shown["left_out"]]
     clips.append(
       {
         "name": job.name,
@@ -571,6 +626,9 @@ def _describe(plan, workdir, source):
     "meaning": {
       view.name: f"value / 255 = {views_lib.meaning(trained, view)}" for view in trained.views
     },
+    "fingerprints": {
+      view.name: text for view, text in zip(trained.views, trained.fingerprints, strict=True)
+    },
     "dataset": trained.dataset,
     "notes": list(trained.notes),
     "formats": list(plan.formats),
@@ -595,6 +653,10 @@ def _job(plan, source, frames, workdir, given):
     "frames": frames,
     "height": media.height,
     "width": media.width,
+    # What its data set may say of how it is read.
+    "npy_axes": media.npy_axes,
+    "nifti_axes": media.nifti_axes,
+    "window": media.window and [float(value) for value in media.window],
   }
   area = _known_area(plan, source)
   if area is not None:
@@ -656,15 +718,21 @@ def _choose_pleura(trained, names):
   return tuple(dict.fromkeys(names))
 
 
-def _read_record(out, content):
-  """The record in a directory; None where there is none and it may be used (`UserError` if not)."""
+def _read_record(out, content, *, is_nested=False):
+  """The record in a directory; None where there is none and it may be used (`UserError` if not).
+
+  Args:
+    out: the directory.
+    content: what a record of this prediction says.
+    is_nested: whether it is a clip's among those of a folder, and may hold those of others.
+  """
   file = out / RECORD
   try:
     if out.exists() and not out.is_dir():
       raise UserError(f"--out={out} is a file; name a directory.")
     if not file.exists():
-      names = [path.name for path in out.iterdir()] if out.exists() else []
-      if any(name != lock.NAME and not _LEFTOVER.search(name) for name in names):
+      entries = _own_files(out) if is_nested else out.iterdir() if out.exists() else ()
+      if any(not inputs_lib.is_hidden(x.name) and not _is_leftover(x.name) for x in entries):
         raise UserError(f"--out={out} holds other things; name a new or empty directory.")
       return None
     # Older ones do not say all of it.
@@ -675,9 +743,13 @@ def _read_record(out, content):
     raise UserError(f"{file} is damaged; name another --out, or remove {out}.") from error
 
 
-def _check_directory(out, content):
+def _is_leftover(name):
+  return name == lock.NAME or _LEFTOVER.search(name)
+
+
+def _check_directory(out, content, *, is_nested=False):
   """Refuses a directory that holds anything but this very prediction (`UserError`)."""
-  theirs = _read_record(out, content)
+  theirs = _read_record(out, content, is_nested=is_nested)
   if theirs is None:
     return
   different = [k for k in content if k not in _STATE and theirs.get(k) != content[k]]
@@ -701,9 +773,40 @@ def _before(content):
 
 
 def _is_finished(job):
-  """Whether all of a clip is there as it was written; the job takes over what its record says."""
-  theirs = _read_record(job.out, job.content)
-  if theirs is None or not theirs["complete"] or theirs.get("digest") != _digest(job.out):
+  """Whether all of a clip is there as it was written; the job takes over what its record says.
+
+  Raises:
+    UserError: the input is another one than that of the record, or somebody has changed what is
+      there since, which would be written over.
+  """
+  theirs = _read_record(job.out, job.content, is_nested=bool(job.source.name))
+  if theirs is None:
+    return False
+  job.read_checksum()
+  _check_directory(job.out, job.content)
+  # Also of what was begun again and stopped: until all is there anew, its files are the old ones.
+  job.content["outputs"] = theirs.get("outputs", {})
+  missing = []
+  for name, digest in job.content["outputs"].items():
+    try:
+      is_changed = sha256(job.out / name) != digest
+    except OSError:  # it is not there, or the disk does not give it
+      missing.append(name)
+      continue
+    if is_changed:
+      raise UserError(
+        f"{job.name}: {job.out / name} was changed since it was written (corrected by hand?); name "
+        "another --out, or delete that file to have it made again."
+      )
+  if missing:
+    # Folders of formats are written anew, as a whole.
+    for path in _own_files(job.out):
+      if path.as_posix() not in job.content["outputs"] and path.parent.parts:
+        raise UserError(
+          f"{job.name}: {missing[0]} is missing and would be made again, and {job.out / path}, "
+          "which is not of the prediction, might be lost; move it, or name another --out."
+        )
+  if missing or not theirs["complete"]:
     return False
   job.content = theirs
   return True
@@ -730,13 +833,20 @@ def _main(argv):
   names |= {"members": "model", "classes": "class"}
   counts = [plural(len(content[key]), noun) for key, noun in names.items() if key in content]
   print(f"{', '.join(counts)}: {options['out']}/{RECORD}")
-  failed = content.get("failed", {})
-  if not failed:
-    return 0
-  print(f"error: {plural(len(failed), 'file')} could not be read:", file=sys.stderr)
-  for name, reason in failed.items():
-    print(f"  {name}: {reason}", file=sys.stderr)
-  return 1
+  failed, left_out = content.get("failed", {}), content.get("left_out", {})
+  if left_out:
+    print(
+      f"error: {plural(len(left_out), 'clip')} could not be written in every format:",
+      file=sys.stderr,
+    )
+    for name, reasons in left_out.items():
+      for form, reason in reasons.items():
+        print(f"  {name}: no {form}: {reason}", file=sys.stderr)
+  if failed:
+    print(f"error: {plural(len(failed), 'file')} could not be read:", file=sys.stderr)
+    for name, reason in failed.items():
+      print(f"  {name}: {reason}", file=sys.stderr)
+  return 1 if failed or left_out else 0
 
 
 def _parse(argv):
@@ -825,8 +935,15 @@ def _formats(text):
   return names
 
 
+def _one(option, text, kind):
+  found = command_line.numbers(option, text, kind)
+  if len(found) > 1:
+    raise UserError(f"--{option}={text}: write one number.")
+  return found[0]
+
+
 def _cut(text):
-  (cut,) = command_line.numbers("cut", text, float)[:1]
+  cut = _one("cut", text, float)
   if not 0 < cut <= 1:
     raise UserError(f"--cut={text}: write a probability above 0 and at most 1, as .5.")
   return cut
@@ -835,7 +952,7 @@ def _cut(text):
 def _smallest(text):
   if text is None:
     return None
-  (smallest,) = command_line.numbers("smallest", text, int)[:1]
+  smallest = _one("smallest", text, int)
   if smallest < 1:
     raise UserError(f"--smallest={text}: write a number of pixels from 1 on.")
   return smallest

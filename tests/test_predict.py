@@ -387,13 +387,27 @@ def test_an_interrupted_prediction_is_written_again_and_another_one_is_refused(
   assert call(**options) == 0
   first = contents(out)
   assert json.loads(first[out / "prediction.json"])["complete"] is True
-  (out / "threshold_0.6" / "000002" / "pleura.png").write_bytes(b"damaged")
+  mask = out / "threshold_0.6" / "000002" / "pleura.png"
+  mask.write_bytes(b"corrected")
+  assert call(**options) == 2
+  assert f"clip.npy: {mask} was changed since it was written" in capsys.readouterr().err
+  assert mask.read_bytes() == b"corrected"
+  mask.unlink()
+  # Nor once it is being made again.
+  with monkeypatch.context() as patch:
+    patch.setattr(palette, "overlay", interrupted)
+    assert call(**options) == 130
+  another = out / "threshold_0.6" / "000001" / "pleura.png"
+  another.write_bytes(b"corrected")
+  assert call(**options) == 2
+  assert f"{another} was changed since it was written" in capsys.readouterr().err
+  another.write_bytes(first[another])
   assert call(**options) == 0
   assert contents(out) == first
   capsys.readouterr()
   assert call(**options | {"thresholds": ".6,.8", "frames": "1"}) == 2
   assert (
-    "holds another prediction (different: thresholds, members, meaning, frames)"
+    "holds another prediction (different: thresholds, members, meaning, fingerprints, frames)"
     in capsys.readouterr().err
   )
   assert contents(out) == first

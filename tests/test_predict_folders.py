@@ -9,6 +9,7 @@ import re
 import shutil
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -21,7 +22,7 @@ from lus_jax.inference import frames as frames_lib
 from lus_jax.inference import inputs as inputs_lib
 from lus_jax.inference import page
 from lus_jax.inference import trained as trained_lib
-from lus_jax.inference.formats import png
+from lus_jax.inference.formats import dicomseg, png
 from lus_jax.media import readers, writers
 from lus_jax.media.clips import Media
 from tests.faults import seeds
@@ -261,6 +262,53 @@ def test_dicom_says_whose_it_is_and_of_which_day(tmp_path, load):
     ("IM0002", "p", "20240302"),
   ]
   assert [row["day"] for row in rows_of(out / "patient_days.csv")[::4]] == ["20240301", "20240302"]
+  # They stay in the tables: a page with pictures is passed on.
+  assert "patient p" not in (text := (out / "index.html").read_text()) and "20240301" not in text
+
+
+def test_a_table_does_not_take_away_what_is_known(tmp_path, load, capsys):
+  top, out = tmp_path / "in", tmp_path / "out"
+  for name in ("a.dcm", "b.dcm"):
+    seeds.save_dicom(top / name, seeds.dataset(seeds.frames(), StudyDate="20240301"))
+  np.save(top / "c.npy", noise(1, 20, 30)[0])
+  np.save(top / "d.npy", noise(1, 20, 30)[0])
+  (tmp_path / "t.csv").write_text("video,patient,day\na.dcm,q,\nb.dcm,,7\nc.npy,r,\n")
+  options = {"workdir": "run", "input": top, "out": out, "format": "csv"}
+  assert call(**options, table=tmp_path / "t.csv") == 0
+  found = [(x["patient"], x["day"]) for x in rows_of(out / "videos.csv")[::4]]
+  assert found == [("q", "20240301"), ("p", "7"), ("r", ""), ("", "")]
+  said = "t.csv and the files themselves do not say both patient and day of 2 of the input (c, d)."
+  assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reason", ["no DICOM", "too large"])
+def test_a_format_that_one_clip_cannot_have_is_left_out_there(
+  reason, tmp_path, load, monkeypatch, capsys
+):
+  top, out, name = tmp_path / "in", tmp_path / "out", "dicomseg-binary"
+  uids = {"StudyInstanceUID": "1.2.9", "SeriesInstanceUID": "1.2.8"}
+  for one, n in (("a", 2), ("c", 1)):
+    seeds.save_dicom(top / f"{one}.dcm", seeds.dataset(noise(n, 40, 30), **uids))
+  if reason == "no DICOM":
+    np.save(top / "b.npy", noise(1, 20, 30)[0])
+    lacks, has, said = "b", ["a", "c"], "b.npy is no DICOM file"
+  else:
+    # A byte less than the two frames of two classes take.
+    monkeypatch.setattr(dicomseg, "MOST", 40 * 30 * 4 // 8 - 1)
+    lacks, has, said = "a", ["c"], "a DICOM file holds 4; name some of its frames"
+  for _ in range(2):  # what is finished already still counts
+    assert call(workdir="run", input=top, out=out, format=f"png,{name},csv") == 1
+    first, second = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert first.endswith("error: 1 clip could not be written in every format:")
+    assert second.startswith(f"  {lacks}: no {name}: ") and said in second
+  for one in has:
+    assert (out / one / name / "threshold_0.dcm").exists()
+  assert not (out / lacks / name).exists()
+  assert (out / lacks / "frames.csv").exists() and (out / lacks / "threshold_0").exists()
+  record = json.loads((out / "prediction.json").read_text())
+  assert record["failed"] == {} and list(record["left_out"]) == [lacks]
+  assert {row["video"] for row in rows_of(out / "videos.csv")} == {lacks, *has}
+  assert f"no {name}, which could not be written" in (out / "index.html").read_text()
 
 
 def test_a_clip_that_breaks_on_the_way_leaves_nothing(tmp_path, load, monkeypatch, capsys):
@@ -321,7 +369,7 @@ def test_it_goes_on_where_it_was_stopped(folder, tmp_path, load, monkeypatch, ca
   (out / "a" / "frames" / ".123.threshold_0" / "000000").mkdir(parents=True)
   (out / "a" / "frames" / "prediction.json.123.tmp").write_text("{")
   record = json.loads((tmp_path / "whole/a/frames/prediction.json").read_text())
-  before = {key: value for key, value in record.items() if key not in ("digest", "rows", "highest")}
+  before = {key: value for key, value in record.items() if key not in ("outputs", "rows")}
   (out / "a" / "frames" / "prediction.json").write_text(json.dumps(before | {"complete": False}))
   (out / "run.lock").touch()
   assert call(**options, out=out) == 1
@@ -330,10 +378,107 @@ def test_it_goes_on_where_it_was_stopped(folder, tmp_path, load, monkeypatch, ca
   # And once more: nothing is written but the same.
   assert call(**options, out=out) == 1
   assert contents(out) == whole
-  # What was changed since is made again.
-  (out / "one" / "npz" / "threshold_0.npz").write_bytes(b"damaged")
+  # What was corrected since is never written over; what is not there is made again.
+  changed = out / "one" / "npz" / "threshold_0.npz"
+  changed.write_bytes(b"corrected")
+  (out / "one" / "threshold_0" / "000000" / "pleura.png").unlink()
+  capsys.readouterr()
+  assert call(**options, out=out) == 2
+  (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+  assert f"one: {changed} was changed since it was written" in line and "another --out" in line
+  assert changed.read_bytes() == b"corrected"
+  changed.unlink()
+  # Nor is what somebody put beside it, but for what systems do.
+  own = out / "one" / "threshold_0" / "000000" / "rib.png"
+  own.write_bytes(b"own")
+  assert call(**options, out=out) == 2
+  assert f"{own}, which is not of the prediction" in capsys.readouterr().err
+  own.rename(own.with_name(".DS_Store"))
   assert call(**options, out=out) == 1
   assert contents(out) == whole
+  (out / ".DS_Store").touch()
+  (out / "one" / "threshold_0" / ".DS_Store").touch()
+  assert call(**options, out=out) == 1
+  assert contents(out).keys() - whole.keys() == {".DS_Store", "one/threshold_0/.DS_Store"}
+
+
+def test_another_input_or_model_is_another_prediction(tmp_path, load, model, monkeypatch, capsys):
+  top, out = tmp_path / "in", tmp_path / "out"
+  for i in range(2):
+    (top / "frames").mkdir(parents=True, exist_ok=True)
+    np.save(top / f"{'ab'[i]}.npy", noise(1, 20, 30, i)[0])
+    Image.fromarray(noise(1, 20, 30, i)[0]).save(top / "frames" / f"{i:03d}.bmp")
+  options = {"workdir": "run", "input": top, "out": out, "format": "png"}
+  assert call(**options) == 0
+  whole = contents(out)
+  for file, content in (
+    ("b.npy", (top / "a.npy").read_bytes()),
+    ("frames/001.bmp", (top / "frames" / "000.bmp").read_bytes()),
+  ):
+    before = (top / file).read_bytes()
+    assert len(before) == len(content)
+    (top / file).write_bytes(content)
+    assert call(**options) == 2
+    name = file.split("/")[0].removesuffix(".npy")
+    message = f"{out / name} holds another prediction (different: input_sha256)"
+    assert message in capsys.readouterr().err
+    (top / file).write_bytes(before)
+  # Trained again, with the same words.
+  state = [dict(one) for one in model.weights]
+  kernel = jax.tree.map(lambda x: x + 1, state[0]["params"])
+  again = dataclasses.replace(model, weights=[state[0] | {"params": kernel}, *state[1:]])
+  with monkeypatch.context() as patch:
+    patch.setattr(trained_lib, "load", lambda *_, **__: again)
+    assert call(**options) == 2
+    assert "another prediction (different: fingerprints)" in capsys.readouterr().err
+    assert call(**options | {"input": top / "a.npy", "out": out / "a"}) == 2
+  assert call(**options) == 0
+  assert contents(out) == whole
+
+
+def test_how_a_data_set_says_that_it_is_read_is_part_of_the_prediction(tmp_path, load, capsys):
+  top, out = tmp_path / "set", tmp_path / "out"
+  (top / "videos").mkdir(parents=True)
+  (top / "masks").mkdir()
+  deep = sitk.GetImageFromArray(np.arange(600, dtype=np.uint16).reshape(20, 30))
+  sitk.WriteImage(deep, str(top / "videos" / "a.nii"))
+  (top / "manifest.csv").write_text("video,patient\na.nii,p\n")
+  dataset = {"name": "s", "licence": "x", "classes": list(CLASSES)}
+  for high, code in ((600, 0), (300, 2), (600, 0)):
+    words = dataset | {"intensity_window": [0, high]}
+    (top / "dataset.json").write_text(json.dumps(words))
+    assert call(workdir="run", input=top, out=out, format="png") == code
+    assert ("(different: window)" in capsys.readouterr().err) == bool(code)
+
+
+def test_a_clip_below_one_that_fails_is_gone_on_with(tmp_path, load, monkeypatch, capsys):
+  top, out = tmp_path / "in", tmp_path / "out"
+  for name in ("b", "c/d"):
+    (top / "a" / name).mkdir(parents=True)
+    np.save(top / "a" / name / "x.npy", noise(1, 20, 30)[0])
+  for i in range(3):
+    Image.fromarray(noise(1, 20, 30, i)[0]).save(top / "a" / f"{i:03d}.png")
+  options = {"workdir": "run", "input": top, "out": out, "format": "png"}
+  stream = readers.stream
+
+  def damaged(media, frames):
+    for image in stream(media, frames):
+      if media.path.name == "a":
+        raise UserError(f"{media.path} is damaged; export it again.")
+      yield image
+
+  with monkeypatch.context() as patch:
+    patch.setattr(readers, "stream", damaged)
+    for _ in range(2):
+      assert call(**options) == 1
+      assert "a: " in capsys.readouterr().err.splitlines()[-1]
+  assert not (out / "a" / "prediction.json").exists() and (out / "a" / "b").exists()
+  # What is nobody's stays refused.
+  (out / "a" / "notes.txt").touch()
+  assert call(**options) == 2
+  assert f"{out / 'a'} holds other things" in capsys.readouterr().err
+  (out / "a" / "notes.txt").unlink()
+  assert call(**options) == 0
 
 
 def test_an_output_within_the_input_is_not_predicted(tmp_path, load, capsys):
@@ -368,6 +513,8 @@ def test_names_are_told_apart(tmp_path):
     ({"format": "png,jpg"}, "--format: 'jpg' is no format; there are png, overlays, png16, npz, "),
     ({"cut": "0"}, "--cut=0: write a probability above 0"),
     ({"cut": "x"}, "--cut=x: write numbers"),
+    ({"cut": ".3,.9"}, "--cut=.3,.9: write one number"),
+    ({"smallest": "3,5"}, "--smallest=3,5: write one number"),
     ({"smallest": "0"}, "--smallest=0: write a number of pixels"),
     ({"pleura": "rib"}, "--pleura: 'rib' is no class of the models; there are pleura, b line"),
     ({"frames": "0"}, "are no frames of one clip; leave it out."),

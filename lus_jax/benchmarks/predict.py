@@ -67,7 +67,12 @@ class Ours:
     config = SimpleNamespace(
       data=SimpleNamespace(image_size=args.size),
       model=SimpleNamespace(
-        encoder=args.encoder, width=1.0, dropout=0.2, dtype="float32", init_from=""
+        encoder=args.encoder,
+        width=1.0,
+        dropout=0.2,
+        dtype="float32",
+        init_from="",
+        to_dict=lambda: {},
       ),
       loss=LOSS,
       sweep=SimpleNamespace(thresholds=THRESHOLDS[: args.members], members=(), seeds=1),

@@ -164,10 +164,15 @@ def _walk(folder, out):
       entries = sorted(directory.iterdir())
     except OSError as error:
       raise UserError(f"{directory} cannot be read ({error.strerror}).") from error
-    entries = [x for x in entries if not x.name.startswith(".") and x.name not in _LEFTOVERS]
+    entries = [x for x in entries if not is_hidden(x.name)]
     folders = [x for x in entries if x.is_dir()]
     waiting[:0] = folders
     yield directory, [x for x in entries if x not in folders]
+
+
+def is_hidden(name):
+  """Whether a name is of what systems leave in folders, or of a file that nobody sees."""
+  return name.startswith(".") or name in _LEFTOVERS
 
 
 def _is_other(file):
@@ -303,12 +308,14 @@ def _with_table(found, folder, path):
     used |= set(keys)
     if keys:
       row = rows[keys[0]]
-      one = dataclasses.replace(one, patient=row.text("patient"), day=row.text("day"))
+      # An empty cell says nothing, and what is known otherwise stays.
+      subject = {name: row.text(name) or getattr(one, name) for name in ("patient", "day")}
+      one = dataclasses.replace(one, **subject)
     inputs.append(one)
   for text, number, names in (
     ("%s names %d video(s) that are not in the input (%s); they are passed over.",)
     + _few([name for name in rows if name not in used]),
-    ("%s has no row for %d of the input (%s), whose patient and day are not known from it.",)
+    ("%s and the files themselves do not say both patient and day of %d of the input (%s).",)
     + _few([x.name for x in inputs if not (x.patient and x.day)]),
   ):
     if number:

@@ -247,8 +247,8 @@ def grid(path):
   """Reads how the values of a NIfTI file lie.
 
   Returns:
-    Its shape, and of sform and qform each a pair of an affine [4, 4], None where the file has none,
-    and its code.
+    Its shape; the steps along its first three axes and their unit, in the header's own words; and
+    of sform and qform each a pair of an affine [4, 4], None where the file has none, and its code.
 
   Raises:
     UserError: it is damaged.
@@ -257,7 +257,8 @@ def grid(path):
   with _opened(path) as file, _damage(path):
     header = _header(file, path)
     forms = header.get_sform(coded=True), header.get_qform(coded=True)
-    return header.get_data_shape(), *((affine, int(code)) for affine, code in forms)
+    steps = [abs(float(x)) for x in header["pixdim"][1:4]], header.get_xyzt_units()[0]
+    return header.get_data_shape(), *steps, *((affine, int(code)) for affine, code in forms)
 
 
 def read(path, axes=None):

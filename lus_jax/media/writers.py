@@ -68,12 +68,21 @@ def process_of(temporary, path):
 def written(path):
   """Yields a temporary path, which becomes the path; nothing stays of it where that fails."""
   temporary = _temporary(path, os.getpid())
+  aside = temporary.with_name(f".{os.getpid()}.old.{path.name}")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     yield temporary
     if path.is_dir():
-      shutil.rmtree(path)
-    temporary.replace(path)
+      # No file's name can be given to a folder that is there: a kill leaves the old one or both.
+      path.replace(aside)
+      try:
+        temporary.replace(path)
+      except BaseException:
+        aside.replace(path)
+        raise
+      shutil.rmtree(aside, ignore_errors=True)
+    else:
+      temporary.replace(path)
   except Exception as error:
     reason = None if isinstance(error, UserError) else files.refusal(error)
     if reason is None:

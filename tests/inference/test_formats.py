@@ -179,6 +179,37 @@ def test_nifti_lies_over_a_clip_of_nifti(axes, flat, tmp_path):
   np.testing.assert_array_equal(read, in_bytes[..., 2])
 
 
+@pytest.mark.parametrize("is_qform", [True, False])
+@pytest.mark.parametrize(
+  ("frames", "first", "apart"), [((2,), 2, 1), ((1, 3), 1, 2), ((2, 3, 4), 2, 1), ((1, 2, 4), 1, 1)]
+)
+def test_some_slices_of_nifti_lie_over_their_own(is_qform, frames, first, apart, tmp_path):
+  affine = np.array([[0.0, 0.5, 0, 7], [-0.25, 0, 0, -3], [0, 0, 2, 5], [0, 0, 0, 1]])
+  image = nibabel.Nifti1Image(np.zeros((WIDTH, HEIGHT, 5), np.uint8), None)
+  image.set_sform(None if is_qform else affine, code=0 if is_qform else 2)
+  image.set_qform(affine if is_qform else None, code=int(is_qform))
+  nibabel.save(image, tmp_path / "clip.nii")
+  path, *_ = written("nifti", tmp_path, frames=frames, clip=readers.probe(tmp_path / "clip.nii"))
+  found = nibabel.load(path / "pleura.nii.gz")
+  assert found.shape == (WIDTH, HEIGHT, len(frames))
+  np.testing.assert_allclose(found.affine @ [3, 4, 0, 1], affine @ [3, 4, first, 1], atol=1e-5)
+  np.testing.assert_allclose(found.affine[:, 2], affine[:, 2] * apart, atol=1e-5)
+  np.testing.assert_allclose(found.affine[:, :2], affine[:, :2], atol=1e-5)
+
+
+def test_nifti_keeps_the_unit_of_a_clip_of_nifti(tmp_path):
+  image = nibabel.Nifti1Image(np.zeros((WIDTH, HEIGHT, 2), np.uint8), np.diag([250, 500, 1, 1]))
+  image.header.set_xyzt_units("micron")
+  nibabel.save(image, tmp_path / "clip.nii")
+  clip = readers.probe(tmp_path / "clip.nii")
+  path, *_ = written("nifti", tmp_path, frames=(0, 1), clip=clip)
+  found = nibabel.load(path / "pleura.nii.gz")
+  np.testing.assert_allclose(found.affine, image.affine)
+  assert found.header.get_xyzt_units()[0] == "micron"
+  np.testing.assert_allclose(found.header.get_zooms(), (250, 500, 1))
+  assert readers.probe(path / "pleura.nii.gz").spacing == clip.spacing == (0.5, 0.25)
+
+
 def test_tiff_by_simpleitk_pillow_and_our_reader(tmp_path):
   path, _, _, in_bytes = written("tiff", tmp_path)
   pages = np.moveaxis(in_bytes, -1, 1).reshape(-1, HEIGHT, WIDTH)

@@ -55,7 +55,7 @@ _LOSSY = {
 # In place of UIDs until the contents are known; all are 44 letters long.
 _INSTANCE, _SERIES = (f"2.25.{digit * 39}" for digit in "12")
 # Bytes of uncompressed pixels in one file: their length is a number of 32 bits, and even.
-_MOST = 2**32 - 2
+MOST = 2**32 - 2
 _ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
 _UNDEFINED = 2**32 - 1
 
@@ -70,22 +70,18 @@ class Writer(whole.Writer):
     """Begins with nothing written: see `whole.Writer`.
 
     Raises:
-      UserError: `check` refuses the clip, or there are too many frames for one file.
+      UserError: the clip is no DICOM, does not say which image it is or is damaged, or there are
+        too many frames for one file.
     """
     super().__init__(target, clip, head)
     n_values = len(head.frames) * len(head.classes) * clip.height * clip.width
     self._n, self._n_bytes = 0, math.ceil(n_values / 8)
-    if self._is_binary and self._n_bytes > _MOST:
+    if self._is_binary and self._n_bytes > MOST:
       raise UserError(
         f"{clip.path}: its masks take {self._n_bytes / 2**30:.1f} GiB, and a DICOM file holds 4; "
         "name some of its frames with --frames."
       )
     self._header, self._reference = _header(clip, head, self._is_binary)
-
-  @classmethod
-  def check(cls, clip):
-    """Refuses what is no DICOM, does not say which image it is, or is damaged (`UserError`)."""
-    _source(clip)
 
   def begin(self, path, stack):
     """Writes all that comes before the pixels."""

@@ -31,13 +31,12 @@ class Writer:
       target: the path of what is written, without its suffix.
       clip: the `lus_jax.media.readers.Media` whose frames come.
       head: a `head.Head`.
+
+    Raises:
+      UserError: the clip cannot be written in this format; most take all.
     """
     self.clip, self.head, self.paths = clip, head, ()
     self._path = target.with_name(target.name + self.suffix)
-
-  @classmethod
-  def check(cls, clip):
-    """Refuses a `Media` that this format cannot be written of (`UserError`); most take all."""
 
   def __enter__(self):
     with contextlib.ExitStack() as stack:
