@@ -1,6 +1,7 @@
 """The rules of the house: what imports what, which names cross a file, and what docstrings say."""
 
 import ast
+import collections
 import functools
 import pathlib
 import re
@@ -70,6 +71,12 @@ def test_the_list_names_every_room_and_no_other():
   for room in rooms():
     path = ROOT / room.replace(".", "/")
     assert room == "lus_jax.*" or path.is_dir() or path.with_suffix(".py").is_file(), room
+
+
+def test_no_two_files_of_tests_have_one_name():
+  # pytest imports them by their names alone, and would leave one of them out.
+  counts = collections.Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+  assert [name for name, n in counts.items() if n > 1] == []
 
 
 @pytest.mark.parametrize("module", modules())
