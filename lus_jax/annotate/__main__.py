@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import hashlib
 import pathlib
 import sys
 import threading
@@ -28,7 +29,13 @@ def parse(argv):
   parser.add_argument(
     "--classes", help="what is painted, as pleura,a_line, where DIR is no data set yet"
   )
-  parser.add_argument("--port", type=int, default=0, help="of 127.0.0.1; 0, the default, is any")
+  parser.add_argument(
+    "--port",
+    type=int,
+    default=0,
+    help="of 127.0.0.1; 0, the default, is that of the last start by the same person for the same "
+    "folder, so that a page that is still open goes on, or else any that is free",
+  )
   parser.add_argument(
     "--keep",
     type=int,
@@ -104,6 +111,13 @@ def open_prelabels(options, opened):
   return prelabels.Prelabels(workdir, opened, options.member)
 
 
+def _kept(opened, review):
+  """Where the address is kept between starts; a page of one annotator is never another's."""
+  what = f"{opened.directory.resolve()}\n{opened.annotator}\n{review}"
+  name = hashlib.sha256(what.encode()).hexdigest()[:32]
+  return pathlib.Path("~/.cache/lus_jax/annotate").expanduser() / name
+
+
 def _main(argv):
   options = parse(argv)
   say_warnings_plainly()
@@ -116,7 +130,8 @@ def _main(argv):
     if not options.no_browser:
       threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-  server.serve(opened, port=options.port, options=shown, started=started)
+  kept = _kept(opened, options.review)
+  server.serve(opened, port=options.port, options=shown, started=started, kept=kept)
 
 
 def main(argv=None):

@@ -1,8 +1,9 @@
 """The server of the page: for this machine alone, for who has the token, and for one folder.
 
-Every address begins with a token that is made anew at each start, so that neither other people of
-the machine nor pages of other sites reach anything. Sites that resolve their name to 127.0.0.1 send
-another Host, and pages of other sites another Origin.
+Every address begins with a token, so that neither other people of the machine nor pages of other
+sites reach anything. It and the port are kept, readable by the user alone, for who starts the same
+again: a page that is still open then goes on and saves what it holds. Sites that resolve their name
+to 127.0.0.1 send another Host, and pages of other sites another Origin.
 """
 
 import contextlib
@@ -10,7 +11,9 @@ import dataclasses
 import hmac
 import json
 import math
+import os
 import pathlib
+import re
 import secrets
 import socket
 import struct
@@ -148,7 +151,7 @@ class Guard:
       return 403, "A request that changes something says where it comes from (Origin)."
     first = scope["path"].split("/")[1:2]
     if not first or not hmac.compare_digest(first[0].encode(), self._token.encode()):
-      return 403, "Open the address that the command printed: it ends with this start's token."
+      return 403, "Open the address that the command printed: it ends with a token."
     if scope["path"] == f"/{self._token}":
       return 404, "The address ends with a slash."
     return None
@@ -185,6 +188,19 @@ async def _body(request, most):
   return bytes(body)
 
 
+def asked_first(names):
+  """Which model the page asks unless told otherwise: of thresholds the one nearest 50 %.
+
+  The highest draw little, the lowest too much. '' where there is no model.
+  """
+
+  def distance(name):
+    found = re.fullmatch(r"threshold_(\d+(?:\.\d+)?)", name)
+    return abs(float(found[1]) - 0.5) if found else math.inf
+
+  return min(names, key=distance, default="")
+
+
 class _Pages:
   """What the server answers, a method a path."""
 
@@ -215,6 +231,7 @@ class _Pages:
       "first": first["video"],
       "protocol": store.protocol_version(),
       "prelabels": list(names),
+      "prelabel": asked_first(names),
       "version": lus_jax.__version__,
     }
 
@@ -432,14 +449,63 @@ def listen(port):
   return sock
 
 
-def serve(store, *, port=0, options=None, started=None):
+@contextlib.contextmanager
+def address(port, kept=None):
+  """Yields a listening socket and a token: those of the last start where both are still to be had.
+
+  Where another program has the port by now it may have heard the token, and both are made anew.
+
+  Args:
+    port: 0 takes that of the last start, or else any that is free.
+    kept: the file that keeps them between starts; None: nothing does.
+
+  Raises:
+    UserError: the port is taken.
+  """
+  last_port, token = _recall(kept) if kept else (0, "")
+  sock = None
+  if last_port and port in (0, last_port):
+    with contextlib.suppress(UserError):
+      sock = listen(last_port)
+  if sock is None:
+    sock, token = listen(port), secrets.token_urlsafe(32)
+  with sock:
+    if kept:
+      with contextlib.suppress(OSError):  # a home that cannot be written: the next start is another
+        _keep(kept, sock.getsockname()[1], token)
+    yield sock, token
+
+
+def _recall(file):
+  """The port and token of the last start; 0 and '' where none are kept, or others may know them."""
+  try:
+    info = file.stat()
+    if hasattr(os, "getuid") and (info.st_uid != os.getuid() or info.st_mode & 0o077):
+      return 0, ""
+    port, token = file.read_text().split()
+    return (int(port), token) if re.fullmatch(r"[\w-]{43}", token) else (0, "")
+  except (OSError, ValueError):
+    return 0, ""
+
+
+def _keep(file, port, token):
+  file.parent.mkdir(parents=True, exist_ok=True)
+  partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+  partial.unlink(missing_ok=True)
+  with open(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as opened:
+    opened.write(f"{port} {token}\n")
+  partial.replace(file)
+
+
+def serve(store, *, port=0, options=None, started=None, kept=None):
   """Serves a folder until the process is told to stop.
 
   Args:
     store: the `lus_jax.annotate.store.Store`.
-    port: 0 takes any that is free.
+    port: as of `address`.
     options: an `Options`.
     started: called with the page's address, before the first request.
+    kept: as of `address`.
 
   Raises:
     UserError: the port is taken, or Starlette or uvicorn is not installed.
@@ -447,8 +513,8 @@ def serve(store, *, port=0, options=None, started=None):
   _starlette()
   import uvicorn
 
-  with listen(port) as sock:
-    port, token = sock.getsockname()[1], secrets.token_urlsafe(32)
+  with address(port, kept) as (sock, token):
+    port = sock.getsockname()[1]
     app = make_app(store, token, port, options)
     config = uvicorn.Config(
       app, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none"

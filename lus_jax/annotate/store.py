@@ -61,6 +61,9 @@ _CACHED = 2**30
 # Of saves that nobody asked for, the last within so many seconds of the clock stays.
 _SLOT = 300
 _BY_HAND, _BY_ITSELF = "hand", "itself"
+# Of files that are no clips, in a folder of clips.
+MAX_OTHERS = 10_000
+_VENVS = (".venv", ".env")
 _REVISION = re.compile(r"r(\d{4,})")
 _TABLES = ("labels.csv", "provenance.csv", "notes.csv")
 # Of names in a cell, as `manifest.split_classes` takes them apart.
@@ -119,7 +122,10 @@ def prepare(directory, classes=None):
   Raises:
     UserError: it holds nothing that is read, or nobody named the classes.
   """
-  dataset = directory / "dataset.json"
+  dataset, videos = directory / "dataset.json", directory / "videos"
+  unlisted = not tables.exists(directory / "manifest.csv")
+  # Whether there is anything to paint on comes first: nobody names the classes of a wrong folder.
+  found = _look_for_clips(directory, videos) if unlisted else []
   if not tables.exists(dataset):
     if not classes:
       raise UserError(
@@ -129,13 +135,8 @@ def prepare(directory, classes=None):
     tables.check_classes(classes, "--classes", "--classes: class")
   elif classes and tuple(classes) != tuple(_read_dataset(directory)["classes"]):
     raise UserError(f"{dataset} names the classes already; leave --classes out, or mend it there.")
-  if not tables.exists(directory / "manifest.csv"):
-    videos = directory / "videos"
-    if not videos.is_dir():
-      _link(directory, videos)
-    names = _find_clips(videos)
-    if not names:
-      raise UserError(f"{videos} holds no clip or picture; bring {readers.FORMATS}.")
+  if unlisted:
+    names = _find_clips(videos) if videos.is_dir() else _link(directory, found, videos)
     # Nobody says whose they are: each clip stands for a patient.
     rows = [(name, name) for name in names]
     _write(directory / "manifest.csv", _csv(("video", "patient"), rows))
@@ -168,39 +169,89 @@ def _find_clips(folder):
   return [tables.normal(name) for name in names]
 
 
-def _link(directory, videos):
-  """Links what lies in a folder into its `videos`, which comes into being whole."""
+def _look_for_clips(directory, videos):
+  """What is read in `videos`, or else in the folder itself: paths, of files and folders of such.
+
+  Raises:
+    UserError: nothing is, or the folder is none of clips alone, as a home or a project's.
+  """
+  if videos.is_dir():
+    if not _find_clips(videos):
+      raise UserError(f"{videos} holds no clip or picture; bring {readers.FORMATS}.")
+    return []
+  _refuse_crowd(directory)
   found = [
     path
     for path in tables.visible(directory)
-    if readers.is_media(path) or (path.is_dir() and path.name != "masks" and _find_clips(path))
+    if (path.name != "masks" and _find_clips(path) if path.is_dir() else readers.is_media(path))
   ]
-  pictures = [path for path in found if path.suffix.lower() in readers.PICTURES]
   if not found:
     raise UserError(f"{directory} holds no clip or picture; bring {readers.FORMATS}.")
+  return found
+
+
+def _refuse_crowd(directory):
+  """Refuses a folder in which the clips are not what it is there for (`UserError`)."""
+  n_others = 0
+  for root, folders, names in os.walk(directory):
+    folder = pathlib.Path(root)
+    project = [one for one in (".git", "pyvenv.cfg") if one in (*folders, *names)]
+    files = (folder / name for name in names if not name.startswith("."))
+    # What is called a clip counts as one here without a look into it.
+    n_others += sum(not (readers.split_name(f)[1] or readers.is_media(f)) for f in files)
+    if project or n_others > MAX_OTHERS:
+      what = (
+        f"{folder / project[0]}, of a project of programs"
+        if project
+        else f"more than {MAX_OTHERS:,} files that are no clips"
+      )
+      raise UserError(
+        f"{directory} holds {what}; name the folder of the clips, or put them into "
+        f"{directory / 'videos'}. Nothing was linked."
+      )
+    folders[:] = [one for one in folders if not one.startswith(".") or one in _VENVS]
+
+
+def _link(directory, found, videos):
+  """Links clips into `videos`, which comes into being whole or not at all; returns their names."""
+  pictures = [path for path in found if path.suffix.lower() in readers.PICTURES]
   partial = directory / f".videos.{os.getpid()}.tmp"
   try:
     with contextlib.suppress(FileNotFoundError):
       shutil.rmtree(partial)
     if len(pictures) > 1 and len(pictures) == len(found) and _is_clip(directory):
-      target = partial / (directory.resolve().name or "clip")
-      _link_all(pictures, target)
+      _link_all(pictures, partial / (directory.resolve().name or "clip"))
     else:
-      for path in found:
-        if path.is_dir():
-          shutil.copytree(path, partial / path.name, copy_function=_link_or_copy)
-        else:
-          _link_all([path], partial)
+      _link_all(found, partial)
+    names = _find_clips(partial)
     partial.rename(videos)
   except OSError as error:
-    shutil.rmtree(partial, ignore_errors=True)
     raise UserError(f"{videos} cannot be made ({error.strerror or error}).") from error
+  finally:  # after Ctrl-C too
+    shutil.rmtree(partial, ignore_errors=True)
+  return names
 
 
 def _link_all(paths, folder):
-  folder.mkdir(parents=True, exist_ok=True)
+  """Links what is read of files and folders, and no other file."""
   for path in paths:
-    _link_or_copy(path, folder / path.name)
+    if path.is_dir():
+      _link_all(tables.visible(path), folder / path.name)
+    elif readers.is_media(path):
+      folder.mkdir(parents=True, exist_ok=True)
+      for file in _files_of(path):
+        if not (folder / file.name).exists():
+          _link_or_copy(file, folder / file.name)
+
+
+def _files_of(path):
+  """The files of a clip: of some the pixels lie beside the header."""
+  if path.suffix.lower() != ".mhd":
+    return [path]
+  try:
+    return [path, *(file for file in readers.probe(path).files if file.parent == path.parent)]
+  except UserError:  # whoever opens it is told
+    return [path]
 
 
 def _link_or_copy(source, target):
@@ -602,7 +653,9 @@ class Store:
     """Saves a frame's masks as a new revision, and makes it the one that stands.
 
     What the page saves by itself without any pixel changed, and what a hand saves as the page has
-    it already, becomes no other revision: what is known of the one that stands is noted.
+    it already, becomes no other revision: what is known of the one that stands is noted. That a
+    frame shows nothing is a hand's to say: where all is undone or erased, the page's own save takes
+    the frame out of labels.csv, unless that is what a hand saved last. Revisions stay.
 
     Args:
       video: name of a video.
@@ -613,7 +666,7 @@ class Store:
       aside: whether it is only kept, and what stands stays.
 
     Returns:
-      The revision.
+      The revision; '' where there is none now.
 
     Raises:
       Conflict: `base` does not stand any more, and `aside` is not asked.
@@ -638,9 +691,14 @@ class Store:
         )
       if row is not None and not aside and self._is_noted(video, stands, planes, work):
         return stands
+      if not (work.by_hand or aside or planes.any() or self._is_said_empty(video, frame)):
+        self._take_out(rows, row, video, frame)
+        return ""
       home = self._home(rows, video, frame)
       revision = f"{home}/r{max(self._numbered(home), default=0) + 1:04d}"
-      self._write_revision(revision, planes, stands)
+      # What was taken out of labels.csv may still hold what counts nowhere.
+      before = stands or next(reversed(self.revisions(video, frame)), "")
+      self._write_revision(revision, planes, before)
       provenance = self._cells("provenance.csv", PROVENANCE)
       self._note_provenance(provenance, revision, stands, video, frame, work)
       if not aside:
@@ -653,6 +711,25 @@ class Store:
         self._write_table("labels.csv", manifest.LABEL_COLUMNS, rows)  # from here on it stands
         self._prune(home, revision, provenance)
     return revision
+
+  def _is_said_empty(self, video, frame):
+    """Whether the last that anybody but the page saved of a frame is that it shows nothing."""
+    own = {row["masks"]: row["saved"] for row in self._cells("provenance.csv", PROVENANCE)}
+    said = [one for one in self.revisions(video, frame) if own.get(one) != _BY_ITSELF]
+    return bool(said) and not self._load(video, said[-1]).any()
+
+  def _take_out(self, rows, row, video, frame):
+    """Takes a frame's row out of labels.csv, if there is one; its masks stay revisions."""
+    if row is None:
+      return
+    provenance, stands = self._cells("provenance.csv", PROVENANCE), row[_MASKS]
+    earlier = self._row_of(provenance, video, stands)
+    if "masks" not in earlier:  # imported, or painted elsewhere: nothing else names it
+      key = {"video": video, "frame": str(frame), "annotator": self.annotator}
+      provenance.append({"masks": stands} | key | earlier)
+      self._write_table("provenance.csv", PROVENANCE, provenance)
+    rows = [one for one in rows if one is not row]
+    self._write_table("labels.csv", manifest.LABEL_COLUMNS, rows)
 
   def _write_revision(self, revision, planes, before):
     folder = self._file("masks") / revision
@@ -797,20 +874,24 @@ class Store:
   def work(self):
     """What there is to paint: a list of dicts, a frame each, in the order of the clips.
 
-    These are all frames that anybody painted or noted; what others painted there is not told.
+    These are all frames that anybody painted or noted; what others painted there is not told. What
+    a model offered and no hand has touched is `offered`, and to do.
     """
     found = collections.defaultdict(
-      lambda: {"done": False, "note": "", "comment": "", "seconds": 0.0}
+      lambda: {"done": False, "offered": False, "note": "", "comment": "", "seconds": 0.0}
     )
     rows = self._cells("provenance.csv", PROVENANCE)
     seconds = {row["masks"]: _number(row["seconds"]) for row in rows}
     begun = {row["masks"] for row in rows if row["review"] == manifest.BEGUN}
+    # As training sees it, which leaves it out.
+    offers = {row["masks"] for row in rows if row["prelabelled"] and not row["touched"]}
     for row in self._labels():
       video, frame, annotator = row[_KEY]
       entry = found[video, frame]
       if annotator == self.annotator:
-        done = row[_MASKS] not in begun
-        entry |= {"done": done, "seconds": seconds.get(row[_MASKS], 0.0)}
+        offered = row[_MASKS] in offers
+        done = row[_MASKS] not in begun and not offered
+        entry |= {"done": done, "offered": offered, "seconds": seconds.get(row[_MASKS], 0.0)}
     for row in self._cells("notes.csv", NOTES):
       if row["annotator"] == self.annotator and row["frame"].isdigit():
         found[row["video"], int(row["frame"])] |= {

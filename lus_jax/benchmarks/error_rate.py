@@ -114,7 +114,15 @@ def main(argv=None):
   if min(args.patients) < max(args.folds):
     parser.error("every fold needs a patient; name fewer --folds or more --patients")
   rows = [
-    measure(folds=folds, patients=patients, luck=luck, difference=difference, repeats=args.repeats)
+    measure(
+      scheme=scheme,
+      folds=folds,
+      patients=patients,
+      luck=luck,
+      difference=difference,
+      repeats=args.repeats,
+    )
+    for scheme in SCHEMES
     for folds in args.folds
     for patients in args.patients
     for difference in DIFFERENCES

@@ -237,6 +237,6 @@ def _notes(found, work, prelabels):
     n = sum(one.untouched for each in work.values() for one in each if not one.is_untouched)
     left = " and not used" * (prelabels == "touched_classes")
     yield (
-      f"begun by a model and changed by a hand: {counted}; "
+      f"begun by a model and changed by a hand, or said to be right: {counted}; "
       f"{plural(n, 'mask')} of these as offered{left}."
     )

@@ -105,7 +105,7 @@ class _Painter:
       found = {
         "timed": len(self._seconds),
         "seconds": round(sum(self._seconds)) if self._seconds else None,
-        "median_seconds": round(float(np.median(self._seconds))) if self._seconds else None,
+        "median_seconds": int(np.median(self._seconds) + 0.5) if self._seconds else None,
         "first": min(self._days, default=None),
         "last": max(self._days, default=None),
       }

@@ -50,6 +50,8 @@ def _choose_thresholds(known, thresholds, workdir):
 
 def meaning(trained, view):
   """What is estimated by a view's probabilities, as 'P(confidence >= 0.6)' or 'confidence'."""
+  if view.threshold == 0:
+    return "P(confidence > 0)"
   if view.threshold is not None:
     return f"P(confidence >= {view.threshold:g})"
   member = trained.objective.members[view.member]

@@ -36,9 +36,9 @@ def planes(seed=1):
 
 
 @contextlib.contextmanager
-def serving(opened, **options):
-  """Yields the port at which a store is served, below `/TOKEN/`."""
-  with server.listen(0) as sock:
+def serving(opened, at=0, **options):
+  """Yields the port at which a store is served, below `/TOKEN/`: `at`, or any."""
+  with server.listen(at) as sock:
     port = sock.getsockname()[1]
     app = server.make_app(opened, TOKEN, port, server.Options(**options))
     config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none")

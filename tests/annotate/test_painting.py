@@ -436,6 +436,19 @@ def test_strokes_wait_for_a_server_that_is_away(open_page, directory):
   same(masks_of(directory)["pleura"], expected)
 
 
+def test_a_page_that_is_open_saves_after_the_next_start(browser, directory):
+  with serving.serving(serving.open_store(directory)) as port:
+    page = Page(browser, port)
+    page.wait("[data-read]")
+  brush = page.tool("brush", 12, 0.5, 100)
+  expected = strokes.stroke(EMPTY, page.drag((40, 40), (60, 40)), level=255, **brush)
+  page.wait("[data-saved=failed]")
+  with serving.serving(serving.open_store(directory), port):
+    page.wait("[data-saved=yes]")
+    same(masks_of(directory)["pleura"], expected)
+    page.close()
+
+
 def test_a_label_is_copied_to_the_next_frame_and_leaving_saves(open_page, directory):
   serving.open_store(directory, "ben").save("a.npy", 4, np.zeros((3, HEIGHT, WIDTH), np.uint8), "")
   page = open_page(query="?video=a.npy&frame=1")
@@ -619,7 +632,7 @@ def test_a_clip_that_is_chosen_while_another_plays_is_opened(open_page, director
   page.until("document.body.dataset.frame == '2'")
   page.keys("PageUp")
   page.wait("[data-state=ready]:not([data-playing])")
-  assert page.page.locator("#frame-number").text_content() == "frame 0 of 4"
+  assert page.page.locator("#frame-number").text_content() == "frame 0 of 0–4"
 
 
 def test_a_note_is_of_a_frame_that_is_open(open_page, directory):
@@ -797,10 +810,29 @@ def test_a_review_shows_everybody_and_writes_a_consensus(open_page, directory):
   assert "Nobody" in page.page.locator("#panels").text_content()
 
 
+def test_the_stage_keeps_its_height_beside_the_panels_of_a_tall_clip(browser, tmp_path):
+  (tmp_path / "videos").mkdir()
+  np.save(tmp_path / "videos" / "a.npy", np.full((2, 528, 153), 90, np.uint8))
+  masks = np.full((3, 528, 153), 99, np.uint8)
+  for name in ("anna", "ben"):
+    serving.open_store(tmp_path, name).save("a.npy", 0, masks, "")
+  with serving.serving(serving.open_store(tmp_path, "consensus"), review=True) as port:
+    page = Page(browser, port, "?frame=0")
+    for size in ((1280, 800), (900, 560)):
+      page.page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
+      stage, panels, panel = (
+        page.page.locator(name).first.bounding_box()
+        for name in ("#stage", "#panels", "#panels figure")
+      )
+      assert stage["height"] > 0.45 * size[1]
+      assert panel["y"] + panel["height"] <= panels["y"] + panels["height"]  # whole, captions too
+    page.close()
+
+
 class Offered:
   """Stands in for a model: it knows the first class and the last."""
 
-  names = ("threshold_0.6",)
+  names = ("threshold_1", "threshold_0.6")
 
   def __call__(self, video, frame, name):
     masks = np.zeros((3, HEIGHT, WIDTH), np.uint8)
@@ -839,22 +871,48 @@ def test_a_models_masks_fill_what_is_empty_and_are_known_for_it(open_page, direc
 def test_an_offer_that_is_right_is_said_to_be_and_counts_as_seen(open_page, directory):
   page = open_page(prelabels=Offered())
   page.keys("Shift+Enter")
-  assert "No offered mask is left" in page.page.locator("#toast").text_content()
+  assert "Nothing here is waiting" in page.page.locator("#toast").text_content()
   page.keys("j")
   page.until("document.getElementById('toast').textContent.includes('filled pleura, band')")
   page.keys("Control+s")
   page.saved()
   assert last_row(directory)["touched"] == ""
   assert page.page.locator("#classes li .most").all_text_contents() == ["offered", "", "offered"]
+  count, mark = page.page.locator("#work-count"), page.page.locator("#work .here .mark")
+  assert (count.text_content(), mark.text_content()) == ("1 left (1 offered), 0 done", "◌")
   page.page.locator("[data-action=accept]").click()
   assert "pleura, band: seen and right" in page.page.locator("#toast").text_content()
   page.keys("Control+s")
   page.wait("[data-saved=yes]")
   row = last_row(directory)
   assert (row["prelabelled"], row["touched"]) == ("pleura;band", "pleura;band")
+  assert (count.text_content(), mark.text_content()) == ("0 left, 1 done", "✓")
   # The masks are as the model offered them.
   assert (masks_of(directory)["band"][20:40, 30:50] == 99).all()
   assert page.page.locator("#classes li .most").all_text_contents() == ["39 %", "", "39 %"]
+
+
+def test_what_is_undone_first_is_that_an_offer_is_right(open_page, directory):
+  page = open_page(prelabels=Offered())
+  page.keys("j")
+  page.until("document.getElementById('toast').textContent.includes('filled pleura, band')")
+  shown = page.page.locator("#classes li .most").all_text_contents
+  page.keys("Shift+Enter")
+  assert shown() == ["39 %", "", "39 %"]
+  page.keys("Control+z")
+  assert shown() == ["offered", "", "offered"]
+  page.keys("Control+y")
+  assert shown() == ["39 %", "", "39 %"]
+  page.keys("Control+z", "Control+s")
+  page.saved()
+  row = last_row(directory)
+  assert (row["prelabelled"], row["touched"]) == ("pleura;band", "")
+  assert masks_of(directory)["band"].any()
+  # The offer itself is undone: what nobody said shows nothing is no label.
+  page.keys("Control+z")
+  page.wait("[data-saved=yes][data-revision='']")
+  assert page.page.locator("#status-text").text_content() == "Nothing painted yet"
+  assert (directory / "labels.csv").read_text().count("\n") == 1  # its header
 
 
 def test_what_nobody_touched_is_the_models_in_a_consensus_too(open_page, directory):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lus_jax.annotate import prelabels as prelabels_lib
+from lus_jax.annotate import server
 from lus_jax.errors import UserError
 from lus_jax.inference import frames as frames_lib
 from lus_jax.inference import trained as trained_lib
@@ -59,12 +60,25 @@ def test_what_is_no_model_or_knows_nothing_is_refused(offered, tmp_path):
     prelabels_lib.Prelabels("runs/x", opened)
 
 
+@pytest.mark.parametrize(
+  ("names", "first"),
+  [
+    (["threshold_1", "threshold_0.8", "threshold_0.55", "threshold_0.2", "soft"], "threshold_0.55"),
+    (["threshold_0.6", "threshold_0.4"], "threshold_0.6"),
+    (["soft", "mean"], "soft"),
+    ([], ""),
+  ],
+)
+def test_the_model_that_is_asked_first_is_neither_shy_nor_bold(names, first):
+  assert server.asked_first(names) == first
+
+
 def test_the_server_offers_them_and_provenance_says_so(offered):
   _, opened, tmp_path = offered
   found = prelabels_lib.Prelabels("runs/x", opened)
   with serving.serving(opened, prelabels=found) as port:
     folder = json.loads(serving.ask(port, "api/folder")[1])
-    assert folder["prelabels"] == found.names
+    assert folder["prelabels"] == found.names and folder["prelabel"] in found.names
     status, content, _ = serving.ask(port, "api/prelabel?video=b&frame=1&member=threshold_0")
     assert status == 200
     (length,) = struct.unpack_from("<I", content)

@@ -59,9 +59,8 @@ def test_the_page_gets_frames_and_its_own_masks_as_they_are(served):
   assert [one["name"] for one in folder["classes"]] == list(serving.CLASSES)
   assert folder["annotator"] == "anna"
   # Which frames, and nothing of who painted them.
-  assert folder["work"] == [
-    {"video": "a.npy", "frame": 1, "done": False, "note": "", "comment": "", "seconds": 0.0}
-  ]
+  entry = {"video": "a.npy", "frame": 1, "done": False, "offered": False}
+  assert folder["work"] == [entry | {"note": "", "comment": "", "seconds": 0.0}]
   assert b"ben" not in serving.ask(port, "api/folder")[1]
   header, pixels = unpack(serving.ask(port, "api/frames?video=a.npy&start=1&count=9")[1])
   assert header == {"start": 1, "count": 3}
@@ -320,7 +319,8 @@ def test_a_review_shows_everybody(tmp_path):
 
 
 def start(directory, *options):
-  environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+  home = {"HOME": str(directory.parent / "home")}
+  environment = os.environ | home | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
   command = [sys.executable, "-m", "lus_jax.annotate", directory, "--no-browser", *options]
   # What a shell runs in the background ignores Ctrl-C, and so would the command.
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -342,6 +342,52 @@ def test_the_command_serves_until_it_is_stopped(tmp_path):
   child.send_signal(signal.SIGINT)
   rest, errors = child.communicate(timeout=60)
   assert child.returncode == 130 and "Traceback" not in errors and "stays" in errors
+  # For the next start, and for nobody else.
+  (kept,) = (tmp_path / "home" / ".cache" / "lus_jax" / "annotate").iterdir()
+  assert kept.read_text().split() == [port, token] and kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_page_that_is_open_goes_on_after_the_next_start(tmp_path):
+  def start(port=0):
+    with server.address(port, tmp_path / "cache" / "kept") as (sock, token):
+      return sock.getsockname()[1], token
+
+  first = start()
+  assert start() == first and start(first[0]) == first
+  with server.listen(first[0]):  # another program heard of it, perhaps
+    second = start()
+  assert second[0] != first[0] and second[1] != first[1] and start() == second
+  with server.listen(0) as free:
+    other = free.getsockname()[1]
+  assert start(other)[0] == other
+  # What others can read is no secret, and what is none is none.
+  third = start()
+  (tmp_path / "cache" / "kept").chmod(0o644)
+  assert start()[1] != third[1]
+  for text in ("", "x y", f"{third[0]} short", "99999999 " + 43 * "x"):
+    (tmp_path / "cache" / "kept").write_text(text)
+    assert len(start()[1]) == 43 and start()[1] != 43 * "x"
+
+
+def test_an_address_is_of_one_annotator_and_folder(tmp_path, monkeypatch):
+  from lus_jax.annotate import __main__ as command
+
+  kept = []
+  monkeypatch.setattr(server, "serve", lambda *_, **options: kept.append(options["kept"]))
+  for name in ("one", "two"):
+    serving.make_clips(tmp_path / name)
+    serving.open_store(tmp_path / name)
+  options = ("--no-browser", "--annotator")
+  for name, *more in (
+    ("one", "anna"),
+    ("one", "ben"),
+    ("two", "anna"),
+    ("one", "anna", "--review"),
+  ):
+    assert command.main([str(tmp_path / name), *options, *more]) == 0
+  assert len(set(kept)) == 4
+  assert command.main([str(tmp_path / "two" / ".." / "one"), *options, "anna"]) == 0
+  assert kept[-1] == kept[0]
 
 
 @pytest.mark.parametrize(

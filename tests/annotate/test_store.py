@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +78,63 @@ def test_numbered_pictures_alone_are_one_clip_and_others_stills(tmp_path):
   assert clip.videos == ("clip",)
   assert clip.frames("clip", 0, 9)[:, 0, 0].tolist() == [0, 20, 40]
   assert store_lib.Store(tmp_path / "stills", "anna").videos == ("1.png", "2.png", "4.png")
+
+
+@pytest.mark.parametrize("crowd", [".git/HEAD", ".venv/pyvenv.cfg", "env/pyvenv.cfg", "others"])
+def test_a_folder_that_is_not_of_clips_is_refused_as_it_is(directory, crowd, monkeypatch):
+  monkeypatch.setattr(store_lib, "MAX_OTHERS", 20)
+  names = [f"docs/{i}.txt" for i in range(21)] if crowd == "others" else [crowd]
+  for name in names:
+    (directory / name).parent.mkdir(exist_ok=True)
+    (directory / name).write_text("x")
+  before = serving.contents(directory)
+  says = "more than 20 files" if crowd == "others" else crowd.split("/HEAD")[0]
+  with pytest.raises(UserError, match=f"{says}.* name the folder of the clips"):
+    store_lib.prepare(directory, ["x"])
+  assert serving.contents(directory) == before
+
+
+def test_media_alone_are_linked(directory):
+  (directory / "b" / "notes.txt").write_text("x")
+  (directory / "visit" / "more").mkdir(parents=True)
+  shutil.copy(directory / "a.npy", directory / "visit" / "more")
+  (directory / "visit" / "table.csv").write_text("x")
+  (directory / "v.mhd").write_text(
+    "ObjectType = Image\nNDims = 3\nDimSize = 8 6 2\nElementType = MET_UCHAR\n"
+    "ElementDataFile = v.raw\n"
+  )
+  (directory / "v.raw").write_bytes(bytes(range(96)))
+  store_lib.prepare(directory, ["x"])
+  linked = {path.relative_to(directory / "videos").as_posix() for path in files_of(directory)}
+  pictures = {f"b/{i:03d}.png" for i in range(4)}
+  assert linked == {"a.npy", "c.png", "visit/more/a.npy", "v.mhd", "v.raw", *pictures}
+  opened = store_lib.Store(directory, "anna")
+  assert opened.videos == ("a.npy", "b", "c.png", "v.mhd", "visit/more/a.npy")
+  assert opened.frames("v.mhd", 0, 2).shape == (2, 6, 8)
+
+
+def files_of(directory):
+  return [path for path in (directory / "videos").rglob("*") if path.is_file()]
+
+
+def test_nothing_is_left_of_a_folder_that_was_interrupted(directory, monkeypatch):
+  before = serving.contents(directory)
+
+  def interrupted(source, target, link=os.link):
+    if source.name == "001.png":
+      raise KeyboardInterrupt
+    link(source, target)
+
+  monkeypatch.setattr(store_lib.os, "link", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    store_lib.prepare(directory, ["x"])
+  assert serving.contents(directory) == before and not list(directory.glob(".videos*"))
+
+
+def test_a_folder_without_clips_says_so_before_it_asks_for_classes(tmp_path):
+  with pytest.raises(UserError, match="holds no clip"):
+    store_lib.prepare(tmp_path)
+  assert not any(tmp_path.iterdir())
 
 
 def write_dicom(path, frames):
@@ -254,6 +312,27 @@ def test_a_save_that_changes_no_pixel_needs_no_revision(directory):
     opened.save("a.npy", 1, serving.planes(2), first, itself)
 
 
+def test_that_a_frame_shows_nothing_is_a_hands_to_say(directory):
+  opened, empty = serving.open_store(directory), np.zeros_like(serving.planes())
+  itself = store_lib.Work(2, by_hand=False)
+  before = serving.contents(directory)
+  assert opened.save("a.npy", 1, empty, "", itself) == ""
+  assert serving.contents(directory) == before
+  # All is undone, after the page has saved it by itself or a hand has.
+  for number, work in enumerate((itself, None), 1):
+    first = opened.save("a.npy", 1, serving.planes(number), "", work)
+    assert opened.save("a.npy", 1, empty, first, itself) == ""
+    assert not rows_of(directory / "labels.csv") and opened.masks("a.npy", 1)[0] == ""
+    np.testing.assert_array_equal(opened.masks("a.npy", 1, first)[1], serving.planes(number))
+  with pytest.raises(store_lib.Conflict):  # another window still has it
+    opened.save("a.npy", 1, serving.planes(3), first, itself)
+  # Once a hand has said it, it is a label, and one again where what came after is undone.
+  base = opened.save("a.npy", 1, empty, "", None)
+  base = opened.save("a.npy", 1, serving.planes(4), base, itself)
+  base = opened.save("a.npy", 1, empty, base, itself)
+  assert base and not saved(directory)["a.npy", 1, "anna"].any()
+
+
 def test_what_another_window_saved_by_itself_stays_when_a_hand_puts_its_own_in_place(directory):
   opened, itself = serving.open_store(directory), store_lib.Work(by_hand=False)
   theirs = opened.save("a.npy", 1, serving.planes(1), "", itself)
@@ -270,6 +349,13 @@ def test_an_offer_that_replaced_what_a_hand_took_away_is_untouched(directory):
   origin = {"prelabel": "runs/x: soft", "saved": "hand", "review": ""}
   known = {"prelabelled": ["band"], "touched": ["pleura"]}
   assert opened.origin("a.npy", base) == origin | known
+  # What nobody has touched is to do.
+  offer = store_lib.Work(1, (), "runs/x: soft", ("band",))
+  seen = opened.save("b", 1, serving.planes(2), "", offer)
+  work = opened.work()
+  assert [(w["done"], w["offered"]) for w in work] == [(True, False), (False, True)]
+  opened.save("b", 1, serving.planes(2), seen, store_lib.Work(1, ("band",)))
+  assert [(w["done"], w["offered"]) for w in opened.work()] == [(True, False)] * 2
   base = opened.save("a.npy", 1, serving.planes(3), base, store_lib.Work(prelabelled=()))
   assert opened.origin("a.npy", base) == origin | {"prelabelled": [], "touched": ["pleura"]}
   assert opened.models() == {"runs/x: soft"} and opened.origin("a.npy", "") == {
@@ -343,6 +429,19 @@ def test_what_was_imported_stays_and_is_painted_on(directory):
   assert [label.ignore is not None for label in labels] == [False, True, False]
   assert opened.revisions("a.npy", 0)[0] == "a/000000/anna"
   np.testing.assert_array_equal(opened.masks("a.npy", 0, "a/000000/anna")[1], serving.planes(9))
+
+
+def test_what_was_imported_stays_a_revision_where_all_is_erased(directory):
+  make_imported(directory)
+  opened, itself = serving.open_store(directory), store_lib.Work(by_hand=False)
+  base, planes = opened.masks("a.npy", 0)
+  assert opened.save("a.npy", 0, np.zeros_like(planes), base, itself) == ""
+  assert [row["video"] for row in rows_of(directory / "labels.csv")] == ["b"]
+  assert opened.revisions("a.npy", 0) == [base]
+  # What counts nowhere is found again when somebody paints there.
+  opened.save("a.npy", 0, planes, "", itself)
+  labels = manifest.read_folder(directory).labels
+  assert [label.ignore is not None for label in labels] == [False, True]
 
 
 @pytest.mark.parametrize("known", ["nothing", "a blank row", "kept aside"])

@@ -85,8 +85,8 @@ def test_by_default_hands_are_learnt_from_and_a_consensus_stands_for_all(dataset
   assert notes[-3:] == [
     "left out: 2 labels (1 train, 0 validation, 1 test), which a model painted and nobody touched.",
     "left out: 2 labels (2 train, 0 validation, 0 test), for which a consensus stands.",
-    "begun by a model and changed by a hand: 2 labels (2 train, 0 validation, 0 test); 1 mask of "
-    "these as offered.",
+    "begun by a model and changed by a hand, or said to be right: 2 labels (2 train, 0 validation, "
+    "0 test); 1 mask of these as offered.",
   ]
   # Patients regrouped, as of a fold, are chosen of likewise.
   patients = {"train": ["p_t2"], "validation": ["p_t1"], "test": ["p_s"]}

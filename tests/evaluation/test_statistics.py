@@ -229,6 +229,18 @@ def test_folds_keep_the_level_where_patients_do_not(luck, inflated):
   assert row["by_fold"] is None and (row["by_patient"] > high) == inflated
 
 
+def test_the_error_rate_is_a_command(tmp_path, capsys):
+  file = tmp_path / "rates.json"
+  options = ["--folds", "2", "--patients", "4", "--repeats", "3", "--out", str(file)]
+  error_rate.main(options)
+  rows = json.loads(file.read_text())["rows"]
+  assert [row["scheme"] for row in rows] == ["rotate"] * 8 + ["paper"] * 8
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 2 + len(rows) and {line.count("|") for line in lines} == {10}
+  with pytest.raises(SystemExit):
+    error_rate.main(["--folds", "9", "--patients", "8"])
+
+
 def test_permutation_finds_a_planted_difference():
   random = np.random.default_rng(0)
   found = 0

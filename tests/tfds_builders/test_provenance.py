@@ -208,3 +208,14 @@ def test_examples_hold_it(directory, tmp_path):
   video, *rest = painted.ELSEWHERE
   one = found[f"{video}.npy", *rest]
   assert math.isnan(one["seconds"]) and not one["touched"].any() and one["time"] == b""
+
+
+def test_masks_of_the_page_without_their_rows_are_warned_of(directory, caplog):
+  said = "what of them a model painted and nobody touched is not known"
+  # One of its labels is in the page's layout and was painted elsewhere.
+  labels = manifest.read_folder(directory).labels
+  assert "labels.csv: 1 label, row " in caplog.text and said in caplog.text
+  caplog.clear()
+  (directory / "provenance.csv").unlink()
+  assert len(manifest.read_folder(directory).labels) == len(labels) == len(painted.KEYS)
+  assert f"labels.csv: {len(labels)} labels, row 2 first" in caplog.text and said in caplog.text

@@ -41,6 +41,7 @@ import datetime
 import hashlib
 import math
 import pathlib
+import re
 
 from absl import logging
 
@@ -86,6 +87,8 @@ MULTIRATER_KEYS = ("polarity", "labels", "persons", "soft")
 FRAME_NUMBERS = ("from_0", "of_files")
 MAX_SF_RATIO = 477.0
 # A consensus that somebody has saved, and one that the page keeps and nobody has saved yet.
+# How masks are called that the page saved.
+_REVISION = re.compile(r"/r\d{4,}$")
 AGREED, BEGUN = REVIEWS = ("yes", "begun")
 # Nobody lives with less (50 % on pure oxygen is 50); FiO2 in percent gives 1 to 5.
 MIN_SF_RATIO = 20.0
@@ -412,7 +415,7 @@ def _read_labels(directory, dataset, videos, known):
   by_name = {video.name: video for video in videos}
   names, place = tables.Place(directory / "videos"), tables.Place(directory / "masks")
   of_masks = _read_provenance(directory / "provenance.csv", place)
-  labels, left_out, begun = {}, {}, []
+  labels, left_out, begun, unknown = {}, {}, [], []
   for row in rows:
     with problems.apart():
       name = names.name(row, "video")
@@ -432,6 +435,8 @@ def _read_labels(directory, dataset, videos, known):
       if frame is not None:
         label = Label(row.number, video, frame, row.text("annotator"), masks, ignore)
         saved = of_masks.get(place.name(row, "masks"))
+        if saved is None and _REVISION.search(row.cells["masks"]):
+          unknown.append(label)
         if saved is not None:
           label = dataclasses.replace(label, work=_work(saved, label, path, names, classes))
           if saved.text("review") == BEGUN:
@@ -451,6 +456,15 @@ def _read_labels(directory, dataset, videos, known):
       path,
       plural(len(begun), "label"),
       begun[0].row,
+    )
+  if unknown:
+    logging.warning(
+      "%s: %s, row %d first, with masks that python -m lus_jax.annotate saved, of which "
+      "provenance.csv says nothing: what of them a model painted and nobody touched is not known, "
+      "and all of it is used; bring that file back.",
+      path,
+      plural(len(unknown), "label"),
+      unknown[0].row,
     )
   if "frame_numbers" not in dataset:
     _warn_of_numbers(labels, path)

@@ -590,7 +590,8 @@ async function send(one, { aside, base, byHand }) {
       base: base ?? one.revision, aside, seconds, by_hand: byHand,
       touched: names(painting.touched), prelabel: one.prelabel, prelabelled: names(painting.offered),
     }, painting.planes);
-    one.seconds -= seconds;
+    // Where all is undone nothing stands that could keep the time.
+    if (said.revision) one.seconds -= seconds;
     one.failed = null;
     if (aside) return;
     one.revision = said.revision;
@@ -720,6 +721,7 @@ function askNote(kind) {
   };
 }
 
+const kindOf = (w) => w.note || (w.done ? "done" : w.offered ? "offered" : "open");
 const isOpen = (w) => !w.done && w.note !== "skip";
 
 /** Clips of which nobody has painted or noted a frame. */
@@ -738,10 +740,11 @@ function toDo() {
 function fillWork() {
   const left = folder.work.filter(isOpen).length, fresh = new Set(notBegun());
   const done = folder.work.filter((w) => w.done).length;
+  const offered = folder.work.filter((w) => w.offered && isOpen(w)).length;
   const flagged = folder.work.filter((w) => w.note === "flag").length;
   const clips = fresh.size && `${fresh.size} ${fresh.size === 1 ? "clip" : "clips"} not begun`;
   $("work-count").textContent = [
-    folder.work.length ? `${left} left, ${done} done` : "", flagged ? `${flagged} flagged` : "", clips || "",
+    folder.work.length ? `${left} left${offered ? ` (${offered} offered)` : ""}, ${done} done` : "", flagged ? `${flagged} flagged` : "", clips || "",
   ].filter(Boolean).join(", ");
   const list = [], place = new Map(folder.videos.map((name, i) => [name, i]));
   const all = [...folder.work, ...[...fresh].map((name) => ({ video: name, frame: 0, fresh: true }))];
@@ -758,12 +761,13 @@ function fillWork() {
       list.push(head);
     }
     const item = document.createElement("li"), button = document.createElement("button");
-    const kind = one.note || (one.done ? "done" : "open");
+    const kind = kindOf(one);
     const here = clip && one.video === clip.video && (one.fresh || one.frame === frame);
     item.className = `${kind}${one.done ? " done" : ""}${here ? " here" : ""}`;
-    button.title = [one.note && { skip: "Skipped", flag: "Flagged" }[one.note], one.comment].filter(Boolean).join(": ");
+    const said = [one.note && { skip: "Skipped", flag: "Flagged" }[one.note], one.comment].filter(Boolean).join(": ");
+    button.title = said || (one.offered ? "A model offered this: correct it, or say that it is all right" : "");
     for (const [text, name] of [
-      [{ flag: "⚑", skip: "↷", done: "✓", open: "○" }[kind], "mark"],
+      [{ flag: "⚑", skip: "↷", done: "✓", offered: "◌", open: "○" }[kind], "mark"],
       [one.fresh ? "Not begun: choose a frame" : `Frame ${one.frame}${one.comment ? ` · ${one.comment}` : ""}`, "what"],
       [one.seconds ? clock(one.seconds) : "", "quiet"],
     ]) {
@@ -782,7 +786,7 @@ function fillWork() {
   $("work").replaceChildren(...list);
   const marks = folder.work.filter((w) => w.video === clip?.video).map((one) => {
     const mark = document.createElement("i");
-    mark.className = one.note || (one.done ? "done" : "");
+    mark.className = kindOf(one);
     mark.style.left = `${clip.frames > 1 ? (100 * one.frame) / (clip.frames - 1) : 50}%`;
     return mark;
   });
@@ -1257,7 +1261,7 @@ function toast(text, bad = false) {
 
 function showFrameNumber() {
   $("frame").value = frame;
-  $("frame-number").textContent = `frame ${frame} of ${clip.frames - 1}`;
+  $("frame-number").textContent = `frame ${frame} of 0–${clip.frames - 1}`;
   document.body.dataset.frame = frame;
   for (const item of $("work").children) item.classList.remove("here");
 }
@@ -1439,13 +1443,12 @@ async function offerPrelabel() {
 /** Says of what a model offered that somebody has seen it and finds it right: training may learn from it. */
 function accept() {
   if (!doc) return;
-  const { touched } = doc.painting, seen = untouchedOf(doc.painting);
+  const seen = untouchedOf(doc.painting);
   if (!seen.length) {
-    toast("No offered mask is left here that no hand has touched.");
+    toast("Nothing here is waiting for your word: every offered mask has been corrected or called right.");
     return;
   }
-  seen.forEach((k) => touched.add(k));
-  doc.painting.version++;
+  doc.painting.note(new Map(seen.map((k) => [k, { touched: true }])));
   touch();
   refresh();
   toast(`${seen.map((k) => folder.classes[k].name).join(", ")}: seen and right.`);
@@ -1648,7 +1651,7 @@ async function start() {
   $("protocol-button").hidden = !folder.protocol;
   $("review-section").hidden = !folder.review;
   $("prelabel-section").hidden = !folder.prelabels.length;
-  $("member").replaceChildren(...folder.prelabels.map((name) => new Option(name, name)));
+  $("member").replaceChildren(...folder.prelabels.map((name) => new Option(name, name, name === folder.prelabel, name === folder.prelabel)));
   $("video").replaceChildren(...folder.videos.map((name) => new Option(name, name)));
   view = makeView($("canvas"), parameters.get("draw"));
   view.onrestored = () => openFrame();

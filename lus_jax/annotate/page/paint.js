@@ -79,12 +79,22 @@ export class Painting {
     this.before = new Map();
     this.boxes = new Map();
     if (!parts.length) return false;
+    this.add(parts, marks);
+    return true;
+  }
+
+  /** Changes what is known of classes (a Map as of `end`) and no pixel, as one step of the history. */
+  note(marks) {
+    const parts = [...marks.keys()].map((k) => ({ k, box: null, bytes: new Uint8Array(0), marks: this.marks(k) }));
+    if (parts.length) this.add(parts, marks);
+  }
+
+  add(parts, marks) {
     this.done.push(parts);
     if (this.done.length > STEPS) this.done.shift();
     this.undone = [];
     for (const { k } of parts) this.setMarks(k, marks.get(k) ?? { touched: true });
     this.version++;
-    return true;
   }
 
   marks(k) {
@@ -137,13 +147,15 @@ export class Painting {
     const parts = from.pop();
     if (!parts) return false;
     for (const part of parts) {
-      const now = cut(this.planes[part.k], this.width, part.box);
-      paste(this.planes[part.k], this.width, part.box, part.bytes);
-      part.bytes = now;
+      if (part.box) {
+        const now = cut(this.planes[part.k], this.width, part.box);
+        paste(this.planes[part.k], this.width, part.box, part.bytes);
+        part.bytes = now;
+        this.mark(part.k, part.box);
+      }
       const marks = this.marks(part.k);
       this.setMarks(part.k, part.marks);
       part.marks = marks;
-      this.mark(part.k, part.box);
     }
     to.push(parts);
     this.version++;
