@@ -5,9 +5,10 @@ import os
 import sys
 
 import jax
+from absl import flags
 
 from lus_jax import files
-from lus_jax.errors import UserError
+from lus_jax.errors import UserError, say_warnings_plainly
 
 # What `given` returns: this process has one command line.
 _given = None
@@ -48,6 +49,53 @@ def keep_compiled(directory):
   if directory and not directory.startswith("~"):
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def texts(argv, options, *, about, needed):
+  """Reads a command line of options that are texts, with a place for compiled programs.
+
+  Flags of its own, so that modules that share names of options can be imported together.
+
+  Args:
+    argv: the program's words.
+    options: by name a pair of default and description.
+    about: what `--help` says before the options.
+    needed: pairs of the options that cannot be left out and an example of the command.
+
+  Returns:
+    The values by name; None where help was asked for, and given.
+
+  Raises:
+    UserError: an option is not known, or a needed one is not there.
+  """
+  values = flags.FlagValues()
+  where = ("~/.cache/lus_jax", "Where compiled programs are kept; empty: nowhere.")
+  for name, (default, description) in (options | {"compilation_cache": where}).items():
+    flags.DEFINE_string(name, default, description, flag_values=values)
+  flags.DEFINE_bool("help", False, "Show this.", flag_values=values)
+  try:
+    rest = values(argv)
+  except flags.Error as error:
+    raise UserError(f"{error} (in the command line)") from error
+  if values.help:
+    # Without the name of the module that they were defined in, which is this one.
+    _, listed = values.get_help(include_special_flags=False).lstrip().split("\n", 1)
+    print(f"{about}\n{listed}")
+    return None
+  if len(rest) > 1:
+    raise UserError(f"'{rest[1]}' is not an option; options start with --.")
+  names, example = needed
+  if not all(values[name].value for name in names):
+    *first, last = (f"--{name}" for name in names)
+    raise UserError(f"{', '.join(first)} and {last} are all needed, as in: {example}")
+  say_warnings_plainly()
+  keep_compiled(values.compilation_cache)
+  return {name: values[name].value for name in options}
+
+
+def names(text):
+  """The names of an option's value, as `soft,ordinal`; None where it was not given."""
+  return [name.strip() for name in text.split(",")] if text else None
 
 
 def numbers(option, text, kind):

@@ -29,11 +29,10 @@ import sys
 
 import jax
 import numpy as np
-from absl import flags
 from jax import numpy as jnp
 
 from lus_jax import command_line, files, progress, results
-from lus_jax.errors import UserError, say_warnings_plainly
+from lus_jax.errors import UserError
 from lus_jax.inference import trained as trained_lib
 from lus_jax.inference import views as views_lib
 from lus_jax.media import writers
@@ -443,41 +442,27 @@ def _main(argv):
 
 
 def _parse(argv):
-  # Flags of its own, so that this module and others that share names can be imported both.
-  values = flags.FlagValues()
-
-  def text(name, default, description):
-    flags.DEFINE_string(name, default, description, flag_values=values)
-
-  text("workdir", None, "The directory of a finished segmentation run.")
-  text("out", None, "Where the files go: a new directory, or the same export's.")
-  text("format", None, f"Which, as onnx or onnx,jax: {', '.join(FORMATS)}.")
-  text("thresholds", None, "Which models, as .6,.5; all of the run's by default.")
-  text("members", None, "Which models beside the thresholds, as soft,ordinal.")
-  text("compilation_cache", "~/.cache/lus_jax", "Where compiled programs are kept; empty: nowhere.")
-  flags.DEFINE_bool("help", False, "Show this.", flag_values=values)
-  try:
-    rest = values(argv)
-  except flags.Error as error:
-    raise UserError(f"{error} (in the command line)") from error
-  if values.help:
-    print(f"{__doc__}\n{values.main_module_help()}")
-    return None
-  if len(rest) > 1:
-    raise UserError(f"'{rest[1]}' is not an option; options start with --.")
-  if not (values.workdir and values.out and values.format):
-    raise UserError(
-      "--workdir, --out and --format are all needed, as in: "
-      "python -m lus_jax.export --workdir runs/seg --out model --format onnx"
-    )
-  say_warnings_plainly()
-  command_line.keep_compiled(values.compilation_cache)
-  return {
-    "workdir": values.workdir,
-    "out": values.out,
-    "formats": [name.strip() for name in values.format.split(",")],
-    "thresholds": command_line.numbers("thresholds", values.thresholds, float),
-    "members": [name.strip() for name in values.members.split(",")] if values.members else None,
+  values = command_line.texts(
+    argv,
+    {
+      "workdir": (None, "The directory of a finished segmentation run."),
+      "out": (None, "Where the files go: a new directory, or the same export's."),
+      "format": (None, f"Which, as onnx or onnx,jax: {', '.join(FORMATS)}."),
+      "thresholds": (None, "Which models, as .6,.5; all of the run's by default."),
+      "members": (None, "Which models beside the thresholds, as soft,ordinal."),
+    },
+    about=__doc__,
+    needed=(
+      ("workdir", "out", "format"),
+      "python -m lus_jax.export --workdir runs/seg --out model --format onnx",
+    ),
+  )
+  return values and {
+    "workdir": values["workdir"],
+    "out": values["out"],
+    "formats": command_line.names(values["format"]),
+    "thresholds": command_line.numbers("thresholds", values["thresholds"], float),
+    "members": command_line.names(values["members"]),
   }
 
 

@@ -36,11 +36,10 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 
 import lus_jax
 from lus_jax import command_line, lock, palette, pool, progress, results, signals
-from lus_jax.errors import UserError, say_warnings_plainly
+from lus_jax.errors import UserError
 from lus_jax.files import sha256, unreadable, write_text
 from lus_jax.inference import formats as formats_lib
 from lus_jax.inference import frames as frames_lib
@@ -850,80 +849,61 @@ def _main(argv):
 
 
 def _parse(argv):
-  # Flags of its own, so that this module and lus_jax.main, which share names, can be imported both.
-  values = flags.FlagValues()
-
-  def text(name, default, description):
-    flags.DEFINE_string(name, default, description, flag_values=values)
-
-  text("workdir", None, "The directory of a finished segmentation run.")
-  text(
-    "input",
-    None,
-    f"A clip or picture ({readers.FORMATS}), or a folder of them and of folders of them.",
+  titles = (f"{name} ({one.title})" for name, one in formats_lib.FORMATS.items())
+  values = command_line.texts(
+    argv,
+    {
+      "workdir": (None, "The directory of a finished segmentation run."),
+      "input": (
+        None,
+        f"A clip or picture ({readers.FORMATS}), or a folder of them and of folders of them.",
+      ),
+      "out": (None, "Where masks and overlays go: a new directory, or the same prediction's."),
+      "thresholds": (None, "Which models, as .6,.5; all of the run's by default."),
+      "members": (None, "Which models beside the thresholds, as soft,ordinal."),
+      "frames": (None, "Which frames of one clip, counted from 0, as 0,10,20; all by default."),
+      "crop": (
+        None,
+        "The scan area that the networks see: auto (found), none, or X,Y,WIDTH,HEIGHT in pixels; "
+        "by default auto if the models learned from scan areas, else none.",
+      ),
+      "format": (
+        ",".join(DEFAULT_FORMATS),
+        f"What is written: {'; '.join(titles)}; {CSV} (a row a frame and class, and a video and "
+        "class).",
+      ),
+      "cut": (
+        ".5",
+        "The probability from which on a pixel counts as of a class: in tables, and in the formats "
+        "that show it (mp4, dicomseg-binary).",
+      ),
+      "smallest": (
+        None,
+        "Pixels of the smallest structure that tables count; by default "
+        f"{measures.SMALLEST_SHARE:.2%} of the scan area.",
+      ),
+      "pleura": (None, "Classes that are pleura, or none; by default those that are called so."),
+      "table": (None, "A CSV file of video (as a path in the folder), patient and day."),
+    },
+    about=__doc__,
+    needed=(
+      ("workdir", "input", "out"),
+      "python -m lus_jax.predict --workdir runs/seg --input clip.mp4 --out masks",
+    ),
   )
-  text("out", None, "Where masks and overlays go: a new directory, or the same prediction's.")
-  text("thresholds", None, "Which models, as .6,.5; all of the run's by default.")
-  text("members", None, "Which models beside the thresholds, as soft,ordinal.")
-  text("frames", None, "Which frames, counted from 0, as 0,10,20; all by default.")
-  text(
-    "crop",
-    None,
-    "The scan area that the networks see: auto (found), none, or X,Y,WIDTH,HEIGHT in pixels; by "
-    "default auto if the models learned from scan areas, else none.",
-  )
-  text(
-    "format",
-    ",".join(DEFAULT_FORMATS),
-    "What is written: "
-    + "; ".join(f"{name} ({one.title})" for name, one in formats_lib.FORMATS.items())
-    + f"; {CSV} (a row a frame and class, and a video and class).",
-  )
-  text(
-    "cut",
-    ".5",
-    "The probability from which on a pixel counts as of a class: in tables, and in the formats "
-    "that show it (mp4, dicomseg-binary).",
-  )
-  text(
-    "smallest",
-    None,
-    "Pixels of the smallest structure that tables count; by default "
-    f"{measures.SMALLEST_SHARE:.2%} of the scan area.",
-  )
-  text("pleura", None, "Classes that are pleura, or none; by default those that are called so.")
-  text("table", None, "A CSV file of video (as a path in the folder), patient and day.")
-  text("compilation_cache", "~/.cache/lus_jax", "Where compiled programs are kept; empty: nowhere.")
-  flags.DEFINE_bool("help", False, "Show this.", flag_values=values)
-  try:
-    rest = values(argv)
-  except flags.Error as error:
-    raise UserError(f"{error} (in the command line)") from error
-  if values.help:
-    print(f"{__doc__}\n{values.main_module_help()}")
-    return None
-  if len(rest) > 1:
-    raise UserError(f"'{rest[1]}' is not an option; options start with --.")
-  if not (values.workdir and values.input and values.out):
-    raise UserError(
-      "--workdir, --input and --out are all needed, as in: "
-      "python -m lus_jax.predict --workdir runs/seg --input clip.mp4 --out masks"
-    )
-  say_warnings_plainly()
-  command_line.keep_compiled(values.compilation_cache)
-  return {
-    "workdir": values.workdir,
-    "source": values.input,
-    "out": values.out,
-    "thresholds": command_line.numbers("thresholds", values.thresholds, float),
-    "members": [name.strip() for name in values.members.split(",")] if values.members else None,
-    "frames": command_line.numbers("frames", values.frames, int),
-    "crop": values.crop,
-    "formats": _formats(values.format),
-    "cut": _cut(values.cut),
-    "smallest": _smallest(values.smallest),
-    "pleura": _pleura(values.pleura),
-    "table": values.table,
+  return values and {
+    "workdir": values["workdir"],
+    "source": values["input"],
+    "out": values["out"],
+    "thresholds": command_line.numbers("thresholds", values["thresholds"], float),
+    "members": command_line.names(values["members"]),
+    "frames": command_line.numbers("frames", values["frames"], int),
+    "crop": values["crop"],
+    "formats": _formats(values["format"]),
+    "cut": _cut(values["cut"]),
+    "smallest": _smallest(values["smallest"]),
+    "pleura": _pleura(values["pleura"]),
+    "table": values["table"],
   }
 
 
@@ -961,7 +941,7 @@ def _smallest(text):
 def _pleura(text):
   if text is None:
     return None
-  return [] if text == "none" else [name.strip() for name in text.split(",")]
+  return [] if text == "none" else command_line.names(text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -64,6 +65,21 @@ def real_data():
   if not REAL_DATA.is_dir():
     pytest.skip(f"needs the real data sets in {REAL_DATA.name}/ beside the project")
   return REAL_DATA
+
+
+@pytest.fixture(scope="module")
+def browser():
+  """One browser for all tests of a file; they are skipped where there is none."""
+  known = ("chromium", "chromium-browser", "chrome")
+  found = next(filter(None, map(shutil.which, known)), None)
+  if found is None:
+    pytest.skip("needs Chromium, which is not installed")
+  api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test")
+  with api.sync_playwright() as driver:
+    options = ["--no-sandbox", "--disable-dev-shm-usage", "--force-device-scale-factor=1"]
+    opened = driver.chromium.launch(executable_path=found, args=options)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import errno
 import json
 import pathlib
 import re
-import shutil
 import tracemalloc
 
 import jax
@@ -142,25 +141,20 @@ def check_page(out, record):
   assert "<script" not in text and "http" not in text.replace("http-equiv", "")
 
 
-def test_the_page_shows_one_members_layers_at_a_time(tmp_path, load):
-  browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-  if browser is None:
-    pytest.skip("needs Chromium, which is not installed")
-  api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test")
+def test_the_page_shows_one_members_layers_at_a_time(tmp_path, load, browser):
   (tmp_path / "in").mkdir()
   for name in "ab":
     np.save(tmp_path / "in" / f"{name}.npy", noise(1, 20, 30)[0])
   assert call(workdir="run", input=tmp_path / "in", out=tmp_path / "out", format="csv") == 0
-  with api.sync_playwright() as driver:
-    options = {"executable_path": browser, "args": ["--no-sandbox", "--disable-dev-shm-usage"]}
-    opened = driver.chromium.launch(**options).new_page()
-    opened.goto(f"file://{tmp_path / 'out' / 'index.html'}")
-    seen = "els => els.filter(x => x.offsetParent).map(x => x.alt || x.ariaLabel)"
-    for member in ("threshold_0", "threshold_1"):
-      opened.get_by_text(member, exact=True).first.click()
-      layers = opened.eval_on_selector_all(".shot img.m", seen)
-      assert layers == [f"{member} on frame 0"] * 2
-      assert opened.eval_on_selector_all("main .scroll", seen) == [f"Numbers of {member}"] * 2
+  opened = browser.new_page()
+  opened.goto(f"file://{tmp_path / 'out' / 'index.html'}")
+  seen = "els => els.filter(x => x.offsetParent).map(x => x.alt || x.ariaLabel)"
+  for member in ("threshold_0", "threshold_1"):
+    opened.get_by_text(member, exact=True).first.click()
+    layers = opened.eval_on_selector_all(".shot img.m", seen)
+    assert layers == [f"{member} on frame 0"] * 2
+    assert opened.eval_on_selector_all("main .scroll", seen) == [f"Numbers of {member}"] * 2
+  opened.close()
 
 
 def test_names_and_patients_are_escaped(tmp_path, load):

@@ -1,16 +1,12 @@
 """One HTML page of what was found in a data folder, with a picture of every video."""
 
 import os
-import pathlib
 
-import jinja2
-
-from lus_jax import palette
+from lus_jax import pages, palette
 from lus_jax.check import run, table
 from lus_jax.errors import UserError
 from lus_jax.files import expanded, write_text
 from lus_jax.media import scan_area
-from lus_jax.report import pictures
 from lus_jax.words import plural
 
 _SUFFIXES = (".html", ".htm")
@@ -42,14 +38,8 @@ def write(file, result):
 
 def render(result):
   """The page of a `run.Result`, as HTML."""
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters["data_url"] = pictures.data_url
+  environment = pages.templates(__file__)
+  environment.filters["data_url"] = pages.data_url
   return environment.get_template("template.html").render(
     dataset=result.dataset,
     overview=table.overview(result) if result.seen else [],

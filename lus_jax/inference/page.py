@@ -1,14 +1,11 @@
 """One HTML page of the predictions of many clips: a few frames of each, and its numbers."""
 
-import base64
 import contextlib
-import pathlib
 
-import jinja2
 import numpy as np
 from PIL import Image
 
-from lus_jax import palette
+from lus_jax import pages, palette
 from lus_jax.files import write_text
 from lus_jax.inference.formats.video import outlines
 from lus_jax.media import scan_area
@@ -109,13 +106,7 @@ def write(file, *, clips, members, classes, cut, **words):
   shown = clips
   if len(clips) > MOST_SHOWN:
     shown = [clips[i * len(clips) // MOST_SHOWN] for i in range(MOST_SHOWN)]
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
+  environment = pages.templates(__file__)
   environment.filters |= {"data_url": _data_url, "number": _number}
   page = environment.get_template("page.html").render(
     clips=shown,
@@ -132,7 +123,7 @@ def write(file, *, clips, members, classes, cut, **words):
 
 def _data_url(file):
   kind = {".jpg": "jpeg", ".png": "png"}[file.suffix]
-  return f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+  return pages.data_url(file.read_bytes(), kind)
 
 
 def _number(value):

@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from lus_jax import ahead, files, palette, progress
+from lus_jax import ahead, files, pages, palette, progress
 from lus_jax.errors import UserError
 from lus_jax.inference import frames as frames_lib
 from lus_jax.inference import trained as trained_lib
@@ -360,7 +360,7 @@ def _render(trained, shown, *, notes, mark, given, more, broken, crowded):
     ],
   }
   return (
-    page.environment()
+    pages.templates(__file__)
     .get_template("gallery.html")
     .render(
       about=about,

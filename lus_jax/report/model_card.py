@@ -6,9 +6,7 @@ import pathlib
 import re
 import shlex
 
-import jinja2
-
-from lus_jax import command_line, results
+from lus_jax import command_line, pages, results
 from lus_jax.evaluation import statistics
 from lus_jax.labels.annotators import CONSENSUS
 from lus_jax.models import fpn
@@ -66,13 +64,7 @@ def make(workdir, record):
     "training": _commands(workdir),
     "exporting": _shown_command(command_line.given() or ()),
   }
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-  )
+  environment = pages.templates(__file__, autoescape=False, keep_trailing_newline=True)
   environment.filters |= {"md": _plain, "code": _code, "g": "{:g}".format, "listed": _listed}
   environment.globals["plural"] = plural
   return environment.get_template("model_card.md").render(options)

@@ -9,10 +9,9 @@ import re
 import zipfile
 import zlib
 
-import jinja2
 import numpy as np
 
-from lus_jax import palette, results, words
+from lus_jax import pages, palette, results, words
 from lus_jax.errors import UserError
 from lus_jax.files import (
   NPY_ERRORS,
@@ -30,7 +29,6 @@ from lus_jax.report import (
   figures,
   painters,
   paper,
-  pictures,
   raters,
   schema,
   segmentation,
@@ -89,8 +87,8 @@ def write(workdir):
   for folder in ("tables", "figures"):
     for file in set((directory / folder).glob("*")) - written.keys():
       file.unlink()
-  templates = environment()
-  templates.filters["data_url"] = pictures.data_url
+  templates = pages.templates(__file__)
+  templates.filters["data_url"] = pages.data_url
   templates.filters["many"] = lambda noun, value: words.many(value.value, noun)
   html = templates.get_template("template.html").render(
     shown=page.context,
@@ -109,17 +107,6 @@ def write(workdir):
   )
   write_text(directory / "index.html", html)
   return directory / "index.html"
-
-
-def environment():
-  """Where the pages' templates are: what they are filled with is escaped, and has to be there."""
-  return jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
 
 
 def results_mark(workdir):

@@ -1,28 +1,22 @@
 """Classes over a frame, as images that a page carries in itself."""
 
-import base64
 import dataclasses
 import io
 
 import numpy as np
 from PIL import Image
 
-from lus_jax import palette
+from lus_jax import pages, palette
 
 # Opacities of a picture's layer: fewer compress better, and nobody sees the difference.
 _OPACITIES = 16
-
-
-def data_url(data, kind):
-  """The bytes of an image as a data URL; `kind` as in 'png' or 'svg+xml'."""
-  return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def png(array):
   """An image, uint8 of [H, W], [H, W, 3] or [H, W, 4], as a data URL."""
   buffer = io.BytesIO()
   Image.fromarray(array).save(buffer, format="png", optimize=True)
-  return data_url(buffer.getvalue(), "png")
+  return pages.data_url(buffer.getvalue(), "png")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,21 +20,7 @@ from lus_jax.media import readers
 from tests.annotate import serving, strokes
 from tfds_builders.lus_folder import manifest
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 HEIGHT, WIDTH = 120, 160
-
-
-@pytest.fixture(scope="module")
-def browser():
-  """One browser for all tests here; they are skipped where there is none."""
-  if BROWSER is None:
-    pytest.skip("needs Chromium, which is not installed")
-  api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test")
-  with api.sync_playwright() as driver:
-    options = ["--no-sandbox", "--disable-dev-shm-usage", "--force-device-scale-factor=1"]
-    opened = driver.chromium.launch(executable_path=BROWSER, args=options)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
@@ -1086,9 +1072,8 @@ def test_200_steps_can_be_undone_and_no_more_are_kept(open_page):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("browser")  # which skips where there is none
 def test_the_benchmark_measures():
-  if BROWSER is None:
-    pytest.skip("needs Chromium, which is not installed")
   command = [sys.executable, "-m", "lus_jax.annotate.benchmark", "--width", "64", "--height", "48"]
   command += ["--frames", "5", "--dabs", "3", "--strokes", "10"]
   root = pathlib.Path(__file__).parents[2]

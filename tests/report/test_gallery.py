@@ -26,7 +26,6 @@ from lus_jax.media.letterbox import letterbox
 from lus_jax.report import __main__ as command
 from lus_jax.report import clips, gallery, page
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 SIZE = 32
 NAMES = ("b/line~ <x>", "</script><img src=x onerror=alert(1)>")
 
@@ -366,22 +365,9 @@ def test_labelled_frames_stand_in_place_of_others():
     return gallery.frame_numbers(clip, n_frames)
 
   assert numbers(10, 4, ()) == [0, 3, 6, 9]
-  assert numbers(10, 4, (2, 4)) == [0, 2, 4, 9] or numbers(10, 4, (2, 4)) == [2, 4, 6, 9]
+  assert numbers(10, 4, (2, 4)) == [0, 2, 4, 9]
   assert numbers(10, 2, (3, 5, 6)) == [3, 5]
   assert numbers(3, 60, (1,)) == [0, 1, 2]
-
-
-@pytest.fixture(scope="module")
-def browser():
-  """One browser for all tests here; they are skipped where there is none."""
-  if BROWSER is None:
-    pytest.skip("needs Chromium, which is not installed")
-  api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra test")
-  with api.sync_playwright() as driver:
-    options = ["--no-sandbox", "--disable-dev-shm-usage", "--force-device-scale-factor=1"]
-    opened = driver.chromium.launch(executable_path=BROWSER, args=options)
-    yield opened
-    opened.close()
 
 
 class Visit:
