@@ -14,31 +14,33 @@ def score(probability, frames, views):
   `average_precision` of p; `dice` of p at the cut-off that is best, on validation, for the view's
   own label (at .5 where it has no threshold), and `dice_half` at .5; `ece` and `brier` of p against
   the truth; `label_dice` of the test frames' label at its threshold, as it was painted: the Dice of
-  whoever learned that label and nothing else (None where it has no threshold).
+  whoever learned that label and nothing else (None where it has no threshold); `fit_train` and
+  `fit_test`: Dice of p at .5 and the view's own label on training and on test frames, the nearer to
+  1 on training frames alone the more was learned by heart.
 
   Args:
-    probability: [V, n, H, W, K] of the validation and the test frames.
+    probability: by split, [V, n, H, W, K].
     frames: of `cohort`.
     views: the views.
 
   Returns:
     A list of V dicts.
   """
-  validation, test = probability
   truth = frames["test"]["truth"] > 0
   present = [k for k in range(truth.shape[-1]) if truth[..., k].any() and not truth[..., k].all()]
-  confidences = [
-    frames[split]["confidence"].astype(np.float32) / 255 for split in ("validation", "test")
-  ]
+  confidences = {
+    split: frames[split]["confidence"].astype(np.float32) / 255 for split in probability
+  }
   where = np.ones((*truth.shape[:-1], 1), bool)
   rows = []
-  for view, held_out, p in zip(views, validation, test, strict=True):
+  for i, view in enumerate(views):
     threshold = members.MIDDLE if view.threshold is None else view.threshold
-    own, aim = (np.asarray(label(confidence, threshold)) > 0 for confidence in confidences)
+    own = {name: np.asarray(label(x, threshold)) > 0 for name, x in confidences.items()}
+    held_out, p, aim = probability["validation"][i], probability["test"][i], own["test"]
     precision, dice, half, target = [], [], [], []
     for k in present:
       precision.append(average_precision(p[..., k], truth[..., k]))
-      cut = best_cut(held_out[..., k], own[..., k])
+      cut = best_cut(held_out[..., k], own["validation"][..., k])
       dice.append(_dice(p[..., k] >= cut, truth[..., k]))
       half.append(_dice(p[..., k] >= 0.5, truth[..., k]))
       target.append(_dice(aim[..., k], truth[..., k]))
@@ -53,6 +55,8 @@ def score(probability, frames, views):
         "ece": calibration["ece"],
         "brier": calibration["brier"],
         "label_dice": None if view.threshold is None else float(np.mean(target)),
+        "fit_train": _fit(probability["train"][i], own["train"]),
+        "fit_test": _fit(p, aim),
       }
     )
   return rows
@@ -71,6 +75,12 @@ def average_precision(probability, truth):
   found = np.cumsum(counts[::-1])[::-1]
   precision = found / (ordered.size - np.searchsorted(ordered, cuts))
   return float(precision @ counts / found[0])
+
+
+def _fit(p, own):
+  """Dice of p at .5 and a label, mean over the classes that the label has."""
+  there = [k for k in range(own.shape[-1]) if own[..., k].any()]
+  return float(np.mean([_dice(p[..., k] >= 0.5, own[..., k]) for k in there])) if there else None
 
 
 def _dice(a, b):

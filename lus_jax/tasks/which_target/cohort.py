@@ -83,14 +83,14 @@ class Trainer:
     )
 
   def run(self, frames, *, seed):
-    """Trains on one cohort and predicts its validation and test frames.
+    """Trains on one cohort and predicts its frames, as they are.
 
     Args:
       frames: arrays of `pipeline.FIELDS` by split.
       seed: of the initial weights, the order and the augmentation.
 
     Returns:
-      Probabilities [V, n, H, W, K] of the validation and the test frames.
+      Probabilities [V, n, H, W, K] by split.
     """
     classes = frames["train"]["confidence"].shape[-1]
     # Copies differ in their weights, members of a sweep do not.
@@ -110,8 +110,8 @@ class Trainer:
       raise UserError(
         f"a loss of seed {seed} is not finite; lower --config.optimizer.learning_rate."
       )
-    found = []
-    for split in ("validation", "test"):
+    found = {}
+    for split in SPLITS:
       parts = []
       batches = pipeline.Frames(frames[split], cache="device").evaluation_batches(16)
       for batch in batches:
@@ -123,7 +123,7 @@ class Trainer:
           for view, own in zip(self.views, self._scalars, strict=True)
         ]
         parts.append(np.stack(jax.device_get(result))[:, mask])
-      found.append(np.concatenate(parts, axis=1))
+      found[split] = np.concatenate(parts, axis=1)
     return found
 
 

@@ -6,12 +6,13 @@ import pathlib
 import numpy as np
 from absl import logging
 
+from lus_jax.errors import UserError
 from lus_jax.evaluation import statistics
 from lus_jax.evaluation.ratio import Ratio
 from lus_jax.files import broken_seal
 from lus_jax.training import members as members_lib
 
-NULL = "null_repeats"
+NULL = "null_studies"
 # Scores of a view against the truth, and whether higher is better.
 METRICS = {
   "average_precision": True,
@@ -22,68 +23,111 @@ METRICS = {
 }
 # What is compared of the ways to standardise experts, and by dose.
 SCALED = ("average_precision", "dice")
+# In questions: the mean over all settings, and the threshold that strokes of a setting are mostly
+# true from.
+ALL, TRUEST = "all", "truest"
 
 
-def compare(scores, *, higher=True):
-  """What one metric says of the members of one family over all seeds.
-
-  Every member is compared with "above 0" and with 50 %, each pair once, by swapping the two within
-  seeds (`statistics.permutation_test`), corrected by Holm over the family. A winner is claimed
-  where the best mean beats both (the other one, if it is one of them). The contrast is the pair of
-  the references, "above 0" less 50 %: what faint strokes bring (None where either was not trained).
+def describe(scores, *, higher=True):
+  """What one metric was of the members of one family: nothing here is tested.
 
   Args:
     scores: by threshold, or by name for members without one, one number a seed [n].
     higher: whether higher is better.
 
   Returns:
-    A dict of JSON values: `means` (rows of `member`, `mean`, `interval`, `best`), `comparisons`
-    (rows of `member`, `against`, `difference`, `interval`, `p`, `p_holm`), `winner` (or None) and
-    `contrast` (`difference`, `interval`, `p`).
+    A dict of JSON values: `means` (rows of `member`, `mean`, `interval`) and `best`, the member with
+    the best mean.
   """
-  units = tuple(str(i) for i in range(len(next(iter(scores.values())))))
   sign = 1 if higher else -1
-
-  def ratio(values):
-    return Ratio(units, np.asarray(values, np.float64), np.ones(len(units)))
-
-  ratios = {name: ratio(values) for name, values in scores.items()}
-  references = [t for t in statistics.REFERENCES if t in ratios]
-  pairs = []
-  for other in references:
-    pairs += [(a, other) for a in ratios if a != other and (other, a) not in pairs]
-  rows = []
-  for a, b in pairs:
-    rows.append(_difference(ratios[a], ratios[b]) | {"member": a, "against": b})
-  corrected = statistics.holm([row["p"] for row in rows]) if rows else []
-  for row, p in zip(rows, corrected, strict=True):
-    row["p_holm"] = p
-  means = {name: float(np.mean(values)) for name, values in scores.items()}
-  best = max(means, key=lambda name: sign * means[name])
-
-  def beats(a, b):
-    for row in rows:
-      if {row["member"], row["against"]} == {a, b}:
-        ahead = row["difference"] * sign * (1 if row["member"] == a else -1)
-        return ahead > 0 and row["p_holm"] < statistics.LEVEL
-    return False
-
-  others = [t for t in references if t != best]
-  winner = best if others and all(beats(best, other) for other in others) else None
-  contrast = None
-  if len(references) == len(statistics.REFERENCES):
-    (row,) = (row for row in rows if {row["member"], row["against"]} == set(references))
-    contrast = _difference(*(ratios[t] for t in statistics.REFERENCES))
-    contrast["p"] = row["p_holm"]
+  ratios = {name: _ratio(values) for name, values in scores.items()}
   return {
     "means": [
-      {"member": name, "mean": means[name], "interval": _interval(ratios[name])} for name in scores
+      {"member": name, "mean": ratio.value(), "interval": _interval(ratio)}
+      for name, ratio in ratios.items()
     ],
-    "best": best,
-    "winner": winner,
-    "comparisons": rows,
-    "contrast": contrast,
+    "best": max(ratios, key=lambda name: sign * ratios[name].value()),
   }
+
+
+def parts_of(config, doses):
+  """What each question of a study compares.
+
+  Args:
+    config: a study's config. A question of `study.questions` is (setting or 'all', member,
+      member): is the first better than the second? A member is a threshold, with the weights of
+      `loss.weights`, or a name; 'truest' the threshold that strokes of the setting are mostly true
+      from, or the next lower one.
+    doses: from settings to that dose, where they have one.
+
+  Returns:
+    For each question a list of (setting, member, member).
+
+  Raises:
+    UserError: a question is none, or cannot be answered.
+  """
+  found = []
+  for question in config.study.questions:
+    if not isinstance(question, tuple | list) or len(question) != 3:
+      raise _no_question(question, "it has to be (setting, member, member)")
+    setting, *pair = question
+    settings = config.study.settings if setting == ALL else (setting,)
+    if not set(settings) <= set(config.study.settings):
+      raise _no_question(question, f"{setting} is no setting of the study, nor '{ALL}'")
+    parts = [(one, *(_named(question, one, x, config, doses) for x in pair)) for one in settings]
+    if any(a == b for _, a, b in parts):
+      raise _no_question(question, "it compares a member with itself")
+    found.append(parts)
+  return found
+
+
+def _named(question, setting, name, config, doses):
+  if name == TRUEST:
+    below = [t for t in config.sweep.thresholds if t <= doses.get(setting, -1)]
+    if not below:
+      raise _no_question(question, f"{setting} says of no threshold that it is the truest")
+    return max(below)
+  if isinstance(name, str):
+    return name
+  if name not in config.sweep.thresholds:
+    raise _no_question(question, f"{name} is not in config.sweep.thresholds")
+  return name
+
+
+def _no_question(question, why):
+  return UserError(f"config.study.questions: {question}: {why}.")
+
+
+def ask(parts, scores, *, higher=True):
+  """Answers all questions of a study: one family, corrected by Holm.
+
+  Two members are compared by swapping them within cohorts (`statistics.permutation_test`); of
+  several settings by the means over the settings of as many cohorts, one of each.
+
+  Args:
+    parts: of `parts_of`.
+    scores: by (setting, member), one number a seed [n].
+    higher: whether higher is better.
+
+  Returns:
+    A list of dicts of JSON values: `difference`, `interval`, `p`, `p_holm` and `answer`: 'yes' where
+    the first is better and p_holm below .05, 'no' where the second is, likewise, or 'undecided'.
+  """
+  rows = []
+  for one in parts:
+    pair = [np.mean([scores[setting, ab[i]] for setting, *ab in one], axis=0) for i in (0, 1)]
+    rows.append(_difference(*map(_ratio, pair)) | {"p": _p(*map(_ratio, pair))})
+  corrected = statistics.holm([row["p"] for row in rows]) if rows else []
+  for row, p in zip(rows, corrected, strict=True):
+    ahead = row["difference"] if higher else -row["difference"]
+    row["p_holm"] = p
+    row["answer"] = "undecided" if p >= statistics.LEVEL else "yes" if ahead > 0 else "no"
+  return rows
+
+
+def _ratio(values):
+  units = tuple(str(i) for i in range(len(values)))
+  return Ratio(units, np.asarray(values, np.float64), np.ones(len(units)))
 
 
 def _interval(ratio):
@@ -96,8 +140,11 @@ def _difference(a, b):
   return {
     "difference": a.value() - b.value(),
     "interval": None if found is None else list(found[:2]),
-    "p": statistics.permutation_test(a, b),
   }
+
+
+def _p(a, b):
+  return statistics.permutation_test(a, b)
 
 
 def families(objective, views):
@@ -123,30 +170,33 @@ def families(objective, views):
   return found
 
 
-def null_repeats(scores, *, repeats, seeds):
-  """How often a winner is claimed where all members have one target.
+def copies_of(parts):
+  """The (setting, member) that questions name, in a fixed order: a null cohort has a copy each."""
+  return list(dict.fromkeys((one, x) for part in parts for one, *pair in part for x in pair))
 
-  Each repeat draws `seeds` cohorts, gives the copies of each the thresholds' names at random, and
-  decides as `compare` does.
+
+def null_studies(parts, scores):
+  """How often questions are answered where all members have one target: each answer is false.
+
+  Studies share nothing: each has cohorts of its own.
 
   Args:
-    scores: [cohorts, copies], of one metric.
-    repeats: how many.
-    seeds: units a repeat has.
+    parts: of `parts_of`.
+    scores: [studies, seeds, copies], of one metric, a copy for each of `copies_of`.
 
   Returns:
-    A dict: `repeats`, `winners` and `contrasts` (how many claimed either).
+    A dict: `studies`; `studies_with_answers`, of how many any question was answered; `questions`
+    that were asked in all of them; and `below_level`: how many had p < .05 before the correction.
   """
-  thresholds = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)[: scores.shape[1]]
-  r = np.random.default_rng(0)
-  winners = contrasts = 0
-  for _ in range(repeats):
-    chosen = scores[r.permutation(len(scores))[:seeds]]
-    named = r.permuted(chosen, axis=1)
-    found = compare(dict(zip(thresholds, named.T, strict=True)))
-    winners += found["winner"] is not None
-    contrasts += found["contrast"]["p"] < statistics.LEVEL
-  return {"repeats": repeats, "winners": winners, "contrasts": contrasts}
+  copies = copies_of(parts)
+  found = [ask(parts, dict(zip(copies, study.T, strict=True))) for study in scores]
+  answered = [any(row["answer"] != "undecided" for row in rows) for rows in found]
+  return {
+    "studies": len(scores),
+    "studies_with_answers": int(np.sum(answered)),
+    "questions": len(parts) * len(scores),
+    "below_level": sum(row["p"] < statistics.LEVEL for rows in found for row in rows),
+  }
 
 
 def units_of(config):
@@ -158,6 +208,11 @@ def units_of(config):
     for setting in study.settings
     for standardise in study.standardise
   ]
+
+
+def null_units_of(config):
+  """Null cohorts: those of one study after the other."""
+  return [(NULL, "none", i) for i in range(config.study.null_studies * config.study.seeds)]
 
 
 def unit_file(directory, setting, standardise, seed):
@@ -192,13 +247,13 @@ def summarize(config, objective, directory, doses):
     doses: as `dose` takes them.
 
   Returns:
-    A dict of `rows` (a row a setting, weights and metric: those and what `compare` returns),
-    `units` (all scores), `levels` (ordinal levels beside the separate networks of the same
-    threshold and weights: means and difference), `null_repeats` (by metric), `scales` (every way
-    to standardise beside none: a row a setting, way, member and metric) and `spread` (the same of
-    `annotator_sd`), `labels` (Dice of the label itself against the truth: a row a setting and
-    threshold) and `dose` (see there). All but `scales` and `spread` are of confidences as they were
-    painted.
+    A dict of `questions` (a row each: the question, its `parts` and what `ask` returns), `rows` (a
+    row a setting, weights and metric: those and what `describe` returns), `units` (all scores),
+    `levels` (ordinal levels beside the separate networks of the same threshold and weights: means
+    and difference), `null_studies`, `scales` (every way to standardise beside none: a row a setting,
+    way, member and metric) and `spread` (the same of `annotator_sd`), `labels` (Dice of the label
+    itself against the truth: a row a setting and threshold) and `dose` (see there). All but `scales`
+    and `spread` are of confidences as they were painted.
   """
   units, views = [], objective.views()[0]
   for setting, standardise, seed in units_of(config):
@@ -214,33 +269,41 @@ def summarize(config, objective, directory, doses):
     for weights, family in families(objective, views).items():
       for metric, higher in METRICS.items():
         named = {name: scores[setting, view, metric] for name, view in family.items()}
-        rows.append(
-          {
-            "setting": setting,
-            "weights": weights,
-            "metric": metric,
-            **compare(named, higher=higher),
-          }
-        )
+        at = {"setting": setting, "weights": weights, "metric": metric}
+        rows.append(at | describe(named, higher=higher))
     levels += _levels(objective, views, setting, scores)
-  content = {"rows": rows, "levels": levels, "units": units, "null_repeats": {}}
+  parts = parts_of(config, doses)
+  content = {"questions": _questions(config, objective, parts, scores)}
+  content |= {"rows": rows, "levels": levels, "units": units, "null_studies": None}
   content["labels"] = _labels(config, units, views)
   content["dose"] = dose(rows, content["labels"], doses)
   content |= {"scales": scales(config, units, SCALED), "spread": []}
   if "annotator_sd" in units[0]:
     first = [row for row in units if row["member"] == views[0].name]
     content["spread"] = scales(config, first, ("annotator_sd",))
-  if config.study.null_repeats:
-    cohorts = [
-      read_unit(unit_file(directory, NULL, "none", seed))
-      for seed in range(config.study.null_cohorts)
-    ]
-    for metric in ("average_precision", "dice"):
-      table = np.array([[row[metric] for row in rows] for rows in cohorts])
-      content["null_repeats"][metric] = null_repeats(
-        table, repeats=config.study.null_repeats, seeds=config.study.seeds
-      )
+  if n := config.study.null_studies:
+    cohorts = [read_unit(unit_file(directory, *job)) for job in null_units_of(config)]
+    table = np.array([[row[config.study.metric] for row in rows] for rows in cohorts])
+    table = table.reshape(n, config.study.seeds, -1)
+    content["null_studies"] = null_studies(parts, table)
   return content
+
+
+def _questions(config, objective, parts, scores):
+  """The registered questions with their answers."""
+  metric, views = config.study.metric, objective.views()[0]
+  by_name = families(objective, views)[config.loss.weights] | {view.name: view.name for view in views}
+  mine = {
+    (setting, name): scores[setting, by_name[name], metric] for setting, name in copies_of(parts)
+  }
+  found = ask(parts, mine, higher=METRICS[metric])
+  rows = []
+  for question, part, row in zip(config.study.questions, parts, found, strict=True):
+    setting, a, b = question
+    named = [{"setting": one, "member": x, "against": y} for one, x, y in part]
+    at = {"setting": setting, "member": a, "against": b, "metric": metric}
+    rows.append(at | {"parts": named} | row)
+  return rows
 
 
 def overtakes(doses, stricter, laxer):
@@ -382,6 +445,7 @@ def scales(config, units, metrics):
             "mean": a.value(),
             "none": b.value(),
             **_difference(a, b),
+            "p": _p(a, b),
           }
         )
       corrected = statistics.holm([row["p"] for row in rows]) if rows else []

@@ -31,9 +31,7 @@ from lus_jax.words import plural
 
 UNITS = "units"
 SIMULATED = "simulated"  # what is being learned from at the moment
-# Members of a null study: alike but for their initial weights and dropout.
-NULL_MEMBERS = 7
-NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 5, 10
+NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 4, 3
 
 
 def check(config):
@@ -84,11 +82,12 @@ def check(config):
       f"config.study.train_frames: {config.study.train_frames} are fewer than one batch "
       f"({config.train.batch_size}); use more."
     )
-  if config.study.null_repeats and config.study.null_cohorts < config.study.seeds:
+  if config.study.metric not in compare.METRICS:
     raise UserError(
-      f"config.study.null_cohorts: each repeat draws {config.study.seeds} of "
-      f"{config.study.null_cohorts}; use at least as many."
+      f"config.study.metric: '{config.study.metric}' is not known; choose of "
+      f"{', '.join(compare.METRICS)}."
     )
+  fields.check_least(config, {"study.null_studies": 0})
   if config.data.name != "lus_phantom":
     raise UserError("config.data.name: the truth is known of lus_phantom only.")
   from tfds_builders.lus_phantom import phantom_config
@@ -96,6 +95,19 @@ def check(config):
   for setting in config.study.settings:
     phantom = config.data.phantom.to_dict() | {"setting": setting}
     phantom_config("frames", 64, 64, **phantom)
+  _check_questions(config, objective)
+
+
+def _check_questions(config, objective):
+  parts = compare.parts_of(config, doses_of(config.study.settings))
+  if config.study.null_studies and not parts:
+    raise UserError("config.study.null_studies: a study without questions has none; use 0.")
+  names = [view.name for view in objective.views()[0]]
+  for _, name in compare.copies_of(parts):
+    if isinstance(name, str) and name not in names:
+      raise UserError(
+        f"config.study.questions: no member is called {name}; there are {', '.join(names)}."
+      )
 
 
 class Worker:
@@ -115,9 +127,10 @@ class Worker:
     null = setting == compare.NULL
     config = _null_config(self._config) if null else self._config
     if null not in self._trainers:
-      self._trainers[null] = cohort.Trainer(config, same=NULL_MEMBERS if null else None)
+      copies = compare.copies_of(compare.parts_of(config, doses_of(config.study.settings)))
+      self._trainers[null] = cohort.Trainer(config, same=len(copies) if null else None)
     trainer = self._trainers[null]
-    # Cohorts of different settings share nothing; those of null repeats are the default ones.
+    # Cohorts of different settings share nothing; those of null studies are the default ones.
     frames = cohort.cohort(
       config,
       "default" if null else setting,
@@ -238,8 +251,7 @@ def _run(config, settings, dataset, workdir):
   claim.claim(workdir, settings, dataset)
   directory = pathlib.Path(workdir) / UNITS
   jobs = compare.units_of(config)
-  if config.study.null_repeats:
-    jobs += [(compare.NULL, "none", seed) for seed in range(config.study.null_cohorts)]
+  jobs += compare.null_units_of(config)
   left = [job for job in jobs if compare.read_unit(compare.unit_file(directory, *job)) is None]
   objective = Objective(config)
   with progress.bar(
@@ -275,6 +287,7 @@ def _null_config(config):
   null = config.copy_and_resolve_references()
   with null.unlocked():
     null.sweep.thresholds, null.sweep.members = (0.5,), ()
+    null.sweep.strategy = "vmap"
     null.loss.weights = "ones"
     null.data.image_size = min(NULL_SIZE, config.data.image_size)
     null.data.phantom.n_patients = NULL_PATIENTS
