@@ -31,7 +31,7 @@ from configs import seg
 def get_config(size="paper"):
   if size not in ("paper", "faint", "scales", "tiny"):
     raise ValueError(
-      f"configs/which_target.py:{size} does not exist; use which_target.py, :faint, :scales or :tiny"
+      f"configs/which_target.py:{size} does not exist; use which_target.py, :faint, :scales, :tiny"
     )
   config = seg.get_config("tiny")
   config.task = "which_target"

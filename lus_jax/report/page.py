@@ -200,14 +200,14 @@ def _targets(page):
   """Makes the parts of the page that show the study of targets."""
   name = which_target.NAME
   page.section(f"{name}.facts", which_target.facts, name)
-  page.section(f"{name}_verdicts.table", which_target.verdicts, name)
+  page.section(f"{name}_answers.table", which_target.answers, name)
   page.section(f"{name}.files", which_target.figure, name)
   for setting in (page.context[f"{name}.facts"] or {"settings": ()})["settings"]:
     for family in setting["families"]:
       options = {"setting": setting["name"], "weights": family["weights"]}
-      for part, make in (("", which_target.scores), ("_comparisons", which_target.comparisons)):
-        page.section(f"{family['key']}{part}.table", functools.partial(make, **options), name)
-  for part, metrics in (("levels", which_target.JUDGED), ("more_levels", which_target.DESCRIBED)):
+      make = functools.partial(which_target.scores, **options)
+      page.section(f"{family['key']}.table", make, name)
+  for part, metrics in (("levels", which_target.FIRST), ("more_levels", which_target.MORE)):
     make = functools.partial(which_target.levels, metrics=metrics, name=f"{name}_{part}")
     page.section(f"{name}_{part}.table", make, name)
   page.section(f"{name}_labels.table", which_target.labels, name)
@@ -217,7 +217,8 @@ def _targets(page):
   for key in ("scales", "spread"):
     make = functools.partial(which_target.scales, key=key, name=f"{name}_{key}")
     page.section(f"{name}_{key}.table", make, name)
-  page.section(f"{name}_null_repeats.table", which_target.null_repeats, name)
+  page.section(f"{name}_fit.table", which_target.fits, name)
+  page.section(f"{name}_null_studies.table", which_target.null_studies, name)
   page.section(f"{name}_cohorts.table", which_target.every_cohort, name)
 
 

@@ -385,7 +385,8 @@ _task_history = _object(
 
 def _target_check():
   common = {"setting": _text, "metric": _text}
-  difference = _object({"difference": _number, "interval": _ends, "p": _number})
+  question = common | _named(("member", "against"), _source) | {"answer": _text}
+  question |= {"interval": _ends} | _named(("difference", "p", "p_holm"), _number)
   scaled = _named(("setting", "standardise", "metric"), _text) | {"member": _maybe(_source)}
   scaled |= {"interval": _ends} | _named(("mean", "none", "difference"), _score)
   return _object(
@@ -396,15 +397,7 @@ def _target_check():
           common
           | {
             "weights": _text,
-            "winner": _maybe(_source),
             "means": _list(_object({"member": _source, "mean": _number, "interval": _ends})),
-            "comparisons": _list(
-              _object(
-                _named(("member", "against"), _source)
-                | {"difference": _number, "p": _number, "p_holm": _number, "interval": _ends}
-              )
-            ),
-            "contrast": _maybe(difference),
           }
         ),
         filled=True,
@@ -413,13 +406,19 @@ def _target_check():
         _object(common | _named(("threshold", "ordinal", "separate", "difference"), _number))
       ),
       "units": _list(_row(_named(("setting", "standardise", "member"), _text), counts=("seed",))),
-      "null_repeats": _mapping(_object(_named(("repeats", "winners", "contrasts"), _count))),
       "labels": _list(_object({"setting": _text, "threshold": _number, "mean": _score})),
       "scales": _list(_object(scaled)),
       "spread": _list(_object(scaled)),
     },
-    # Of older versions there is none.
+    # Of older versions there are none.
     {
+      "questions": _list(_object(question)),
+      "null_studies": _maybe(
+        _object(_named(("studies", "studies_with_answers", "questions", "below_level"), _count))
+      ),
+      "fit": _list(
+        _object(_named(("setting", "member"), _text) | _named(("fit_train", "fit_test"), _number))
+      ),
       "dose": _list(
         _object(
           {"of": _text, "metric": _text, "means": _list(_list(_number))}
@@ -430,7 +429,7 @@ def _target_check():
             )
           }
         )
-      )
+      ),
     },
   )
 

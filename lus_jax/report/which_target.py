@@ -20,9 +20,9 @@ METRICS = {
   "brier": "Brier",
 }
 SPREAD = "spread of experts"  # `evaluation.truth.annotator_sd`
-# Verdicts are given on some metrics; the others only describe.
-JUDGED = ("average_precision", "dice")
-DESCRIBED = ("dice_half", "ece", "brier")
+# Shown first, and drawn; the others stand behind them.
+FIRST = ("average_precision", "dice")
+MORE = ("dice_half", "ece", "brier")
 WEIGHTS = {"paper": "the paper's weights", "ones": "all-ones weights"}
 # What a faint stroke is worth in each setting of the phantom.
 SETTINGS = {
@@ -66,8 +66,12 @@ def member(name):
 
 
 _MEMBER = functools.partial(value, show=member)
-# What the contrast of `tasks.which_target.compare` is called.
-CONTRAST = " less ".join(map(member, statistics.REFERENCES))
+_WORDS = {"all": "mean of all settings", "truest": "the truest label's own"}
+
+
+def _asked(name):
+  """A setting or member of a question in words."""
+  return _WORDS.get(name) or member(name)
 
 
 def setting_words(setting):
@@ -77,24 +81,14 @@ def setting_words(setting):
   return _TRUE_FROM.format(dose.dial(float(setting.removeprefix("true_from_"))))
 
 
-def _beaten(row):
-  """The members that a winner was compared with, and beat."""
-  compared = {one[key] for one in row["comparisons"] for key in ("member", "against")}
-  return [member(t) for t in statistics.REFERENCES if t in compared - {row["winner"]}]
-
-
-def _can_decide(content, row):
-  """Whether so many cohorts could have given any winner."""
+def _can_decide(content):
+  """Whether so many cohorts could have answered any question."""
   seeds = content["config"]["study"]["seeds"]
-  return statistics.smallest_p(seeds, len(row["comparisons"])) < statistics.LEVEL
+  return statistics.smallest_p(seeds, len(_questions(content))) < statistics.LEVEL
 
 
-def _higher(contrast):
-  """Which of the two thresholds has the higher mean; None where that is not clear."""
-  if contrast["p"] >= statistics.LEVEL:
-    return None
-  first, second = statistics.REFERENCES
-  return member(first if contrast["difference"] > 0 else second)
+def _questions(content):
+  return content.get("questions", [])  # runs of older versions asked none
 
 
 def _families(content):
@@ -105,24 +99,20 @@ def _families(content):
   return found
 
 
-def verdict(content, row):
-  """What one setting, family of weights and metric allow to say."""
-  words = "no winner"
-  if row["winner"] is not None:
-    beaten = " and ".join(_beaten(row))
-    words = f"{member(row['winner'])} wins (against {beaten}, corrected p < .05)"
-  elif not _can_decide(content, row):
+def answer(content, row):
+  """A question and its answer in words."""
+  words = f"{_setting(row)}: is {_asked(row['member'])} better than {_asked(row['against'])}? "
+  words += row["answer"]
+  if row["answer"] == "undecided" and not _can_decide(content):
     words += f" ({content['config']['study']['seeds']} cohorts cannot decide)"
-  if (contrast := row["contrast"]) is not None:
-    ends = contrast["interval"]
-    interval = "" if ends is None else f" [{ends[0]:+.3f}, {ends[1]:+.3f}]"
-    higher = _higher(contrast)
-    words += (
-      f"; {CONTRAST} {contrast['difference']:+.3f}{interval}, "
-      f"p {cells.probability(contrast['p'])}: "
-      f"{f'{higher} higher' if higher else 'not told apart'}"
-    )
-  return words
+  ends = row["interval"]
+  interval = "" if ends is None else f" [{ends[0]:+.3f}, {ends[1]:+.3f}]"
+  p = cells.probability(row["p_holm"])
+  return f"{words}; {METRICS[row['metric']]} {row['difference']:+.3f}{interval}, corrected p {p}"
+
+
+def _setting(row):
+  return _WORDS.get(row["setting"], row["setting"])
 
 
 def text(content):
@@ -131,6 +121,7 @@ def text(content):
   lines = [
     f"Which target? {seeds} simulated cohorts a setting; scores against the truth, means of cohorts"
   ]
+  lines += [f"{i}. {answer(content, row)}" for i, row in enumerate(_questions(content), 1)]
   for (setting, weights), places in _families(content).items():
     rows = {metric: content["rows"][i] for metric, i in places.items()}
     body = [
@@ -139,7 +130,6 @@ def text(content):
     ]
     lines += ["", f"{setting}, {WEIGHTS[weights]}"]
     lines.append(cells.text_table(["member", *METRICS.values()], body))
-    lines += [f"{METRICS[m]}: {verdict(content, rows[m])}" for m in JUDGED]
   if content["levels"]:
     lines += ["", "One ordinal network beside the separate ones (mean over thresholds)"]
     groups = {}
@@ -150,6 +140,13 @@ def text(content):
       means = (sum(row[key] for row in rows) / len(rows) for key in ("ordinal", "separate"))
       body.append([setting, METRICS[metric], *map(cells.number, means)])
     lines.append(cells.text_table(["setting", "metric", "ordinal", "separate"], body))
+  if content.get("fit"):
+    lines += ["", "Dice of networks and their own labels, on training and on test frames"]
+    body = [
+      [one["setting"], text_lib.member_label(one["member"]), *map(cells.number, _fits(one))]
+      for one in content["fit"]
+    ]
+    lines.append(cells.text_table(["setting", "member", "training", "test"], body))
   body = {}
   for one in content["labels"]:
     row = body.setdefault(one["threshold"], [member(one["threshold"])])
@@ -175,14 +172,19 @@ def text(content):
     ]
     header = ["setting", "by", "member", "metric", "as painted", "one scale", "difference"]
     lines.append(cells.text_table([*header, "low", "high", "p"], body))
-  for metric, found in content["null_repeats"].items():
-    n = found["repeats"]
+  if found := content.get("null_studies"):
+    n, asked = found["studies"], found["questions"]
     lines.append(
-      f"Of {n} studies in which all members had one target, {_share(n)(found['winners'])} "
-      f"claimed a winner and {_share(n)(found['contrasts'])} a contrast, by {METRICS[metric]}."
+      f"Of {n} studies in which all members had one target, "
+      f"{_share(n)(found['studies_with_answers'])} answered a question; of {asked} comparisons "
+      f"{_share(asked)(found['below_level'])} had p < .05 before the correction."
     )
   lines.append("Simulated frames: they show what the method can find, nothing about patients.")
   return "\n".join(lines)
+
+
+def _fits(one):
+  return one["fit_train"], one["fit_test"]
 
 
 def _share(n):
@@ -214,50 +216,42 @@ def scores(files, *, setting, weights):
   return Table(table_name(setting, weights), header, rows)
 
 
-def comparisons(files, *, setting, weights):
-  """Every comparison of one setting and family of weights, a metric after the other."""
-  rows, groups = [], []
-  for metric, i in _families(files[NAME])[setting, weights].items():
-    groups.append(len(rows))
-    for j in range(len(files[NAME]["rows"][i]["comparisons"])):
-      at = (files, NAME, "rows", i, "comparisons", j)
-      rows.append(
-        [
-          METRICS[metric],
-          _MEMBER(*at, "member"),
-          _MEMBER(*at, "against"),
-          _signed_with_interval(*at),
-          _PROBABILITY(*at, "p"),
-          _PROBABILITY(*at, "p_holm"),
-        ]
-      )
-  header = ["metric", "member", "against", Column("difference", ("", "low", "high"))]
-  header += ["p", "p, corrected (Holm)"]
-  return Table(f"{table_name(setting, weights)}_comparisons", header, rows, tuple(groups[1:]))
+def answers(files):
+  """The registered questions with their answers; None where none was asked."""
+  found = _questions(files[NAME])
+  header = ["question", "setting", "member", "better than", "score"]
+  header += [Column("difference", ("", "low", "high")), "p", "p, corrected (Holm)", "answer"]
+  rows = []
+  for i, row in enumerate(found):
+    at = (files, NAME, "questions", i)
+    rows.append(
+      [
+        str(i + 1),
+        _TEXT(*at, "setting"),
+        *(value(*at, key, show=_asked) for key in ("member", "against")),
+        METRICS[row["metric"]],
+        _signed_with_interval(*at),
+        _PROBABILITY(*at, "p"),
+        _PROBABILITY(*at, "p_holm"),
+        _TEXT(*at, "answer"),
+      ]
+    )
+  return Table(f"{NAME}_answers", header, rows) if rows else None
 
 
-def verdicts(files):
-  """Winner and contrast of every setting and family of weights."""
-  header = ["setting", "weights"]
-  for metric in JUDGED:
-    header += [f"{METRICS[metric]}: winner"]
-    header += [Column(f"{METRICS[metric]}: {CONTRAST}", ("", "low", "high"))]
-    header += [f"{METRICS[metric]}: p"]
+def fits(files):
+  """How near networks came to their own labels; None of runs of older versions."""
+  if not files[NAME].get("fit"):
+    return None
   rows, groups = [], []
-  for (setting, weights), places in _families(files[NAME]).items():
-    at = (files, NAME, "rows", places["dice"])
-    if rows and setting != rows[-1][0].value:
+  for i, one in enumerate(files[NAME]["fit"]):
+    at = (files, NAME, "fit", i)
+    if rows and one["setting"] != rows[-1][0].value:
       groups.append(len(rows))
-    row = [_TEXT(*at, "setting"), WEIGHTS[weights]]
-    for metric in JUDGED:
-      at = (files, NAME, "rows", places[metric])
-      row.append(_MEMBER(*at, "winner"))
-      if files[NAME]["rows"][places[metric]]["contrast"] is None:
-        row += ["", ""]
-      else:
-        row += [_signed_with_interval(*at, "contrast"), _PROBABILITY(*at, "contrast", "p")]
-    rows.append(row)
-  return Table(f"{NAME}_verdicts", header, rows, tuple(groups))
+    row = [_TEXT(*at, "setting"), value(*at, "member", show=text_lib.member_label)]
+    rows.append([*row, *(value(*at, key) for key in ("fit_train", "fit_test"))])
+  header = ["setting", "member", "training frames", "test frames"]
+  return Table(f"{NAME}_fit", header, rows, tuple(groups))
 
 
 def levels(files, *, metrics, name):
@@ -277,7 +271,7 @@ def levels(files, *, metrics, name):
   for metric in metrics:
     title = METRICS[metric]
     header += [f"{title}, ordinal", f"{title}, separate"]
-    header += [Column(f"{title}, difference", ("", "low", "high")), f"{title}, p"]
+    header += [Column(f"{title}, difference", ("", "low", "high"))]
   rows, groups = [], []
   for mine in places.values():
     at = (files, NAME, "levels", mine[metrics[0]])
@@ -287,29 +281,23 @@ def levels(files, *, metrics, name):
     for metric in metrics:
       at = (files, NAME, "levels", mine[metric])
       row += [value(*at, key) for key in ("ordinal", "separate")]
-      row += [_signed_with_interval(*at), _PROBABILITY(*at, "p")]
+      row.append(_signed_with_interval(*at))
     rows.append(row)
   return Table(name, header, rows, tuple(groups))
 
 
-def null_repeats(files):
-  """How often a winner or a contrast was claimed where there is none; None if not tried."""
-  found = files[NAME]["null_repeats"]
+def null_studies(files):
+  """How often a question was answered where there is nothing to find; None if not tried."""
+  found = files[NAME].get("null_studies")
   if not found:
     return None
-  rows = []
-  for metric in found:
-    at = (files, NAME, "null_repeats", metric)
-    share = _share(found[metric]["repeats"])
-    rows.append(
-      [
-        METRICS[metric],
-        _COUNT(*at, "repeats"),
-        *(value(*at, key, show=share) for key in ("winners", "contrasts")),
-      ]
-    )
-  header = ["metric", "studies", "claimed a winner", "claimed a contrast"]
-  return Table(f"{NAME}_null_repeats", header, rows)
+  at = (files, NAME, "null_studies")
+  row = [_COUNT(*at, "studies")]
+  row.append(value(*at, "studies_with_answers", show=_share(found["studies"])))
+  row.append(_COUNT(*at, "questions"))
+  row.append(value(*at, "below_level", show=_share(found["questions"])))
+  header = ["studies", "with any answer", "comparisons", "p < .05 before the correction"]
+  return Table(f"{NAME}_null_studies", header, [row])
 
 
 def labels(files):
@@ -384,14 +372,14 @@ def by_threshold(rows):
 
   settings = list(dict.fromkeys(row["setting"] for row in rows))
   drawn = Figure(figsize=(8.4, 2.0 + 2.4 * len(settings)), layout="constrained")
-  panels = drawn.subplots(len(settings), len(JUDGED), squeeze=False, sharex=True, sharey="col")
+  panels = drawn.subplots(len(settings), len(FIRST), squeeze=False, sharex=True, sharey="col")
   styles = {"paper": {"color": palette.css(4), "marker": "o"}}
   styles["ones"] = {"color": palette.css(5), "marker": "s"}
   handles = {}
   for row in rows:
-    if row["metric"] not in JUDGED:
+    if row["metric"] not in FIRST:
       continue
-    axes = panels[settings.index(row["setting"]), JUDGED.index(row["metric"])]
+    axes = panels[settings.index(row["setting"]), FIRST.index(row["metric"])]
     points = [one for one in row["means"] if not isinstance(one["member"], str)]
     points.sort(key=lambda one: one["member"])
     x, style = [100 * one["member"] for one in points], styles[row["weights"]]
@@ -408,7 +396,7 @@ def by_threshold(rows):
     axes.set_xticks(x, [cells.percent(one["member"]).rstrip("%") for one in points], fontsize=11)
   for setting, (left, *_) in zip(settings, panels, strict=True):
     left.set_ylabel(setting)
-  for metric, top, bottom in zip(JUDGED, panels[0], panels[-1], strict=True):
+  for metric, top, bottom in zip(FIRST, panels[0], panels[-1], strict=True):
     top.set_title(f"{METRICS[metric]} against the truth", fontsize=13)
     bottom.set_xlabel("confidence threshold, %")
   drawn.legend(handles.values(), handles, loc="outside lower center", ncols=2)
@@ -420,13 +408,8 @@ def facts(files):
   content = files[NAME]
   at = functools.partial(value, files, NAME, "config")
   settings = {}
-  for (setting, weights), places in _families(content).items():
-    one = {
-      "key": table_name(setting, weights),
-      "weights": weights,
-      "words": WEIGHTS[weights],
-      "verdicts": [_facts_of(files, places[metric]) for metric in JUDGED],
-    }
+  for setting, weights in _families(content):
+    one = {"key": table_name(setting, weights), "weights": weights, "words": WEIGHTS[weights]}
     found = {"name": setting, "faint": setting_words(setting), "families": []}
     settings.setdefault(setting, found)["families"].append(one)
   return {
@@ -434,7 +417,8 @@ def facts(files):
     "frames": at("study", "train_frames", show=cells.count),
     "epochs": at("train", "epochs", show=cells.count),
     "settings": list(settings.values()),
-    "contrast": CONTRAST,
+    "questions": [_facts_of(files, i) for i in range(len(_questions(content)))],
+    "can_decide": _can_decide(content),
     "intervals": any(one["interval"] for row in content["rows"] for one in row["means"]),
     "others": sorted(
       {one["member"] for row in content["rows"] for one in row["means"] if _is_named(one)}
@@ -447,25 +431,16 @@ def _is_named(one):
 
 
 def _facts_of(files, i):
-  """The verdict of one row, in parts."""
-  content = files[NAME]
-  row, contrast = content["rows"][i], content["rows"][i]["contrast"]
-  at = (files, NAME, "rows", i, "contrast")
-  found = {
+  """A question and its answer, in parts."""
+  row = _questions(files[NAME])[i]
+  at = (files, NAME, "questions", i)
+  return {
+    "setting": _setting(row),
+    "member": _asked(row["member"]),
+    "against": _asked(row["against"]),
     "metric": METRICS[row["metric"]],
-    "winner": None if row["winner"] is None else member(row["winner"]),
-    "beaten": _beaten(row),
-    "can_decide": _can_decide(content, row),
-    "contrast": None,
+    "answer": row["answer"],
+    "difference": _SIGNED(*at, "difference"),
+    "interval": None if row["interval"] is None else [_SIGNED(*at, "interval", k) for k in (0, 1)],
+    "p": _PROBABILITY(*at, "p_holm"),
   }
-  if contrast is not None:
-    found["contrast"] = {
-      "difference": _SIGNED(*at, "difference"),
-      "interval": None
-      if contrast["interval"] is None
-      else [_SIGNED(*at, "interval", k) for k in (0, 1)],
-      "p": _PROBABILITY(*at, "p"),
-      "name": CONTRAST,
-      "higher": _higher(contrast),
-    }
-  return found

@@ -553,7 +553,7 @@ TARGET_RUNS = {
     "thresholds": (1.0, 0.5, 0.0),
     "members": ("threshold(0.5, weights=ones)", "soft"),
     "found": False,
-    "null_repeats": 0,
+    "null_studies": 0,
   },
   "doses": {
     "settings": ("true_from_0.8", "true_from_0", "true_from_0.4"),
@@ -561,7 +561,7 @@ TARGET_RUNS = {
     "thresholds": (0.8, 0.5, 0.4, 0.0),
     "members": ("threshold(0.8, weights=ones)", "threshold(0.0, weights=ones)", "soft"),
     "found": False,
-    "null_repeats": 0,
+    "null_studies": 0,
   },
 }
 TARGET_METRICS = ("average_precision", "dice", "dice_half", "ece", "brier")
@@ -575,18 +575,24 @@ def write_targets(
   thresholds=(1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0),
   members=None,
   found=True,
-  null_repeats=200,
+  null_studies=200,
 ):
-  """Writes which_target.json: random numbers; if `found`, one winner and two clear contrasts."""
+  """Writes which_target.json: random numbers; if `found`, a question answered either way."""
   rng = np.random.default_rng(4)
   config = load_config_file("which_target", "paper")
   config.study.settings, config.study.seeds = settings, seeds
-  config.study.null_repeats, config.sweep.thresholds = null_repeats, thresholds
+  config.study.null_studies, config.sweep.thresholds = null_studies, thresholds
+  config.loss.weights = "paper"
   config.sweep.members = members or (
     *(f"threshold({t}, weights=ones)" for t in thresholds),
     "soft",
     "softseg",
     "ordinal(weights=ones)",
+  )
+  config.study.questions = (
+    (settings[0], 0.0, 0.5),
+    ("all", "soft", 0.0),
+    (settings[-1], thresholds[0], 0.5),
   )
   config = json.loads(config.to_json())
   with_ones = [
@@ -602,12 +608,8 @@ def write_targets(
   def interval(x):
     return [x - 0.03, x + 0.02] if seeds >= 10 else None
 
-  def difference(x, p):
-    return {"difference": x, "interval": interval(x), "p": p}
-
-  def comparison(a, b):
-    p = draw(0.06, 0.9)
-    return difference(draw(-0.05, 0.05), p) | {"p_holm": min(1.0, 4 * p), "member": a, "against": b}
+  def difference(x):
+    return {"difference": x, "interval": interval(x)}
 
   rows = []
   for setting in settings:
@@ -615,8 +617,6 @@ def write_targets(
     same = {(name, metric): draw() for name in named for metric in TARGET_METRICS}
     for weights, numbers in (("paper", thresholds), ("ones", with_ones)):
       family = [*numbers, *named]
-      pairs = [(a, b) for b in (0.0, 0.5) if b in family for a in family if a != b]
-      pairs = [(a, b) for i, (a, b) in enumerate(pairs) if (b, a) not in pairs[:i]]
       for metric in TARGET_METRICS:
         means = {name: same.get((name, metric)) or draw() for name in family}
         rows.append(
@@ -628,21 +628,24 @@ def write_targets(
               {"member": name, "mean": x, "interval": interval(x)} for name, x in means.items()
             ],
             "best": max(means, key=means.get),
-            "winner": None,
-            "comparisons": [comparison(a, b) for a, b in pairs],
-            "contrast": difference(draw(-0.05, 0.05), 0.3) if len(numbers) > 1 else None,
           }
         )
-  if found:
-    by_key = {(row["setting"], row["weights"], row["metric"]): row for row in rows}
-    by_key["faint_true", "ones", "dice"] |= {"winner": 0.0, "contrast": difference(0.041, 1e-4)}
-    by_key["faint_false", "paper", "average_precision"]["winner"] = "soft"
-    by_key["faint_false", "ones", "dice"]["contrast"] = difference(-0.032, 0.012)
+  answers = (
+    [(0.041, 0.0001, "yes"), (0.002, 0.9, "undecided"), (-0.032, 0.012, "no")]
+    if found
+    else [(draw(-0.05, 0.05), 0.5, "undecided") for _ in range(3)]
+  )
+  questions = [
+    {"setting": setting, "member": a, "against": b, "metric": "average_precision", "parts": []}
+    | difference(x)
+    | {"p": p / 2, "p_holm": p, "answer": answer}
+    for (setting, a, b), (x, p, answer) in zip(config["study"]["questions"], answers, strict=True)
+  ]
   names = [f"threshold_{t:g}" for t in thresholds] + [f"threshold_{t:g}_ones" for t in with_ones]
   levels = [
     {"setting": setting, "threshold": t, "weights": "ones", "metric": metric}
     | {"ordinal": draw(), "separate": draw()}
-    | difference(draw(-0.05, 0.05), draw(0, 1))
+    | difference(draw(-0.05, 0.05))
     for setting in settings
     for t in sorted(with_ones)
     for metric in TARGET_METRICS
@@ -658,7 +661,7 @@ def write_targets(
   def scale(setting, member, metric):
     at = {"setting": setting, "standardise": "quantile", "member": member, "metric": metric}
     both = {"mean": draw(), "none": draw()}
-    return at | both | difference(draw(-0.05, 0.05), 0.02) | {"p_holm": 0.04}
+    return at | both | difference(draw(-0.05, 0.05)) | {"p": 0.02, "p_holm": 0.04}
 
   scales, spread = [], []
   if found:
@@ -669,10 +672,13 @@ def write_targets(
       for name in names[:2]
     ]
     spread = [scale(setting, names[0], "annotator_sd") for setting in settings]
-  tried = {
-    metric: {"repeats": null_repeats, "winners": n, "contrasts": n + 4}
-    for n, metric in enumerate(("average_precision", "dice"), 3)
-  }
+  tried = {"studies": null_studies, "studies_with_answers": 4, "questions": 3 * null_studies}
+  tried |= {"below_level": 27}
+  fit = [
+    {"setting": setting, "member": name, "fit_train": draw(), "fit_test": draw()}
+    for setting in settings
+    for name in names + named
+  ]
   labels = [
     {"setting": setting, "threshold": t, "mean": x, "interval": interval(x)}
     for setting in settings
@@ -688,7 +694,9 @@ def write_targets(
     rows=rows,
     levels=levels if ordinal else [],
     units=units,
-    null_repeats=tried if null_repeats else {},
+    questions=questions,
+    null_studies=tried if null_studies else None,
+    fit=fit,
     labels=labels,
     dose=compare.dose(rows, labels, run.doses_of(settings)),
     scales=scales,

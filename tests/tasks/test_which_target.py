@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -20,7 +21,6 @@ from lus_jax.tasks.which_target import compare, run
 from lus_jax.training import members, objective
 from tests import toys
 
-THRESHOLDS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
 SEEDS = 16
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -33,94 +33,96 @@ def noise(seed, n=SEEDS):
   return np.random.default_rng(seed).uniform(0.4, 0.42, n)
 
 
-def exchangeable(names=THRESHOLDS):
-  return {name: noise(i) for i, name in enumerate(names)}
+def scores_of(parts, **better):
+  """Scores for every member of some questions that are alike, but for a bonus of some."""
+  named = {}
+  for i, (setting, name) in enumerate(compare.copies_of(parts)):
+    named[setting, name] = noise(i) + better.get(f"{setting}_{name}", 0)
+  return named
 
 
-def test_a_member_that_is_better_on_every_seed_wins():
-  for best in (*THRESHOLDS, "soft"):
-    scores = exchangeable((*THRESHOLDS, "soft"))
-    scores[best] = noise(99) + 0.1
-    found = compare.compare(scores)
-    assert found["winner"] == found["best"] == best
-    (mean,) = [one["mean"] for one in found["means"] if one["member"] == best]
-    assert mean == pytest.approx(scores[best].mean())
-    for row in found["comparisons"]:
-      expected = scores[row["member"]].mean() - scores[row["against"]].mean()
-      assert row["difference"] == pytest.approx(expected)
-      assert row["interval"][0] < row["difference"] < row["interval"][1]
-      clear = best in (row["member"], row["against"])
-      assert (row["p_holm"] < 0.05) == clear
-      # The test of 16 seeds is by draws, of which the observed one is one.
-      assert row["p"] == pytest.approx(1 / 10_001, abs=5e-4) if clear else row["p"] > 0.001
+QUESTIONS = (("a", 0.0, 0.5), ("a", 0.5, "soft"), ("b", 0.8, 0.5), ("all", "soft", 0.0))
+PARTS = [
+  [("a", 0.0, 0.5)],
+  [("a", 0.5, "soft")],
+  [("b", 0.8, 0.5)],
+  [("a", "soft", 0.0), ("b", "soft", 0.0)],
+]
 
 
-def test_equal_members_do_not_win():
-  found = compare.compare(dict.fromkeys(THRESHOLDS, noise(0)))
-  assert found["winner"] is None
-  assert {row["p_holm"] for row in found["comparisons"]} == {1.0}
-  assert found["contrast"]["p"] == 1 and found["contrast"]["difference"] == pytest.approx(0)
-  assert compare.compare(exchangeable())["winner"] is None
+def test_a_question_is_answered_by_what_is_better_on_every_seed():
+  scores = scores_of(PARTS, **{"a_0.0": 0.1, "b_0.5": 0.1})
+  rows = compare.ask(PARTS, scores)
+  # The last: of two settings in the mean, one of which is clearly lower.
+  assert [row["answer"] for row in rows] == ["yes", "undecided", "no", "no"]
+  for row, part in zip(rows, PARTS, strict=True):
+    pair = [np.mean([scores[one, ab[i]] for one, *ab in part], axis=0) for i in (0, 1)]
+    assert row["difference"] == pytest.approx(np.mean(pair[0] - pair[1]))
+    assert row["interval"][0] < row["difference"] < row["interval"][1]
+    # The test of 16 seeds is by draws, of which the observed one is one.
+    clear = row["answer"] != "undecided"
+    assert row["p"] == pytest.approx(1 / 10_001, abs=5e-4) if clear else row["p"] > 0.001
+  # Holm over all questions, by hand.
+  p = np.array([row["p"] for row in rows])
+  steps = np.minimum(1, np.maximum.accumulate(np.sort(p) * np.arange(4, 0, -1)))
+  by_hand = steps[np.argsort(np.argsort(p, kind="stable"), kind="stable")]
+  assert [row["p_holm"] for row in rows] == pytest.approx(by_hand.tolist())
 
 
-def test_who_beats_one_reference_alone_does_not_win():
-  scores = exchangeable()
-  scores[0.2] = noise(50) + 0.1
-  scores[0.5] = scores[0.2] - 0.001 + np.where(np.arange(SEEDS) % 2, 0.01, -0.01)
-  found = compare.compare(scores)
-  beats = {(r["member"], r["against"]) for r in found["comparisons"] if r["p_holm"] < 0.05}
-  assert {(0.2, 0.0), (0.5, 0.0)} <= beats and (0.2, 0.5) not in beats
-  assert found["best"] == 0.2 and found["winner"] is None
+def test_where_lower_is_better_the_lower_answers():
+  scores = scores_of(PARTS, **{"a_0.0": 0.1, "b_0.5": 0.1})
+  rows = compare.ask(PARTS, scores, higher=False)
+  assert [row["answer"] for row in rows] == ["no", "undecided", "yes", "yes"]
 
 
-def test_the_lowest_wins_where_lower_is_better():
-  scores = exchangeable()
-  scores[0.4] = noise(50) - 0.1
-  scores[0.8] = noise(51) + 0.1
-  found = compare.compare(scores, higher=False)
-  assert found["winner"] == found["best"] == 0.4
-  assert compare.compare(scores)["winner"] == 0.8
+def test_equal_members_and_few_seeds_answer_nothing():
+  same = dict.fromkeys(compare.copies_of(PARTS), noise(0))
+  rows = compare.ask(PARTS, same)
+  assert {row["answer"] for row in rows} == {"undecided"}
+  assert {row["p_holm"] for row in rows} == {1.0}
+  few = {name: x[:3] for name, x in scores_of(PARTS, **{"a_0.0": 0.1}).items()}
+  rows = compare.ask(PARTS, few)
+  assert min(row["p"] for row in rows) == 0.25 and rows[0]["interval"] is None
+  assert {row["answer"] for row in rows} == {"undecided"}
+  assert compare.ask([], {}) == []
 
 
-def test_the_contrast_is_the_pair_of_references():
-  for sign in (1, -1):
-    scores = exchangeable((*THRESHOLDS, "soft"))
-    scores[0.0] = scores[0.5] + sign * 0.05 + 0.01 * noise(7)
-    result = compare.compare(scores)
-    found, expected = result["contrast"], np.mean(scores[0.0] - scores[0.5])
-    assert found["difference"] == pytest.approx(expected)
-    assert np.sign(found["difference"]) == sign
-    assert found["interval"][0] < expected < found["interval"][1]
-    (row,) = (r for r in result["comparisons"] if {r["member"], r["against"]} == {0.0, 0.5})
-    assert found["p"] == row["p_holm"] < 0.01
-    assert row["p"] < row["p_holm"]
-  for names in ((0.5,), (1.0, 0.0), (1.0, 0.5)):
-    assert compare.compare(exchangeable(names))["contrast"] is None
+def test_settings_of_one_question_are_averaged_cohort_by_cohort():
+  """What one setting gains and the other loses is no difference, however clear both are."""
+  bonus = {"a_soft": 0.1, "b_0.0": 0.1}
+  (row,) = compare.ask(PARTS[3:], scores_of(PARTS[3:], **bonus))
+  assert row["answer"] == "undecided" and abs(row["difference"]) < 0.01
 
 
-def test_every_member_is_compared_with_both_references_each_pair_once():
-  found = compare.compare(exchangeable((*THRESHOLDS, "soft", "ordinal")))["comparisons"]
-  pairs = [frozenset((row["member"], row["against"])) for row in found]
-  expected = {frozenset((t, r)) for t in (*THRESHOLDS, "soft", "ordinal") for r in (0.0, 0.5)}
-  expected = {pair for pair in expected if len(pair) == 2}
-  assert len(pairs) == len(set(pairs)) == len(expected) == 15
-  assert set(pairs) == expected
-  # Holm, by hand.
-  p = np.array([row["p"] for row in found])
-  steps = np.sort(p) * np.arange(15, 0, -1)
-  by_hand = np.minimum(1, np.maximum.accumulate(steps))[np.argsort(np.argsort(p))]
-  assert [row["p_holm"] for row in found] == pytest.approx(by_hand.tolist())
-  # Without the reference > 0% there is one comparison a member.
-  assert len(compare.compare(exchangeable((1.0, 0.5, "soft")))["comparisons"]) == 2
-  assert compare.compare({0.5: noise(0)})["winner"] is None
+def test_members_are_described():
+  scores = {0.5: noise(0), "soft": noise(1) + 0.1}
+  found = compare.describe(scores)
+  assert found["best"] == "soft" and set(found) == {"means", "best"}
+  for one in found["means"]:
+    assert one["mean"] == pytest.approx(scores[one["member"]].mean())
+    assert one["interval"][0] < one["mean"] < one["interval"][1]
+  assert compare.describe(scores, higher=False)["best"] == 0.5
+  few = compare.describe({0.5: noise(0)[:3]})
+  assert few["means"][0]["interval"] is None
 
 
-def test_few_seeds_have_no_intervals_and_no_winner():
-  scores = {t: noise(i, 3) + t for i, t in enumerate(THRESHOLDS)}
-  found = compare.compare(scores)
-  assert found["best"] == 1.0 and found["winner"] is None
-  assert all(one["interval"] is None for one in (*found["means"], *found["comparisons"]))
-  assert min(row["p"] for row in found["comparisons"]) == 0.25
+def test_the_truest_label_of_a_setting_is_named_by_its_dose():
+  settings = tuple(f"true_from_{t}" for t in (0, 0.2, 0.6, 0.8))
+  thresholds = (1.0, 0.6, 0.5, 0.0)
+  small = config(
+    **{
+      "study.settings": settings,
+      "study.questions": (("all", "ordinal", "truest"), ("true_from_0.6", "truest", 0.5)),
+      "sweep.thresholds": thresholds,
+    }
+  )
+  parts = compare.parts_of(small, run.doses_of(settings))
+  # Of 20 and 80 % there is no network: the next lower one.
+  truest = zip(settings, (0.0, 0.0, 0.6, 0.6), strict=True)
+  assert parts[0] == [(setting, "ordinal", t) for setting, t in truest]
+  assert parts[1] == [("true_from_0.6", 0.6, 0.5)]
+  assert compare.copies_of(parts)[-1] == ("true_from_0.6", 0.5)
+  assert len(compare.copies_of(parts)) == 9  # what two questions name is one member
 
 
 def test_the_best_cut_is_that_of_the_highest_dice():
@@ -156,7 +158,12 @@ def test_scores_are_those_of_sklearn():
   validation, held_out = drawn_frames(0, 4)
   test, p = drawn_frames(1, 5)
   views = [members.View("high", 0, -1, 0.8), members.View("soft", 1, -1, None)]
-  rows = truth_lib.score((held_out, p), {"validation": validation, "test": test}, views)
+  training, learned = drawn_frames(2, 3)
+  rows = truth_lib.score(
+    {"train": learned, "validation": held_out, "test": p},
+    {"train": training, "validation": validation, "test": test},
+    views,
+  )
   assert [row["member"] for row in rows] == ["high", "soft"]
   truth = test["truth"] > 0
   cuts_used = set()
@@ -181,6 +188,10 @@ def test_scores_are_those_of_sklearn():
     assert row["dice_half"] == pytest.approx(np.mean(half))
     assert row["average_precision"] == pytest.approx(np.mean(precision))
     assert row["label_dice"] == (None if v else pytest.approx(np.mean(target)))
+    for key, frames, mine in (("fit_train", training, learned), ("fit_test", test, p)):
+      own = frames["confidence"] >= least
+      fits = [f1_score(own[..., k].ravel(), (mine[v, ..., k] >= 0.5).ravel()) for k in (0, 1)]
+      assert row[key] == pytest.approx(np.mean(fits))
     flat = [(p[v, ..., k].astype(np.float64).ravel(), truth[..., k].ravel()) for k in range(3)]
     # A class that nowhere is there counts for nobody.
     eces = [naive_ece(*one) for one in flat if one[1].any()]
@@ -189,22 +200,15 @@ def test_scores_are_those_of_sklearn():
   assert cuts_used - {0.5}
 
 
-def test_null_repeats_claim_hardly_anything():
-  scores = np.random.default_rng(0).uniform(0.4, 0.6, (40, 7))
-  found = compare.null_repeats(scores, repeats=200, seeds=16)
-  assert found["repeats"] == 200
-  assert found["winners"] <= 10
-  assert 1 <= found["contrasts"] <= 22  # 5 % of 200, and 3 standard deviations
-
-
-def test_copies_are_renamed_so_that_none_can_win():
-  scores = np.random.default_rng(1).uniform(0.4, 0.6, (40, 7))
-  scores[:, 2] += 1
-  found = compare.null_repeats(scores, repeats=100, seeds=16)
-  assert found["winners"] <= 5
-  # Under its own name that copy wins.
-  named = dict(zip(THRESHOLDS, scores[:16].T, strict=True))
-  assert compare.compare(named)["winner"] == 0.6
+def test_null_studies_answer_hardly_anything():
+  scores = np.random.default_rng(0).uniform(0.4, 0.6, (100, 10, len(compare.copies_of(PARTS))))
+  found = compare.null_studies(PARTS, scores)
+  assert found["studies"] == 100 and found["questions"] == 400
+  assert found["studies_with_answers"] <= 11  # 5 % of 100, and 3 standard deviations
+  assert 7 <= found["below_level"] <= 33
+  # Had all studies a copy that is better, one or the other question would be answered in each.
+  scores[:, :, 0] += 1
+  assert compare.null_studies(PARTS, scores)["studies_with_answers"] == 100
 
 
 def families(*extra, thresholds=(1.0, 0.5, 0.0), weights="paper"):
@@ -268,12 +272,19 @@ def test_a_cohort_has_disjoint_splits(cohorts, monkeypatch):
 def test_seeds_and_settings_are_other_cohorts(cohorts):
   images = [cohorts[seed]["train"]["image"] for seed in (0, 1)]
   assert not {image.tobytes() for image in images[0]} & {image.tobytes() for image in images[1]}
-  found = config(**{"study.settings": ("null", "faint_true", "faint_false"), "study.seeds": 20})
+  found = config(
+    **{
+      "study.settings": ("null", "faint_true", "faint_false"),
+      "study.seeds": 20,
+      "study.null_studies": 60,
+    }
+  )
   units = compare.units_of(found)
   assert {standardise for _, standardise, _ in units} == {"none"}
+  units += compare.null_units_of(found)
   seeds = [run.seed_of(found, setting, seed) for setting, _, seed in units]
-  seeds += [run.seed_of(found, compare.NULL, seed) for seed in range(60)]
-  assert len(seeds) == len(set(seeds)) == 120
+  # No two null studies have a cohort in common.
+  assert len(seeds) == len(set(seeds)) == 3 * 20 + 60 * 20
 
 
 def test_too_few_patients_are_refused():
@@ -288,7 +299,18 @@ def test_too_few_patients_are_refused():
     ({"study.train_frames": 0}, r"study\.train_frames: 0 must be at least 1"),
     ({"study.validation_patients": 0}, r"validation_patients: 0 must be at least 1"),
     ({"study.train_frames": 3}, r"train_frames: 3 are fewer than one batch \(4\)"),
-    ({"study.null_cohorts": 1}, r"null_cohorts: each repeat draws 2 of 1"),
+    ({"study.null_studies": -1}, r"config\.study\.null_studies: -1 must be at least 0"),
+    ({"study.questions": ()}, r"null_studies: a study without questions has none; use 0"),
+    ({"study.questions": (("all", 0.5),)}, r"questions: \('all', 0\.5\): it has to be \(setting"),
+    ({"study.questions": (("some", 0.5, 0.0),)}, r"some is no setting of the study, nor 'all'"),
+    ({"study.questions": (("all", 0.5, 0.5),)}, r"it compares a member with itself"),
+    ({"study.questions": (("all", 0.7, 0.5),)}, r"0\.7 is not in config\.sweep\.thresholds"),
+    ({"study.questions": (("all", "hard", 0.5),)}, r"no member is called hard; there are thresh"),
+    (
+      {"study.questions": (("all", "soft", "truest"),), "study.settings": ("default",)},
+      r"default says of no threshold that it is the truest",
+    ),
+    ({"study.metric": "iou"}, r"config\.study\.metric: 'iou' is not known; choose of average_pr"),
     ({"study.settings": ("faint_true", "fain")}, r"'fain' of lus_phantom is unknown"),
     ({"study.settings": ("null", "null")}, r"study\.settings: .* each once"),
     ({"labels.standardise": "quantile"}, r"config\.labels\.standardise: .*study\.standardise"),
@@ -331,19 +353,32 @@ def test_two_studies_in_one_directory_are_refused(tmp_path, in_use):
   assert not (tmp_path / "run.json").exists()
 
 
-def test_without_null_repeats_their_cohorts_do_not_matter():
-  run.check(config(**{"study.null_repeats": 0, "study.null_cohorts": 0}))
-  run.check(configs.get_config())
-  run.check(configs.get_config("scales"))
+def test_every_size_is_in_order():
+  for size in ("paper", "faint", "scales", "tiny"):
+    run.check(configs.get_config(size))
   with pytest.raises(ValueError, match="demo does not exist"):
     configs.get_config("demo")
+
+
+def test_the_registered_questions_are_those_of_the_page():
+  """What docs/which_threshold.md registered is what the command asks."""
+  page = (ROOT / "docs" / "which_threshold.md").read_text()
+  lines = re.findall(r"^ *\| (\d) \| (.+?) \| (.+?) \| (.+?) \|$", page, flags=re.MULTILINE)
+  words = {"all strokes mostly true": "true_from_0", "mean of all four": "all"}
+  words |= {f"true from {t} % on": f"true_from_0.{t // 10}" for t in (40, 60, 80)}
+  words |= {"> 0 %": 0.0, "one ordinal network": "ordinal"}
+  words |= {"the separate network of the truest label": "truest"}
+  words |= {f"{t} %": t / 100 for t in (40, 50, 60, 80)}
+  registered = tuple(tuple(words[one] for one in row[1:]) for row in lines[:7])
+  assert registered == configs.get_config().study.questions
 
 
 SMALLEST = {
   "study.workers": 1,  # others would compile the FPN: they do not know the toy
   "study.settings": ("faint_true",),
-  "study.null_repeats": 5,
-  "study.null_cohorts": 2,
+  "study.questions": (("faint_true", 0.0, 0.5), ("all", "ordinal_ones", 1.0)),
+  "study.null_studies": 1,
+  "loss.weights": "paper",
   "study.train_frames": 8,
   "study.validation_patients": 1,
   "data.phantom.n_patients": 4,
@@ -374,7 +409,8 @@ def test_the_spread_of_experts_by_hand():
 
 
 def test_scales_are_compared_within_cohorts():
-  content = config(**{"study.standardise": ("none", "quantile")})
+  settings = ("faint_true", "faint_false")
+  content = config(**{"study.standardise": ("none", "quantile"), "study.settings": settings})
   r = np.random.default_rng(0)
   units = []
   for seed in range(SEEDS):
@@ -427,7 +463,7 @@ def test_results_are_what_the_units_say(finished):
     for row in compare.read_unit(file)
   }
   assert {stem for stem, _ in units} == {
-    "faint_true_0", "faint_true_1", "null_repeats_0", "null_repeats_1",
+    "faint_true_0", "faint_true_1", "null_studies_0", "null_studies_1",
   }  # fmt: skip
   names = ["threshold_1", "threshold_0.5", "threshold_0", "threshold_0.5_ones", "ordinal_ones"]
   names += [f"ordinal_ones_{t}" for t in ("0", "0.5", "1")]
@@ -455,9 +491,21 @@ def test_results_are_what_the_units_say(finished):
     ]
     assert [one["ordinal"], one["separate"]] == pytest.approx(pair)
     assert one["difference"] == pytest.approx(pair[0] - pair[1])
-  copies = [units["null_repeats_0", f"copy_{i}"]["average_precision"] for i in range(7)]
-  assert len(set(copies)) == 7, "copies start from other weights"
-  assert content["null_repeats"]["dice"]["repeats"] == 5
+  for row, (a, b) in zip(
+    content["questions"],
+    (("threshold_0", "threshold_0.5"), ("ordinal_ones", "threshold_1")),
+    strict=True,
+  ):
+    mine = [units[f"faint_true_{i}", x]["average_precision"] for x in (a, b) for i in (0, 1)]
+    assert row["difference"] == pytest.approx(np.mean(mine[:2]) - np.mean(mine[2:]))
+    assert row["answer"] == "undecided" and row["p"] >= 0.5  # two cohorts decide nothing
+  copies = [units["null_studies_0", f"copy_{i}"]["average_precision"] for i in range(4)]
+  assert len(set(copies)) == 4, "copies start from other weights"
+  assert content["null_studies"]["studies"] == 1 and content["null_studies"]["questions"] == 2
+  for one in content["fit"]:
+    mine = [units[f"faint_true_{i}", one["member"]] for i in (0, 1)]
+    assert one["fit_train"] == pytest.approx(np.mean([row["fit_train"] for row in mine]))
+  assert [one["member"] for one in content["fit"]] == names[:5]
 
 
 def test_networks_start_from_the_prior(toy):
@@ -526,7 +574,7 @@ def test_an_interrupted_study_goes_on_to_the_same_results(finished, tmp_path, mo
 
 def test_ways_to_standardise_are_kept_apart(toy, tmp_path):
   methods = ("none", "quantile", "overlap")
-  changes = {"study.standardise": methods, "data.phantom.raters": True, "study.null_repeats": 0}
+  changes = {"study.standardise": methods, "data.phantom.raters": True, "study.null_studies": 0}
   run.train_and_evaluate(config(**SMALLEST | changes), tmp_path / "run")
   content = results.read(tmp_path / "run", "which_target")
   files = {file.name: compare.read_unit(file) for file in (tmp_path / "run/units").iterdir()}

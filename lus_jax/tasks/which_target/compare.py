@@ -36,8 +36,8 @@ def describe(scores, *, higher=True):
     higher: whether higher is better.
 
   Returns:
-    A dict of JSON values: `means` (rows of `member`, `mean`, `interval`) and `best`, the member with
-    the best mean.
+    A dict of JSON values: `means` (rows of `member`, `mean`, `interval`) and `best`, the member
+    with the best mean.
   """
   sign = 1 if higher else -1
   ratios = {name: _ratio(values) for name, values in scores.items()}
@@ -110,8 +110,8 @@ def ask(parts, scores, *, higher=True):
     higher: whether higher is better.
 
   Returns:
-    A list of dicts of JSON values: `difference`, `interval`, `p`, `p_holm` and `answer`: 'yes' where
-    the first is better and p_holm below .05, 'no' where the second is, likewise, or 'undecided'.
+    A list of dicts of JSON values: `difference`, `interval`, `p`, `p_holm` and `answer`: 'yes'
+    where the first is better and p_holm below .05, 'no' where the second is, or 'undecided'.
   """
   rows = []
   for one in parts:
@@ -250,10 +250,11 @@ def summarize(config, objective, directory, doses):
     A dict of `questions` (a row each: the question, its `parts` and what `ask` returns), `rows` (a
     row a setting, weights and metric: those and what `describe` returns), `units` (all scores),
     `levels` (ordinal levels beside the separate networks of the same threshold and weights: means
-    and difference), `null_studies`, `scales` (every way to standardise beside none: a row a setting,
-    way, member and metric) and `spread` (the same of `annotator_sd`), `labels` (Dice of the label
-    itself against the truth: a row a setting and threshold) and `dose` (see there). All but `scales`
-    and `spread` are of confidences as they were painted.
+    and difference), `null_studies` (None where not tried), `fit` (Dice of networks and their own
+    labels: means by setting and member), `scales` (every way to standardise beside none: a row a
+    setting, way, member and metric) and `spread` (the same of `annotator_sd`), `labels` (Dice of
+    the label itself against the truth: a row a setting and threshold) and `dose` (see there). All
+    but `scales` and `spread` are of confidences as they were painted.
   """
   units, views = [], objective.views()[0]
   for setting, standardise, seed in units_of(config):
@@ -276,6 +277,7 @@ def summarize(config, objective, directory, doses):
   content = {"questions": _questions(config, objective, parts, scores)}
   content |= {"rows": rows, "levels": levels, "units": units, "null_studies": None}
   content["labels"] = _labels(config, units, views)
+  content["fit"] = _fit(config, units, views)
   content["dose"] = dose(rows, content["labels"], doses)
   content |= {"scales": scales(config, units, SCALED), "spread": []}
   if "annotator_sd" in units[0]:
@@ -292,7 +294,9 @@ def summarize(config, objective, directory, doses):
 def _questions(config, objective, parts, scores):
   """The registered questions with their answers."""
   metric, views = config.study.metric, objective.views()[0]
-  by_name = families(objective, views)[config.loss.weights] | {view.name: view.name for view in views}
+  by_name = families(objective, views)[config.loss.weights] | {
+    view.name: view.name for view in views
+  }
   mine = {
     (setting, name): scores[setting, by_name[name], metric] for setting, name in copies_of(parts)
   }
@@ -413,6 +417,24 @@ def _labels(config, units, views):
       ratio = Ratio(tuple(map(str, range(len(values)))), np.array(values), np.ones(len(values)))
       mean = {"mean": ratio.value(), "interval": _interval(ratio)}
       found.append({"setting": setting, "threshold": threshold, **mean})
+  return found
+
+
+def _fit(config, units, views):
+  """How near networks came to their own labels: means over cohorts."""
+  found = []
+  for setting in config.study.settings:
+    for view in views:
+      if view.level != members_lib.WHOLE:
+        continue
+      at = {"setting": setting, "standardise": "none", "member": view.name}
+      rows = [row for row in units if at.items() <= row.items()]
+      # Units of older versions did not look.
+      if all("fit_train" in row for row in rows):
+        means = {
+          key: float(np.mean([row[key] for row in rows])) for key in ("fit_train", "fit_test")
+        }
+        found.append({"setting": setting, "member": view.name, **means})
   return found
 
 

@@ -6,7 +6,7 @@ In the settings `true_from_T` strokes are mostly true from the confidence T on a
 below it. The same frames are painted at every dose T; no network is trained. Printed are the share
 of true strokes at each confidence, Dice of the label of each threshold and the truth (mean over
 classes), and where one threshold overtakes another. Of networks that learn those labels the same is
-told by `configs/which_target.py:dose`.
+told by `configs/which_target.py`.
 """
 
 import argparse

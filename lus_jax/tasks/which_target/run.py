@@ -127,8 +127,9 @@ class Worker:
     null = setting == compare.NULL
     config = _null_config(self._config) if null else self._config
     if null not in self._trainers:
-      copies = compare.copies_of(compare.parts_of(config, doses_of(config.study.settings)))
-      self._trainers[null] = cohort.Trainer(config, same=len(copies) if null else None)
+      parts = compare.parts_of(self._config, doses_of(self._config.study.settings))
+      same = len(compare.copies_of(parts)) if null else None
+      self._trainers[null] = cohort.Trainer(config, same=same)
     trainer = self._trainers[null]
     # Cohorts of different settings share nothing; those of null studies are the default ones.
     frames = cohort.cohort(
