@@ -17,7 +17,7 @@ Of the labels alone, without networks, dose and response are told in half a minu
 `python -m lus_jax.tasks.which_target.dose`.
 
 `:faint` has four settings in which the truest label is one of 40 % or less, differing in what faint
-strokes are worth; it asks nothing and describes.
+strokes are worth, and the paper's weights beside all-ones weights; it asks nothing and describes.
 
 `:scales` asks instead what it brings to carry all experts' confidences to one scale: every cohort
 is learned from as painted and standardised in either way. There all experts paint every frame and
@@ -73,8 +73,21 @@ def get_config(size="paper"):
   config.optimizer.learning_rate = 1e-2
   config.train.epochs = 192
   config.train.batch_size = 4
+  if size in ("faint", "scales"):
+    config.seed = 0
+    config.study.questions, config.study.null_studies = (), 0
+    config.study.train_frames, config.data.phantom.n_patients = 64, 14
+    config.loss.weights = "paper"
+    config.train.epochs = 28
   if size == "faint":
     config.study.settings = ("faint_true", "faint_false", "faint_uninformative", "null")
+    config.study.seeds = 20
+    config.sweep.thresholds = (1.0, 0.6, 0.5, 0.4, 0.0)
+    config.sweep.members = (
+      *(f"threshold({t}, weights=ones)" for t in config.sweep.thresholds),
+      "soft",
+      "ordinal(weights=ones)",
+    )
   elif size == "scales":
     config.study.settings = ("default",)
     config.study.standardise = ("none", "quantile", "overlap")
@@ -82,9 +95,6 @@ def get_config(size="paper"):
     # A map moves neither 0 nor what is above 0, so "above 0" would be the same label.
     config.sweep.thresholds = (0.6, 0.5, 0.4)
     config.sweep.members = ("soft",)
-    config.loss.weights = "paper"
-    config.data.phantom.n_patients = 14
-    config.train.epochs, config.study.train_frames = 28, 64
   elif size == "tiny":
     config.study.settings = ("true_from_0", "true_from_0.6")
     config.study.questions = (("true_from_0", 0.0, 0.5), ("all", "ordinal", "truest"))
@@ -96,6 +106,4 @@ def get_config(size="paper"):
     config.model.width = 0.125
     config.sweep.thresholds = (1.0, 0.5, 0.0)
     config.train.epochs = 2
-  if size in ("faint", "scales"):
-    config.study.questions, config.study.null_studies = (), 0
   return config
