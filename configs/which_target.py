@@ -23,10 +23,12 @@ what a cohort of the first takes. Of the labels alone, without networks, it is t
 by `python -m lus_jax.tasks.which_target.dose`.
 """
 
-from configs import seg
+from configs import clinic, seg
 
 
 def get_config(size="paper"):
+  if size in clinic.SIZES:
+    return clinic.get_config(size)
   if size not in ("paper", "scales", "dose", "tiny"):
     raise ValueError(
       f"configs/which_target.py:{size} does not exist; use which_target.py, :scales, :dose or :tiny"
