@@ -2,8 +2,8 @@
 
 A fold's patients share the luck of the networks that tested them, and the folds of a seed share
 their cohort and their initial weights. `mixed` gives both a random effect; `bootstrap` draws both
-anew. `python -m lus_jax.benchmarks.nested_error_rate` measures how often each finds what is not
-there.
+anew. `python -m lus_jax.benchmarks.error_rate --nested` measures how often each finds what
+is not there.
 """
 
 import importlib.util
@@ -55,9 +55,8 @@ def mixed(values, seeds, folds):
     ValueError: fewer than two seeds, or than two patients.
   """
   values, seed = np.asarray(values, np.float64), np.unique(seeds, return_inverse=True)[1]
-  fold = np.unique(np.stack([seed, np.unique(folds, return_inverse=True)[1]]), axis=1)
-  places = np.stack([seed, np.unique(folds, return_inverse=True)[1]])
-  fold = np.argmax((fold[:, :, None] == places[:, None]).all(0), axis=0)
+  named = np.stack([seed, np.unique(folds, return_inverse=True)[1]])
+  fold = np.unique(named, axis=1, return_inverse=True)[1].ravel()
   if seed.max(initial=0) < 1 or len(values) < 3:
     raise ValueError("a mixed model needs at least two seeds")
   if np.ptp(values) == 0:
@@ -136,8 +135,8 @@ def _fit(values, seed, fold, effects):
   variances = {effects[0]: float(np.asarray(found.cov_re)[0, 0]) * unit}
   if len(effects) == 2:
     variances["fold"] = float(found.vcomp[0]) * unit
-  mean, se = float(found.fe_params.iloc[0]), float(found.bse_fe.iloc[0])
-  return mean * scale, se * scale, variances, float(found.scale) * unit
+  mean, se = (float(x.iloc[0] * scale) for x in (found.fe_params, found.bse_fe))
+  return mean, se, variances, float(found.scale) * unit
 
 
 def bootstrap(values, seeds, folds, *, seed=0):

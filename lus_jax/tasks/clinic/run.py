@@ -49,14 +49,14 @@ def check(config):
   parts = study.parts(config_of(config, 0))
   for name, part in parts.items():
     (segmentation if name == "segmentation" else clinical).check(part)
-  asked = [tuple(pair) for pair in config.study.questions]
-  if not asked or any(len(pair) != 2 or pair[0] == pair[1] for pair in asked):
+  asked = list(config.study.questions)
+  if not asked or not all(_is_pair(one) for one in asked):
     raise UserError(
       f"config.study.questions: {config.study.questions} must be pairs of two thresholds, as "
       "((.6, .5),)."
     )
   trained = tuple(config.channels.thresholds) or tuple(config.segmentation.sweep.thresholds)
-  for threshold in sorted({t for pair in asked for t in pair} - set(trained)):
+  for threshold in (t for pair in asked for t in pair if t not in trained):
     raise UserError(
       f"config.study.questions: {threshold} is not trained; choose of "
       f"{', '.join(map(str, trained))}."
@@ -65,6 +65,10 @@ def check(config):
     raise UserError(f"config.study.questions: {config.study.questions} asks one pair twice.")
   fields.check_positive(config, "study.margin")
   return parts
+
+
+def _is_pair(one):
+  return isinstance(one, tuple | list) and len(one) == 2 and one[0] != one[1]
 
 
 def config_of(config, k):
