@@ -4,6 +4,7 @@
   python -m lus_jax.main --config configs/which_target.py:faint --workdir runs/faint
   python -m lus_jax.main --config configs/which_target.py:scales --workdir runs/scales
   python -m lus_jax.main --config configs/which_target.py:tiny --workdir runs/tiny
+  python -m lus_jax.main --config configs/which_target.py:clinical --workdir runs/clinic
 
 In each setting of the phantom (from which confidence on strokes are mostly true) and for each seed
 (new patients, new initial weights) it trains one small FPN per threshold and the soft label and the
@@ -23,15 +24,20 @@ strokes are worth, and the paper's weights beside all-ones weights; it asks noth
 is learned from as painted and standardised in either way. There all experts paint every frame and
 members learn their mean; with `--config.data.phantom.raters=False
 --config.study.standardise="('none','quantile')"` one expert paints all frames of a patient.
+
+`:clinical` asks in a clinical task which threshold helps: configs/clinic.py.
 """
 
-from configs import seg
+from configs import clinic, seg
 
 
 def get_config(size="paper"):
+  if size in clinic.SIZES:
+    return clinic.get_config(size)
   if size not in ("paper", "faint", "scales", "tiny"):
     raise ValueError(
-      f"configs/which_target.py:{size} does not exist; use which_target.py, :faint, :scales, :tiny"
+      f"configs/which_target.py:{size} does not exist; use which_target.py, :faint, :scales, "
+      ":tiny or :clinical"
     )
   config = seg.get_config("tiny")
   config.task = "which_target"

@@ -78,10 +78,12 @@ def run(config, workdir):
     from lus_jax.tasks import study as task
   elif config.task == "which_target":
     from lus_jax.tasks.which_target import run as task
+  elif config.task == "clinic":
+    from lus_jax.tasks.clinic import run as task
   elif config.task in CLINICAL:
     from lus_jax.tasks.clinical import run as task
   else:
-    known = ", ".join(("segmentation", *CLINICAL, "study", "which_target"))
+    known = ", ".join(("segmentation", *CLINICAL, "study", "which_target", "clinic"))
     raise UserError(f"config.task: '{config.task}' is not known; choose one of {known}.")
   task.train_and_evaluate(config, workdir)
   if parallel.is_main():

@@ -1,6 +1,7 @@
 """How often the tests between thresholds find a difference where there is none.
 
   python -m lus_jax.benchmarks.error_rate
+  python -m lus_jax.benchmarks.error_rate --nested     the clinic's analysis, over seeds
 
 Simulates `folds.cv=rotate`: two models that are equally good, each trained once a fold, so that
 all patients of a fold share the luck of a network; and `folds.cv=paper`, where all patients share
@@ -9,6 +10,11 @@ asks of seven thresholds), by swapping patients, each by itself, and by swapping
 `lus_jax.evaluation.statistics` does for `rotate`; and how often a true difference is found. The
 luck is the standard deviation of a network's score, in those of a patient's; at 0 all networks of
 a threshold are the same.
+
+`--nested` simulates `configs/clinic.py`: whole studies, one a seed, of folds whose patients share
+the luck of their two networks, and that share a cohort and initial weights. Patients' paired
+differences go through the mixed model and the bootstrap of `lus_jax.evaluation.nested`, and through
+a t test of the patients that knows nothing of folds and seeds. It needs statsmodels.
 """
 
 import argparse
@@ -17,9 +23,10 @@ import pathlib
 import sys
 
 import numpy as np
+from scipy import stats
 
 from lus_jax.benchmarks.processes import positive
-from lus_jax.evaluation import statistics
+from lus_jax.evaluation import nested, statistics
 from lus_jax.evaluation.ratio import Ratio
 
 LUCK = (0.0, 0.1, 0.25, 0.5)
@@ -28,6 +35,12 @@ SCHEMES = ("rotate", "paper")
 COMPARISONS = 11
 # Of the second model, in standard deviations of a patient.
 DIFFERENCES = (0.0, 0.5)
+# Of `--nested`: the clinic's seeds, folds and patients of a fold; luck of folds and of seeds, and
+# differences, in standard deviations of a patient's paired difference.
+NESTED = (5, 3, 40)
+NESTED_LUCK = ((0.0, 0.0), (0.15, 0.0), (0.3, 0.0), (0.15, 0.15))
+NESTED_DIFFERENCES = (0.0, 0.25)
+ANALYSES = ("mixed", "bootstrap", "patients")
 
 
 def draw(generator, fold, *, scheme, luck, difference):
@@ -85,6 +98,68 @@ def measure(*, scheme, folds, patients, luck, difference, repeats, seed=0):
   return row
 
 
+def draw_nested(generator, shape, *, luck, difference):
+  """Paired differences of patients in folds in seeds.
+
+  Args:
+    generator: of NumPy.
+    shape: numbers of seeds, folds of each and patients of each.
+    luck: standard deviations of a fold's and of a seed's difference, in those of a patient's.
+    difference: the true one, likewise.
+
+  Returns:
+    [n] differences, seeds and folds.
+  """
+  values = difference + generator.normal(size=shape)
+  values += luck[0] * generator.normal(size=(*shape[:2], 1))
+  values += luck[1] * generator.normal(size=(shape[0], 1, 1))
+  seeds, folds, _ = np.indices(shape)
+  return values.ravel(), seeds.ravel(), folds.ravel()
+
+
+def measure_nested(*, shape=NESTED, luck, difference, repeats, seed=0):
+  """The share of small p values by each of `ANALYSES`, and of intervals that hold the difference.
+
+  Args:
+    shape, luck, difference: of `draw_nested`.
+    repeats: simulated studies.
+    seed: of them.
+
+  Returns:
+    A row: the luck and difference; for each analysis the shares below .05 and below .05 / 2 (the
+    strictest of two questions); `covered` by the mixed model's interval, and by the bootstrap's.
+  """
+  generator = np.random.default_rng(seed)
+  p, covered = {name: [] for name in ANALYSES}, {"mixed": [], "bootstrap": []}
+  for _ in range(repeats):
+    drawn = draw_nested(generator, shape, luck=luck, difference=difference)
+    found = {name: getattr(nested, name)(*drawn) for name in covered}
+    p["patients"].append(float(stats.ttest_1samp(drawn[0], 0).pvalue))
+    for name, one in found.items():
+      p[name].append(one["p"])
+      covered[name].append(one["interval"][0] <= difference <= one["interval"][1])
+  row = {"luck_fold": luck[0], "luck_seed": luck[1], "difference": difference}
+  for name in ANALYSES:
+    for suffix, level in (("", statistics.LEVEL), ("_holm", statistics.LEVEL / 2)):
+      row[f"{name}{suffix}"] = float(np.mean(np.array(p[name]) < level))
+  return row | {f"{name}_covered": float(np.mean(x)) for name, x in covered.items()}
+
+
+def nested_table(rows):
+  """The rows of `measure_nested` as Markdown."""
+  lines = [
+    "| luck of folds | of seeds | difference | mixed model: p < .05 | p < .05/2 "
+    "| bootstrap: p < .05 | p < .05/2 | patients alone: p < .05 | p < .05/2 "
+    "| mixed model covers | bootstrap covers |",
+    "|" + " --- |" * 11,
+  ]
+  for row in rows:
+    *what, a, b, c, d, e, f, g, h = row.values()
+    shares = (f"{x:.3f}" for x in (a, b, c, d, e, f, g, h))
+    lines.append(f"| {' | '.join(map(str, (*what, *shares)))} |")
+  return "\n".join(lines)
+
+
 def table(rows):
   """The rows as Markdown."""
   lines = [
@@ -109,26 +184,35 @@ def main(argv=None):
   parser.add_argument("--folds", type=positive, nargs="+", default=[6, 9])
   parser.add_argument("--patients", type=positive, nargs="+", default=[42, 126])
   parser.add_argument("--repeats", type=positive, default=1000)
+  parser.add_argument("--nested", action="store_true", help="the clinic's analysis, over seeds")
   parser.add_argument("--out", help="a JSON file")
   args = parser.parse_args(sys.argv[1:] if argv is None else argv)
   if min(args.patients) < max(args.folds):
     parser.error("every fold needs a patient; name fewer --folds or more --patients")
-  rows = [
-    measure(
-      scheme=scheme,
-      folds=folds,
-      patients=patients,
-      luck=luck,
-      difference=difference,
-      repeats=args.repeats,
-    )
-    for scheme in SCHEMES
-    for folds in args.folds
-    for patients in args.patients
-    for difference in DIFFERENCES
-    for luck in LUCK
-  ]
-  print(table(rows))
+  if args.nested:
+    nested.require()
+    rows = [
+      measure_nested(luck=luck, difference=difference, repeats=args.repeats)
+      for difference in NESTED_DIFFERENCES
+      for luck in NESTED_LUCK
+    ]
+  else:
+    rows = [
+      measure(
+        scheme=scheme,
+        folds=folds,
+        patients=patients,
+        luck=luck,
+        difference=difference,
+        repeats=args.repeats,
+      )
+      for scheme in SCHEMES
+      for folds in args.folds
+      for patients in args.patients
+      for difference in DIFFERENCES
+      for luck in LUCK
+    ]
+  print(nested_table(rows) if args.nested else table(rows))
   if args.out:
     pathlib.Path(args.out).write_text(json.dumps({"repeats": args.repeats, "rows": rows}, indent=1))
 

@@ -23,6 +23,7 @@ from lus_jax.files import (
 )
 from lus_jax.report import (
   cells,
+  clinic,
   clinical,
   command,
   dose,
@@ -41,6 +42,8 @@ DIRECTORY = "report"
 FILES = ("segmentation", "segmentation_matrix", "history", "cases", "dataset")
 # What a run of segmentation leaves only if it was asked for.
 MORE_FILES = ("raters", "members", "calibration")
+# What studies of many cohorts leave.
+STUDIES = (which_target.NAME, clinic.NAME)
 EXAMPLES = "examples.npz"
 _HISTORY = "_history"
 # The page of whole clips beside it, `lus_jax.report.gallery`.
@@ -59,6 +62,8 @@ def write(workdir):
     _painters(page)
   if which_target.NAME in files:
     _targets(page)
+  if clinic.NAME in files:
+    _clinic(page)
   for name, make in ((f"{timing.NAME}.table", timing.table), ("continued", timing.continued)):
     page.section(name, make, timing.NAME)
   page.section(f"{timing.NAME}.files", lambda files: timing.bars(files[timing.NAME]), timing.NAME)
@@ -69,7 +74,7 @@ def write(workdir):
   ]
   page.section("seed", lambda files: cells.value(files, page.any, "config", "seed", show=str))
   page.section("versions", lambda files: cells.settings(files, page.any, "versions"))
-  runs = [page.any, *(name for name in (which_target.NAME, *tasks) if name in files)]
+  runs = [page.any, *(name for name in (*STUDIES, *tasks) if name in files)]
   page.section("settings", lambda files: _settings(files, runs))
   page.section("commands", lambda files: command.commands(workdir, tasks))
 
@@ -97,6 +102,7 @@ def write(workdir):
     more={name for name in MORE_FILES if name in files},
     tasks=sections,
     targets=which_target.NAME in files,
+    clinic=clinic.NAME in files,
     painters=painters.is_shown(files),
     dataset=files[page.any]["dataset"],
     config=files[page.any]["config"],
@@ -222,6 +228,17 @@ def _targets(page):
   page.section(f"{name}_cohorts.table", which_target.every_cohort, name)
 
 
+def _clinic(page):
+  """Makes the parts of the page that show the clinic's questions."""
+  name = clinic.NAME
+  page.section(f"{name}.facts", clinic.facts, name)
+  for key in ("questions", "controls"):
+    page.section(f"{name}_{key}.table", functools.partial(clinic.comparisons, key=key), name)
+  page.section(f"{name}.files", clinic.figure, name)
+  for part in ("means", "seeds", "others", "networks", "patients"):
+    page.section(f"{name}_{part}.table", getattr(clinic, part), name)
+
+
 def table_numbers(contents):
   """A number for the table of each task: the paper's of its own, then 5 and on."""
   numbers, after = [], itertools.count(1 + max(task.number for task in paper.TASKS.values()))
@@ -329,7 +346,7 @@ def _read(workdir):
       raise UserError(f"{directory / name}.json is damaged (of no known task); {results.MEND}")
     return read(name, of=task)
 
-  for name in sorted(present - {*FILES, *MORE_FILES, which_target.NAME, timing.NAME}):
+  for name in sorted(present - {*FILES, *MORE_FILES, *STUDIES, timing.NAME}):
     if name.removesuffix(_HISTORY) in present - {name}:
       continue  # read beside the task it belongs to
     try:
@@ -344,7 +361,7 @@ def _read(workdir):
   with_segmentation = not present.isdisjoint((*FILES, *MORE_FILES))
   with_segmentation |= (directory / EXAMPLES).exists()
   wanted = FILES if with_segmentation else ()
-  for name in (*wanted, *(x for x in (*MORE_FILES, which_target.NAME) if x in present)):
+  for name in (*wanted, *(x for x in (*MORE_FILES, *STUDIES) if x in present)):
     if (content := read(name)) is not None:
       files[name] = content
 

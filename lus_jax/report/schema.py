@@ -434,6 +434,43 @@ def _target_check():
   )
 
 
+def _clinic_check():
+  mixed = _object(
+    _named(("mean", "se", "p", "sd_seed", "sd_fold", "sd_patient"), _number)
+    | {"df": _count, "interval": _list(_number, length=2), "without": _list(_text)}
+  )
+  bootstrap = _object({"mean": _number, "p": _number, "interval": _list(_number, length=2)})
+  compared = {"threshold": _source, "against": _source, "mixed": mixed, "bootstrap": bootstrap}
+  compared |= _named(("n_patients", "n_left_out", "n_differ"), _count)
+  compared |= {"by_seed": _list(_score)}
+  row = {"seed": _count, "fold": _count, "threshold": _source}
+  return _object(
+    {
+      "config": _object({"study": _object({"seeds": _count})}),
+      "primary": _text,
+      "margin": _number,
+      "can_see": _flag,
+      "questions": _list(_object(compared | {"p_holm": _number, "answer": _text}), filled=True),
+      "controls": _list(_object(compared)),
+      "means": _list(
+        _object({"threshold": _source, "n_patients": _count, "mixed": mixed}), filled=True
+      ),
+      "seeds": _list(
+        _object(
+          _named(("seed", "n_patients"), _count)
+          | {"scores": _list(_object({"threshold": _source, "score": _score}))}
+        ),
+        filled=True,
+      ),
+      "others": _list(
+        _object({"task": _text, "threshold": _source, "metric": _text, "mean": _number})
+      ),
+      "rows": _list(_object(row | {"task": _text} | _named(("n_patients", "best_epoch"), _count))),
+      "patients": _list(_object(row | {"patient": _text}), filled=True),
+    }
+  )
+
+
 _seconds = {"run": _text, "seconds": _number}
 _timing = _object(
   {
@@ -447,8 +484,8 @@ def check(name, content, *, of=None):
   """Checks the content of a results file.
 
   Args:
-    name: of the file: one of a segmentation run, 'which_target' or 'timing'; of a task it may be
-      any.
+    name: of the file: one of a segmentation run, 'which_target', 'clinic' or 'timing'; of a task it
+      may be any.
     content: of the file.
     of: a task, or 'history' for the history of one.
 
@@ -464,6 +501,8 @@ def check(name, content, *, of=None):
     _timing(content, "#")
   elif name == "which_target":
     _target_check()(content, "#")
+  elif name == "clinic":
+    _clinic_check()(content, "#")
   else:
     _segmentation_run(content, "#")
     _run_checks(content["dataset"]["classes"])[name](content, "#")

@@ -275,6 +275,7 @@ def kept(workdir):
   workdir = pathlib.Path(workdir)
   folders = [*workdir.glob(DIRECTORY), *workdir.glob(f"*/{DIRECTORY}")]
   folders += workdir.glob(f"segmentation/*/{DIRECTORY}")
+  folders += workdir.glob(f"units/*/**/{DIRECTORY}")
   found = [path for folder in folders for path in folder.glob("*") if path.name.isdigit()]
   if found:
     newest = max(found, key=lambda path: path.stat().st_mtime)

@@ -7,22 +7,16 @@ Every unit is a file; an interrupted study goes on with the next.
 """
 
 import json
-import multiprocessing
-import os
 import pathlib
 import shutil
-import signal
-import threading
-from concurrent import futures
 
-import jax
-
-from lus_jax import command_line, fields, lock, progress, results
+from lus_jax import fields, lock, progress, results
 from lus_jax.data import labelling, pipeline
 from lus_jax.errors import UserError
 from lus_jax.evaluation import truth
 from lus_jax.files import seal, write_text
 from lus_jax.report import which_target as report
+from lus_jax.tasks import workers
 from lus_jax.tasks.segmentation import run as segmentation
 from lus_jax.tasks.which_target import cohort, compare
 from lus_jax.training import claim, hardware
@@ -49,18 +43,11 @@ def check(config):
     raise UserError(
       f"config.study.prior: {config.study.prior} must be a probability between 0 and 1."
     )
-  if config.study.workers < 0:
-    raise UserError(
-      f"config.study.workers: {config.study.workers} must be 0 (one a core) or a number of them."
-    )
+  workers.check(config.study.workers)
   if config.labels.standardise != "none":
     raise UserError(
       "config.labels.standardise: a study compares ways to standardise; name them in "
       "--config.study.standardise instead."
-    )
-  if config.study.workers > 1 and jax.default_backend() != "cpu":
-    raise UserError(
-      f"config.study.workers: {config.study.workers} processes cannot share an accelerator; use 1."
     )
   scales = config.study.standardise
   for method in scales:
@@ -151,82 +138,16 @@ class Worker:
     write_text(file, json.dumps(seal({"rows": rows})) + "\n")
 
 
-# The `Worker` of a worker process.
-_worker = None
-
-
-def _start_worker(config, directory, cache):
-  """Makes this process a worker that computes on one core."""
-  global _worker
-  # The parent stops its workers; should it be killed, they stop by themselves.
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-  parent = multiprocessing.parent_process()
-  threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-  # Of XLA's thread pools; read when the backend starts.
-  os.environ["NPROC"] = "1"
-  command_line.keep_compiled(cache)
-  _worker = Worker(config, directory)
-
-
-def _work(*job):
-  _worker.run(*job)
-
-
 def _run_all(config, directory, jobs, done):
-  """Runs units, calling `done` after each: on a CPU in as many processes as it has cores.
-
-  Networks this small do not fill two cores: a process for each trains more of them. An accelerator
-  is given to this process alone.
-  """
+  """Runs units, calling `done` after each."""
   simulated = directory / SIMULATED
   # A killed study leaves some.
   shutil.rmtree(simulated, ignore_errors=True)
   simulated.mkdir(parents=True)
   try:
-    if (count := min(_workers(config), len(jobs))) <= 1:
-      worker = Worker(config, directory)
-      for job in jobs:
-        worker.run(*job)
-        done()
-    else:
-      _run_in_workers(count, config, directory, jobs, done)
+    workers.run(config.study.workers, Worker, (config, directory), jobs, done)
   finally:
     shutil.rmtree(simulated, ignore_errors=True)
-
-
-def _workers(config):
-  if config.study.workers or jax.default_backend() != "cpu":
-    return config.study.workers or 1
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
-def _run_in_workers(count, config, directory, jobs, done):
-  with futures.ProcessPoolExecutor(
-    count,
-    # A fork of a process with threads can stand still.
-    mp_context=multiprocessing.get_context("spawn"),
-    initializer=_start_worker,
-    initargs=(config, directory, jax.config.jax_compilation_cache_dir),
-  ) as pool:
-    try:
-      running = [pool.submit(_work, *job) for job in jobs]
-      for one in futures.as_completed(running):
-        one.result()
-        done()
-    except BaseException as error:
-      # Nobody waits for units that are under way; they are done again.
-      for process in list((pool._processes or {}).values()):
-        process.kill()
-      pool.shutdown(wait=False, cancel_futures=True)
-      if isinstance(error, futures.process.BrokenProcessPool):
-        raise UserError(
-          f"config.study.workers: one of {count} processes ended, perhaps for want of memory; the "
-          "same command with fewer goes on from here."
-        ) from error
-      raise
 
 
 def train_and_evaluate(config, workdir):
