@@ -25,7 +25,7 @@ from lus_jax.words import plural
 
 UNITS = "units"
 SIMULATED = "simulated"  # what is being learned from at the moment
-NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 4, 3
+NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 5, 3
 
 
 def check(config):
