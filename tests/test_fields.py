@@ -36,7 +36,7 @@ def test_a_file_that_is_there_comes_first(tmp_path, monkeypatch):
     ("rater:demo", r"did you mean --config=raters:demo\?"),
     ("elsewhere/seg.py", "did you mean --config=seg"),
     ("configs/common.py", "no such file"),
-    ("x", r"by their names, from anywhere: covid_blues, .*, which_target"),
+    ("x", r"by their names, from anywhere: clinic, covid_blues, .*, which_target"),
   ],
 )
 def test_a_config_that_is_not_there_suggests_one(tmp_path, monkeypatch, text, message):

@@ -72,7 +72,14 @@ def test_an_unbalanced_design_and_names_of_folds_that_repeat():
   other = nested.mixed(flat[order], names, (folds[kept] + 3 * seeds[kept])[order])
   for name in ("mean", "se", "p", "sd_seed", "sd_fold", "sd_patient"):
     assert other[name] == pytest.approx(found[name], rel=5e-3), name
-  assert found["mean"] == pytest.approx(values.mean(), abs=0.03)
+  # Generalised least squares with those variances, by the whole covariance.
+  of_seed, of_fold = seeds[kept], (folds + 3 * seeds)[kept]
+  covariance = found["sd_patient"] ** 2 * np.eye(len(flat))
+  for name, unit in (("sd_seed", of_seed), ("sd_fold", of_fold)):
+    covariance += found[name] ** 2 * (unit[:, None] == unit)
+  weight = np.linalg.solve(covariance, np.ones(len(flat)))
+  assert found["mean"] == pytest.approx(weight @ flat / weight.sum(), rel=1e-4)
+  assert found["se"] == pytest.approx(weight.sum() ** -0.5, rel=1e-4)
 
 
 def test_where_nothing_varies_nothing_is_fitted():

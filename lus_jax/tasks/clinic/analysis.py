@@ -95,7 +95,7 @@ def _others(units, metric):
 
 def sees(mixed):
   """Whether the positive control helped: its 95 % interval lies above 0."""
-  return mixed["interval"][0] > 0
+  return bool(mixed["interval"][0] > 0)
 
 
 def answer(mixed, p_holm, *, margin, can_see):
