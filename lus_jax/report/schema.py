@@ -417,7 +417,7 @@ def _target_check():
         _object(_named(("studies", "studies_with_answers", "questions", "below_level"), _count))
       ),
       "fit": _list(
-        _object(_named(("setting", "member"), _text) | _named(("fit_train", "fit_test"), _number))
+        _object(_named(("setting", "member"), _text) | _named(("fit_train", "fit_test"), _score))
       ),
       "dose": _list(
         _object(

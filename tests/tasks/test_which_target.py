@@ -353,6 +353,19 @@ def test_two_studies_in_one_directory_are_refused(tmp_path, in_use):
   assert not (tmp_path / "run.json").exists()
 
 
+def test_a_label_that_a_cohort_shows_nothing_of_has_no_fit():
+  content = config(**SMALLEST)
+  views = [members.View("high", 0, members.WHOLE, 1.0), members.View("low", 1, members.WHOLE, 0.0)]
+  units = [
+    {"setting": "faint_true", "standardise": "none", "member": name}
+    | {"fit_train": fit, "fit_test": None}
+    for name, fit in (("high", None), ("high", 0.4), ("low", 0.2), ("low", 0.4))
+  ]
+  high, low = compare._fit(content, units, views)
+  assert (high["fit_train"], high["fit_test"]) == (0.4, None)
+  assert low["fit_train"] == pytest.approx(0.3)
+
+
 def test_every_size_is_in_order():
   for size in ("paper", "faint", "scales", "tiny"):
     run.check(configs.get_config(size))
@@ -570,6 +583,10 @@ def test_an_interrupted_study_goes_on_to_the_same_results(finished, tmp_path, mo
   other = config(**SMALLEST | {"train.epochs": 2})
   with pytest.raises(UserError, match=r"train\.epochs"):
     run.train_and_evaluate(other, tmp_path / "run")
+  # Units of other null cohorts do not mix with these.
+  monkeypatch.setattr(run, "NULL_PATIENTS", 6)
+  with pytest.raises(UserError, match="the data set has changed"):
+    run.train_and_evaluate(small, tmp_path / "run")
 
 
 def test_ways_to_standardise_are_kept_apart(toy, tmp_path):

@@ -429,12 +429,12 @@ def _fit(config, units, views):
         continue
       at = {"setting": setting, "standardise": "none", "member": view.name}
       rows = [row for row in units if at.items() <= row.items()]
-      # Units of older versions did not look.
-      if all("fit_train" in row for row in rows):
-        means = {
-          key: float(np.mean([row[key] for row in rows])) for key in ("fit_train", "fit_test")
-        }
-        found.append({"setting": setting, "member": view.name, **means})
+      means = {}
+      for key in ("fit_train", "fit_test"):
+        # A cohort may show nothing of a label, and units of older versions did not look.
+        known = [row[key] for row in rows if row.get(key) is not None]
+        means[key] = float(np.mean(known)) if known else None
+      found.append({"setting": setting, "member": view.name, **means})
   return found
 
 

@@ -25,7 +25,7 @@ from lus_jax.words import plural
 
 UNITS = "units"
 SIMULATED = "simulated"  # what is being learned from at the moment
-NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS = 32, 0.125, 5, 3
+NULL_SIZE, NULL_WIDTH, NULL_PATIENTS, NULL_EPOCHS, NULL_FRAMES = 32, 0.125, 5, 3, 16
 
 
 def check(config):
@@ -163,10 +163,21 @@ def train_and_evaluate(config, workdir):
   check(config)
   config = hardware.as_begun(config, workdir)
   settings = claim.settings(config)
-  dataset = {"name": "lus_phantom", "version": "simulated anew for every unit", "splits": {}}
+  dataset = _dataset(config)
   claim.check_claim(workdir, settings, dataset)
   with lock.hold(workdir):
     _run(config, settings, dataset, workdir)
+
+
+def _dataset(config):
+  """What all units of a study have to be simulated by, for its claim and results."""
+  from tfds_builders.lus_phantom.lus_phantom import LusPhantom
+
+  dataset = {"name": "lus_phantom", "version": f"{LusPhantom.VERSION} (every unit anew)"}
+  if config.study.null_studies:
+    sizes = {"size": NULL_SIZE, "width": NULL_WIDTH, "patients": NULL_PATIENTS}
+    dataset["null_cohorts"] = sizes | {"epochs": NULL_EPOCHS, "frames": NULL_FRAMES}
+  return dataset | {"splits": {}}
 
 
 def _run(config, settings, dataset, workdir):
@@ -215,7 +226,7 @@ def _null_config(config):
     null.data.phantom.n_patients = NULL_PATIENTS
     null.model.width = NULL_WIDTH
     null.train.epochs = NULL_EPOCHS
-    null.study.train_frames = min(16, config.study.train_frames)
+    null.study.train_frames = min(NULL_FRAMES, config.study.train_frames)
     null.data.phantom.raters = False
     null.study.validation_patients = 1
     null.train.batch_size = min(4, config.train.batch_size)
