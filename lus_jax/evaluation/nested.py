@@ -125,6 +125,15 @@ def _fit(values, seed, fold, effects):
     re_formula="1",
     **options,
   )
+  likelihood = model.loglike
+
+  def guarded(*args, **kwargs):
+    try:
+      return likelihood(*args, **kwargs)
+    except np.linalg.LinAlgError:  # variances so large that a seed and its folds are one
+      return -np.inf
+
+  model.loglike = guarded
   with warnings.catch_warnings():
     # Of variances at their bound: those are looked at here.
     warnings.simplefilter("ignore", ConvergenceWarning)

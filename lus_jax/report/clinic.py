@@ -57,7 +57,8 @@ def text(content):
   n, seeds = content["questions"][0]["n_patients"], len(content["seeds"])
   lines = [
     f"Which threshold helps? {n} simulated patients of {seeds} whole studies, each patient tested "
-    f"once; {score(content)} of a patient's pairs, means of patients"
+    f"once ({content['questions'][0]['n_left_out']} more have no score); {score(content)} of a "
+    "patient's pairs, means of patients"
   ]
   body = [
     [source(one["threshold"]), cells.number(one["mixed"]["mean"]), *_ends(one["mixed"], "{:.3f}")]
@@ -103,8 +104,9 @@ def comparisons(files, *, key):
   rows = []
   for i in range(len(files[NAME][key])):
     at = (files, NAME, key, i)
-    row = [_SOURCE(*at, "threshold"), _SOURCE(*at, "against"), _COUNT(*at, "n_patients")]
-    row += [_COUNT(*at, "n_differ"), _with_interval(*at, "mixed"), _COUNT(*at, "mixed", "df")]
+    row = [_SOURCE(*at, "threshold"), _SOURCE(*at, "against")]
+    row += [_COUNT(*at, f"n_{what}") for what in ("patients", "left_out", "differ")]
+    row += [_with_interval(*at, "mixed"), _COUNT(*at, "mixed", "df")]
     row.append(_PROBABILITY(*at, "mixed", "p"))
     if key == "questions":
       row.append(_PROBABILITY(*at, "p_holm"))
@@ -115,7 +117,16 @@ def comparisons(files, *, key):
       row.append(value(*at, "answer", show=ANSWERS.get))
     rows.append(row)
   ends = ("", "low", "high")
-  header = ["first", "less", "patients", "differ", Column("difference", ends), "df", "p"]
+  header = [
+    "first",
+    "less",
+    "patients",
+    "left out",
+    "differ",
+    Column("difference", ends),
+    "df",
+    "p",
+  ]
   header += ["p, corrected (Holm)"] if key == "questions" else []
   header += ["sd of seeds", "sd of folds", "sd of patients", "effects left out"]
   header += [Column("bootstrap", ends), "p, bootstrap"]

@@ -9,7 +9,7 @@ from configs import clinic as configs
 from configs import which_target
 from lus_jax import results
 from lus_jax.errors import UserError
-from lus_jax.evaluation import statistics
+from lus_jax.evaluation import nested, statistics
 from lus_jax.report import clinic as report
 from lus_jax.tasks import study
 from lus_jax.tasks.clinic import analysis, run
@@ -17,6 +17,11 @@ from tests import toys
 
 SOURCES = (0.6, 0.5, 0.0, "none", "true")
 FOLDS, PATIENTS = 3, 6
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+  monkeypatch.setattr(nested, "RESAMPLES", 300)
 
 
 def config(size="clinical_tiny", **changes):
@@ -50,6 +55,7 @@ def unit(seed, means=(0.5,) * 5, **options):
 def analysed(means, seeds=4, **options):
   units = [unit(seed, means, **options) for seed in range(seeds)]
   asked = {"questions": ((0.6, 0.5), (0.6, 0.0)), "metric": "accuracy3", "margin": 0.05}
+  asked["cohort"] = FOLDS * PATIENTS
   return units, analysis.analyse(units, baseline="majority3", **asked)
 
 
@@ -127,10 +133,12 @@ def test_patients_without_a_score_are_left_out_and_counted():
   units = [unit(seed) for seed in range(3)]
   for row in units[0]["patients"]:
     if row["patient"] == "p003":
-      row["accuracy3"] = None
-  found = analysis.analyse(units, questions=((0.6, 0.5),), metric="accuracy3", margin=0.05)
+      row["accuracy3"] = None  # beside the two of each seed that have no row at all
+  found = analysis.analyse(
+    units, questions=((0.6, 0.5),), metric="accuracy3", margin=0.05, cohort=20
+  )
   row = found["questions"][0]
-  assert (row["n_patients"], row["n_left_out"]) == (53, 1)
+  assert (row["n_patients"], row["n_left_out"]) == (53, 7)
   assert found["means"][0]["n_patients"] == 53
 
 
@@ -138,7 +146,7 @@ def test_sources_of_other_patients_are_never_compared():
   units = [unit(seed) for seed in range(2)]
   units[1]["patients"][-1]["patient"] = "p999"
   with pytest.raises(ValueError, match="other patients"):
-    analysis.analyse(units, questions=((0.6, 0.5),), metric="accuracy3", margin=0.05)
+    analysis.analyse(units, questions=((0.6, 0.5),), metric="accuracy3", margin=0.05, cohort=18)
 
 
 @pytest.mark.parametrize("size", configs.SIZES)

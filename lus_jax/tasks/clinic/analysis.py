@@ -9,7 +9,7 @@ POSITIVE, NEGATIVE = "true", "none"
 YES, NO, WORSE, UNDECIDED, BLIND = "yes", "no", "worse", "undecided", "blind"
 
 
-def analyse(units, *, questions, metric, margin, baseline=""):
+def analyse(units, *, questions, metric, margin, cohort, baseline=""):
   """Answers the questions over the units of a study.
 
   Args:
@@ -18,25 +18,28 @@ def analyse(units, *, questions, metric, margin, baseline=""):
     questions: pairs of thresholds: is the first better than the second?
     metric: the score of a patient that decides.
     margin: the least difference that would matter.
+    cohort: patients of a seed, with those that no score is known of.
     baseline: a score of each patient that needs no network; '' for none.
 
   Returns:
     A dict of JSON values: `primary`, `margin`, `seeds`, `means`, `questions`, `controls`,
     `can_see`, `rows` and `patients`.
   """
-  table = _table(units)
+  table, total = _table(units), cohort * len(units)
   sources = list(table)
-  controls = [_contrast(table, metric, POSITIVE, NEGATIVE)] if POSITIVE in table else []
+  controls = [_contrast(table, metric, POSITIVE, NEGATIVE, total)] if POSITIVE in table else []
   controls += [
-    _contrast(table, metric, source, NEGATIVE)
+    _contrast(table, metric, source, NEGATIVE, total)
     for source in sources
     if NEGATIVE in table and source not in (POSITIVE, NEGATIVE)
   ]
   if baseline:
     source = NEGATIVE if NEGATIVE in table else sources[0]
-    controls.append(_difference(table[source], metric, baseline) | {"threshold": source})
+    columns = table[source]
+    found = _both(columns[metric] - columns[baseline], columns, total)
+    controls.append({"threshold": source, "against": baseline, **found})
   can_see = bool(controls) and controls[0]["threshold"] == POSITIVE and sees(controls[0]["mixed"])
-  asked = [_contrast(table, metric, a, b) for a, b in questions]
+  asked = [_contrast(table, metric, a, b, total) for a, b in questions]
   corrected = statistics.holm([row["mixed"]["p"] for row in asked])
   for row, p in zip(asked, corrected, strict=True):
     row["p_holm"] = p
@@ -152,25 +155,18 @@ def _mixed(values, columns):
   return nested.mixed(values[known], columns["seed"][known], columns["fold"][known])
 
 
-def _contrast(table, metric, a, b):
+def _contrast(table, metric, a, b, total):
   """The first source less the second, by both analyses."""
-  return {
-    "threshold": a,
-    "against": b,
-    **_both(table[a][metric] - table[b][metric], table[a]),
-  }
+  found = _both(table[a][metric] - table[b][metric], table[a], total)
+  return {"threshold": a, "against": b, **found}
 
 
-def _difference(columns, metric, baseline):
-  return {"against": baseline, **_both(columns[metric] - columns[baseline], columns)}
-
-
-def _both(values, columns):
+def _both(values, columns, total):
   known = ~np.isnan(values)
   at = (values[known], columns["seed"][known], columns["fold"][known])
   return {
     "n_patients": int(known.sum()),
-    "n_left_out": int(np.sum(~known)),
+    "n_left_out": int(total - known.sum()),
     "n_differ": int(np.sum(values[known] != 0)),
     "mixed": nested.mixed(*at),
     "bootstrap": nested.bootstrap(*at),

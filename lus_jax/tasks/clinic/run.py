@@ -198,6 +198,7 @@ def _run(config, parts, settings, dataset, workdir):
     questions=config.study.questions,
     metric=task.primary,
     margin=config.study.margin,
+    cohort=config.data.phantom.n_patients,
     baseline=task.baseline,
   )
   results.write(workdir, report.NAME, config=settings, dataset=dataset, **content)
