@@ -160,7 +160,10 @@ def train_and_evaluate(config, workdir):
   """
   parts = check(config)
   settings = claim.settings(config)
-  dataset = {"name": "lus_phantom", "version": "simulated anew for every seed", "splits": {}}
+  from tfds_builders.lus_phantom.lus_phantom import LusPhantom
+
+  version = f"{LusPhantom.VERSION} (every seed anew)"
+  dataset = {"name": "lus_phantom", "version": version, "splits": {}}
   claim.check_claim(workdir, settings, dataset)
   with lock.hold(workdir):
     _run(config, parts, settings, dataset, workdir)
