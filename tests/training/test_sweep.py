@@ -1,4 +1,8 @@
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -91,7 +95,8 @@ def same_first_step(thresholds, strategy, name):
   loop, looped, loop_losses = train(thresholds, "loop", steps=1, tx=tx, name=name)
   other, found, other_losses = train(thresholds, strategy, steps=1, tx=tx, name=name)
   np.testing.assert_allclose(loop_losses, other_losses, rtol=1e-4)
-  looped, found = loop.stack(looped), other.stack(found)
+  n = len(thresholds)
+  looped, found = loop.stack(looped), jax.tree.map(lambda x: x[:n], other.stack(found))
   for part in ("params", "batch_stats"):
     a, b = getattr(looped, part), getattr(found, part)
     start = getattr(network(name), part)
@@ -110,6 +115,28 @@ def test_vmap_and_loop_agree_in_the_first_step():
 def test_two_devices_that_share_a_batch_give_the_numbers_of_one(name):
   sweep = same_first_step((0.6,), "sharded", name)
   assert sweep.mesh.shape == {"member": 1, "data": 2}
+
+
+EIGHT = """
+import jax
+from tests.training import test_sweep
+
+assert len(jax.devices()) == 8
+for thresholds, layout in ((test_sweep.THRESHOLDS, (4, 2)), ((0.6, 0.5, 0.4, 0.3, 0.0), (8, 1))):
+  sweep = test_sweep.same_first_step(thresholds, "sharded", "small")
+  assert tuple(sweep.mesh.shape.values()) == layout
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_numbers_of_one_in_every_layout():
+  # Both axes at once, and places without a member.
+  subprocess.run(
+    [sys.executable, "-c", EIGHT],
+    cwd=pathlib.Path(__file__).parents[2],
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
+    check=True,
+  )
 
 
 def test_members_on_two_devices_have_the_numbers_of_a_loop():
