@@ -19,7 +19,7 @@ SCORES = {
 }
 ANSWERS = {
   "yes": "yes",
-  "no": "no: not by as much as would matter",
+  "no": "not shown to be better; better by less than the margin, if at all",
   "worse": "no: it is worse",
   "undecided": "undecided",
   "blind": "undecided: true masks did not help, so the study could have seen nothing",
@@ -43,7 +43,9 @@ def title(one):
 
 
 def _without(effects):
-  """Random effects that came out as 0, in words."""
+  """Random effects that came out as 0, or the model that could not be fitted, in words."""
+  if "model" in effects:
+    return "the model (t test of the seeds' means)"
   return " and ".join(effects) or "none"
 
 
@@ -65,7 +67,8 @@ def text(content):
     for one in content["means"]
   ]
   lines.append(cells.text_table(["channels", "mean", "low", "high"], body))
-  lines += ["", "Controls and questions: mixed model (patients in folds in seeds) and bootstrap"]
+  lines += ["", "Controls and questions: mixed model (patients in folds in seeds)"]
+  lines.append("(the bootstrap knows nothing of how seeds differ, and decides nothing)")
   rows = [("control", one) for one in content["controls"]]
   rows += [("question", one) for one in content["questions"]]
   header = ["", "", "difference", "low", "high", "p", "p, Holm", "without", "bootstrap"]
@@ -112,7 +115,7 @@ def comparisons(files, *, key):
       row.append(_PROBABILITY(*at, "p_holm"))
     row += [value(*at, "mixed", f"sd_{name}") for name in ("seed", "fold", "patient")]
     row.append(value(*at, "mixed", "without", show=_without))
-    row += [_with_interval(*at, "bootstrap"), _PROBABILITY(*at, "bootstrap", "p")]
+    row.append(_with_interval(*at, "bootstrap"))
     if key == "questions":
       row.append(value(*at, "answer", show=ANSWERS.get))
     rows.append(row)
@@ -129,7 +132,7 @@ def comparisons(files, *, key):
   ]
   header += ["p, corrected (Holm)"] if key == "questions" else []
   header += ["sd of seeds", "sd of folds", "sd of patients", "effects left out"]
-  header += [Column("bootstrap", ends), "p, bootstrap"]
+  header.append(Column("bootstrap", ends))
   return Table(f"{NAME}_{key}", header + (["answer"] if key == "questions" else []), rows)
 
 
@@ -233,23 +236,35 @@ def differences(content):
   return drawn
 
 
+def _compared(at, *where):
+  return {
+    "difference": at(*where, "mixed", "mean", show=_SIGNED),
+    "interval": [at(*where, "mixed", "interval", k, show=_SIGNED) for k in (0, 1)],
+  }
+
+
 def facts(files):
   """What the words about the study need: numbers with their places, and the answers."""
   content = files[NAME]
   at = functools.partial(value, files, NAME)
+  # The positive control, where there is one, stands first.
+  control = content["controls"][0]["mixed"]["mean"]
+  asked = [abs(one["mixed"]["mean"]) for one in content["questions"]]
   return {
     "seeds": at("config", "study", "seeds", show=cells.count),
     "patients": at("questions", 0, "n_patients", show=cells.count),
     "margin": at("margin"),
     "score": score(content),
     "can_see": content["can_see"],
+    "control": _compared(at, "controls", 0),
+    "margin_exceeds": content["margin"] > control,
+    "smaller": max(asked) < control,
     "answers": [
       {
         "first": source(one["threshold"]),
         "second": source(one["against"]),
         "answer": at("questions", i, "answer", show=ANSWERS.get),
-        "difference": at("questions", i, "mixed", "mean", show=_SIGNED),
-        "interval": [at("questions", i, "mixed", "interval", k, show=_SIGNED) for k in (0, 1)],
+        **_compared(at, "questions", i),
         "p": at("questions", i, "p_holm", show=cells.probability),
       }
       for i, one in enumerate(content["questions"])

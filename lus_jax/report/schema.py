@@ -436,7 +436,8 @@ def _target_check():
 
 def _clinic_check():
   mixed = _object(
-    _named(("mean", "se", "p", "sd_seed", "sd_fold", "sd_patient"), _number)
+    _named(("mean", "se", "p"), _number)
+    | _named(("sd_seed", "sd_fold", "sd_patient"), _score)
     | {"df": _count, "interval": _list(_number, length=2), "without": _list(_text)}
   )
   bootstrap = _object({"mean": _number, "p": _number, "interval": _list(_number, length=2)})

@@ -5,7 +5,7 @@ import numpy as np
 from lus_jax.evaluation import nested, statistics
 
 # Sources that are the controls: true masks have to help over none, or the study could see nothing.
-POSITIVE, NEGATIVE = "true", "none"
+CONTROLS = POSITIVE, NEGATIVE = "true", "none"
 YES, NO, WORSE, UNDECIDED, BLIND = "yes", "no", "worse", "undecided", "blind"
 
 
