@@ -442,6 +442,7 @@ def _clinic_check():
   )
   bootstrap = _object({"mean": _number, "p": _number, "interval": _list(_number, length=2)})
   compared = {"threshold": _source, "against": _source, "mixed": mixed, "bootstrap": bootstrap}
+  compared |= {"seeds_test": bootstrap}
   compared |= _named(("n_patients", "n_left_out", "n_differ"), _count)
   compared |= {"by_seed": _list(_score)}
   row = {"seed": _count, "fold": _count, "threshold": _source}
@@ -451,6 +452,7 @@ def _clinic_check():
       "primary": _text,
       "margin": _number,
       "can_see": _flag,
+      "decides": _text,
       "questions": _list(_object(compared | {"p_holm": _number, "answer": _text}), filled=True),
       "controls": _list(_object(compared)),
       "means": _list(

@@ -29,7 +29,8 @@ def content(answers=("yes", "undecided")):
     bootstrap = {"mean": mean, "interval": [mean - 0.03, mean + 0.03], "p": 0.123}
     found = {"threshold": a, "against": b, "n_patients": 118, "n_left_out": 2, "n_differ": 61}
     found |= {"by_seed": [mean - 0.01, mean + 0.01]}
-    return found | {"mixed": fitted(rng, mean), "bootstrap": bootstrap}
+    seeds = {"mean": mean, "interval": [mean - 0.04, mean + 0.04], "p": 0.012}
+    return found | {"mixed": fitted(rng, mean), "seeds_test": seeds, "bootstrap": bootstrap}
 
   patients = [
     {"seed": seed, "fold": p % 3, "patient": f"p{p}", "threshold": source}
@@ -48,6 +49,7 @@ def content(answers=("yes", "undecided")):
   other = {"task": "readmission", "metric": "auroc", "mean": 0.61, "n_networks": 6}
   asked = zip(((0.6, 0.5), (0.6, 0.0)), answers, strict=True)
   return {
+    "decides": "mixed",
     "primary": "accuracy3",
     "margin": 0.05,
     "can_see": "blind" not in answers,
@@ -163,6 +165,17 @@ def test_a_model_that_could_not_be_fitted_is_named(tmp_path, undrawn):
   assert any("t test of the seeds' means" in text for _, _, text in parsed.find("td"))
   stored = results.read(tmp_path, clinic.NAME)
   assert "the model (t test of the seeds' means)" in clinic.text(stored)
+
+
+def test_the_page_shows_what_decides(tmp_path, undrawn):
+  found = content() | {"decides": "seeds_test"}
+  parsed = write(tmp_path, found)
+  (line, _) = [" ".join(text.split()) for _, _, text in parsed.find("li", class_="verdict")]
+  low, high = found["questions"][0]["seeds_test"]["interval"]
+  assert f"[{low:+.3f}, {high:+.3f}]" in line
+  (axes,) = clinic.differences(found).axes
+  assert any(list(drawn.get_xdata()) == [low, high] for drawn in axes.lines)
+  assert "It is the t test of the means of seeds that answers" in clinic.text(found)
 
 
 def test_the_figure_shows_every_comparison_its_interval_and_its_seeds():

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from configs import clinic as configs
 from lus_jax import results
@@ -126,6 +127,25 @@ def test_what_is_there_is_answered_unless_nothing_could_be_seen(means, answers, 
   assert found["can_see"] is sees
   text = report.text(found | {"config": {}})
   assert all(report.ANSWERS[answer] in text for answer in answers)
+
+
+def test_the_means_of_seeds_answer_where_they_are_to():
+  units, found = analysed((0.6, 0.5, 0.5, 0.4, 0.7))
+  seeds = analysis.analyse(
+    units,
+    questions=((0.6, 0.5), (0.6, 0.0)),
+    metric="accuracy3",
+    margin=0.05,
+    cohort=FOLDS * PATIENTS,
+    decides="seeds_test",
+  )
+  assert (found["decides"], seeds["decides"]) == ("mixed", "seeds_test")
+  for row, other in zip(seeds["questions"], found["questions"], strict=True):
+    expected = stats.ttest_1samp(row["by_seed"], 0)
+    assert row["seeds_test"]["p"] == other["seeds_test"]["p"] == pytest.approx(expected.pvalue)
+  p = [row["seeds_test"]["p"] for row in seeds["questions"]]
+  assert [row["p_holm"] for row in seeds["questions"]] == statistics.holm(p)
+  assert configs.get_config("clinical_full").study.decides == "seeds_test"
 
 
 def test_patients_without_a_score_are_left_out_and_counted():
