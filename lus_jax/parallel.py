@@ -19,9 +19,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from lus_jax.errors import UserError
 
 MEMBER, DATA = "member", "data"
-# The share of the mesh that may stand idle because members do not fill its last round. Sharing a
-# batch costs a sum over devices for every norm and gradient; members that wait for nobody do not.
-IDLE = 1 / 4
+# The share of a step's time that is not divided by the devices that share its batch: kernels that
+# are short already, weights, and a sum over devices for every norm and gradient. Compiled for four
+# GPUs (lus_jax/benchmarks/RESULTS.md) it is between a fifth and a half.
+UNSHARED = 0.4
 # Each says how many processes a launcher has started; jax finds the rest of what it needs.
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 # Seconds that a process waits for the one that the others meet at, and at the end for the others.
@@ -130,9 +131,9 @@ def any_of(flag):
 def mesh_shape(members, devices):
   """How many members are computed at once, and over how many devices each batch is split.
 
-  The first is the largest divisor of the number of devices that leaves at most `IDLE` of the mesh
-  without a member in the last round: 7 members lie on 7 or 8 devices one each, on 2 or 4 in
-  rounds; a single one has every device for its batch.
+  The first is the divisor of the number of devices with which a step of all members takes least
+  time, by `UNSHARED`: 7 members lie on 7 or 8 devices one each, on 2 or 4 in rounds; a single one
+  has every device for its batch.
 
   Args:
     members: T.
@@ -141,10 +142,13 @@ def mesh_shape(members, devices):
   Returns:
     (m, D / m).
   """
-  for m in range(devices, 1, -1):
-    if devices % m == 0 and 1 - members / (m * -(-members // m)) <= IDLE:
-      return m, devices // m
-  return 1, devices
+
+  def time(m):
+    return -(-members // m) * (UNSHARED + (1 - UNSHARED) * m / devices)
+
+  # Of equals the most members at once, who wait for nobody.
+  m = min((m for m in range(devices, 0, -1) if devices % m == 0), key=time)
+  return m, devices // m
 
 
 def make_mesh(members, devices=None):
@@ -239,16 +243,28 @@ def map_members(fn, mesh):
     return jax.tree.map(lambda x: x[None], fn(state, own, *shared))
 
   member = PartitionSpec(MEMBER)
+  mapped = on_rows(row, mesh, in_specs=(member, member, PartitionSpec()))
+  return lambda state, own, *shared: mapped(state, own, shared)
+
+
+def on_rows(fn, mesh, in_specs=None):
+  """`fn` of what each row of the mesh has of its arguments: their first axis is over members.
+
+  Args:
+    fn: its arguments and results are trees of arrays with a leading axis.
+    mesh: of `make_mesh`.
+    in_specs: a `PartitionSpec` for each argument, where some are not over members.
+  """
+  member = PartitionSpec(MEMBER)
   # Members have nothing to say to each other, so there is nothing to check.
-  mapped = jax.shard_map(
-    row,
+  return jax.shard_map(
+    fn,
     mesh=mesh,
-    in_specs=(member, member, PartitionSpec()),
+    in_specs=member if in_specs is None else in_specs,
     out_specs=member,
     axis_names={MEMBER},
     check_vma=False,
   )
-  return lambda state, own, *shared: mapped(state, own, shared)
 
 
 def member_sharding(mesh):

@@ -79,7 +79,12 @@ def test_what_cannot_join_is_refused(started, monkeypatch, fields, message):
     (7, 7, (7, 1)),
     (7, 8, (8, 1)),  # one of eight idle
     (7, 16, (8, 2)),
-    (7, 5, (1, 5)),  # two rounds of five would leave three of ten idle
+    (7, 5, (5, 1)),  # three of ten places stay empty, and seven shared rounds took longer
+    (5, 8, (8, 1)),  # three rounds of two would fill more, and take longer
+    (4, 8, (4, 2)),
+    (3, 8, (4, 2)),
+    (9, 8, (8, 1)),
+    (16, 8, (8, 1)),
     (1, 8, (1, 8)),
     (2, 8, (2, 4)),
     (3, 2, (2, 1)),

@@ -31,6 +31,7 @@ class Card:
     capability: CUDA's, major and minor.
     l2: bytes of the cache that all cores share.
     shared: bytes of a core's shared memory, and of what one block may ask for.
+    link: bytes/s to the other cards of its machine, each way: NVLink, or PCIe.
     threads: that a core holds.
     clock: GHz.
   """
@@ -44,6 +45,7 @@ class Card:
   capability: tuple[int, int]
   l2: int
   shared: tuple[int, int]
+  link: float
   threads: int = 2048
   clock: float = 1.98
 
@@ -59,6 +61,7 @@ _HOPPER = {
   "capability": (9, 0),
   "l2": 50 << 20,
   "shared": (233472, 232448),
+  "link": 450e9,
 }
 CARDS = {
   "h100": Card("NVIDIA H100 80GB HBM3", 3.352e12, 84942979072, **_HOPPER),
@@ -73,6 +76,7 @@ CARDS = {
     capability=(8, 0),
     l2=40 << 20,
     shared=(167936, 166912),
+    link=300e9,
     clock=1.41,
   ),
   "a6000": Card(
@@ -85,15 +89,18 @@ CARDS = {
     capability=(8, 6),
     l2=6 << 20,
     shared=(102400, 101376),
+    link=32e9,
     threads=1536,
     clock=1.80,
   ),
 }
 
 # What a time is guessed by: the shares of the data sheet's bandwidth and matrix rate that kernels
-# and convolutions reach, and how long the smallest kernel takes. The highest share of the matrix
-# rate known of a convolutional network is .52 (airbench96 on an A100).
-BANDWIDTH_SHARE, CONVOLUTION_SHARE, LEAST = 0.9, 0.52, 2.5e-6
+# and convolutions reach, and how long the smallest kernel takes, and the smallest of those that
+# several cards run together. The highest share of the matrix rate known of a convolutional network
+# is .52 (airbench96 on an A100).
+BANDWIDTH_SHARE, CONVOLUTION_SHARE, LEAST, TOGETHER = 0.9, 0.52, 2.5e-6, 12e-6
+_COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective", "reduce-scatter")
 
 _DESCRIPTION = """gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32
  shared_memory_per_block: 49152 shared_memory_per_core: {shared[0]}
@@ -303,13 +310,20 @@ def _convolution_flop(kind, shape, operands, line):
 def seconds(launches, card, dtype):
   """A guess of the time of a program: kernel by kernel, by bytes or by FLOP, whichever is longer.
 
+  What cards do together takes what it moves over the link; a sum over cards goes there and back.
+
   Args:
     launches: of `kernels`.
     card: a `Card`.
     dtype: the compute type.
   """
   bandwidth, rate = BANDWIDTH_SHARE * card.bandwidth, CONVOLUTION_SHARE * card.rate(dtype)
-  return sum(max(LEAST, k.moved / bandwidth, k.flop / rate) for k in launches)
+  return sum(
+    max(TOGETHER, k.moved / card.link)
+    if k.kind.startswith(_COLLECTIVES)
+    else max(LEAST, k.moved / bandwidth, k.flop / rate)
+    for k in launches
+  )
 
 
 def by_kind(launches):

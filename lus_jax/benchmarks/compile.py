@@ -2,18 +2,21 @@
 
   python -m lus_jax.benchmarks.compile --target h200
   python -m lus_jax.benchmarks.compile --what fpn --program train --strategy loop,sharded8
+  python -m lus_jax.benchmarks.compile --what fpn --program train --strategy 8x1,4x2,2x4,1x8
 
 Whether it compiles, its memory, its kernels and the bytes these move are facts of the versions that
 are installed. Floors are the times that bytes, or FLOP, take at the data sheet's rates; the guess
 adds what kernels reach of them (`lus_jax.benchmarks.cards`); neither is a measurement. Where all
-programs of the paper's study are there, its time follows, by the same guesses. Needs
-`pip install 'lus_jax[cuda12]'` (5 GB), and no GPU. Every program has a process of its own, since a
-failed check inside XLA ends the process. With --out, JSON grows row by row.
+programs of the paper's study are there, its time follows, by the same guesses; so does that of all
+members, where several devices are laid out in more than one way: members at once x devices that
+share a batch. Needs `pip install 'lus_jax[cuda12]'` (5 GB), and no GPU. Every program has a process
+of its own, since a failed check inside XLA ends the process. With --out, JSON grows row by row.
 """
 
 import argparse
 import functools
 import json
+import math
 import re
 import sys
 import time
@@ -49,8 +52,10 @@ PROGRAMS = {
   "channels": ("resize", "maps"),
   "tsm": ("train_sf_change", "train_sf_ratio", "train_readmission", "keep_best", "outputs"),
 }
-# How a sweep may run: with the devices it is laid over, and the members it maps at once.
-STRATEGIES = ("loop", "vmap", "grouped", "sharded2", "sharded8")
+# How a sweep may run: with the devices it is laid over, and the members it maps at once. Of
+# several devices also members at once x devices that share a batch.
+LAYOUTS = {f"{d // n}x{n}": (d // n, n) for d in (2, 4, 8) for n in (1, 2, 4, 8) if n <= d}
+STRATEGIES = ("loop", "vmap", "grouped", "sharded2", "sharded8", *LAYOUTS)
 DEFAULT_STRATEGIES = {"tsm": ("loop", "grouped")}
 # Programs that are no sweep's.
 SINGLE = ("augment", "resize")
@@ -102,8 +107,10 @@ class Absent:
   def __init__(self, args):
     self.args = args
     found = re.fullmatch(r"sharded(\d+)", args.strategy)
-    self._devices = cards.describe(args.target, devices=int(found[1]) if found else 1)
-    self.strategy = "sharded" if found else args.strategy
+    self._layout = LAYOUTS.get(args.strategy)
+    n = math.prod(self._layout) if self._layout else int(found[1]) if found else 1
+    self._devices = cards.describe(args.target, devices=n)
+    self.strategy = "sharded" if n > 1 else args.strategy
     config = SimpleNamespace(
       encoder=args.encoder, width=1.0, dropout=0.2, dtype=args.dtype, init_from=""
     )
@@ -113,11 +120,14 @@ class Absent:
     self._key = jax.eval_shape(lambda: jax.random.key(0))
 
   def sweep(self, members):
-    """A `Sweep` of these members over the described devices."""
+    """A `Sweep` of these members over the described devices; of one round's in a layout."""
+    if self._layout:
+      members = (members * self._layout[0])[: self._layout[0]]
     sweep = Sweep(members, self.strategy, devices=tuple(self._devices))
     self.members_on_device = sweep.at_once or 1
     if sweep.mesh:
       self.members_on_device = 1 / sweep.mesh.shape[parallel.DATA]
+      assert self._layout in (None, tuple(sweep.mesh.shape.values()))
     return sweep
 
   def compile(
@@ -200,13 +210,14 @@ class Absent:
     sweep = self.sweep(members)
     if name == "train":
       step = state_lib.make_train_step(segmentation.make_loss(network, objective), tx)
-      return self.compile(sweep, step, state, members, (inputs, self._key), updates_state=True)
+      shared = inputs, self._key
+      return self.compile(sweep, step, state, sweep.members, shared, updates_state=True)
     if name == "keep_best":
-      best = [np.bool_(True)] * len(members)
+      best = [np.bool_(True)] * len(sweep.members)
       return self.compile(sweep, state_lib.keep_best, state, best, (), updates_state=True)
     if name == "validate":
       fn = segmentation.make_evaluation(network, objective)
-      return self.compile(sweep, fn, state, members, (inputs,))
+      return self.compile(sweep, fn, state, sweep.members, (inputs,))
     views, scalars = objective.views()
     fitted = {"temperature": np.ones(args.classes, np.float32)}
     scalars = [own | {"calibration": fitted} for own in scalars]
@@ -221,6 +232,7 @@ class Absent:
       weights=None,
     )
     weights = {"params": state.params, "batch_stats": state.batch_stats}
+    scalars = trained.sweep.members
     where = jax.ShapeDtypeStruct((args.batch, args.size, args.size, 1), bool)
     image = batch["image"]
     logits = jax.ShapeDtypeStruct(batch["confidence"].shape, jnp.float32)
@@ -458,6 +470,51 @@ def predict(rows):
   return [*lines, f"together {total / 60:.0f} min"]
 
 
+def layouts(rows):
+  """What all members take in each layout of several devices, as lines of text.
+
+  Args:
+    rows: of one card.
+
+  Returns:
+    A line for every program and number of devices: milliseconds of all rounds, how many of their
+    places have no member, and the fastest rounds of several layouts that leave no place empty.
+  """
+  found = {}
+  for row in rows:
+    if row["ok"] and row["strategy"] in LAYOUTS:
+      name = f"{row['what']} {row['program']}", row["members"]
+      devices = math.prod(LAYOUTS[row["strategy"]])
+      found.setdefault((*name, devices), {})[row["strategy"]] = row["guess_ms"]
+  lines = []
+  for (name, members, devices), each in found.items():
+    texts = []
+    for layout, ms in each.items():
+      at_once = LAYOUTS[layout][0]
+      rounds = -(-members // at_once)
+      share = 1 - members / (rounds * at_once)
+      texts.append(f"{layout} {rounds} x {ms:.1f} = {rounds * ms:.1f} ms ({share:.0%} empty)")
+    ms, used = _full_rounds(members, each)
+    if len(set(used)) > 1:
+      texts.append(f"{' + '.join(used)} = {ms:.1f} ms (none empty)")
+    lines.append(f"{name}, {members} members on {devices} devices: {', '.join(texts)}")
+  return lines
+
+
+def _full_rounds(members, each):
+  """The least milliseconds of rounds whose places are all taken, and their layouts."""
+  best = {0: (0, [])}
+  for n in range(1, members + 1):
+    ways = [
+      (best[n - LAYOUTS[layout][0]][0] + ms, [*best[n - LAYOUTS[layout][0]][1], layout])
+      for layout, ms in each.items()
+      if n - LAYOUTS[layout][0] in best
+    ]
+    if ways:
+      best[n] = min(ways)
+  return best.get(members, (0, []))
+
+
 def table(rows):
   """Rows as Markdown."""
   columns = {
@@ -530,7 +587,8 @@ def _main(argv):
       write_text(args.out, json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
   print(f"jax {jax.__version__}, {args.dtype}; one device's share\n\n{table(rows)}")
   for target in args.target:
-    for line in predict([row for row in rows if row["target"] == target]):
+    of_card = [row for row in rows if row["target"] == target]
+    for line in [*predict(of_card), *layouts(of_card)]:
       print(f"{target}, by these guesses: {line}")
   return 0 if all(row["ok"] for row in rows) else 1
 

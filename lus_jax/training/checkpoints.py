@@ -35,7 +35,8 @@ class Checkpoints:
   """The checkpoints of one run: the newest is enough to go on, and holds every best model.
 
   Each is checked against its checksums before it is read. Where the newest is damaged, the one
-  before takes its place, with a warning.
+  before takes its place, with a warning. Of several processes each writes, and reads, of jax arrays
+  what lies on its devices.
 
   Args:
     workdir: the run's directory.
@@ -50,9 +51,14 @@ class Checkpoints:
       create=True,
       async_options=ocp.options.AsyncOptions(post_finalization_callback=self._measure),
     )
+    handlers = {
+      _RESUMABLE: ocp.StandardCheckpointHandler(),
+      _BEST: ocp.StandardCheckpointHandler(),
+      _META: ocp.JsonCheckpointHandler(),
+    }
     with self._writing():
       self._manager = ocp.CheckpointManager(
-        self._directory, options=options, item_names=(_RESUMABLE, _BEST, _META)
+        self._directory, options=options, item_handlers=handlers
       )
 
   def save(self, epoch, state, best, meta):
@@ -62,7 +68,7 @@ class Checkpoints:
 
     Args:
       epoch: the number of the epoch that is finished or under way, from 1.
-      state: a pytree: all that training needs to go on.
+      state: a pytree: all that training needs to go on, of arrays whose first axis is members.
       best: a pytree: the best model of every member.
       meta: a JSON-serialisable dict.
 
@@ -87,13 +93,15 @@ class Checkpoints:
     """The number of the newest checkpoint, None if there is none."""
     return self._manager.latest_step()
 
-  def restore(self, state, best):
+  def restore(self, state, best, *, members=None):
     """Reads the newest checkpoint that is whole; damaged ones after it are renamed.
 
     Args:
       state: a pytree of the structure, shapes and types that were saved; NumPy arrays are restored
         as such, jax arrays on the devices where these are.
       best: likewise.
+      members: how many of the first axis count: by the devices that a checkpoint was written from,
+        and is read to, there may be more places, in it or here; none is needed by default.
 
     Returns:
       State, best and meta.
@@ -101,11 +109,8 @@ class Checkpoints:
     Raises:
       UserError: none is whole.
     """
-    wanted = {
-      _RESUMABLE: ocp.args.StandardRestore(_abstract(state)),
-      _BEST: ocp.args.StandardRestore(_abstract(best)),
-    }
-    number, restored, meta = self._restore(wanted)
+    wanted = {_RESUMABLE: _abstract(state), _BEST: _abstract(best)}
+    number, restored, meta = self._restore(wanted, members)
     if parallel.is_main():
       for unfinished in self._directory.glob(f"*{_UNFINISHED}*"):
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -130,7 +135,7 @@ class Checkpoints:
     """
     # Without memory: only shape and type count.
     best = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), best)
-    number, restored, meta = self._restore({_BEST: ocp.args.StandardRestore(_abstract(best))})
+    number, restored, meta = self._restore({_BEST: _abstract(best)})
     newest = max(self._numbers())
     if number != newest and any(epoch is None or epoch > meta["epoch"] for epoch in epochs):
       raise UserError(
@@ -157,15 +162,14 @@ class Checkpoints:
   def _numbers(self):
     return sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
 
-  def _restore(self, wanted):
+  def _restore(self, wanted, members=None):
     """Number, items and meta of the newest checkpoint whose files are as they were written."""
     problems = {}
     while True:
       number, measured = self._choose((*wanted, _META), problems)
-      args = ocp.args.Composite(**wanted, **{_META: ocp.args.JsonRestore()})
       problem, restored, meta = None, None, None
       try:
-        restored = self._manager.restore(number, args=args)
+        restored = self._read(number, wanted, members)
         meta = dict(restored[_META])
       except Exception as error:
         # Of checkpoints of older versions nothing is known, so that any error may come of damage.
@@ -184,6 +188,26 @@ class Checkpoints:
           number,
         )
       return number, restored, meta
+
+  def _read(self, number, wanted, members):
+    stored = self._manager.item_metadata(number)
+    args = {
+      # Where more than the number of places differs, orbax says so.
+      item: ocp.args.StandardRestore(tree, strict=not _fits(stored[item].tree, tree, members))
+      for item, tree in wanted.items()
+    }
+    restored = self._manager.restore(
+      number, args=ocp.args.Composite(**args, **{_META: ocp.args.JsonRestore()})
+    )
+    cut = {
+      item: jax.tree.map(
+        lambda x, y: x[: len(y)] if isinstance(y, np.ndarray) and y.ndim else x,
+        restored[item],
+        tree,
+      )
+      for item, tree in wanted.items()
+    }
+    return {**cut, _META: restored[_META]}
 
   def _choose(self, items, problems):
     """The newest checkpoint without a problem, and whether it was measured; adds to `problems`.
@@ -290,6 +314,17 @@ def _abstract(tree):
   # saved from, which may be no more.
   return jax.tree.map(
     lambda x: x if isinstance(x, np.ndarray) else ocp.utils.to_shape_dtype_struct(x), tree
+  )
+
+
+def _fits(stored, wanted, members):
+  """Whether arrays differ in places alone, and both have those of all members."""
+  stored, wanted = (ocp.tree.to_flat_dict(tree) for tree in (stored, wanted))
+  return stored.keys() == wanted.keys() and all(
+    x.ndim
+    and tuple(stored[name].shape[1:]) == x.shape[1:]
+    and stored[name].shape[0] >= (members or len(x)) <= len(x)
+    for name, x in wanted.items()
   )
 
 

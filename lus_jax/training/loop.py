@@ -241,11 +241,8 @@ def validated(task, state):
 
 def _check_weights(sweep, state, names, step, epoch):
   # The last step's update is in no loss yet; nothing broken is ever saved.
-  sums = [
-    sum(float(np.sum(x, dtype=np.float64)) for x in jax.tree.leaves(one))
-    for one in sweep.to_host(sweep.map(lambda one: one.params, state))
-  ]
-  _check_finite([[value if np.isfinite(value) else np.nan for value in sums]], names, step, epoch)
+  finite = sweep.finite(sweep.map(lambda one: one.params, state))
+  _check_finite([np.where(finite, 0, np.nan)], names, step, epoch)
 
 
 def shows(epoch, epochs):
@@ -385,7 +382,8 @@ def _save(checkpoints, sweep, state, meta):
 
 
 def _restore(checkpoints, sweep, state):
-  resumable, best, meta = checkpoints.restore(*_split(sweep.stack(state)))
+  parts = _split(sweep.stack(state))
+  resumable, best, meta = checkpoints.restore(*parts, members=len(sweep.members))
   stacked = state_lib.State(
     **resumable, best_params=best["params"], best_batch_stats=best["batch_stats"]
   )

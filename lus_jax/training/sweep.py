@@ -9,8 +9,9 @@ these strategies:
 - `grouped`: one such program for a few members, called group by group.
 - `sharded`: members lie over several devices (`lus_jax.parallel`), several at once, in rounds.
 
-Under the last three the state is a list of rounds (groups; under `vmap` one) with a leading axis m;
-where T leaves places of the last round empty, the last member is computed there again.
+Under the last three the state is a list of R rounds (groups; under `vmap` one) with a leading axis
+m: member i is in place i // R of round i % R, so that a device's members follow one another. Where
+T leaves places empty, the last member is computed there again.
 
 With `loop`, seven members together equal seven alone to the bit.
 """
@@ -208,23 +209,66 @@ class Sweep:
       results = jax.device_get(results)
     if self.strategy == "loop":
       return results
-    each = [jax.tree.map(lambda x, i=i: x[i], x) for x in results for i in range(self.at_once)]
-    return each[: len(self.members)]
+    return [
+      jax.tree.map(lambda x, i=i: x[i // len(results)], results[i % len(results)])
+      for i in range(len(self.members))
+    ]
+
+  def finite(self, state):
+    """Whether all numbers of each member are finite: [T] bool, the same in every process.
+
+    Each process looks at what lies on its devices.
+    """
+    found = np.ones((len(state), self.at_once or 1), bool)
+    for row, one in zip(found, state, strict=True):
+      for x in jax.tree.leaves(one):
+        for shard in x.addressable_shards:
+          places = shard.index[0] if self.at_once else slice(1)
+          row[places] &= np.isfinite(np.asarray(shard.data).reshape(len(row[places]), -1)).all(1)
+    if self.strategy == "sharded":
+      found = multihost_utils.process_allgather(found[None], tiled=True).all(0)
+    return found.T.reshape(-1)[: len(self.members)]
 
   def stack(self, state):
-    """The state with a leading axis T, whatever the strategy: what checkpoints hold."""
+    """The state with a leading axis of members: what checkpoints hold.
+
+    It is T long, but under `sharded` R x m: there it lies over the devices as the members do, none
+    of whom leaves its own.
+    """
     if self.strategy == "sharded":
-      return jax.tree.map(lambda *x: np.stack(x), *self.to_host(state))
+      return self._across_rounds[0](state)
     if self.strategy == "loop":
       return _stacked(state)
     return _joined(state, len(self.members))
 
   def unstack(self, state):
-    """The inverse of `stack`; the list's states share no memory."""
+    """The inverse of `stack`, of whatever strategy; the list's states share no memory."""
+    leaves = jax.tree.leaves(state)
+    if self.strategy == "sharded" and all(
+      isinstance(x, jax.Array) and x.sharding == self.sharding for x in leaves
+    ):
+      one = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[: self.at_once], tree), state)
+      return _placed(self._across_rounds[1](state), self.formats(one))
     numbers = range(len(self.members))
-    if all(isinstance(x, jax.Array) for x in jax.tree.leaves(state)):
+    if all(isinstance(x, jax.Array) for x in leaves):
       return self.place([_picked(state, i) for i in numbers])
     return self.place([jax.tree.map(lambda x, i=i: x[i], state) for i in numbers])
+
+  @functools.cached_property
+  def _across_rounds(self):
+    """Programs that put rounds together and take them apart, every device its own."""
+    n = -(-len(self.members) // self.at_once)
+
+    def apart(state):
+      return [jax.tree.map(lambda x, r=r: x[r : r + 1], state) for r in range(n)]
+
+    def together(rounds):
+      return jax.tree.map(lambda *x: jnp.concatenate(x), *rounds)
+
+    return [
+      jax.jit(parallel.on_rows(fn, self.mesh), out_shardings=self.sharding)
+      for fn in (together, apart)
+    ]
 
   def place(self, states):
     """The sweep's state from a list of T states, of jax or NumPy arrays."""
@@ -234,9 +278,7 @@ class Sweep:
       rounds = [jax.tree.map(jnp.asarray, state) for state in states]
     else:
       rounds = [_stacked(one) for one in self._groups(states)]
-    if not lies_as_cudnn_reads():
-      return rounds
-    return [jax.device_put(one, self.formats(one)) for one in rounds]
+    return _placed(rounds, self.formats(rounds[0]))
 
   def _rounds(self, items):
     """T items as they are computed: m at once, stacked on the host."""
@@ -245,9 +287,9 @@ class Sweep:
     return [jax.tree.map(lambda *x: np.stack(x), *one) for one in self._groups(items)]
 
   def _groups(self, items):
-    m = self.at_once
-    items = [*items, *items[-1:] * (-len(items) % m)]
-    return [items[i : i + m] for i in range(0, len(items), m)]
+    n = -(-len(items) // self.at_once)
+    items = [*items, *items[-1:] * (-len(items) % self.at_once)]
+    return [items[r::n] for r in range(n)]
 
 
 def _mapped(fn):
@@ -269,7 +311,14 @@ def _stacked(trees):
   return jax.tree.map(_stack, *trees)
 
 
+def _placed(rounds, formats):
+  return [jax.device_put(one, formats) for one in rounds] if lies_as_cudnn_reads() else rounds
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def _joined(rounds, n):
-  # A copy: the next step reuses the state's memory while a checkpoint is still being written.
-  return jax.tree.map(lambda *x: jnp.copy(jnp.concatenate(x)[:n]), *rounds)
+  def join(*x):
+    # A copy: the next step reuses the state's memory while a checkpoint is still being written.
+    return jnp.copy(jnp.stack(x, 1).reshape(-1, *x[0].shape[1:])[:n])
+
+  return jax.tree.map(join, *rounds)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from lus_jax import parallel
 from lus_jax.benchmarks import cards, processes
 from lus_jax.benchmarks import compile as compile_lib
 
@@ -209,6 +210,43 @@ def test_every_strategy_is_compiled_as_the_sweep_runs_it(on_cpus, strategy, lead
   (state, *_), _ = compiled.in_avals
   assert {x.shape[0] for x in jax.tree.leaves(state)} == {leading}
   assert absent.members_on_device == (1 if strategy == "sharded2" else 2)
+
+
+@pytest.mark.parametrize(("layout", "leading", "share"), [("2x1", 2, 1), ("1x2", 1, 0.5)])
+def test_layouts_are_compiled_whatever_the_members(on_cpus, layout, leading, share):
+  (row,) = rows(
+    *("--what=fpn", "--program=train", f"--strategy={layout}", "--size=32", "--batch=4"),
+    *("--classes=2", "--members=3", "--dtype=float32"),
+  )
+  absent = compile_lib.Absent(SimpleNamespace(**row))
+  (state, *_), _ = absent.program().in_avals
+  assert {x.shape[0] for x in jax.tree.leaves(state)} == {leading}
+  assert absent.members_on_device == share
+
+
+def test_layouts_are_compared_by_what_all_members_take():
+  def row(strategy, ms):
+    named = {"what": "fpn", "program": "train", "members": 7, "ok": True}
+    return named | {"strategy": strategy, "guess_ms": ms}
+
+  guesses = {"8x1": 7.0, "4x2": 4.0, "2x4": 3.0, "1x8": 2.5, "2x1": 7.0, "1x2": 4.0}
+  eight, two = compile_lib.layouts([row(*x) for x in guesses.items()] + [row("loop", 7.0)])
+  assert eight == (
+    "fpn train, 7 members on 8 devices: 8x1 1 x 7.0 = 7.0 ms (12% empty), 4x2 2 x 4.0 = 8.0 ms "
+    "(12% empty), 2x4 4 x 3.0 = 12.0 ms (12% empty), 1x8 7 x 2.5 = 17.5 ms (0% empty), "
+    "1x8 + 2x4 + 4x2 = 9.5 ms (none empty)"
+  )
+  assert two.endswith("1x2 + 2x1 + 2x1 + 2x1 = 25.0 ms (none empty)")
+  # Whatever the members, a round of a layout is one.
+  for m, n in compile_lib.LAYOUTS.values():
+    assert parallel.mesh_shape(m, m * n) == (m, n)
+
+
+def test_what_cards_do_together_takes_the_link():
+  card = cards.CARDS["a6000"]
+  small, large = (cards.Kernel("all-reduce-start add", n, 0, "", "") for n in (8, 320_000_000))
+  assert cards.seconds([small], card, "bfloat16") == pytest.approx(12e-6)
+  assert cards.seconds([large], card, "bfloat16") == pytest.approx(0.01)
 
 
 def test_what_a_program_costs_counts_the_flop_of_its_members():

@@ -1,5 +1,6 @@
 """Checkpoints under damage and full disks, and what a directory's claim accepts."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -8,11 +9,13 @@ import random
 import resource
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from lus_jax.errors import UserError
 from lus_jax.training import checkpoints, claim
+from lus_jax.training.sweep import Sweep
 
 STATE = {"w": np.random.default_rng(0).normal(size=300).astype(np.float32), "n": np.arange(7)}
 
@@ -212,6 +215,46 @@ def test_a_number_that_is_taken_is_not_written_over(workdir):
   manager.save(4, STATE, best(4), {"epoch": 4})
   assert manager.latest() == 5
   manager.close()
+
+
+STRATEGIES = ("loop", "grouped", "sharded")
+
+
+def member(i):
+  return {"w": STATE["w"].reshape(3, 100) * i, "n": np.int32(i)}
+
+
+@pytest.mark.parametrize("written", STRATEGIES)
+@pytest.mark.parametrize("read", STRATEGIES)
+def test_members_are_read_to_the_bit_on_other_devices(tmp_path, written, read):
+  # Three of them on two devices take four places.
+  before, after = (Sweep([{}] * 3, strategy, group=2) for strategy in (written, read))
+  states = [member(i) for i in range(3)]
+  with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as manager:
+    stacked = before.stack(before.place(states))
+    manager.save(1, stacked, stacked, {"epoch": 1})
+  with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as manager:
+    fresh = after.stack(after.place([member(7)] * 3))
+    state, found, _ = manager.restore(fresh, fresh, members=3)
+    jax.tree.map(lambda x, y: x.sharding == y.sharding or pytest.fail(), state, fresh)
+    alone = manager.restore_best({"w": np.zeros((3, 3, 100)), "n": np.zeros(3)}, [1])
+  for part in (state, found, alone):
+    for one, expected in zip(after.to_host(after.unstack(part)), states, strict=True):
+      jax.tree.map(np.testing.assert_array_equal, one, expected)
+
+
+@pytest.mark.parametrize("strategy", ["loop", "sharded"])
+def test_other_shapes_and_missing_members_are_not_made_to_fit(tmp_path, strategy):
+  sweep = Sweep([{}] * 3, "sharded")
+  with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as manager:
+    stacked = sweep.stack(sweep.place([member(i) for i in range(3)]))
+    manager.save(1, stacked, stacked, {"epoch": 1})
+    manager.wait()
+    for n, width in ((3, 50), (5, 100)):
+      other = Sweep([{}] * n, strategy)
+      fresh = other.stack(other.place([{"w": np.zeros((3, width), np.float32), "n": 0}] * n))
+      with pytest.raises(ValueError, match="not compatible with the stored shape"):
+        manager.restore(fresh, fresh, members=n)
 
 
 CONFIG = {"train": {"epochs": 3}, "data": {"name": "d", "prepared_dir": "data", "dir": "mine"}}

@@ -1,4 +1,8 @@
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -91,7 +95,8 @@ def same_first_step(thresholds, strategy, name):
   loop, looped, loop_losses = train(thresholds, "loop", steps=1, tx=tx, name=name)
   other, found, other_losses = train(thresholds, strategy, steps=1, tx=tx, name=name)
   np.testing.assert_allclose(loop_losses, other_losses, rtol=1e-4)
-  looped, found = loop.stack(looped), other.stack(found)
+  n = len(thresholds)
+  looped, found = loop.stack(looped), jax.tree.map(lambda x: x[:n], other.stack(found))
   for part in ("params", "batch_stats"):
     a, b = getattr(looped, part), getattr(found, part)
     start = getattr(network(name), part)
@@ -112,6 +117,28 @@ def test_two_devices_that_share_a_batch_give_the_numbers_of_one(name):
   assert sweep.mesh.shape == {"member": 1, "data": 2}
 
 
+EIGHT = """
+import jax
+from tests.training import test_sweep
+
+assert len(jax.devices()) == 8
+for thresholds, layout in ((test_sweep.THRESHOLDS, (4, 2)), ((0.6, 0.5, 0.4, 0.3, 0.0), (8, 1))):
+  sweep = test_sweep.same_first_step(thresholds, "sharded", "small")
+  assert tuple(sweep.mesh.shape.values()) == layout
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_numbers_of_one_in_every_layout():
+  # Both axes at once, and places without a member.
+  subprocess.run(
+    [sys.executable, "-c", EIGHT],
+    cwd=pathlib.Path(__file__).parents[2],
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
+    check=True,
+  )
+
+
 def test_members_on_two_devices_have_the_numbers_of_a_loop():
   # Three members are two rounds, the second one half empty. No sum crosses devices, so that several
   # steps stay close.
@@ -123,6 +150,37 @@ def test_members_on_two_devices_have_the_numbers_of_a_loop():
   for a, b in zip(sweep.to_host(state), looped, strict=True):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
       np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_no_device_gives_its_members_away_to_a_checkpoint(monkeypatch):
+  monkeypatch.setattr(sweep_lib, "lies_as_cudnn_reads", lambda: True)
+  sweep = Sweep([{"by": np.float32(i)} for i in range(3)], "sharded")
+  kernel = np.arange(54.0, dtype=np.float32).reshape(3, 3, 2, 3)
+  state = sweep.place([{"kernel": kernel + i} for i in range(3)])
+  together, apart = sweep._across_rounds
+  stacked = together(state)
+  for program, argument in ((together, state), (apart, stacked)):
+    text = program.lower(argument).compile().as_text()
+    assert not any(
+      f"{name}(" in text for name in ("all-gather", "all-to-all", "collective-permute")
+    )
+  # Row by row, whatever order they are computed in: so all checkpoints are alike.
+  for shard, mine in zip(stacked["kernel"].addressable_shards, ([0, 1], [2, 2]), strict=True):
+    np.testing.assert_array_equal(shard.data, kernel[None] + np.reshape(mine, (2, 1, 1, 1, 1)))
+  assert stacked["kernel"].format.layout.major_to_minor == (0, 1, 2, 3, 4)
+  for one in sweep.unstack(stacked):
+    assert one["kernel"].format.layout.major_to_minor == (0, 4, 1, 2, 3)
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "grouped", "sharded"])
+def test_a_member_that_is_not_finite_is_found(strategy):
+  sweep = Sweep([{"by": np.float32(i)} for i in range(3)], strategy, group=2)
+  states = [{"a": np.ones((2, 2), np.float32), "b": np.float32(i)} for i in range(3)]
+  assert sweep.finite(sweep.place(states)).tolist() == [True, True, True]
+  states[1]["b"] = np.float32(np.nan)
+  assert sweep.finite(sweep.place(states)).tolist() == [True, False, True]
+  states[2]["a"] = np.array([[1, 2], [3, -np.inf]], np.float32)
+  assert sweep.finite(sweep.place(states)).tolist() == [True, False, False]
 
 
 def test_members_differ_in_their_threshold_alone():
@@ -142,11 +200,16 @@ def test_stack_and_unstack_are_inverses(strategy):
   sweep = Sweep(members, strategy, group=2)
   stacked = {"a": jnp.arange(6.0).reshape(3, 2)}
   state = sweep.unstack(stacked)
-  np.testing.assert_array_equal(sweep.stack(state)["a"], stacked["a"])
+  again = sweep.stack(state)
+  # Under `sharded` each device keeps its own, so that the last of four places is the last member's.
+  assert len(again["a"]) == (4 if strategy == "sharded" else 3)
+  np.testing.assert_array_equal(again["a"][:3], stacked["a"])
+  np.testing.assert_array_equal(again["a"][-1], stacked["a"][-1])
+  np.testing.assert_array_equal(sweep.to_host(sweep.unstack(again))[1]["a"], [2, 3])
   assert len(sweep.to_host(state)) == 3
   np.testing.assert_array_equal(sweep.to_host(state)[1]["a"], [2, 3])
   placed = sweep.place([{"a": np.arange(2.0) + 2 * i} for i in range(3)])
-  np.testing.assert_array_equal(sweep.stack(placed)["a"], stacked["a"])
+  np.testing.assert_array_equal(sweep.stack(placed)["a"][:3], stacked["a"])
   picked = sweep.to_host(sweep.map(lambda one: one["a"], state))
   np.testing.assert_array_equal(picked, stacked["a"])
 
