@@ -21,6 +21,8 @@ DIRECTORY = "results"
 # What to do about a damaged results file.
 MEND = "bring it back, or remove results/ and repeat the run's command, which writes it again."
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# What the tests between models are made of; the latter two of whole studies alone.
+_PACKAGES += ("scipy", "statsmodels", "pandas")
 
 
 def versions():

@@ -181,12 +181,15 @@ def main(argv=None):
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--folds", type=positive, nargs="+", default=[6, 9])
-  parser.add_argument("--patients", type=positive, nargs="+", default=[42, 126])
+  parser.add_argument("--folds", type=positive, nargs="+")
+  parser.add_argument("--patients", type=positive, nargs="+")
   parser.add_argument("--repeats", type=positive, default=1000)
   parser.add_argument("--nested", action="store_true", help="the clinic's analysis, over seeds")
   parser.add_argument("--out", help="a JSON file")
   args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+  if args.nested and (args.folds or args.patients):
+    parser.error("--nested has folds and patients of its own; leave out --folds and --patients")
+  args.folds, args.patients = args.folds or [6, 9], args.patients or [42, 126]
   if min(args.patients) < max(args.folds):
     parser.error("every fold needs a patient; name fewer --folds or more --patients")
   if args.nested:

@@ -19,6 +19,15 @@ difference within a fold, and luck that of a fold's mean difference beyond its p
 difference of F folds of m patients has the variance (sd^2 / m + luck^2) / F and is tested by the t
 distribution of F - 1 degrees of freedom. Once luck is larger than sd / sqrt(m), more patients a
 fold find little more: it takes more folds, which is to say more networks.
+
+Folds of a seed are taken there to be as independent as those of two seeds. The third table is of
+whole studies, a seed each, that may differ (luck of seeds: the standard deviation of a seed's mean
+difference beyond its folds), tested as the clinic does: by the mixed model of
+`lus_jax.evaluation.nested`, whose degrees of freedom are those of the highest level whose variance
+does not come out as 0, and by a t test of the seeds' means. How often each finds it, or
+a difference of 0, is simulated by what both depend on: normal differences in a balanced
+design have independent mean squares and a mean. What is not normal (half of the patients may not
+differ at all) and folds that share patients between training and test are left out.
 """
 
 import argparse
@@ -44,6 +53,12 @@ POWER = 0.8
 REPEATS = 20_000
 # Of the second table.
 SDS, LUCKS, FOLD_PATIENTS = (0.2, 0.3), (0.0, 0.05), 20
+# Of the third: seeds, folds of each and patients of each, of :clinical and :clinical_full; luck of
+# folds and seeds where there is no difference, in standard deviations of a patient; and differences
+# with the standard deviation, the luck of folds and that of seeds.
+SHAPES = ((5, 3, 40), (8, 6, 24))
+NO_DIFFERENCE = ((0, 0), (0.15, 0), (0.3, 0), (0.15, 0.15), (0, 0.1), (0, 0.15), (0, 0.2))
+DIFFERENT = ((0.05, 0.25, 0.03, 0.0), (0.05, 0.25, 0.03, 0.03))
 
 
 def _square(*, family, power):
@@ -107,8 +122,42 @@ def simulated(*, n, difference, discordance, family=1, repeats=REPEATS, seed=0):
   return float(by_mean.mean()), float(exact.mean())
 
 
+def whole_studies(*, shape, difference, sd, luck, luck_seed, repeats=REPEATS, seed=0):
+  """How often whole studies, a seed each, find a difference.
+
+  Args:
+    shape: seeds, folds of each and patients of each.
+    difference: of the score; 0: how often what is not there is found.
+    sd, luck: of `folds`.
+    luck_seed: standard deviation of a seed's mean difference beyond its folds.
+    repeats: simulated studies.
+    seed: of them.
+
+  Returns:
+    A dict: `mixed` and `seeds` (the t test of their means), the shares of p below .05; `mixed_holm`
+    and `seeds_holm`, below .05 / 2, the strictest of two questions; `df_seeds`, the share in which
+    the mixed model has the degrees of freedom of seeds.
+  """
+  n_seeds, n_folds, n = shape
+  total, rng = math.prod(shape), np.random.default_rng(seed)
+  square = np.array([sd**2 + n * luck**2 + n_folds * n * luck_seed**2, sd**2 + n * luck**2, sd**2])
+  df = np.array([n_seeds - 1, n_seeds * (n_folds - 1), n_seeds * n_folds * (n - 1)])
+  sums = np.cumsum(square * rng.chisquare(df, (repeats, 3)), 1)
+  mean = difference + math.sqrt(square[0] / total) * rng.standard_normal(repeats)
+  # REML pools with the seeds' mean square the larger ones below it: no variance is negative.
+  pooled, freedom = sums / np.cumsum(df), np.cumsum(df)
+  at, every = pooled.argmax(1), np.arange(repeats)
+  found = {"df_seeds": float(np.mean(at == 0))}
+  for name, level in (("mixed", at), ("seeds", np.zeros_like(at))):
+    t = np.abs(mean) / np.sqrt(pooled[every, level] / total)
+    p = 2 * stats.t.sf(t, freedom[level])
+    found |= {name: float(np.mean(p < statistics.LEVEL))}
+    found |= {f"{name}_holm": float(np.mean(p < statistics.LEVEL / 2))}
+  return found
+
+
 def measure(*, discordance=DISCORDANCE, repeats=REPEATS):
-  """Both tables, as lists of dicts."""
+  """The three tables, as lists of dicts."""
   rows = []
   for difference in DIFFERENCES:
     for family in FAMILIES:
@@ -131,11 +180,20 @@ def measure(*, discordance=DISCORDANCE, repeats=REPEATS):
       }
     ]
   ]
-  return {"rows": rows, "folds": shared}
+  cases = [(0.0, 1.0, *luck) for luck in NO_DIFFERENCE] + list(DIFFERENT)
+  whole = [
+    asked | whole_studies(repeats=repeats, **asked)
+    for shape in SHAPES
+    for case in cases
+    for asked in [
+      {"shape": shape} | dict(zip(("difference", "sd", "luck", "luck_seed"), case, strict=True))
+    ]
+  ]
+  return {"rows": rows, "folds": shared, "whole_studies": whole}
 
 
 def text(found):
-  """Both tables, as text."""
+  """The three tables, as text."""
   header = ["difference", "discordance", "family", "patients", "power, simulated", "McNemar, exact"]
   body = [
     [
@@ -162,11 +220,23 @@ def text(found):
     ]
     for row in found["folds"]
   ]
+  lines += [cells.text_table(header, body), ""]
+  names = ("mixed", "mixed_holm", "seeds", "seeds_holm", "df_seeds")
+  header = ["seeds x folds x patients", "difference", "sd", "luck of folds", "of seeds"]
+  header += ["mixed: p < .05", "p < .025", "seeds: p < .05", "p < .025", "mixed: df of seeds"]
+  body = [
+    [
+      " x ".join(map(str, row["shape"])),
+      *(f"{row[name]:.2f}" for name in ("difference", "sd", "luck", "luck_seed")),
+      *(f"{row[name]:.3f}" for name in names),
+    ]
+    for row in found["whole_studies"]
+  ]
   return "\n".join([*lines, cells.text_table(header, body)])
 
 
 def main(argv=None):
-  """Computes, tries, prints both tables and writes `--out`."""
+  """Computes, tries, prints the tables and writes `--out`."""
   parser = argparse.ArgumentParser(
     prog="python -m lus_jax.benchmarks.power",
     description=__doc__,

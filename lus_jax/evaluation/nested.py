@@ -19,6 +19,8 @@ RESAMPLES = 10_000
 # A variance below this share of the patients' is none: the fit then ends at its bound, 0, from
 # which it is told apart by rounding alone.
 _NONE = 1e-4
+# Of `mixed` where no model can be fitted.
+_NO_MODEL = {f"sd_{name}": None for name in ("seed", "fold", "patient")} | {"without": ["model"]}
 
 
 def require():
@@ -40,7 +42,8 @@ def mixed(values, seeds, folds):
   Where a variance comes out as 0 the model is singular: it is fitted again without that effect, and
   `without` names it. The t distribution has the degrees of freedom of the highest level whose
   variance is left: its units (seeds, folds, or patients) less one, as the analysis of variance of a
-  balanced design has.
+  balanced design has. What the model cannot be fitted to (patients of a fold who do not differ, a
+  search that does not end) is tested by `of_seeds`, and `without` names the 'model'.
 
   Args:
     values: [n] of the patients, as paired differences.
@@ -49,7 +52,8 @@ def mixed(values, seeds, folds):
 
   Returns:
     A dict of JSON values: `mean`, `se`, `df`, `interval` (95 %), `p` (two-sided), the standard
-    deviations `sd_seed`, `sd_fold` and `sd_patient`, and `without`, the effects left out.
+    deviations `sd_seed`, `sd_fold` and `sd_patient` (None without the model), and `without`, the
+    effects left out.
 
   Raises:
     ValueError: fewer than two seeds, or than two patients.
@@ -78,12 +82,19 @@ def mixed(values, seeds, folds):
     name for name, unit in (("seed", seed), ("fold", fold)) if unit.max() + 1 < len(values)
   ]
   while True:
-    mean, se, variances, left = _fit(values, seed, fold, effects)
+    try:
+      mean, se, variances, left, converged = _fit(values, seed, fold, effects)
+    except np.linalg.LinAlgError:
+      converged = se = left = np.nan
+    if not (np.isfinite(se) and se > 0 and left > 0):
+      return of_seeds(values, seed) | _NO_MODEL
     # The smaller of several first: without it the other one may have a variance.
     none = [name for name in effects if variances[name] < _NONE * left]
     if not none:
       break
     effects.remove(min(none, key=variances.get))
+  if not converged:
+    return of_seeds(values, seed) | _NO_MODEL
   levels = {"seed": seed.max() + 1, "fold": fold.max() + 1}
   df = int(next((levels[name] for name in ("seed", "fold") if name in effects), len(values))) - 1
   half = float(stats.t.ppf(1 - statistics.LEVEL / 2, df)) * se
@@ -99,14 +110,32 @@ def mixed(values, seeds, folds):
   }
 
 
+def of_seeds(values, seeds):
+  """The mean of the means of seeds by a t test over them, which asks nothing of a model.
+
+  Args: as for `mixed`.
+
+  Returns:
+    A dict: `mean`, `se`, `df`, `interval` (95 %) and `p` (two-sided).
+  """
+  values, seeds = np.asarray(values, np.float64), np.asarray(seeds)
+  means = np.array([values[seeds == one].mean() for one in np.unique(seeds)])
+  mean, df = float(means.mean()), len(means) - 1
+  se = float(means.std(ddof=1) / np.sqrt(len(means)))
+  half = float(stats.t.ppf(1 - statistics.LEVEL / 2, df)) * se
+  p = float(2 * stats.t.sf(abs(mean) / se, df)) if se > 0 else float(mean == 0)
+  return {"mean": mean, "se": se, "df": df, "interval": [mean - half, mean + half], "p": p}
+
+
 def _fit(values, seed, fold, effects):
-  """Mean, its standard error, the variances of `effects`, and that of the patients."""
+  """Mean, its standard error, the variances of `effects`, the patients', and if it converged."""
   if not effects:
     return (
       float(values.mean()),
       float(values.std(ddof=1) / np.sqrt(len(values))),
       {},
       float(values.var(ddof=1)),
+      True,
     )
   # Heavy to import, and training needs none of it.
   import pandas
@@ -140,12 +169,12 @@ def _fit(values, seed, fold, effects):
     warnings.simplefilter("ignore", RuntimeWarning)
     warnings.simplefilter("ignore", UserWarning)
     found = model.fit(reml=True, method="nm")
+    mean, se = (float(x.iloc[0] * scale) for x in (found.fe_params, found.bse_fe))
   unit = scale**2
   variances = {effects[0]: float(np.asarray(found.cov_re)[0, 0]) * unit}
   if len(effects) == 2:
     variances["fold"] = float(found.vcomp[0]) * unit
-  mean, se = (float(x.iloc[0] * scale) for x in (found.fe_params, found.bse_fe))
-  return mean, se, variances, float(found.scale) * unit
+  return mean, se, variances, float(found.scale) * unit, bool(found.converged)
 
 
 def bootstrap(values, seeds, folds, *, seed=0):

@@ -19,11 +19,13 @@ SCORES = {
 }
 ANSWERS = {
   "yes": "yes",
-  "no": "no: not by as much as would matter",
+  "no": "not shown to be better; better by less than the margin, if at all",
   "worse": "no: it is worse",
   "undecided": "undecided",
   "blind": "undecided: true masks did not help, so the study could have seen nothing",
 }
+# Analyses that may answer.
+DECIDES = {"mixed": "mixed model", "seeds_test": "t test of the means of seeds"}
 _COUNT = functools.partial(value, show=cells.count)
 _PROBABILITY = functools.partial(value, show=cells.probability)
 _SIGNED = "{:+.3f}".format
@@ -43,7 +45,9 @@ def title(one):
 
 
 def _without(effects):
-  """Random effects that came out as 0, in words."""
+  """Random effects that came out as 0, or the model that could not be fitted, in words."""
+  if "model" in effects:
+    return "the model (t test of the seeds' means)"
   return " and ".join(effects) or "none"
 
 
@@ -65,10 +69,12 @@ def text(content):
     for one in content["means"]
   ]
   lines.append(cells.text_table(["channels", "mean", "low", "high"], body))
-  lines += ["", "Controls and questions: mixed model (patients in folds in seeds) and bootstrap"]
+  lines += ["", "Controls and questions: mixed model (patients in folds in seeds)"]
+  lines.append(f"It is the {DECIDES[content['decides']]} that answers; bare p are uncorrected.")
+  lines.append("(the bootstrap knows nothing of how seeds differ, and decides nothing)")
   rows = [("control", one) for one in content["controls"]]
   rows += [("question", one) for one in content["questions"]]
-  header = ["", "", "difference", "low", "high", "p", "p, Holm", "without", "bootstrap"]
+  header = ["", "", "difference", "low", "high", "p", "without", "seeds: p", "p, Holm", "bootstrap"]
   body = [
     [
       kind,
@@ -76,8 +82,9 @@ def text(content):
       _SIGNED(one["mixed"]["mean"]),
       *_ends(one["mixed"], "{:+.3f}"),
       cells.probability(one["mixed"]["p"]),
-      cells.probability(one["p_holm"]) if "p_holm" in one else "",
       _without(one["mixed"]["without"]),
+      cells.probability(one["seeds_test"]["p"]),
+      cells.probability(one["p_holm"]) if "p_holm" in one else "",
       "[{}, {}]".format(*_ends(one["bootstrap"], "{:+.3f}")),
     ]
     for kind, one in rows
@@ -100,7 +107,7 @@ def _with_interval(*at, show=_SIGNED):
 
 
 def comparisons(files, *, key):
-  """Questions, or controls: a row each, by both analyses."""
+  """Questions, or controls: a row each, by every analysis."""
   rows = []
   for i in range(len(files[NAME][key])):
     at = (files, NAME, key, i)
@@ -108,12 +115,12 @@ def comparisons(files, *, key):
     row += [_COUNT(*at, f"n_{what}") for what in ("patients", "left_out", "differ")]
     row += [_with_interval(*at, "mixed"), _COUNT(*at, "mixed", "df")]
     row.append(_PROBABILITY(*at, "mixed", "p"))
-    if key == "questions":
-      row.append(_PROBABILITY(*at, "p_holm"))
     row += [value(*at, "mixed", f"sd_{name}") for name in ("seed", "fold", "patient")]
     row.append(value(*at, "mixed", "without", show=_without))
-    row += [_with_interval(*at, "bootstrap"), _PROBABILITY(*at, "bootstrap", "p")]
+    row += [_with_interval(*at, "seeds_test"), _PROBABILITY(*at, "seeds_test", "p")]
+    row.append(_with_interval(*at, "bootstrap"))
     if key == "questions":
+      row.append(_PROBABILITY(*at, "p_holm"))
       row.append(value(*at, "answer", show=ANSWERS.get))
     rows.append(row)
   ends = ("", "low", "high")
@@ -127,10 +134,10 @@ def comparisons(files, *, key):
     "df",
     "p",
   ]
-  header += ["p, corrected (Holm)"] if key == "questions" else []
   header += ["sd of seeds", "sd of folds", "sd of patients", "effects left out"]
-  header += [Column("bootstrap", ends), "p, bootstrap"]
-  return Table(f"{NAME}_{key}", header + (["answer"] if key == "questions" else []), rows)
+  header += [Column("means of seeds", ends), "p, means of seeds", Column("bootstrap", ends)]
+  header += ["p, corrected (Holm)", "answer"] if key == "questions" else []
+  return Table(f"{NAME}_{key}", header, rows)
 
 
 def means(files):
@@ -214,15 +221,15 @@ def differences(content):
   """
   from matplotlib.figure import Figure
 
-  rows = content["questions"] + content["controls"]
+  rows, key = content["questions"] + content["controls"], content["decides"]
   drawn = Figure(figsize=(8.4, 1.6 + 0.62 * len(rows)), layout="constrained")
   axes = drawn.subplots()
   asked = len(content["questions"])
   for i, one in enumerate(rows):
     color = palette.css(5 if i < asked else 4)
     at = -i - 0.5 * (i >= asked)
-    axes.plot(one["mixed"]["interval"], [at, at], color=color, linewidth=3)
-    axes.plot(one["mixed"]["mean"], at, color=color, marker="o", markersize=9)
+    axes.plot(one[key]["interval"], [at, at], color=color, linewidth=3)
+    axes.plot(one[key]["mean"], at, color=color, marker="o", markersize=9)
     own = [mean for mean in one["by_seed"] if mean is not None]
     axes.plot(own, [at + 0.22] * len(own), color=color, linestyle="", marker="|", markersize=9)
   places = [-i - 0.5 * (i >= asked) for i in range(len(rows))]
@@ -233,23 +240,37 @@ def differences(content):
   return drawn
 
 
+def _compared(at, *where):
+  return {
+    "difference": at(*where, "mean", show=_SIGNED),
+    "interval": [at(*where, "interval", k, show=_SIGNED) for k in (0, 1)],
+  }
+
+
 def facts(files):
   """What the words about the study need: numbers with their places, and the answers."""
   content = files[NAME]
   at = functools.partial(value, files, NAME)
+  # The positive control, where there is one, stands first.
+  key = content["decides"]
+  control = content["controls"][0][key]["mean"]
+  asked = [abs(one[key]["mean"]) for one in content["questions"]]
   return {
     "seeds": at("config", "study", "seeds", show=cells.count),
     "patients": at("questions", 0, "n_patients", show=cells.count),
     "margin": at("margin"),
     "score": score(content),
+    "decides": DECIDES[key],
     "can_see": content["can_see"],
+    "control": _compared(at, "controls", 0, key),
+    "margin_exceeds": content["margin"] > control,
+    "smaller": max(asked) < control,
     "answers": [
       {
         "first": source(one["threshold"]),
         "second": source(one["against"]),
         "answer": at("questions", i, "answer", show=ANSWERS.get),
-        "difference": at("questions", i, "mixed", "mean", show=_SIGNED),
-        "interval": [at("questions", i, "mixed", "interval", k, show=_SIGNED) for k in (0, 1)],
+        **_compared(at, "questions", i, key),
         "p": at("questions", i, "p_holm", show=cells.probability),
       }
       for i, one in enumerate(content["questions"])

@@ -436,11 +436,13 @@ def _target_check():
 
 def _clinic_check():
   mixed = _object(
-    _named(("mean", "se", "p", "sd_seed", "sd_fold", "sd_patient"), _number)
+    _named(("mean", "se", "p"), _number)
+    | _named(("sd_seed", "sd_fold", "sd_patient"), _score)
     | {"df": _count, "interval": _list(_number, length=2), "without": _list(_text)}
   )
   bootstrap = _object({"mean": _number, "p": _number, "interval": _list(_number, length=2)})
   compared = {"threshold": _source, "against": _source, "mixed": mixed, "bootstrap": bootstrap}
+  compared |= {"seeds_test": bootstrap}
   compared |= _named(("n_patients", "n_left_out", "n_differ"), _count)
   compared |= {"by_seed": _list(_score)}
   row = {"seed": _count, "fold": _count, "threshold": _source}
@@ -450,6 +452,7 @@ def _clinic_check():
       "primary": _text,
       "margin": _number,
       "can_see": _flag,
+      "decides": _text,
       "questions": _list(_object(compared | {"p_holm": _number, "answer": _text}), filled=True),
       "controls": _list(_object(compared)),
       "means": _list(

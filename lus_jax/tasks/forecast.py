@@ -46,13 +46,15 @@ class Part:
   dtype: str
 
 
-def of_study(configs, device, rate=None):
+def of_study(configs, device, rate=None, times=1):
   """A table of a study's parts with the time of each, and its room on disk.
 
   Args:
     configs: of its parts by name (`study.parts`), checked.
     device: a `hardware.Device`.
     rate: `dtype -> FLOP/s` of matrix products; measured by default.
+    times: how often it is repeated. (Side by side on one device, whose rate this is, they take as
+      long as one after the other.)
 
   Returns:
     Text of several lines; empty where the data are not the phantom's, whose videos are known
@@ -73,7 +75,7 @@ def of_study(configs, device, rate=None):
   flop = [sum(part.images[way] * part.flop for part in parts) for way in WAYS]
   if not max(flop) >= estimate.LONG_WORK or any(map(math.isnan, flop)):
     return ""
-  return _text(parts, disk, configs, device, rate or peak.matmul_rate)
+  return _text(parts, disk, configs, device, rate or peak.matmul_rate, times)
 
 
 def phantom_table(phantom):
@@ -124,7 +126,7 @@ def clips_of_training(config, table, splits):
     try:
       task = questions.TASKS[config.task](table, splits, own)
     except UserError:
-      if way in ("", config.pairs):
+      if way in ("", config.get("pairs")):
         raise
       # Too few videos for a way that is not taken.
       found[way] = math.nan
@@ -204,7 +206,7 @@ def _clinical(name, config, segmentation_config, table, splits, device):
   return part, _COPIES * 4 * members * parameters
 
 
-def _text(parts, disk, configs, device, rate):
+def _text(parts, disk, configs, device, rate, times):
   pairs = next((part.pairs for part in configs.values() if "pairs" in part), None)
   # Without pairs there is one way.
   ways = {way: f", {words}" for way, words in WAYS.items()} if pairs else {"sampled": ""}
@@ -223,8 +225,10 @@ def _text(parts, disk, configs, device, rate):
     ]
     for i, part in enumerate(parts)
   ]
-  totals = [estimate.duration(sum(seconds[way])) for way in ways]
-  rows += [None, ["in all", "", *[""] * len(ways), *totals]]
+  rows.append(None)
+  for name, n in (("in all", 1), (f"{times} of these", times))[: 1 + (times > 1)]:
+    totals = [estimate.duration(n * sum(seconds[way])) for way in ways]
+    rows.append([name, "", *[""] * len(ways), *totals])
   header = ["", "models", *(f"images or clips{way}" for way in ways.values())]
   header += [f"time{way}" for way in ways.values()]
   sizes = ", ".join(f"{name} {size / _GIB:.1f} GiB" for name, size in disk.items())

@@ -37,13 +37,18 @@ def run(asked, make, arguments, jobs, done):
   Raises:
     UserError: a process was ended from outside.
   """
-  if (count := min(_count(asked), len(jobs))) > 1:
+  if (count := count_of(asked, jobs)) > 1:
     _run_in_workers(count, make, arguments, jobs, done)
   elif jobs:
     worker = make(*arguments)
     for job in jobs:
       worker.run(*job)
       done()
+
+
+def count_of(asked, jobs):
+  """How many processes `run` works with."""
+  return min(_count(asked), len(jobs))
 
 
 def _count(asked):

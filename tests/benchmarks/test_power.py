@@ -49,14 +49,51 @@ def test_folds_share_the_luck_of_their_networks():
   assert power.folds(**asked | {"fold_patients": 400}) > n / 3
 
 
-def test_the_command_prints_both_tables(tmp_path, capsys):
+def test_whole_studies_are_tested_as_the_clinic_tests_them():
+  asked = {"shape": (4, 2, 6), "difference": 0.3, "sd": 1.0, "luck": 0.3, "luck_seed": 0.3}
+  found = power.whole_studies(**asked)
+  # The same by drawing every patient, by the model itself, in as many as take a moment.
+  rng, p = np.random.default_rng(5), []
+  for _ in range(60):
+    drawn = error_rate.draw_nested(rng, (4, 2, 6), luck=(0.3, 0.3), difference=0.3)
+    one = nested.mixed(*drawn)
+    p.append((one["p"], nested.of_seeds(*drawn[:2])["p"], one["df"] == 3))
+  expected = np.mean(np.array(p) < [0.05, 0.05, 2], axis=0)
+  expected[2] = np.mean([row[2] for row in p])
+  for name, share in zip(("mixed", "seeds", "df_seeds"), expected, strict=True):
+    assert found[name] == pytest.approx(share, abs=0.2), name
+
+
+def test_seeds_that_differ_take_power_and_what_is_not_there_is_found_once_in_20():
+  asked = {"shape": (5, 3, 40), "sd": 0.25, "luck": 0.03}
+  alike = power.whole_studies(difference=0.05, luck_seed=0.0, **asked)
+  differing = power.whole_studies(difference=0.05, luck_seed=0.03, **asked)
+  # Of one level less there is less to go by, even where seeds do not differ.
+  assert alike["mixed_holm"] < 0.72 and 0.4 < alike["df_seeds"] < 0.46
+  assert differing["mixed_holm"] < 0.42
+  for luck_seed in (0.0, 0.03):
+    none = power.whole_studies(difference=0.0, luck_seed=luck_seed, **asked)
+    assert none["seeds"] == pytest.approx(0.05, abs=0.006)
+    assert none["seeds_holm"] == pytest.approx(0.025, abs=0.005)
+    assert none["mixed"] < 0.056
+
+
+def test_the_command_prints_its_tables(tmp_path, capsys):
   power.main(["--repeats", "200", "--out", f"{tmp_path}/power.json"])
   printed = capsys.readouterr().out
   assert {"228", "393", "935", "1,611"} <= set(printed.split())
   found = json.loads((tmp_path / "power.json").read_text())
   assert len(found["rows"]) == 6 and len(found["folds"]) == 8
+  assert len(found["whole_studies"]) == printed.count("5 x 3 x 40") + printed.count("8 x 6 x 24")
   with pytest.raises(SystemExit):
     power.main(["--discordance", "0.05"])
+
+
+def test_nested_refuses_what_it_would_ignore(capsys):
+  for option in ("--folds", "--patients"):
+    with pytest.raises(SystemExit):
+      error_rate.main(["--nested", option, "6"])
+    assert "--nested has folds and patients of its own" in capsys.readouterr().err
 
 
 def test_luck_of_folds_and_seeds_is_no_difference(monkeypatch):

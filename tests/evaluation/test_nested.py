@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.regression.mixed_linear_model import MixedLM
 
 from lus_jax.errors import UserError
 from lus_jax.evaluation import nested
@@ -90,6 +91,38 @@ def test_where_nothing_varies_nothing_is_fitted():
     assert found["without"] == ["seed", "fold"]
   with pytest.raises(ValueError, match="two seeds"):
     nested.mixed(np.arange(4.0), np.zeros(4), np.arange(4))
+
+
+def test_what_no_model_can_be_fitted_to_is_tested_by_the_means_of_seeds(monkeypatch):
+  values, seeds, folds = draw(4, seeds=4, folds=2, patients=5, cohort=0.5)
+
+  def found_in(values):
+    found = nested.mixed(values.ravel(), seeds, folds)
+    expected = stats.ttest_1samp(values.mean((1, 2)), 0)
+    assert found["without"] == ["model"] and found["df"] == 3
+    assert found["p"] == pytest.approx(expected.pvalue)
+    assert found["interval"] == pytest.approx(list(expected.confidence_interval()))
+    assert found["sd_seed"] is found["sd_fold"] is found["sd_patient"] is None
+
+  rng = np.random.default_rng(1)
+  for shape in ((4, 2, 1), (4, 1, 1)):  # patients of a fold do not differ; those of a seed
+    found_in(0.2 + rng.normal(size=shape) + np.zeros_like(values))
+  # A search that does not end.
+  fit = MixedLM.fit
+
+  def unfinished(*args, **options):
+    found = fit(*args, **options)
+    found.converged = False
+    return found
+
+  monkeypatch.setattr(MixedLM, "fit", unfinished)
+  found_in(values)
+
+
+def test_seeds_that_do_not_differ():
+  values, seeds = np.tile([-0.25, 0.25], 3), np.repeat([0, 1, 2], 2)
+  assert nested.of_seeds(values, seeds)["p"] == 1.0
+  assert nested.of_seeds(values + 0.5, seeds)["p"] == 0.0
 
 
 def test_the_bootstrap_has_the_spread_of_its_clusters():

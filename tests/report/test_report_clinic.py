@@ -29,7 +29,8 @@ def content(answers=("yes", "undecided")):
     bootstrap = {"mean": mean, "interval": [mean - 0.03, mean + 0.03], "p": 0.123}
     found = {"threshold": a, "against": b, "n_patients": 118, "n_left_out": 2, "n_differ": 61}
     found |= {"by_seed": [mean - 0.01, mean + 0.01]}
-    return found | {"mixed": fitted(rng, mean), "bootstrap": bootstrap}
+    seeds = {"mean": mean, "interval": [mean - 0.04, mean + 0.04], "p": 0.012}
+    return found | {"mixed": fitted(rng, mean), "seeds_test": seeds, "bootstrap": bootstrap}
 
   patients = [
     {"seed": seed, "fold": p % 3, "patient": f"p{p}", "threshold": source}
@@ -48,6 +49,7 @@ def content(answers=("yes", "undecided")):
   other = {"task": "readmission", "metric": "auroc", "mean": 0.61, "n_networks": 6}
   asked = zip(((0.6, 0.5), (0.6, 0.0)), answers, strict=True)
   return {
+    "decides": "mixed",
     "primary": "accuracy3",
     "margin": 0.05,
     "can_see": "blind" not in answers,
@@ -127,6 +129,53 @@ def test_the_summary_says_what_was_answered_and_no_more(answers, tmp_path, undra
     assert line.startswith(f"Is 60% better than {other}? {clinic.ANSWERS[answer]}")
   (page,) = [text for _, attrs, text in parsed.find("section") if attrs.get("id") == "summary"]
   assert ("nothing can be said of thresholds" in " ".join(page.split())) == ("blind" in answers)
+  # The bootstrap's p decides nothing, and is not there to be taken for one that does.
+  headers = {text.strip() for _, _, text in parsed.find("th")}
+  assert "p" in headers and "p, bootstrap" not in headers
+
+
+def test_no_is_not_said_of_an_interval_that_may_lie_above_0():
+  assert not clinic.ANSWERS["no"].startswith("no:")
+
+
+@pytest.mark.parametrize(
+  ("control", "asked", "says_smaller", "says_margin"),
+  [(0.04, 0.01, True, True), (0.08, 0.02, True, False), (0.08, -0.09, False, False)],
+)
+def test_what_the_control_shows_is_said(
+  control, asked, says_smaller, says_margin, tmp_path, undrawn
+):
+  found = content()
+  for row, mean in ((found["controls"][0], control), *((q, asked) for q in found["questions"])):
+    row["mixed"] |= {"mean": mean, "interval": [mean - 0.02, mean + 0.02]}
+  parsed = write(tmp_path, found)
+  (page,) = [text for _, attrs, text in parsed.find("section") if attrs.get("id") == "summary"]
+  page = " ".join(page.split())
+  low, high = control - 0.02, control + 0.02
+  assert f"True masks helped over none ({control:+.3f} [{low:+.3f}, {high:+.3f}])" in page
+  assert ("Differences between thresholds are smaller than that." in page) == says_smaller
+  assert ("exceeds all that true masks bring" in page) == says_margin
+  assert "registered" not in page and "these are small" not in page
+
+
+def test_a_model_that_could_not_be_fitted_is_named(tmp_path, undrawn):
+  found = content()
+  found["questions"][0]["mixed"] |= {"without": ["model"], "sd_fold": None, "sd_seed": None}
+  parsed = write(tmp_path, found)
+  assert any("t test of the seeds' means" in text for _, _, text in parsed.find("td"))
+  stored = results.read(tmp_path, clinic.NAME)
+  assert "the model (t test of the seeds' means)" in clinic.text(stored)
+
+
+def test_the_page_shows_what_decides(tmp_path, undrawn):
+  found = content() | {"decides": "seeds_test"}
+  parsed = write(tmp_path, found)
+  (line, _) = [" ".join(text.split()) for _, _, text in parsed.find("li", class_="verdict")]
+  low, high = found["questions"][0]["seeds_test"]["interval"]
+  assert f"[{low:+.3f}, {high:+.3f}]" in line
+  (axes,) = clinic.differences(found).axes
+  assert any(list(drawn.get_xdata()) == [low, high] for drawn in axes.lines)
+  assert "It is the t test of the means of seeds that answers" in clinic.text(found)
 
 
 def test_the_figure_shows_every_comparison_its_interval_and_its_seeds():

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from configs import clinic as configs
-from configs import which_target
 from lus_jax import results
 from lus_jax.errors import UserError
 from lus_jax.evaluation import nested, statistics
@@ -30,12 +30,12 @@ def config(size="clinical_tiny", **changes):
   return changed
 
 
-def rows_of(seed, means, spread=0.05, luck=0.0):
+def rows_of(seed, means, spread=0.05):
   """Every patient's score by source: the source's mean, what is the patient's own, and noise."""
   rng, rows = np.random.default_rng(seed), []
   own = rng.normal(0, 0.2, FOLDS * PATIENTS)
   for source, mean in zip(SOURCES, means, strict=True):
-    scores = mean + own + rng.normal(0, spread, own.size) + luck * np.repeat(rng.normal(size=3), 6)
+    scores = mean + own + rng.normal(0, spread, own.size)
     for i, score in enumerate(scores.tolist()):
       row = {"threshold": source, "patient": f"p{i:03d}", "fold": i // PATIENTS}
       rows.append(row | {"accuracy3": score, "majority3": 0.25})
@@ -129,6 +129,25 @@ def test_what_is_there_is_answered_unless_nothing_could_be_seen(means, answers, 
   assert all(report.ANSWERS[answer] in text for answer in answers)
 
 
+def test_the_means_of_seeds_answer_where_they_are_to():
+  units, found = analysed((0.6, 0.5, 0.5, 0.4, 0.7))
+  seeds = analysis.analyse(
+    units,
+    questions=((0.6, 0.5), (0.6, 0.0)),
+    metric="accuracy3",
+    margin=0.05,
+    cohort=FOLDS * PATIENTS,
+    decides="seeds_test",
+  )
+  assert (found["decides"], seeds["decides"]) == ("mixed", "seeds_test")
+  for row, other in zip(seeds["questions"], found["questions"], strict=True):
+    expected = stats.ttest_1samp(row["by_seed"], 0)
+    assert row["seeds_test"]["p"] == other["seeds_test"]["p"] == pytest.approx(expected.pvalue)
+  p = [row["seeds_test"]["p"] for row in seeds["questions"]]
+  assert [row["p_holm"] for row in seeds["questions"]] == statistics.holm(p)
+  assert configs.get_config("clinical_full").study.decides == "seeds_test"
+
+
 def test_patients_without_a_score_are_left_out_and_counted():
   units = [unit(seed) for seed in range(3)]
   for row in units[0]["patients"]:
@@ -150,21 +169,9 @@ def test_sources_of_other_patients_are_never_compared():
 
 
 @pytest.mark.parametrize("size", configs.SIZES)
-def test_every_size_is_a_size_of_which_target_and_asks_the_same(size):
-  asked = which_target.get_config(size)
-  assert asked.to_dict() == configs.get_config(size).to_dict()
+def test_every_size_can_run(size):
   parts = run.check(config(size))
-  assert asked.study.questions == ((0.6, 0.5), (0.6, 0.0)) and asked.study.seeds >= 2
-  change = parts["sf_change"]
-  assert change.channels.kind == "binary" and change.channels.ablations == ("none", "true")
-  assert (change.folds.cv, change.folds.leakage) == ("rotate", "strict")
-  assert parts["segmentation"].data.phantom.setting == "true_from_0.6"
-  if size != "clinical_tiny":
-    assert asked.study.seeds >= 5
-  if size == "clinical_full":
-    # Of the power calculation, with the paper's networks.
-    assert asked.study.seeds * asked.data.phantom.n_patients >= 1_132
-    assert change.model.width == 1 and asked.segmentation.model.encoder == "resnet34"
+  assert list(parts)[:2] == ["segmentation", "sf_change"]
 
 
 def test_every_seed_has_its_own_patients_folds_and_weights():
@@ -176,6 +183,95 @@ def test_every_seed_has_its_own_patients_folds_and_weights():
     assert {part.data.phantom.seed for part in parts.values() if "phantom" in part.data} == {seed}
     assert parts["sf_change"].folds.seed == seed
   assert config().seed == 1000  # untouched
+
+
+def test_a_unit_prepares_with_one_process_only_beside_others(tmp_path, monkeypatch):
+  given = []
+  monkeypatch.setattr(
+    run.workers, "run", lambda asked, make, arguments, jobs, done: given.append(arguments[2])
+  )
+  monkeypatch.setattr(run, "read_unit", lambda directory, config, k: None)
+  monkeypatch.setattr(run.analysis, "analyse", lambda *args, **options: {})
+  monkeypatch.setattr(run.report, "text", lambda content: "")
+  for count in (1, 2):
+    small = config()
+    small.study.workers = count
+    run.train_and_evaluate(small, tmp_path / "run")  # the same claim
+  assert given == [0, 1]
+  assert [run.config_of(config(), 0, n).data.num_processes for n in given] == given
+
+
+def test_what_all_seeds_take_is_told(tmp_path, monkeypatch, capsys):
+  told = []
+
+  def of_study(parts, device, *, times):
+    told.append(times)
+    return "the table"
+
+  monkeypatch.setattr(run.forecast, "of_study", of_study)
+  monkeypatch.setattr(study, "train_and_evaluate", simulated_study())
+  run.train_and_evaluate(config(**{"study.seeds": 3}), tmp_path / "run")
+  assert told == [3] and "One seed of 3:\nthe table" in capsys.readouterr().out
+
+
+def test_a_task_of_too_few_patients_is_refused_before_it_is_trained():
+  parts = run.check(config(tasks=("sf_change", "readmission")))
+  with pytest.raises(UserError, match="fewer folds"):
+    run.forecast.of_study(parts, run.hardware.find_device())
+
+
+def test_an_error_names_its_seed(tmp_path, monkeypatch):
+  def broken(own, workdir):
+    raise UserError("the disk is full") if own.seed == 1000 else KeyError("x")
+
+  monkeypatch.setattr(study, "train_and_evaluate", broken)
+  worker = run.Worker(config(), tmp_path)
+  with pytest.raises(UserError, match="^seed 1000: the disk is full$"):
+    worker.run(0)
+  with pytest.raises(KeyError) as raised:
+    worker.run(1)
+  assert raised.value.__notes__ == ["seed 1001"]
+
+
+def test_a_unit_of_another_seed_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(study, "train_and_evaluate", simulated_study())
+  run.train_and_evaluate(config(), tmp_path)
+  units = tmp_path / run.UNITS
+  (units / "seed_1.json").write_bytes((units / "seed_0.json").read_bytes())
+  with pytest.raises(UserError, match=r"seed_1.json is of seed 1000, not 1001") as raised:
+    run.train_and_evaluate(config(), tmp_path)
+  assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("toy_networks")
+def test_a_real_study_hands_over_every_patient_and_network(tmp_path):
+  small = config(**{"segmentation.sweep.thresholds": (0.6, 0.0), "study.questions": ((0.6, 0.0),)})
+  sources = (0.6, 0.0, "none", "true")
+  run.Worker(small, tmp_path).run(0)
+  found = run.read_unit(tmp_path, small, 0)
+  folds = results.read(tmp_path / "seed_0", "sf_change")["folds"]
+  tested = {name: row["fold"] for row in folds for name in row["test"]}
+  assert found["seed"] == 1000 and len(tested) == small.data.phantom.n_patients
+  of = {}
+  for row in found["patients"]:
+    assert row["fold"] == tested[row["patient"]]
+    of.setdefault(row["threshold"], []).append(row["patient"])
+  assert set(of) == set(sources) and len({tuple(sorted(names)) for names in of.values()}) == 1
+  networks = [(row["task"], row["threshold"], row["fold"]) for row in found["rows"]]
+  expected = {(t, s, f) for t in small.tasks for s in sources for f in range(len(folds))}
+  assert set(networks) == expected and len(networks) == len(expected)
+  # The other unit is the first with other names, so that there are two to analyse.
+  found = analysis.analyse(
+    [found, found | {"seed": 1001}],
+    questions=small.study.questions,
+    metric="accuracy3",
+    margin=0.05,
+    cohort=9,
+    baseline="majority3",
+  )
+  results.write(tmp_path, report.NAME, config=small.to_dict(), dataset={}, **found)
+  assert "Is 60% better than > 0%?" in report.text(results.read(tmp_path, report.NAME))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +287,11 @@ def test_every_seed_has_its_own_patients_folds_and_weights():
     ({"data.name": "lus_folder"}, "only lus_phantom"),
     ({"tasks": ()}, "tasks is empty"),
     ({"channels.kind": "soft"}, "channels.kind"),
+    ({"tasks": ("sf_ratio", "sf_change")}, "sf_ratio, is scored by rmse_mean"),
+    ({"channels.ablations": ("true",)}, "without 'none'"),
+    ({"channels.ablations": ("none",)}, "without 'true'"),
+    ({"channels.ablations": ()}, "channels.ablations: without"),
+    ({"channels.thresholds": (0.6, 0.5, 0.0, 0.3)}, "channels.thresholds: 0.3 is not trained"),
   ],
 )
 def test_what_no_study_could_use_is_refused(changes, message, tmp_path):
@@ -235,6 +336,9 @@ def test_an_interrupted_study_goes_on_to_the_same_numbers(tmp_path, monkeypatch,
   run.train_and_evaluate(small, tmp_path / "whole")
   expected = (tmp_path / "whole" / "results" / "clinic.json").read_bytes()
   assert "Is 60% better than 50%? yes" in capsys.readouterr().out
+  # What its p values are made of.
+  versions = results.read(tmp_path / "whole", report.NAME)["versions"]
+  assert set(versions) >= {"scipy", "statsmodels", "pandas"}
   # Nothing is kept but what was found.
   unit_of = tmp_path / "whole" / "units" / "seed_0"
   assert sorted(path.name for path in unit_of.iterdir()) == ["log.txt", "results"]

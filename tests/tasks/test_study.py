@@ -102,6 +102,13 @@ def test_both_ways_are_told_before_the_papers_study_begins(tmp_path, monkeypatch
   frames = int(table.n_frames.sum())
   assert f"channels {frames * 224**2 * (1 + 6 * 8) / 2**30:.1f} GiB" in lines[-1]
   assert "This run goes the paper's way; the other way is --config.sf_change.pairs=in_batch" in text
+  # All seeds of a study take as many times as long as one; of one nothing more is said.
+  (one,) = [line.split() for line in lines if "in all" in line]
+  hours = float(one[one.index("hours") - 1])
+  more = forecast.of_study(parts, h100, rate=lambda dtype: 6e14, times=2).splitlines()
+  (row,) = [line.split() for line in more if "2 of these" in line]
+  assert float(row[row.index("hours") - 1]) == pytest.approx(2 * hours, abs=0.15)
+  assert len(more) == len(lines) + 1
   # A batch of more clips than there are cannot be; sampled pairs can.
   parts["sf_change"].train.batch_size = 1000
   assert np.isnan(forecast.clips_of_training(parts["sf_change"], table, splits)["in_batch"])

@@ -361,7 +361,7 @@ def test_a_label_that_a_cohort_shows_nothing_of_has_no_fit():
     | {"fit_train": fit, "fit_test": None}
     for name, fit in (("high", None), ("high", 0.4), ("low", 0.2), ("low", 0.4))
   ]
-  high, low = compare._fit(content, units, views)
+  high, low = compare.fit_of(content, units, views)
   assert (high["fit_train"], high["fit_test"]) == (0.4, None)
   assert low["fit_train"] == pytest.approx(0.3)
 

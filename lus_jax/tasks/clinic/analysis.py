@@ -1,15 +1,17 @@
-"""What all seeds together say: paired differences of patients, by a mixed model and a bootstrap."""
+"""What all seeds together say: paired differences of patients, by several analyses."""
 
 import numpy as np
 
 from lus_jax.evaluation import nested, statistics
 
 # Sources that are the controls: true masks have to help over none, or the study could see nothing.
-POSITIVE, NEGATIVE = "true", "none"
+CONTROLS = POSITIVE, NEGATIVE = "true", "none"
+# Analyses that may answer: the mixed model, and a t test of the seeds' means.
+DECIDES = ("mixed", "seeds_test")
 YES, NO, WORSE, UNDECIDED, BLIND = "yes", "no", "worse", "undecided", "blind"
 
 
-def analyse(units, *, questions, metric, margin, cohort, baseline=""):
+def analyse(units, *, questions, metric, margin, cohort, baseline="", decides="mixed"):
   """Answers the questions over the units of a study.
 
   Args:
@@ -20,10 +22,11 @@ def analyse(units, *, questions, metric, margin, cohort, baseline=""):
     margin: the least difference that would matter.
     cohort: patients of a seed, with those that no score is known of.
     baseline: a score of each patient that needs no network; '' for none.
+    decides: of `DECIDES`, which analysis answers.
 
   Returns:
-    A dict of JSON values: `primary`, `margin`, `seeds`, `means`, `questions`, `controls`,
-    `can_see`, `rows` and `patients`.
+    A dict of JSON values: `decides`, `primary`, `margin`, `seeds`, `means`, `questions`,
+    `controls`, `can_see`, `rows` and `patients`.
   """
   table, total = _table(units), cohort * len(units)
   sources = list(table)
@@ -38,14 +41,15 @@ def analyse(units, *, questions, metric, margin, cohort, baseline=""):
     columns = table[source]
     found = _both(columns[metric] - columns[baseline], columns, total)
     controls.append({"threshold": source, "against": baseline, **found})
-  can_see = bool(controls) and controls[0]["threshold"] == POSITIVE and sees(controls[0]["mixed"])
+  can_see = bool(controls) and controls[0]["threshold"] == POSITIVE and sees(controls[0][decides])
   asked = [_contrast(table, metric, a, b, total) for a, b in questions]
-  corrected = statistics.holm([row["mixed"]["p"] for row in asked])
+  corrected = statistics.holm([row[decides]["p"] for row in asked])
   for row, p in zip(asked, corrected, strict=True):
     row["p_holm"] = p
-    row["answer"] = answer(row["mixed"], p, margin=margin, can_see=can_see)
+    row["answer"] = answer(row[decides], p, margin=margin, can_see=can_see)
   names = [name for name in table[sources[0]] if name not in ("seed", "fold", "patient")]
   return {
+    "decides": decides,
     "primary": metric,
     "margin": margin,
     "can_see": can_see,
@@ -96,16 +100,16 @@ def _others(units, metric):
   ]
 
 
-def sees(mixed):
+def sees(found):
   """Whether the positive control helped: its 95 % interval lies above 0."""
-  return bool(mixed["interval"][0] > 0)
+  return bool(found["interval"][0] > 0)
 
 
-def answer(mixed, p_holm, *, margin, can_see):
+def answer(found, p_holm, *, margin, can_see):
   """What a question's comparison allows to say, as registered in docs/clinic.md.
 
   Args:
-    mixed: of `nested.mixed`, of the first less the second.
+    found: of `nested.mixed` or `nested.of_seeds`, of the first less the second.
     p_holm: its p after Holm's correction over the questions.
     margin: the least difference that would matter.
     can_see: whether true masks helped over none.
@@ -117,8 +121,8 @@ def answer(mixed, p_holm, *, margin, can_see):
   if not can_see:
     return BLIND
   if p_holm < statistics.LEVEL:
-    return YES if mixed["mean"] > 0 else WORSE
-  return NO if mixed["interval"][1] < margin else UNDECIDED
+    return YES if found["mean"] > 0 else WORSE
+  return NO if found["interval"][1] < margin else UNDECIDED
 
 
 def _table(units):
@@ -156,7 +160,7 @@ def _mixed(values, columns):
 
 
 def _contrast(table, metric, a, b, total):
-  """The first source less the second, by both analyses."""
+  """The first source less the second, by every analysis."""
   found = _both(table[a][metric] - table[b][metric], table[a], total)
   return {"threshold": a, "against": b, **found}
 
@@ -169,6 +173,7 @@ def _both(values, columns, total):
     "n_left_out": int(total - known.sum()),
     "n_differ": int(np.sum(values[known] != 0)),
     "mixed": nested.mixed(*at),
+    "seeds_test": nested.of_seeds(*at[:2]),
     "bootstrap": nested.bootstrap(*at),
     "by_seed": [_mean(values[columns["seed"] == seed]) for seed in np.unique(columns["seed"])],
   }

@@ -35,6 +35,8 @@ def check(config):
   """
   nested.require()
   fields.check_least(config, {"study.seeds": 2, "seed": 0})
+  if "decides" in config.study:
+    fields.check_known(config, {"study.decides": analysis.DECIDES})
   workers.check(config.study.workers)
   if not config.tasks:
     raise UserError("config.tasks is empty; name at least one clinical task.")
@@ -46,7 +48,18 @@ def check(config):
     raise UserError(
       "config.folds.cv: every patient has to be tested by one fold; use --config.folds.cv=rotate."
     )
+  if missing := [name for name in analysis.CONTROLS if name not in config.channels.ablations]:
+    raise UserError(
+      f"config.channels.ablations: without '{missing[0]}' nobody could tell whether the study saw "
+      "anything; use --config.channels.ablations=\"('none','true')\"."
+    )
   parts = study.parts(config_of(config, 0))
+  first = questions.TASKS[config[config.tasks[0]].task]
+  if first.primary.startswith("rmse"):
+    raise UserError(
+      f"config.tasks: the first, {config.tasks[0]}, is scored by {first.primary}, of which less is "
+      "better, and questions are answered for scores of which more is; name another one first."
+    )
   for name, part in parts.items():
     (segmentation if name == "segmentation" else clinical).check(part)
   asked = list(config.study.questions)
@@ -56,6 +69,11 @@ def check(config):
       "((.6, .5),)."
     )
   trained = tuple(config.channels.thresholds) or tuple(config.segmentation.sweep.thresholds)
+  for threshold in (t for t in trained if t not in config.segmentation.sweep.thresholds):
+    raise UserError(
+      f"config.channels.thresholds: {threshold} is not trained; choose of "
+      f"{', '.join(map(str, config.segmentation.sweep.thresholds))}."
+    )
   for threshold in (t for pair in asked for t in pair if t not in trained):
     raise UserError(
       f"config.study.questions: {threshold} is not trained; choose of "
@@ -71,16 +89,21 @@ def _is_pair(one):
   return isinstance(one, tuple | list) and len(one) == 2 and one[0] != one[1]
 
 
-def config_of(config, k):
-  """The config of the k-th unit's study: its own patients, folds and initial weights."""
+def config_of(config, k, num_processes=0):
+  """The config of the k-th unit's study: its own patients, folds and initial weights.
+
+  Args:
+    config: of the whole.
+    k: which unit.
+    num_processes: that prepare its data, where the config names none; 0: as many as are of use.
+  """
   own = config.copy_and_resolve_references()
   with own.unlocked():
     del own.study
     own.task = "study"
     own.seed = config.seed + k
     own.data.phantom.seed = own.folds.seed = own.seed
-    # Of units beside it, each process prepares its own.
-    own.data.num_processes = own.data.num_processes or 1
+    own.data.num_processes = own.data.num_processes or num_processes
   return own
 
 
@@ -89,13 +112,23 @@ def unit_file(directory, k):
   return pathlib.Path(directory) / f"seed_{k}.json"
 
 
-def read_unit(file):
-  """What a finished unit found; None where it is not finished, or its file is damaged."""
+def read_unit(directory, config, k):
+  """What the k-th unit found; None where it is not finished, or its file is damaged.
+
+  Raises:
+    UserError: it is that of another seed.
+  """
+  file, content = unit_file(directory, k), None
   with contextlib.suppress(OSError, ValueError):
     content = json.loads(file.read_text())
-    if not broken_seal(content):
-      return content
-  return None
+  if content is None or broken_seal(content):
+    return None
+  if content.get("seed") != config.seed + k:
+    raise UserError(
+      f"{file} is of seed {content.get('seed')}, not {config.seed + k}; bring the right one back, "
+      "or remove it and repeat the command, which runs that seed again."
+    )
+  return content
 
 
 class Worker:
@@ -104,14 +137,29 @@ class Worker:
   Args:
     config: a study's config.
     directory: of the units.
+    num_processes: of `config_of`.
   """
 
-  def __init__(self, config, directory):
+  def __init__(self, config, directory, num_processes=0):
     self._config, self._directory = config, pathlib.Path(directory)
+    self._num_processes = num_processes
 
   def run(self, k):
-    """Runs the k-th study, or goes on with it, and writes its file."""
-    own = config_of(self._config, k)
+    """Runs the k-th study, or goes on with it, and writes its file.
+
+    Raises:
+      UserError: what stopped it, and its seed.
+    """
+    own = config_of(self._config, k, self._num_processes)
+    try:
+      self._run(k, own)
+    except UserError as error:
+      raise UserError(f"seed {own.seed}: {error}") from error
+    except Exception as error:
+      error.add_note(f"seed {own.seed}")
+      raise
+
+  def _run(self, k, own):
     workdir = self._directory / f"seed_{k}"
     with own.unlocked():
       own.data.prepared_dir = str(workdir / "data")
@@ -173,13 +221,13 @@ def _run(config, parts, settings, dataset, workdir):
   claim.claim(workdir, settings, dataset)
   directory = pathlib.Path(workdir) / UNITS
   every = range(config.study.seeds)
-  left = [(k,) for k in every if read_unit(unit_file(directory, k)) is None]
+  left = [(k,) for k in every if read_unit(directory, config, k) is None]
   for k in every:
     # Of a study that was killed when its file had just been written.
     if (k,) not in left and (own := directory / f"seed_{k}").is_dir():
       thin(own)
   if left:
-    if text := forecast.of_study(parts, hardware.find_device()):
+    if text := forecast.of_study(parts, hardware.find_device(), times=len(left)):
       print(f"One seed of {config.study.seeds}:\n{text}", flush=True)
     print(
       f"{plural(len(left), 'seed')} to run, each a study in {directory}/seed_*; what it says is "
@@ -193,8 +241,11 @@ def _run(config, parts, settings, dataset, workdir):
     initial=config.study.seeds - len(left),
     hidden=not left,
   ) as bar:
-    workers.run(config.study.workers, Worker, (config, directory), left, bar.update)
-  units = [read_unit(unit_file(directory, k)) for k in every]
+    # Of units side by side, each process prepares its own data.
+    alone = workers.count_of(config.study.workers, left) <= 1
+    arguments = (config, directory, 0 if alone else 1)
+    workers.run(config.study.workers, Worker, arguments, left, bar.update)
+  units = [read_unit(directory, config, k) for k in every]
   task = questions.TASKS[config[config.tasks[0]].task]
   content = analysis.analyse(
     units,
@@ -203,6 +254,7 @@ def _run(config, parts, settings, dataset, workdir):
     margin=config.study.margin,
     cohort=config.data.phantom.n_patients,
     baseline=task.baseline,
+    decides=config.study.get("decides", "mixed"),
   )
   results.write(workdir, report.NAME, config=settings, dataset=dataset, **content)
   print(report.text(results.read(workdir, report.NAME)))

@@ -277,7 +277,7 @@ def summarize(config, objective, directory, doses):
   content = {"questions": _questions(config, objective, parts, scores)}
   content |= {"rows": rows, "levels": levels, "units": units, "null_studies": None}
   content["labels"] = _labels(config, units, views)
-  content["fit"] = _fit(config, units, views)
+  content["fit"] = fit_of(config, units, views)
   content["dose"] = dose(rows, content["labels"], doses)
   content |= {"scales": scales(config, units, SCALED), "spread": []}
   if "annotator_sd" in units[0]:
@@ -420,7 +420,7 @@ def _labels(config, units, views):
   return found
 
 
-def _fit(config, units, views):
+def fit_of(config, units, views):
   """How near networks came to their own labels: means over cohorts."""
   found = []
   for setting in config.study.settings:
