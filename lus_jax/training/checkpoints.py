@@ -192,8 +192,7 @@ class Checkpoints:
   def _read(self, number, wanted, members):
     stored = self._manager.item_metadata(number)
     args = {
-      # Where more than the number of places differs, orbax says so.
-      item: ocp.args.StandardRestore(tree, strict=not _fits(stored[item].tree, tree, members))
+      item: ocp.args.StandardRestore(tree, strict=not _cut(stored[item].tree, tree, members))
       for item, tree in wanted.items()
     }
     restored = self._manager.restore(
@@ -317,15 +316,27 @@ def _abstract(tree):
   )
 
 
-def _fits(stored, wanted, members):
-  """Whether arrays differ in places alone, and both have those of all members."""
+def _cut(stored, wanted, members):
+  """Whether arrays have other numbers of places, and both have those of all members.
+
+  Raises:
+    ValueError: arrays of the same names differ otherwise. Orbax would say so too, but in the midst
+      of reading.
+  """
   stored, wanted = (ocp.tree.to_flat_dict(tree) for tree in (stored, wanted))
-  return stored.keys() == wanted.keys() and all(
-    x.ndim
-    and tuple(stored[name].shape[1:]) == x.shape[1:]
-    and stored[name].shape[0] >= (members or len(x)) <= len(x)
-    for name, x in wanted.items()
-  )
+  if stored.keys() != wanted.keys():
+    return False  # which orbax says before it reads
+  cut = False
+  for name, x in wanted.items():
+    theirs = tuple(stored[name].shape)
+    if theirs == x.shape:
+      continue
+    least = members or len(x) if x.ndim else 0
+    if not x.ndim or theirs[1:] != x.shape[1:] or not theirs[0] >= least <= len(x):
+      place = ".".join(map(str, name))
+      raise ValueError(f"{place}: {x.shape} is not compatible with the stored shape, {theirs}")
+    cut = True
+  return cut
 
 
 def progress(workdir):

@@ -223,7 +223,7 @@ def test_answers_stand_first_and_undecided_questions_after_them(built):
     "corrected p 0.900."
   ]
   text = words(parsed, "which-target")
-  assert "Nothing else on this page is tested" in text and "Of 200" not in text
+  assert "nothing else is tested here" in text and "Of 200" not in text
 
 
 def test_few_cohorts_cannot_decide(built):
