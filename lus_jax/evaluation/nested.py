@@ -56,13 +56,13 @@ def mixed(values, seeds, folds):
     effects left out.
 
   Raises:
-    ValueError: fewer than two seeds, or than two patients.
+    ValueError: fewer than two seeds, or than three patients.
   """
   values, seed = np.asarray(values, np.float64), np.unique(seeds, return_inverse=True)[1]
   named = np.stack([seed, np.unique(folds, return_inverse=True)[1]])
   fold = np.unique(named, axis=1, return_inverse=True)[1].ravel()
   if seed.max(initial=0) < 1 or len(values) < 3:
-    raise ValueError("a mixed model needs at least two seeds")
+    raise ValueError("a mixed model needs at least two seeds and three patients")
   if np.ptp(values) == 0:
     # Nothing varies: no model can be fitted, and none is needed.
     mean = float(values[0])

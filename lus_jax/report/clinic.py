@@ -191,11 +191,10 @@ def patients(files):
 
 def others(files):
   """Scores of the other tasks, means over the networks of all folds and seeds; None without any."""
-  rows = [row for row in files[NAME].get("others", ())]
-  if not rows:
+  if not files[NAME]["others"]:
     return None
   found = []
-  for i in range(len(rows)):
+  for i in range(len(files[NAME]["others"])):
     at = (files, NAME, "others", i)
     row = [value(*at, "task", show=str), _SOURCE(*at, "threshold"), value(*at, "metric", show=str)]
     found.append([*row, value(*at, "mean"), _COUNT(*at, "n_networks")])
@@ -251,7 +250,7 @@ def facts(files):
   """What the words about the study need: numbers with their places, and the answers."""
   content = files[NAME]
   at = functools.partial(value, files, NAME)
-  # The positive control, where there is one, stands first.
+  # The positive control stands first.
   key = content["decides"]
   control = content["controls"][0][key]["mean"]
   asked = [abs(one[key]["mean"]) for one in content["questions"]]

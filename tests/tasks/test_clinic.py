@@ -52,11 +52,14 @@ def unit(seed, means=(0.5,) * 5, **options):
   return {"seed": seed, "rows": networks, "patients": rows_of(seed, means, **options)}
 
 
+ASKED = {"questions": ((0.6, 0.5),), "metric": "accuracy3", "margin": 0.05}
+ASKED |= {"baseline": "majority3", "decides": "mixed"}
+
+
 def analysed(means, seeds=4, **options):
   units = [unit(seed, means, **options) for seed in range(seeds)]
-  asked = {"questions": ((0.6, 0.5), (0.6, 0.0)), "metric": "accuracy3", "margin": 0.05}
-  asked["cohort"] = FOLDS * PATIENTS
-  return units, analysis.analyse(units, baseline="majority3", **asked)
+  asked = ASKED | {"questions": ((0.6, 0.5), (0.6, 0.0)), "cohort": FOLDS * PATIENTS}
+  return units, analysis.analyse(units, **asked)
 
 
 def test_a_comparison_is_that_of_the_same_patients():
@@ -137,6 +140,7 @@ def test_the_means_of_seeds_answer_where_they_are_to():
     metric="accuracy3",
     margin=0.05,
     cohort=FOLDS * PATIENTS,
+    baseline="majority3",
     decides="seeds_test",
   )
   assert (found["decides"], seeds["decides"]) == ("mixed", "seeds_test")
@@ -153,9 +157,7 @@ def test_patients_without_a_score_are_left_out_and_counted():
   for row in units[0]["patients"]:
     if row["patient"] == "p003":
       row["accuracy3"] = None  # beside the two of each seed that have no row at all
-  found = analysis.analyse(
-    units, questions=((0.6, 0.5),), metric="accuracy3", margin=0.05, cohort=20
-  )
+  found = analysis.analyse(units, cohort=20, **ASKED)
   row = found["questions"][0]
   assert (row["n_patients"], row["n_left_out"]) == (53, 7)
   assert found["means"][0]["n_patients"] == 53
@@ -165,7 +167,7 @@ def test_sources_of_other_patients_are_never_compared():
   units = [unit(seed) for seed in range(2)]
   units[1]["patients"][-1]["patient"] = "p999"
   with pytest.raises(ValueError, match="other patients"):
-    analysis.analyse(units, questions=((0.6, 0.5),), metric="accuracy3", margin=0.05, cohort=18)
+    analysis.analyse(units, cohort=18, **ASKED)
 
 
 @pytest.mark.parametrize("size", configs.SIZES)
@@ -269,6 +271,7 @@ def test_a_real_study_hands_over_every_patient_and_network(tmp_path):
     margin=0.05,
     cohort=9,
     baseline="majority3",
+    decides=small.study.decides,
   )
   results.write(tmp_path, report.NAME, config=small.to_dict(), dataset={}, **found)
   assert "Is 60% better than > 0%?" in report.text(results.read(tmp_path, report.NAME))

@@ -310,7 +310,10 @@ def test_too_few_patients_are_refused():
       {"study.questions": (("all", "soft", "truest"),), "study.settings": ("default",)},
       r"default says of no threshold that it is the truest",
     ),
-    ({"study.metric": "iou"}, r"config\.study\.metric: 'iou' is not known; choose of average_pr"),
+    (
+      {"study.metric": "iou"},
+      r"config\.study\.metric: 'iou' is not known; choose one of average_pr",
+    ),
     ({"study.settings": ("faint_true", "fain")}, r"'fain' of lus_phantom is unknown"),
     ({"study.settings": ("null", "null")}, r"study\.settings: .* each once"),
     ({"labels.standardise": "quantile"}, r"config\.labels\.standardise: .*study\.standardise"),

@@ -11,17 +11,18 @@ DECIDES = ("mixed", "seeds_test")
 YES, NO, WORSE, UNDECIDED, BLIND = "yes", "no", "worse", "undecided", "blind"
 
 
-def analyse(units, *, questions, metric, margin, cohort, baseline="", decides="mixed"):
+def analyse(units, *, questions, metric, margin, cohort, baseline, decides):
   """Answers the questions over the units of a study.
 
   Args:
     units: a list over seeds of dicts with `seed`, `rows` (of every source and fold) and `patients`:
-      rows of `patient`, `fold`, `threshold` (a source) and scores, None where undefined.
+      rows of `patient`, `fold`, `threshold` (a source, the controls among them) and scores, None
+      where undefined.
     questions: pairs of thresholds: is the first better than the second?
     metric: the score of a patient that decides.
     margin: the least difference that would matter.
     cohort: patients of a seed, with those that no score is known of.
-    baseline: a score of each patient that needs no network; '' for none.
+    baseline: a score of each patient that needs no network.
     decides: of `DECIDES`, which analysis answers.
 
   Returns:
@@ -30,18 +31,13 @@ def analyse(units, *, questions, metric, margin, cohort, baseline="", decides="m
   """
   table, total = _table(units), cohort * len(units)
   sources = list(table)
-  controls = [_contrast(table, metric, POSITIVE, NEGATIVE, total)] if POSITIVE in table else []
-  controls += [
-    _contrast(table, metric, source, NEGATIVE, total)
-    for source in sources
-    if NEGATIVE in table and source not in (POSITIVE, NEGATIVE)
-  ]
-  if baseline:
-    source = NEGATIVE if NEGATIVE in table else sources[0]
-    columns = table[source]
-    found = _both(columns[metric] - columns[baseline], columns, total)
-    controls.append({"threshold": source, "against": baseline, **found})
-  can_see = bool(controls) and controls[0]["threshold"] == POSITIVE and sees(controls[0][decides])
+  # The positive control is the first.
+  helps = [POSITIVE, *(source for source in sources if source not in CONTROLS)]
+  controls = [_contrast(table, metric, source, NEGATIVE, total) for source in helps]
+  columns = table[NEGATIVE]
+  found = _both(columns[metric] - columns[baseline], columns, total)
+  controls.append({"threshold": NEGATIVE, "against": baseline, **found})
+  can_see = sees(controls[0][decides])
   asked = [_contrast(table, metric, a, b, total) for a, b in questions]
   corrected = statistics.holm([row[decides]["p"] for row in asked])
   for row, p in zip(asked, corrected, strict=True):

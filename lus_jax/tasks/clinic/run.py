@@ -35,8 +35,7 @@ def check(config):
   """
   nested.require()
   fields.check_least(config, {"study.seeds": 2, "seed": 0})
-  if "decides" in config.study:
-    fields.check_known(config, {"study.decides": analysis.DECIDES})
+  fields.check_known(config, {"study.decides": analysis.DECIDES})
   workers.check(config.study.workers)
   if not config.tasks:
     raise UserError("config.tasks is empty; name at least one clinical task.")
@@ -254,7 +253,7 @@ def _run(config, parts, settings, dataset, workdir):
     margin=config.study.margin,
     cohort=config.data.phantom.n_patients,
     baseline=task.baseline,
-    decides=config.study.get("decides", "mixed"),
+    decides=config.study.decides,
   )
   results.write(workdir, report.NAME, config=settings, dataset=dataset, **content)
   print(report.text(results.read(workdir, report.NAME)))

@@ -116,7 +116,8 @@ def ask(parts, scores, *, higher=True):
   rows = []
   for one in parts:
     pair = [np.mean([scores[setting, ab[i]] for setting, *ab in one], axis=0) for i in (0, 1)]
-    rows.append(_difference(*map(_ratio, pair)) | {"p": _p(*map(_ratio, pair))})
+    a, b = map(_ratio, pair)
+    rows.append(_difference(a, b) | {"p": statistics.permutation_test(a, b)})
   corrected = statistics.holm([row["p"] for row in rows]) if rows else []
   for row, p in zip(rows, corrected, strict=True):
     ahead = row["difference"] if higher else -row["difference"]
@@ -141,10 +142,6 @@ def _difference(a, b):
     "difference": a.value() - b.value(),
     "interval": None if found is None else list(found[:2]),
   }
-
-
-def _p(a, b):
-  return statistics.permutation_test(a, b)
 
 
 def families(objective, views):
@@ -413,8 +410,7 @@ def _labels(config, units, views):
   for setting in config.study.settings:
     for threshold in sorted(thresholds, reverse=True):
       at = {"setting": setting, "standardise": "none", "member": thresholds[threshold]}
-      values = [row["label_dice"] for row in units if at.items() <= row.items()]
-      ratio = Ratio(tuple(map(str, range(len(values)))), np.array(values), np.ones(len(values)))
+      ratio = _ratio([row["label_dice"] for row in units if at.items() <= row.items()])
       mean = {"mean": ratio.value(), "interval": _interval(ratio)}
       found.append({"setting": setting, "threshold": threshold, **mean})
   return found
@@ -456,8 +452,7 @@ def scales(config, units, metrics):
         known = np.isfinite(pair).all(axis=0)
         if not known.any():
           continue
-        cohorts = tuple(map(str, np.flatnonzero(known)))
-        a, b = (Ratio(cohorts, x[known], np.ones(len(cohorts))) for x in pair)
+        a, b = (_ratio(x[known]) for x in pair)
         rows.append(
           {
             "setting": setting,
@@ -467,7 +462,7 @@ def scales(config, units, metrics):
             "mean": a.value(),
             "none": b.value(),
             **_difference(a, b),
-            "p": _p(a, b),
+            "p": statistics.permutation_test(a, b),
           }
         )
       corrected = statistics.holm([row["p"] for row in rows]) if rows else []
@@ -495,18 +490,16 @@ def _levels(objective, views, setting, scores):
     if separate is None:
       continue
     for metric in METRICS:
-      a, b = (np.asarray(scores[setting, name, metric]) for name in (view.name, separate))
-      units = tuple(str(i) for i in range(len(a)))
-      pair = [Ratio(units, x, np.ones(len(units))) for x in (a, b)]
+      a, b = (_ratio(scores[setting, name, metric]) for name in (view.name, separate))
       found.append(
         {
           "setting": setting,
           "threshold": view.threshold,
           "weights": weights,
           "metric": metric,
-          "ordinal": float(a.mean()),
-          "separate": float(b.mean()),
-          **_difference(*pair),
+          "ordinal": a.value(),
+          "separate": b.value(),
+          **_difference(a, b),
         }
       )
   return found

@@ -69,11 +69,7 @@ def check(config):
       f"config.study.train_frames: {config.study.train_frames} are fewer than one batch "
       f"({config.train.batch_size}); use more."
     )
-  if config.study.metric not in compare.METRICS:
-    raise UserError(
-      f"config.study.metric: '{config.study.metric}' is not known; choose of "
-      f"{', '.join(compare.METRICS)}."
-    )
+  fields.check_known(config, {"study.metric": compare.METRICS})
   fields.check_least(config, {"study.null_studies": 0})
   if config.data.name != "lus_phantom":
     raise UserError("config.data.name: the truth is known of lus_phantom only.")
