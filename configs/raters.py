@@ -1,6 +1,7 @@
 """Several raters an image: their soft label and its thresholds, trained together and judged by all.
 
   python -m lus_jax.main --config configs/raters.py --config.data.dir=DIR --workdir runs/raters
+  python -m lus_jax.main --config configs/raters.py:small --config.data.dir=DIR --workdir runs/small
   python -m lus_jax.main --config configs/raters.py:demo --config.data.dir=DIR --workdir runs/raters
   python -m lus_jax.main --config configs/raters.py:tiny --workdir runs/tiny    simulated raters
 

@@ -1,6 +1,7 @@
 """Segmentation: one FPN per confidence threshold, all trained at once.
 
   python -m lus_jax.main --config configs/seg.py --workdir runs/seg          the paper's recipe
+  python -m lus_jax.main --config configs/seg.py:small --workdir runs/small  for small sets
   python -m lus_jax.main --config configs/seg.py:demo --workdir runs/demo    what `make demo` runs
   python -m lus_jax.main --config configs/seg.py:tiny --workdir runs/tiny    a smoke run
 
@@ -78,9 +79,15 @@ def get_config(size="paper"):
   config.loss.weights = "paper"  # or ones
   config.loss.subthreshold_weight = "threshold"  # or confidence
   config.loss.reduction = "mean"  # or weight_sum
+  config.loss.region = 0.0  # weight of a Dice of the same target beside the cross entropies
+  config.loss.from_prevalence = False  # whether outputs begin as the mean of their labels, not .5
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-4  # Adam, cosine decay to 0
+  config.optimizer.weight_decay = 0.0  # of kernels, by AdamW
+  config.optimizer.warmup = 0.0  # share of the steps over which the learning rate rises
+  # Decay of moving averages of the weights, which then are what is validated and kept.
+  config.optimizer.averaging = 0.0
 
   config.augment = ConfigDict()
   config.augment.probability = 0.5  # of each: flip, rotation, intensity
@@ -119,6 +126,23 @@ def get_config(size="paper"):
     config.train.steps = 360
     config.train.checkpoint_every = 1
     config.train.batch_size = 2
+  elif size == "small":
+    # Not the paper's question, but what learns well from tens to hundreds of frames.
+    config.data.image_size = 224
+    config.data.phantom.n_frames = 6
+    config.model.encoder = "resnet18"
+    config.model.width = 0.5
+    config.loss.weights = "ones"
+    config.loss.region = 1.0
+    config.loss.from_prevalence = True
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.warmup = 0.05
+    config.optimizer.averaging = 0.99
+    config.train.epochs = 1
+    config.train.steps = 2000
+    config.train.batch_size = 8
+    config.calibration = "temperature"
   elif size == "tiny":
     config.data.image_size = 64
     config.data.phantom.n_patients = 12
@@ -131,5 +155,7 @@ def get_config(size="paper"):
     config.train.checkpoint_every = 1
     config.train.batch_size = 4
   else:
-    raise ValueError(f"configs/seg.py:{size} does not exist; use seg.py, seg.py:demo or :tiny")
+    raise ValueError(
+      f"configs/seg.py:{size} does not exist; use seg.py, seg.py:small, :demo or :tiny"
+    )
   return config

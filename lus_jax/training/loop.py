@@ -41,6 +41,7 @@ class Task:
       which the latter selects the best epoch (higher is better, of equals the lower loss; None,
       undefined, never wins), perhaps dicts of numbers by class, and by name functions that make
       pictures for the writer, [n, H, W, 3] uint8; they are called in the epochs that show some.
+    averaging: of `state.make_train_step`.
     unit: what a batch is counted in, for the curves of the speed.
     work: what an estimate of the run's time is made of; None for no estimate.
     first_look: `(rows, pictures) -> text`, called with those of the first epoch that is done: what
@@ -53,6 +54,7 @@ class Task:
   tx: Any
   schedule: Callable
   validate: Callable
+  averaging: float = 0.0
   unit: str = "image"
   work: estimate.Work | None = None
   first_look: Callable | None = None
@@ -83,7 +85,8 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       it to the same numbers.
   """
   prepare = jax.jit(task.prepare)
-  train_step = sweep.compile(state_lib.make_train_step(task.loss_fn, task.tx), updates_state=True)
+  step_of = state_lib.make_train_step(task.loss_fn, task.tx, task.averaging)
+  train_step = sweep.compile(step_of, updates_state=True)
   keep_best = sweep.compile(state_lib.keep_best, updates_state=True)
 
   meta = {
@@ -371,6 +374,8 @@ def _split(stacked):
     "batch_stats": stacked.batch_stats,
     "opt_state": stacked.opt_state,
   }
+  if stacked.averages is not None:
+    resumable["averages"] = stacked.averages
   return resumable, {"params": stacked.best_params, "batch_stats": stacked.best_batch_stats}
 
 

@@ -45,8 +45,11 @@ def check(config):
     "train.checkpoint_every": 1,
     "train.steps": 0,
     "sweep.seeds": 1,
+    "loss.region": 0,
+    "optimizer.weight_decay": 0,
   }
   fields.check_least(config, least)
+  fields.check_shares(config, "optimizer.warmup", "optimizer.averaging")
   for name, seed in {"seed": config.seed, "data.split_seed": config.data.split_seed}.items():
     if not 0 <= seed < 2**31:
       raise UserError(f"config.{name}: {seed} must be at least 0 and below 2^31.")
@@ -74,7 +77,8 @@ def check(config):
 
 
 def _options(config):
-  return {name: config[name] for name in ("weights", "subthreshold_weight", "reduction")}
+  names = ("weights", "subthreshold_weight", "reduction", "region")
+  return {name: config[name] for name in names if name in config}
 
 
 def train_and_evaluate(config, workdir, patients=None):
@@ -135,6 +139,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
   )
   batches = train.training_batches(config.train.batch_size, seed=config.seed)
   steps_per_epoch = train.size // config.train.batch_size
+  found = labelling.levels(learnt["train"]) if config.loss.get("from_prevalence") else None
   clock.enter("networks")
   tx, schedule = train_lib.make_optimizer(config.optimizer, config.train.epochs * steps_per_epoch)
   file = config.model.init_from
@@ -146,6 +151,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
     classes=len(dataset.classes),
     tx=tx,
     weights=torch_weights.read(file) if file else None,
+    counts=found.counts if found else None,
   )
   clock.enter("other")
   # Splits of equal sizes can be of other patients, and files of one name of other weights.
