@@ -15,6 +15,10 @@ PHANTOM_OPTIONS = ("variety", "stable_patients", "readmission_accuracy")
 OPTIONS = {
   "loss": ("region", "from_prevalence"),
   "optimizer": ("weight_decay", "warmup", "averaging"),
+  "augment": (
+    *("scale", "shift", "shear_degrees", "elastic", "crop"),
+    *("gain", "attenuation", "speckle", "shadow", "haze"),
+  ),
 }
 # Where its checkpoints are.
 DIRECTORY = "checkpoints"

@@ -68,6 +68,7 @@ def check(config):
   if config.model.init_from:
     models.check_init_from(config.model, video=False)
   augment.check(config.augment)
+  augment.side(config.augment, config.data.image_size)
   pipeline.choose_cache_for(config.data.cache, 0)
   strategy = choose_strategy(config.sweep.strategy)
   calibration.check_method(config.calibration)

@@ -253,4 +253,5 @@ def make_task(
 def training_flop(config, *, classes):
   """FLOP of one model's training step on one image, forward and backward."""
   design = designs.segmentation(config.model)
-  return flops.TRAINING * design.flop(size=config.data.image_size, in_channels=1, classes=classes)
+  size = augment.side(config.augment, config.data.image_size)
+  return flops.TRAINING * design.flop(size=size, in_channels=1, classes=classes)
