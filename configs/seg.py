@@ -111,7 +111,11 @@ def get_config(size="paper"):
   config.train = ConfigDict()
   config.train.epochs = 100
   config.train.steps = 0  # few images get more epochs, until there are so many steps
+  config.train.epoch_steps = 0  # between two validations; 0: one pass over the frames
   config.train.batch_size = 0  # 0: the paper's 16, or what fits the device and the data
+  # Share of the frames from which on a class is not rare: those of rarer ones come more often.
+  config.train.rare = 0.0
+  config.train.smoothing = 0.0  # of the validation score that selects the best epoch, over epochs
   config.train.log_every = 20  # steps
   config.train.checkpoint_every = 10  # epochs; what a killed run may have to repeat
 
@@ -161,7 +165,11 @@ def get_config(size="paper"):
     config.augment.haze = 0.15
     config.train.epochs = 1
     config.train.steps = 2000
+    config.train.epoch_steps = 50
     config.train.batch_size = 8
+    config.train.rare = 0.3
+    config.train.smoothing = 0.6
+    config.train.checkpoint_every = 4
     config.calibration = "temperature"
   elif size == "tiny":
     config.data.image_size = 64

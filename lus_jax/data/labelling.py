@@ -57,6 +57,21 @@ def levels(source):
   return Levels(counts, np.stack(shown))
 
 
+def repeats(shown, often):
+  """How often a pass over a split takes each frame, so that rare classes are seen: [N] integers.
+
+  By the rarest class that it shows: sqrt(often / share of the frames that show that class), rounded
+  and at least once, as Gupta et al. (LVIS, arXiv 1908.03195) do.
+
+  Args:
+    shown: of `Levels`, [N, K].
+    often: the share of the frames from which on a class is not rare.
+  """
+  share = np.maximum(shown.mean(0), 1 / max(1, len(shown)))
+  by_class = np.maximum(1, np.sqrt(often / share))
+  return np.rint(np.where(shown, by_class, 1).max(1)).astype(int)
+
+
 class WithStaple(Sequence):
   """A split whose examples have the feature `staple`, [H, W, K] uint8.
 

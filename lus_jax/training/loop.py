@@ -69,7 +69,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
     state: its initial state.
     batches: `lus_jax.data.pipeline.Batches`.
     config: the `train` part of a run's config (`epochs`, `log_every`, `checkpoint_every`,
-      `batch_size`).
+      `batch_size`, perhaps `smoothing`: of the score that selects the best epoch).
     steps_per_epoch: training batches per epoch.
     key: a jax random key; step s uses `fold_in(key, s)`, so a resumed run repeats its numbers.
     checkpoints: `lus_jax.training.checkpoints.Checkpoints`.
@@ -171,6 +171,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       old_rule, meta["rule"] = False, RULE
       # The last step's update is seen here first; nothing broken is ever saved.
       _check_finite([[row["loss"] for row in rows]], task.names, step, epoch)
+      _smooth(rows, meta["history"], getattr(config, "smoothing", 0.0))
       improved = [is_better(row, best) for row, best in zip(rows, meta["best"], strict=True)]
       # While no epoch has a defined score, the latest one stands in for the best.
       take = [
@@ -181,7 +182,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       mean_losses = np.mean(losses, axis=0)
       for i, row in enumerate(rows):
         if improved[i]:
-          meta["best"][i] = {"epoch": epoch, "score": row["score"], "loss": row["loss"]}
+          meta["best"][i] = {"epoch": epoch, "score": judged(row), "loss": row["loss"]}
         meta["history"].append(
           {"epoch": epoch, "member": task.names[i], "train_loss": float(mean_losses[i]), **row}
         )
@@ -256,12 +257,32 @@ def shows(epoch, epochs):
   return epoch in (1, epochs) or epoch % -(-epochs // SHOWN) == 0
 
 
+def _smooth(rows, history, decay):
+  """Gives rows their `smoothed` score: a moving average over the epochs so far.
+
+  Few validation frames make scores noisy, and the best of many would be the luckiest. Where a score
+  is undefined, so is the smoothed one, and the average goes on after it.
+  """
+  for i, row in enumerate(rows if decay else ()):
+    before = [x["smoothed"] for x in history[i :: len(rows)] if x.get("smoothed") is not None]
+    score = row["score"]
+    if score is not None and before:
+      score = decay * before[-1] + (1 - decay) * score
+    row["smoothed"] = score
+
+
+def judged(row):
+  """The score of an epoch that selects: the smoothed one, where there is one."""
+  return row.get("smoothed", row["score"])
+
+
 def is_better(row, best):
   """Whether an epoch is the new best: of equals by the lower loss, an undefined score never."""
-  if row["score"] is None or best["score"] is None:
-    return row["score"] is not None
-  if row["score"] != best["score"]:
-    return row["score"] > best["score"]
+  score = judged(row)
+  if score is None or best["score"] is None:
+    return score is not None
+  if score != best["score"]:
+    return score > best["score"]
   return row["loss"] < best["loss"]
 
 
@@ -278,7 +299,7 @@ def chosen_by(best, rows):
   """
   if best["score"] is None:
     return "last"
-  return "loss" if [row["score"] for row in rows].count(best["score"]) > 1 else "score"
+  return "loss" if [judged(row) for row in rows].count(best["score"]) > 1 else "score"
 
 
 def _complete_best(meta, names):

@@ -380,3 +380,13 @@ def test_levels_count_what_counts():
   np.testing.assert_array_equal(found.shown, [[True, False], [False, False]])
   without = [{k: v for k, v in one.items() if k != "ignore"} for one in examples]
   assert labelling.levels(Split(without)).counts[0, 255] == 1
+
+
+def test_frames_with_rare_classes_are_repeated_by_the_root_of_their_rarity():
+  shown = np.zeros((100, 3), bool)
+  shown[:50, 0] = shown[40:45, 1] = shown[44, 2] = True
+  found = labelling.repeats(shown, 0.36)
+  assert found[0] == 1 and found[99] == 1  # a common class, and none
+  assert found[40] == 3 and found[44] == 6  # sqrt(.36 / .05), sqrt(.36 / .01)
+  assert (labelling.repeats(shown, 0.0) == 1).all()
+  assert (labelling.repeats(np.zeros((4, 2), bool), 0.5) == 1).all()

@@ -395,6 +395,26 @@ def test_a_best_epoch_of_an_older_version_gets_its_loss(tmp_path, monkeypatch, c
   assert message.startswith("The best epochs of one were chosen by an older version")
 
 
+def test_a_smoothed_score_selects_and_a_lucky_epoch_does_not(tmp_path):
+  scores = [[0.1, None], [0.9, 0.5], [0.5, None], [0.6, 0.1]]
+  smooth = ConfigDict(dict(CONFIG) | {"smoothing": 0.75})
+  _, meta = run(tmp_path / "whole", config=smooth, scores=[list(x) for x in scores])
+  first = [row["smoothed"] for row in meta["history"][::2]]
+  np.testing.assert_allclose(first, [0.1, 0.3, 0.35, 0.4125])
+  second = [row["smoothed"] for row in meta["history"][1::2]]
+  assert second == [None, 0.5, None, 0.75 * 0.5 + 0.25 * 0.1]
+  assert [best["epoch"] for best in meta["best"]] == [4, 2]
+  rows = meta["history"][::2]
+  assert loop.chosen_by(meta["best"][0], rows) == "score" and rows[1]["score"] == 0.9
+  # A broken run comes to the same; without, the best of all is taken.
+  with pytest.raises(Killed):
+    run(tmp_path / "broken", config=smooth, scores=[list(x) for x in scores[:3]], kill_after=2)
+  _, resumed = run(tmp_path / "broken", config=smooth, scores=[list(x) for x in scores[2:]])
+  assert resumed == meta
+  _, plain = run(tmp_path / "plain", scores=scores)
+  assert plain["best"][0]["epoch"] == 2 and "smoothed" not in plain["history"][0]
+
+
 def test_a_member_whose_loss_stays_the_same_is_named_once(tmp_path, caplog):
   losses = [[1772.25, 3.0], [1772.25, 2.0], [1772.25, 2.0], [1772.25, 1.0]]
   with caplog.at_level("WARNING"):

@@ -11,7 +11,7 @@ from lus_jax.data import augment, copies, pipeline, summary
 from lus_jax.evaluation import raters, segmentation, statistics
 from lus_jax.inference import trained as trained_lib
 from lus_jax.models import designs
-from lus_jax.training import loop, writers
+from lus_jax.training import hardware, loop, writers
 from lus_jax.words import plural
 
 # Test frames whose predictions are kept for the report, by rank of their mean IoU.
@@ -83,7 +83,7 @@ def finish(trained, *, workdir, meta, frames, dataset, counted, painters, settin
   write_results(write, trained, evaluation, rows, meta["history"], dataset, counted, painters)
   writers.write_final(
     writer,
-    config.train.epochs * (frames["train"].size // config.train.batch_size),
+    config.train.epochs * hardware.steps_of_epoch(config.train, frames["train"].size),
     {view.name: scores for view, scores in zip(views, evaluation.members, strict=True)},
     {
       row["member"]: row["threshold"]

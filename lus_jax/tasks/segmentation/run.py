@@ -44,12 +44,14 @@ def check(config):
     "train.log_every": 1,
     "train.checkpoint_every": 1,
     "train.steps": 0,
+    "train.epoch_steps": 0,
     "sweep.seeds": 1,
     "loss.region": 0,
     "optimizer.weight_decay": 0,
   }
   fields.check_least(config, least)
-  fields.check_shares(config, "optimizer.warmup", "optimizer.averaging")
+  shares = ("optimizer.warmup", "optimizer.averaging", "train.rare", "train.smoothing")
+  fields.check_shares(config, *shares)
   for name, seed in {"seed": config.seed, "data.split_seed": config.data.split_seed}.items():
     if not 0 <= seed < 2**31:
       raise UserError(f"config.{name}: {seed} must be at least 0 and below 2^31.")
@@ -138,9 +140,15 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
     pipeline.Frames(labelling.WithStaple(learnt[name]), cache=cache, fields=needed, mesh=sweep.mesh)
     for name in ("train", "validation")
   )
-  batches = train.training_batches(config.train.batch_size, seed=config.seed)
-  steps_per_epoch = train.size // config.train.batch_size
-  found = labelling.levels(learnt["train"]) if config.loss.get("from_prevalence") else None
+  rare = config.train.get("rare")
+  needs_levels = rare or config.loss.get("from_prevalence")
+  levels = labelling.levels(learnt["train"]) if needs_levels else None
+  batches = train.training_batches(
+    config.train.batch_size,
+    seed=config.seed,
+    repeats=labelling.repeats(levels.shown, rare) if rare else None,
+  )
+  steps_per_epoch = hardware.steps_of_epoch(config.train, train.size)
   clock.enter("networks")
   tx, schedule = train_lib.make_optimizer(config.optimizer, config.train.epochs * steps_per_epoch)
   file = config.model.init_from
@@ -152,7 +160,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
     classes=len(dataset.classes),
     tx=tx,
     weights=torch_weights.read(file) if file else None,
-    counts=found.counts if found else None,
+    counts=levels.counts if config.loss.get("from_prevalence") else None,
   )
   clock.enter("other")
   # Splits of equal sizes can be of other patients, and files of one name of other weights.
