@@ -2,6 +2,7 @@
 
   python -m lus_jax.main --config configs/seg.py --workdir runs/seg          the paper's recipe
   python -m lus_jax.main --config configs/seg.py:small --workdir runs/small  for small sets
+  python -m lus_jax.main --config configs/seg.py:auto --workdir runs/auto    that, by the data
   python -m lus_jax.main --config configs/seg.py:demo --workdir runs/demo    what `make demo` runs
   python -m lus_jax.main --config configs/seg.py:tiny --workdir runs/tiny    a smoke run
 
@@ -116,6 +117,9 @@ def get_config(size="paper"):
   # Share of the frames from which on a class is not rare: those of rarer ones come more often.
   config.train.rare = 0.0
   config.train.smoothing = 0.0  # of the validation score that selects the best epoch, over epochs
+  # For about so long data.image_size, model.width, sweep.thresholds, train.batch_size and
+  # train.steps are chosen from the data, where they stand at 0 or (); 0: none is.
+  config.train.minutes = 0.0
   config.train.log_every = 20  # steps
   config.train.checkpoint_every = 10  # epochs; what a killed run may have to repeat
 
@@ -141,7 +145,7 @@ def get_config(size="paper"):
     config.train.steps = 360
     config.train.checkpoint_every = 1
     config.train.batch_size = 2
-  elif size == "small":
+  elif size in ("small", "auto"):
     # Not the paper's question, but what learns well from tens to hundreds of frames.
     config.data.image_size = 224
     config.data.phantom.n_frames = 6
@@ -171,6 +175,13 @@ def get_config(size="paper"):
     config.train.smoothing = 0.6
     config.train.checkpoint_every = 4
     config.calibration = "temperature"
+    if size == "auto":
+      config.data.image_size = 0
+      config.model.width = 0.0
+      config.sweep.thresholds = ()
+      config.train.batch_size = 0
+      config.train.steps = 0
+      config.train.minutes = 20.0
   elif size == "tiny":
     config.data.image_size = 64
     config.data.phantom.n_patients = 12
@@ -184,6 +195,6 @@ def get_config(size="paper"):
     config.train.batch_size = 4
   else:
     raise ValueError(
-      f"configs/seg.py:{size} does not exist; use seg.py, seg.py:small, :demo or :tiny"
+      f"configs/seg.py:{size} does not exist; use seg.py, seg.py:small, :auto, :demo or :tiny"
     )
   return config

@@ -122,12 +122,12 @@ def no_better_than_blind(content, counted, steps):
   return " ".join(lines)
 
 
-def same_labels(source, thresholds):
-  """What to say where some thresholds have the same labels, as of binary masks; empty if none do.
+def groups_of(source, thresholds):
+  """Thresholds whose labels are the same together, the highest first; and how many frames say so.
 
   Args:
     source: the training frames.
-    thresholds: of the sweep.
+    thresholds: in any order.
   """
   # A good part of the frames says it.
   n = min(len(source), N_LOOKED)
@@ -144,6 +144,17 @@ def same_labels(source, thresholds):
       groups[-1].append(threshold)
     else:
       groups.append([threshold])
+  return groups, n
+
+
+def same_labels(source, thresholds):
+  """What to say where some thresholds have the same labels, as of binary masks; empty if none do.
+
+  Args:
+    source: the training frames.
+    thresholds: of the sweep.
+  """
+  groups, n = groups_of(source, thresholds)
   same = [", ".join(map(cells.percent, group)) for group in groups if len(group) > 1]
   if not same:
     return ""

@@ -16,7 +16,7 @@ from lus_jax.inference import calibration, trained
 from lus_jax.models import flops, torch_weights
 from lus_jax.report import text
 from lus_jax.tasks.segmentation import advice as advice_lib
-from lus_jax.tasks.segmentation import finish
+from lus_jax.tasks.segmentation import auto, finish
 from lus_jax.tasks.segmentation import train as train_lib
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import claim as claim_lib
@@ -45,6 +45,7 @@ def check(config):
     "train.checkpoint_every": 1,
     "train.steps": 0,
     "train.epoch_steps": 0,
+    "train.minutes": 0,
     "sweep.seeds": 1,
     "loss.region": 0,
     "optimizer.weight_decay": 0,
@@ -95,7 +96,12 @@ def train_and_evaluate(config, workdir, patients=None):
   Raises:
     UserError: the config or the data are not in order, or the directory is another run's.
   """
+  chosen = []
+  if auto.wanted(config):
+    check(auto.provisional(config))
+    config, chosen = auto.choose(config, workdir, patients)
   objective, strategy = check(config)
+  print(*chosen, sep="\n", end="\n" * bool(chosen), flush=True)
   config = hardware.as_begun(config, workdir)
   claim_lib.check_claim(workdir, claim_lib.settings(config), more_epochs=True)
   with lock.hold(workdir), timing.recorded("segmentation") as clock:
