@@ -135,3 +135,47 @@ def test_every_member_starts_from_its_own_prevalence_unless_a_head_was_brought(
     state[1].averages["params"]["segmentation_head"]["bias"],
     state[1].params["segmentation_head"]["bias"],
   )
+
+
+def judged(ious, bars, *, steps=None, epochs=9, region=1.0, size=64):
+  train = {"epochs": epochs} | ({"steps": steps} if steps else {})
+  return {
+    "config": {"train": train, "loss": {"region": region}, "data": {"image_size": size}},
+    "rows": [{"threshold": t, "seed": 0, "validation_iou": x} for t, x in ious.items()],
+    "predictors": [
+      {"predictor": name, "threshold": t, "validation_iou": x}
+      for name in ("prevalence", "mean_map")
+      for t, x in bars.items()
+    ],
+  }
+
+
+def curve(*losses, name="threshold_0.6"):
+  rows = enumerate(losses, 1)
+  return [{"member": name, "epoch": e, "loss": x, "train_loss": 1 / e} for e, x in rows]
+
+
+def test_models_below_the_mean_map_on_validation_are_named_with_the_setting_to_change():
+  bars = {0.6: 0.3, 0.2: 0.4}
+  content = judged({0.6: 0.1, 0.2: 0.5}, bars, steps=200)
+  text = advice.below_the_bar(content, curve(3, 2), 200)
+  assert text == (
+    "On the validation frames a model stays below the mean map, which looks at no picture, by IoU: "
+    "60% (0.100 against 0.300). Likely 200 steps are too few: --config.train.steps=800."
+  )
+  content = judged({0.6: None, 0.2: 0.3}, bars)
+  text = advice.below_the_bar(content, curve(3, 2), 90)
+  assert "2 models stay" in text and "60% (0.000 against 0.300), 20% (0.300 against 0.400)" in text
+  assert text.endswith("--config.train.epochs=36.")
+  text = advice.below_the_bar(judged({0.6: 0.1}, bars, region=0), curve(3, 2), 2000)
+  assert "--config seg:small" in text
+  by_heart = curve(3, 2, 2.6)
+  assert "weight_decay" in advice.below_the_bar(judged({0.6: 0.1}, bars), by_heart, 2000)
+  assert "image_size=128" in advice.below_the_bar(judged({0.6: 0.1}, bars), curve(3, 2), 2000)
+  # None is below, nothing can be said, or the results are of an older version.
+  assert advice.below_the_bar(judged({0.6: 0.3, 0.2: 0.5}, bars), [], 9) == ""
+  assert advice.below_the_bar(judged({0.6: 0.1}, {0.6: None}), [], 9) == ""
+  older = judged({0.6: 0.1}, bars)
+  for row in older["rows"] + older["predictors"]:
+    del row["validation_iou"]
+  assert advice.below_the_bar(older, [], 9) == ""

@@ -171,7 +171,7 @@ def _predicted(trained, dataset, chosen, fields):
 
 def _result_rows(trained, evaluation, meta):
   """A dict of JSON values for every view: what it is, its best epoch and its scores."""
-  rows, objective = [], trained.objective
+  rows, objective, n = [], trained.objective, len(meta["best"])
   for view, scores in zip(trained.views, evaluation.members, strict=True):
     member, seed = objective.member_of(view), view.member // len(objective.members)
     rows.append(
@@ -190,6 +190,9 @@ def _result_rows(trained, evaluation, meta):
         **scores,
       }
     )
+    if objective.is_plain(view):
+      scored = {row["epoch"]: row["score"] for row in meta["history"][view.member :: n]}
+      rows[-1]["validation_iou"] = scored.get(rows[-1]["best_epoch"])
   return rows
 
 
@@ -298,6 +301,9 @@ def write_results(write, trained, evaluation, rows, history, dataset, counted, p
     for name, each in evaluation.baselines.items()
     for threshold, scores in zip(config.sweep.thresholds, each, strict=True)
   ]
+  own = [row for row in predictors if row["predictor"] == "mean_map"]
+  for row, iou in zip(own, evaluation.bar, strict=True):
+    row["validation_iou"] = None if math.isnan(iou) else iou
   cases = [
     {
       "index": i,

@@ -281,6 +281,9 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
   parallel.sync("segmentation results")
   content = results.read(workdir, "segmentation")
   print(text.segmentation(content))
+  history = results.read(workdir, "history")["rows"]
+  if advice := advice_lib.below_the_bar(content, history, steps):
+    print(advice)
   counted = results.read(workdir, "dataset")["rows"]
   if advice := advice_lib.no_better_than_blind(content, counted, steps):
     print(advice)
