@@ -63,6 +63,9 @@ def get_config(size="paper"):
   config.model.encoder = "resnet34"
   config.model.width = 1.0  # factor on every channel count
   config.model.dropout = 0.2
+  # 2: the network sees images half as large as labels and output are: lines that break where labels
+  # are resized are whole at twice the size, at little more than the smaller image's cost.
+  config.model.shrink = 0
   # Of the computation; parameters are float32. auto: bfloat16 on the GPUs that are fast in it.
   config.model.dtype = "auto"
   config.model.init_from = ""  # PyTorch's weights, a .pth or .safetensors file; empty: random ones

@@ -71,7 +71,11 @@ def check(config):
   if config.model.init_from:
     models.check_init_from(config.model, video=False)
   augment.check(config.augment)
-  augment.side(config.augment, config.data.image_size)
+  side = augment.side(config.augment, config.data.image_size)
+  if side % (shrink := config.model.get("shrink") or 1):
+    raise UserError(
+      f"config.model.shrink: {shrink} does not divide the {side} pixels a side of the images."
+    )
   pipeline.choose_cache_for(config.data.cache, 0)
   strategy = choose_strategy(config.sweep.strategy)
   calibration.check_method(config.calibration)
