@@ -70,7 +70,7 @@ def test_binary_masks_of_areas_get_one_threshold_and_a_usual_size(chosen):
   assert all(fields.value(config, name) != x for name, (x, _) in auto.CHOSEN.items())
   assert len(Objective(config).members) == 1
   text = "\n".join(why)
-  assert "auto: the threshold 50%: the others' labels are the same" in text
+  assert "auto: the threshold 50%: the others' labels are the same, or empty" in text
   assert "images of 192 x 192, where line, the thinnest class, is about 15 pixels wide" in text
   assert f"{config.train.steps} steps, for about 20 minutes of 1 model on this cpu" in text
 
@@ -89,6 +89,11 @@ def test_painted_levels_get_a_threshold_each(chosen):
   config, _ = chosen(dataset(width=40, levels=(255, 153, 102)), H100)
   assert config.sweep.thresholds == (0.8, 0.5, 0.4)
   assert config.model.width == 1.0 and config.train.steps == auto.TOO_MANY
+  faint = dataset(width=40, levels=(153, 102))
+  for split in faint.splits.values():
+    for example in split:
+      example["confidence"][..., 1] = 0
+  assert chosen(faint, H100)[0].sweep.thresholds == (0.5, 0.4)
   of_raters, _ = chosen(dataset(width=40, levels=(255, 153, 102)), H100, raters)
   assert of_raters.sweep.thresholds == config.sweep.thresholds
 

@@ -192,11 +192,15 @@ def no_better_than_blind(content, counted, steps):
 
 
 def groups_of(source, thresholds):
-  """Thresholds whose labels are the same together, the highest first; and how many frames say so.
+  """Thresholds whose labels are the same together.
 
   Args:
     source: the training frames.
     thresholds: in any order.
+
+  Returns:
+    Lists of thresholds, the highest first; how many pixels each threshold shows, by threshold; and
+    how many frames say so.
   """
   # A good part of the frames says it.
   n = min(len(source), N_LOOKED)
@@ -213,7 +217,7 @@ def groups_of(source, thresholds):
       groups[-1].append(threshold)
     else:
       groups.append([threshold])
-  return groups, n
+  return groups, area, n
 
 
 def same_labels(source, thresholds):
@@ -223,7 +227,7 @@ def same_labels(source, thresholds):
     source: the training frames.
     thresholds: of the sweep.
   """
-  groups, n = groups_of(source, thresholds)
+  groups, _, n = groups_of(source, thresholds)
   same = [", ".join(map(cells.percent, group)) for group in groups if len(group) > 1]
   if not same:
     return ""

@@ -170,7 +170,9 @@ class _Look:
     train = dataset.splits["train"]
     self.side, self.frames, self.classes = side, len(train), len(dataset.classes)
     self.validated = len(dataset.splits["validation"])
-    self.groups, _ = advice.groups_of(train, THRESHOLDS)
+    groups, area, _ = advice.groups_of(train, THRESHOLDS)
+    # What no label shows cannot be learned.
+    self.groups = [group for group in groups if area[group[0]]] or [[0.5]]
     widths = widths_of(train, len(dataset.classes))
     self.thinnest, self.name = min(zip(widths, dataset.classes, strict=True), default=(np.inf, ""))
 
@@ -226,5 +228,5 @@ def _thresholds(look):
   shown = ", ".join(map(cells.percent, kept))
   text = f"the {'threshold' if len(kept) == 1 else 'thresholds'} {shown}"
   if len(kept) < len(THRESHOLDS):
-    text += ": the others' labels are the same"
+    text += ": the others' labels are the same, or empty"
   return kept, text
