@@ -88,6 +88,8 @@ def choose(config, workdir, patients=None):
         if theirs is not None:
           _set(config, name, tuple(theirs) if isinstance(theirs, list) else theirs)
     return config, []
+  if not open_places:
+    return config, []
   # Before anything is prepared for a run that could not be.
   claim_lib.check_claim(workdir, claim_lib.settings(config))
   found, why = _chosen(config, open_places, patients)
@@ -143,7 +145,7 @@ def _chosen(config, open_places, patients):
     batch = config.train.batch_size
     steps = _steps(config, look, models=models, classes=classes, batch=batch, budget=budget)
     each = config.train.get("epoch_steps", 0) or 1
-    steps = max(1, round(min(max(steps, 1), TOO_MANY) / each)) * each
+    steps = max(1, round(steps / each)) * each
     most = "; more are of no use for few frames" if steps >= TOO_MANY else ""
     decide(
       "train.steps",
@@ -155,12 +157,12 @@ def _chosen(config, open_places, patients):
 
 
 def _steps(config, look, *, models, classes, batch, budget):
-  """The training steps that a budget of FLOP allows, with the validations between them."""
+  """The training steps that a budget of FLOP allows, with validations; at most `TOO_MANY`."""
   design = designs.segmentation(config.model)
   flop = flops.TRAINING * design.flop(size=config.data.image_size, in_channels=1, classes=classes)
   every = config.train.get("epoch_steps", 0) or max(1, look.frames // batch)
   a_step = models * flop * (batch + look.validated / flops.TRAINING / every)
-  return int(budget // a_step)
+  return int(min(budget / a_step, TOO_MANY))
 
 
 class _Look:
