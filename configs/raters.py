@@ -1,6 +1,8 @@
 """Several raters an image: their soft label and its thresholds, trained together and judged by all.
 
   python -m lus_jax.main --config configs/raters.py --config.data.dir=DIR --workdir runs/raters
+  python -m lus_jax.main --config configs/raters.py:auto --config.data.dir=DIR --workdir runs/auto
+  python -m lus_jax.main --config configs/raters.py:small --config.data.dir=DIR --workdir runs/small
   python -m lus_jax.main --config configs/raters.py:demo --config.data.dir=DIR --workdir runs/raters
   python -m lus_jax.main --config configs/raters.py:tiny --workdir runs/tiny    simulated raters
 
@@ -20,7 +22,8 @@ def get_config(size="paper"):
   config.data.name = "multirater_folder"  # or lus_phantom, or another with painted confidences
   config.data.phantom.raters = True
   # The levels of the QUBIQ score, and "all of them".
-  config.sweep.thresholds = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+  if size != "auto":
+    config.sweep.thresholds = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
   config.sweep.members = (
     "soft",
     "softseg",

@@ -1,6 +1,8 @@
 """Segmentation: one FPN per confidence threshold, all trained at once.
 
   python -m lus_jax.main --config configs/seg.py --workdir runs/seg          the paper's recipe
+  python -m lus_jax.main --config configs/seg.py:small --workdir runs/small  for small sets
+  python -m lus_jax.main --config configs/seg.py:auto --workdir runs/auto    that, by the data
   python -m lus_jax.main --config configs/seg.py:demo --workdir runs/demo    what `make demo` runs
   python -m lus_jax.main --config configs/seg.py:tiny --workdir runs/tiny    a smoke run
 
@@ -61,6 +63,9 @@ def get_config(size="paper"):
   config.model.encoder = "resnet34"
   config.model.width = 1.0  # factor on every channel count
   config.model.dropout = 0.2
+  # 2: the network sees images half as large as labels and output are: lines that break where labels
+  # are resized are whole at twice the size, at little more than the smaller image's cost.
+  config.model.shrink = 0
   # Of the computation; parameters are float32. auto: bfloat16 on the GPUs that are fast in it.
   config.model.dtype = "auto"
   config.model.init_from = ""  # PyTorch's weights, a .pth or .safetensors file; empty: random ones
@@ -78,22 +83,46 @@ def get_config(size="paper"):
   config.loss.weights = "paper"  # or ones
   config.loss.subthreshold_weight = "threshold"  # or confidence
   config.loss.reduction = "mean"  # or weight_sum
+  config.loss.region = 0.0  # weight of a Dice of the same target beside the cross entropies
+  config.loss.from_prevalence = False  # whether outputs begin as the mean of their labels, not .5
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-4  # Adam, cosine decay to 0
+  config.optimizer.weight_decay = 0.0  # of kernels, by AdamW
+  config.optimizer.warmup = 0.0  # share of the steps over which the learning rate rises
+  # Decay of moving averages of the weights, which then are what is validated and kept.
+  config.optimizer.averaging = 0.0
 
   config.augment = ConfigDict()
-  config.augment.probability = 0.5  # of each: flip, rotation, intensity
+  config.augment.probability = 0.5  # of each: flip, rotation, intensity, and what is on below
   config.augment.rotation_degrees = 15.0
   config.augment.confidence = "nearest"  # or bilinear, which shrinks labels of high thresholds
   config.augment.brightness = 0.2
   config.augment.contrast = 0.2
   config.augment.gamma = (0.8, 1.25)
+  # Each is off at 0. Those that move pixels are one resampling, and together by one chance.
+  config.augment.scale = 0.0  # up to so much larger, or as much smaller
+  config.augment.shift = 0.0  # share of the image's side
+  config.augment.shear_degrees = 0.0
+  config.augment.elastic = 0.0  # share of the side, of a displacement's standard deviation
+  config.augment.crop = 0  # pixels a side that are cut out, at fixed scale; 0: all
+  config.augment.gain = 0.0  # up to so much brighter, or as much darker, by a factor
+  config.augment.attenuation = 0.0  # logarithm of the change of brightness from top to bottom
+  config.augment.speckle = 0.0  # standard deviation of multiplied grains
+  config.augment.shadow = 0.0  # darkness of a band below some depth, as behind a rib
+  config.augment.haze = 0.0  # how far a smooth veil is from black to white
 
   config.train = ConfigDict()
   config.train.epochs = 100
   config.train.steps = 0  # few images get more epochs, until there are so many steps
+  config.train.epoch_steps = 0  # between two validations; 0: one pass over the frames
   config.train.batch_size = 0  # 0: the paper's 16, or what fits the device and the data
+  # Share of the frames from which on a class is not rare: those of rarer ones come more often.
+  config.train.rare = 0.0
+  config.train.smoothing = 0.0  # of the validation score that selects the best epoch, over epochs
+  # For about so long data.image_size, model.width, sweep.thresholds, train.batch_size and
+  # train.steps are chosen from the data, where they stand at 0 or (); 0: none is.
+  config.train.minutes = 0.0
   config.train.log_every = 20  # steps
   config.train.checkpoint_every = 10  # epochs; what a killed run may have to repeat
 
@@ -119,6 +148,43 @@ def get_config(size="paper"):
     config.train.steps = 360
     config.train.checkpoint_every = 1
     config.train.batch_size = 2
+  elif size in ("small", "auto"):
+    # Not the paper's question, but what learns well from tens to hundreds of frames.
+    config.data.image_size = 224
+    config.data.phantom.n_frames = 6
+    config.model.encoder = "resnet18"
+    config.model.width = 0.5
+    config.loss.weights = "ones"
+    config.loss.region = 1.0
+    config.loss.from_prevalence = True
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.warmup = 0.05
+    config.optimizer.averaging = 0.99
+    config.augment.scale = 0.25
+    config.augment.shift = 0.1
+    config.augment.shear_degrees = 8.0
+    config.augment.elastic = 0.01
+    config.augment.gain = 0.25
+    config.augment.attenuation = 0.7
+    config.augment.speckle = 0.15
+    config.augment.shadow = 0.5
+    config.augment.haze = 0.15
+    config.train.epochs = 1
+    config.train.steps = 2000
+    config.train.epoch_steps = 50
+    config.train.batch_size = 8
+    config.train.rare = 0.3
+    config.train.smoothing = 0.6
+    config.train.checkpoint_every = 4
+    config.calibration = "temperature"
+    if size == "auto":
+      config.data.image_size = 0
+      config.model.width = 0.0
+      config.sweep.thresholds = ()
+      config.train.batch_size = 0
+      config.train.steps = 0
+      config.train.minutes = 20.0
   elif size == "tiny":
     config.data.image_size = 64
     config.data.phantom.n_patients = 12
@@ -131,5 +197,7 @@ def get_config(size="paper"):
     config.train.checkpoint_every = 1
     config.train.batch_size = 4
   else:
-    raise ValueError(f"configs/seg.py:{size} does not exist; use seg.py, seg.py:demo or :tiny")
+    raise ValueError(
+      f"configs/seg.py:{size} does not exist; use seg.py, seg.py:small, :auto, :demo or :tiny"
+    )
   return config

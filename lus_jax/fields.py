@@ -68,8 +68,19 @@ def check_least(config, least):
   for name, low in least.items():
     section, _, field = name.rpartition(".")
     fields = value(config, section) if section else config
-    if field in fields and (fields[field] is None or fields[field] < low):
+    if field in fields and (fields[field] is None or not fields[field] >= low):
       raise UserError(f"config.{name}: {fields[field]} must be at least {low}.")
+
+
+def check_shares(config, *names):
+  """Refuses numbers that are not at least 0 and below 1 (`UserError`).
+
+  What a config of an older version lacks is in order.
+  """
+  for name in names:
+    found = value(config, name)
+    if found is not None and not 0 <= found < 1:
+      raise UserError(f"config.{name}: {found} must be at least 0 and below 1.")
 
 
 def check_known(config, known):

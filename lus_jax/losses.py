@@ -104,30 +104,37 @@ def trimap_cross_entropy(*, logits, confidence, where=None) -> jax.Array:
   return cross_entropy(logits=logits, labels=jnp.round(confidence), where=where)
 
 
-def dice(*, logits, labels, where=None, smooth=1.0) -> jax.Array:
-  """Soft Dice loss, 1 - (2 sum(p y) + smooth) / (sum(p) + sum(y) + smooth).
+def dice(*, logits, labels, where=None, smooth=1.0, together=False) -> jax.Array:
+  """Soft Dice loss, 1 - (2 sum(min(p, y)) + smooth) / (sum(p) + sum(y) + smooth).
 
   Sums run over the pixels of one image and class; the mean over images and classes leaves out
   those without a valid pixel. `smooth` lets images without the class push p down.
-  Source: Milletari et al., V-Net (arXiv 1606.04797), with plain instead of squared sums in the
-  denominator as in Sudre et al. (arXiv 1707.03237).
+
+  Where y is 0 or 1, min(p, y) is p y, and this is the Dice loss of V-Net (arXiv 1606.04797) with
+  plain sums in the denominator (Sudre et al., arXiv 1707.03237). That one is least at a p of 0s and
+  1s whatever y is between them; this one is sum(|p - y|) over the same denominator, because
+  2 min(p, y) = p + y - |p - y|: never below 0, and 0 at p = y alone (Wang et al., Dice Semimetric
+  Losses, arXiv 2303.16296).
 
   Args:
     logits: [..., H, W, K].
-    labels: [..., H, W, K], 0 or 1.
+    labels: [..., H, W, K], in [0, 1].
     where: valid pixels, same rank, broadcast.
     smooth: in pixels.
+    together: whether the images of a batch are summed over too, so that one that lacks a class
+      does not count as much as one that shows it.
 
   Returns:
     A float32 scalar.
   """
   logits, labels = _float32(logits, labels)
   valid = _valid(where, logits.shape)
+  axes = tuple(range(logits.ndim - 1)) if together else (-3, -2)
   probability = jnp.where(valid, jax.nn.sigmoid(logits), 0)
   labels = jnp.where(valid, labels, 0)
-  overlap = jnp.sum(probability * labels, axis=(-3, -2))
-  total = jnp.sum(probability, axis=(-3, -2)) + jnp.sum(labels, axis=(-3, -2))
-  return _mean(1 - (2 * overlap + smooth) / (total + smooth), jnp.any(valid, axis=(-3, -2)))
+  overlap = jnp.sum(jnp.minimum(probability, labels), axis=axes)
+  total = jnp.sum(probability, axis=axes) + jnp.sum(labels, axis=axes)
+  return _mean(1 - (2 * overlap + smooth) / (total + smooth), jnp.any(valid, axis=axes))
 
 
 def focal(*, logits, labels, where=None, alpha=0.25, gamma=2.0) -> jax.Array:
@@ -244,6 +251,8 @@ LOSSES = {
   ),
   "adaptive_wing": _adaptive_wing,
 }
+# Losses that a region loss may stand beside: cross entropies over all pixels.
+WITH_REGION = ("weighted_cross_entropy", "cross_entropy", "bce")
 # Losses that learn the raw confidence, whatever the threshold.
 SOFT = ("cross_entropy", "adaptive_wing")
 # Losses whose output is `normalized_relu`, and so depends on which pixels are valid.
@@ -260,12 +269,14 @@ def training_loss(
   weights="paper",
   subthreshold_weight="threshold",
   reduction="mean",
+  region=0.0,
 ) -> jax.Array:
   """The loss `name` of a member of the sweep, from confidences and its threshold.
 
   `weighted_cross_entropy`, `dice`, `focal` and `bce` (unweighted) learn label(confidence,
   threshold); `cross_entropy` and `adaptive_wing` the raw confidence, `trimap` its certain pixels,
-  whatever the threshold.
+  whatever the threshold. To those of `WITH_REGION` is added a `dice` of the same target over the
+  whole batch.
 
   Args:
     name: a key of `LOSSES`.
@@ -276,6 +287,7 @@ def training_loss(
     weights: 'paper' (`lus_jax.labels.pixel_weight`) or 'ones'; for `weighted_cross_entropy`.
     subthreshold_weight: see `lus_jax.labels.pixel_weight`.
     reduction: see `weighted_cross_entropy`.
+    region: weight of that Dice, 0 for none.
 
   Returns:
     A float32 scalar.
@@ -293,11 +305,16 @@ def training_loss(
     pixel_weights = pixel_weight(confidence, threshold, subthreshold_weight=subthreshold_weight)
   else:
     pixel_weights = jnp.ones(jnp.shape(confidence), jnp.float32)
-  return LOSSES[name](
+  labels = label(confidence, threshold)
+  loss = LOSSES[name](
     logits=logits,
     confidence=confidence,
-    labels=label(confidence, threshold),
+    labels=labels,
     weights=pixel_weights,
     where=where,
     reduction=reduction,
   )
+  if region and name in WITH_REGION:
+    target = confidence if name in SOFT else labels
+    loss += region * dice(logits=logits, labels=target, where=where, together=True)
+  return loss

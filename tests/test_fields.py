@@ -85,3 +85,11 @@ def test_what_is_no_number_of_its_range_is_refused_by_name(value):
       fields.check_least(config, {"a.b": 1})
   # A config of an older version lacks it.
   fields.check_least(config, {"a.c": 1})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_what_is_no_share_is_refused_by_name(value):
+  config = ConfigDict({"a": {"b": value, "c": 0.0, "d": 0.99}})
+  with pytest.raises(UserError, match=r"config.a.b: .* must be at least 0 and below 1"):
+    fields.check_shares(config, "a.b")
+  fields.check_shares(config, "a.c", "a.d", "a.lacking")

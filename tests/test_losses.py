@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lus_jax import losses
 from lus_jax.errors import UserError
+from lus_jax.labels import label
 
 SHAPE = (2, 6, 5, 3)
 BORDERS = np.zeros((2, 6, 5, 1), bool)
@@ -324,3 +325,61 @@ def test_unknown_names_list_the_known_ones():
     losses.training_loss("dice", weights="twos", **arguments)
   with pytest.raises(UserError, match="'sum'.*mean, weight_sum"):
     losses.training_loss("weighted_cross_entropy", reduction="sum", **arguments)
+
+
+@given(seed=st.integers(0, 2**16), together=st.booleans())
+@settings(deadline=None, max_examples=25)
+def test_dice_is_least_at_the_soft_label_itself(seed, together):
+  random = np.random.default_rng(seed)
+  _, soft = _example(seed)
+  soft = np.clip(soft, 0.02, 0.98)
+
+  def value(probability):
+    logits = np.log(probability) - np.log1p(-probability)
+    return float(losses.dice(logits=logits, labels=soft, where=BORDERS, together=together))
+
+  assert value(soft) == pytest.approx(0, abs=1e-6)
+  # Nowhere else, neither near it nor where the plain product is least, at 0s and 1s.
+  near = np.clip(
+    soft + 0.05 * random.choice([-1, 1], SHAPE) * (random.random(SHAPE) < 0.3), 0.01, 1
+  )
+  other = random.uniform(0.01, 0.99, SHAPE).astype(np.float32)
+  rounded = np.where(soft > 0.5, 0.999, 0.001).astype(np.float32)
+  assert min(value(np.minimum(near, 0.99)), value(other), value(rounded)) > 1e-3
+
+  def product(p):
+    inside = np.broadcast_to(BORDERS, SHAPE)
+    return 1 - 2 * (p * soft)[inside].sum() / (p + soft)[inside].sum()
+
+  assert product(rounded) < product(soft)
+
+
+def test_a_batch_of_one_image_more_is_one_image_for_dice_together():
+  logits, confidence = _example(8)
+  found = losses.dice(logits=logits, labels=confidence, where=BORDERS, together=True)
+  joined = [
+    np.concatenate(list(np.broadcast_to(x, SHAPE)))[None] for x in (logits, confidence, BORDERS)
+  ]
+  expected = losses.dice(logits=joined[0], labels=joined[1], where=joined[2])
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  apart = losses.dice(logits=logits, labels=confidence, where=BORDERS)
+  assert abs(found - apart) > 1e-3
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_a_region_loss_stands_beside_cross_entropies_with_their_own_target(name):
+  logits, confidence = _example(9)
+  arguments = {"logits": logits, "confidence": confidence, "threshold": 0.4, "where": BORDERS}
+  added = losses.training_loss(name, **arguments, region=0.5) - losses.training_loss(
+    name, **arguments
+  )
+  target = {
+    "weighted_cross_entropy": np.asarray(label(confidence, 0.4)),
+    "bce": np.asarray(label(confidence, 0.4)),
+    "cross_entropy": confidence,
+  }.get(name)
+  if target is None:
+    assert added == 0
+  else:
+    expected = losses.dice(logits=logits, labels=target, where=BORDERS, together=True)
+    np.testing.assert_allclose(added, 0.5 * expected, rtol=1e-4)

@@ -1,8 +1,10 @@
-"""What becomes of stored labels before anything learns from them: a common scale, STAPLE.
+"""What becomes of stored labels before anything learns from them: a common scale, STAPLE, counts.
 
-Both wrap a split of a data set, so that readers see one more feature or another `confidence`.
+The first two wrap a split of a data set, so that readers see one more feature or another
+`confidence`.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Sequence
 
@@ -20,6 +22,54 @@ def check_method(name, field="config.labels.standardise"):
   """Refuses an unknown way to standardise annotators (`UserError`)."""
   if name not in METHODS:
     raise UserError(f"{field}: '{name}' is not known; choose one of {', '.join(METHODS)}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+  """What the labels of a split show.
+
+  Attributes:
+    counts: its pixels that count, by confidence as stored, [K, 256].
+    shown: which classes each frame shows anything of, [N, K] bool.
+  """
+
+  counts: np.ndarray
+  shown: np.ndarray
+
+
+def levels(source):
+  """The `Levels` of a split: one pass over its confidences."""
+  counts, shown = 0, []
+  ignores = "ignore" in source[0]
+  names = ("confidence", "labelled", "valid_box", *(["ignore"] if ignores else []))
+  for example in source.only(*names):
+    top, left, bottom, right = example["valid_box"]
+    inside = np.s_[top:bottom, left:right]
+    counting = example["ignore"][inside][..., 0] == 0 if ignores else slice(None)
+    own = [
+      np.bincount(plane[counting].ravel(), minlength=256) * known
+      for plane, known in zip(
+        np.moveaxis(example["confidence"][inside], -1, 0), example["labelled"], strict=True
+      )
+    ]
+    counts = counts + np.stack(own)
+    shown.append(np.stack(own)[:, 1:].any(1))
+  return Levels(counts, np.stack(shown))
+
+
+def repeats(shown, often):
+  """How often a pass over a split takes each frame, so that rare classes are seen: [N] integers.
+
+  By the rarest class that it shows: sqrt(often / share of the frames that show that class), rounded
+  and at least once, as Gupta et al. (LVIS, arXiv 1908.03195) do.
+
+  Args:
+    shown: of `Levels`, [N, K].
+    often: the share of the frames from which on a class is not rare.
+  """
+  share = np.maximum(shown.mean(0), 1 / max(1, len(shown)))
+  by_class = np.maximum(1, np.sqrt(often / share))
+  return np.rint(np.where(shown, by_class, 1).max(1)).astype(int)
 
 
 class WithStaple(Sequence):

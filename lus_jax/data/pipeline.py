@@ -88,10 +88,10 @@ class Frames:
     elif arrays:
       self._source = [{k: v[i] for k, v in source.items()} for i in range(self.size)]
 
-  def training_batches(self, batch_size, *, seed, threads=4, order=None):
+  def training_batches(self, batch_size, *, seed, threads=4, order=None, repeats=None):
     """An endless iterator of training batches.
 
-    Every epoch is a new permutation; what does not fill its last batch is left out that time.
+    Every pass is a new permutation; what does not fill its last batch is left out that time.
 
     Args:
       batch_size: B.
@@ -99,6 +99,7 @@ class Frames:
       threads: reading threads of the streaming mode.
       order: an endless iterator of the frames' numbers [B], with `get_state` and `set_state`, in
         place of the seed's; for frames on the device, where grain is not installed.
+      repeats: how often a pass takes each frame, [N]; once by default.
 
     Returns:
       A `Batches`.
@@ -121,8 +122,11 @@ class Frames:
       return Batches(order, finish)
     import grain
 
-    order = grain.MapDataset.range(self.size).shuffle(seed=seed)
-    order = order.batch(batch_size, drop_remainder=True).repeat()
+    if repeats is None:
+      order = grain.MapDataset.range(self.size)
+    else:
+      order = grain.MapDataset.source(np.repeat(np.arange(self.size), repeats))
+    order = order.shuffle(seed=seed).batch(batch_size, drop_remainder=True).repeat()
     # All processes agree on the order, and each takes its own rows.
     own = parallel.own_rows(self._mesh, batch_size)
     order = order.map(lambda indices: indices[own])

@@ -24,11 +24,14 @@ class Evaluation:
     baselines: likewise, per baseline and threshold.
     image_iou: the IoU of every view and test image, the mean over classes; NaN where undefined,
       [V, N].
+    bar: the IoU of the mean map on the validation split by threshold, as epochs are scored; NaN
+      where undefined.
   """
 
   members: list[dict[str, Any]]
   baselines: dict[str, list[dict[str, Any]]]
   image_iou: np.ndarray
+  bar: list[float]
 
 
 def collect(function, frames, batch_size, *, finish, what=None):
@@ -173,6 +176,23 @@ def evaluate(trained, *, train, validation, test, thin):
     subthreshold_weight=config.loss.subthreshold_weight,
   )
 
+  @jax.jit
+  def bar_sums(logits, cut, threshold, inputs):
+    return metrics.iou_sums(
+      logits=jnp.broadcast_to(logits[None], inputs["confidence"].shape),
+      confidence=inputs["confidence"],
+      where=inputs["where"],
+      threshold=threshold,
+      cut=cut[None, None, None],
+    )
+
+  def of_mean_map(inputs, batch):
+    own = fitted["mean_map"]
+    each = zip(own.logits, own.cut, thresholds, strict=True)
+    return [bar_sums(*one, inputs) for one in each]
+
+  bars = collect(of_mean_map, validation, config.train.batch_size, finish=jax.device_get)
+
   def all_sums(inputs, batch):
     inputs = _with_near(inputs, batch)
     of_baselines = [
@@ -208,6 +228,7 @@ def evaluate(trained, *, train, validation, test, thin):
     members=members,
     image_iou=np.stack([metrics.image_iou(sums) for sums in on_test[:n_members]]),
     baselines={name: [summarize(next(rest)) for _ in thresholds] for name in fitted},
+    bar=[metrics.mean_iou(**sums)[0] for sums in bars],
   )
 
 

@@ -16,7 +16,7 @@ import lus_jax
 from lus_jax import losses
 from lus_jax.errors import UserError
 from lus_jax.inference import calibration
-from lus_jax.models import fpn, layers, resnet
+from lus_jax.models import designs, fpn, layers, resnet
 from lus_jax.training import members
 
 # What runtimes of 2022 read, and all operators here have been the same since.
@@ -218,6 +218,10 @@ def _branch(graph, layer, x, *, side):
 
 def _fpn(graph, layer, image, size):
   """What the head puts out, at a quarter of the padded size."""
+  if layer.shrink > 1:
+    square = (layer.shrink,) * 2
+    image = graph.add("AveragePool", image, kernel_shape=square, strides=square)
+    size //= layer.shrink
   padding = -size % fpn.STRIDE
   if padding:
     ends = np.array((0, 0, 0, 0, 0, 0, padding, padding))
@@ -272,8 +276,9 @@ def _output(graph, trained, view, calibrated_by, head, where):
     head = _channels(graph, head, 0, k)
   elif levels:
     head = _nested(graph, head, k, len(levels))
-  logits = _resized(graph, head, fpn.HEAD_STRIDE)
-  if size % fpn.STRIDE:
+  shrink = designs.segmentation(trained.config.model).shrink
+  logits = _resized(graph, head, fpn.HEAD_STRIDE * shrink)
+  if size // shrink % fpn.STRIDE:
     ends = np.array((size, size))
     logits = graph.add("Slice", logits, np.array((0, 0)), ends, np.array((2, 3)))
   probability = None

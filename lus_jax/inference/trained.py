@@ -175,10 +175,16 @@ class Trained:
   def fingerprints(self):
     """A short text for every view that changes with the weights or what becomes of them."""
     found = []
+    # An option that is off says nothing, and runs from before there was any lack it.
+    model = {
+      name: value
+      for name, value in self.config.model.to_dict().items()
+      if value or name not in claim_lib.OPTIONS["model"]
+    }
     held = self.sweep.to_host(self.weights)
     for view, own, weights in zip(self.views, self.sweep.members, held, strict=True):
       loss = self.objective.member_of(view).loss
-      digest = hashlib.sha256(repr((self.config.model.to_dict(), loss)).encode())
+      digest = hashlib.sha256(repr((model, loss)).encode())
       for leaf in jax.tree.leaves((weights, own.get("calibration", {}))):
         digest.update(np.ascontiguousarray(leaf).tobytes())
       if view.level != members_lib.WHOLE:

@@ -9,12 +9,15 @@ from lus_jax.errors import UserError
 from lus_jax.models import flops, fpn
 from lus_jax.models.resnet import DEPTHS
 
+# How many times smaller than labels and output what a network sees may be; 0 is 1.
+SHRINKS = (0, 1, 2, 4)
+
 
 class Fpn:
   """The feature pyramid over a ResNet.
 
   Args:
-    config: the `model` part of a run's config (encoder, width, dropout, dtype).
+    config: the `model` part of a run's config (encoder, width, dropout, dtype, perhaps shrink).
   """
 
   # By encoder, as `sizes`.
@@ -22,14 +25,19 @@ class Fpn:
 
   def __init__(self, config):
     self._config = config
+    # The config of a run that was begun with an older version lacks it.
+    self.shrink = getattr(config, "shrink", 0) or 1
 
   def check(self):
-    """Refuses an unknown encoder, or a dropout out of range (`UserError`)."""
+    """Refuses an unknown encoder, or a dropout or `shrink` out of range (`UserError`)."""
     encoder, dropout = self._config.encoder, self._config.dropout
     if encoder not in DEPTHS:
       raise UserError(
         f"config.model.encoder: '{encoder}' is not known; choose one of {', '.join(DEPTHS)}."
       )
+    if self.shrink not in SHRINKS:
+      known = ", ".join(map(str, SHRINKS))
+      raise UserError(f"config.model.shrink: {self.shrink} is not known; choose one of {known}.")
     if not 0 <= dropout < 1:
       raise UserError(f"config.model.dropout: {dropout} must be at least 0 and below 1.")
 
@@ -41,13 +49,14 @@ class Fpn:
   @property
   def sizes(self):
     """At width 1: activations per pixel of an image, and parameters."""
-    return self.SIZES[self._config.encoder]
+    activations, parameters = self.SIZES[self._config.encoder]
+    return activations / self.shrink**2, parameters
 
   def flop(self, *, size, in_channels, classes):
     """FLOP of a forward pass over one image [size, size, in_channels] to `classes` logits."""
     return flops.fpn(
       self._config.encoder,
-      size=size,
+      size=size // self.shrink,
       in_channels=in_channels,
       classes=classes,
       width=self._config.width,
@@ -62,12 +71,14 @@ class Fpn:
       levels=levels,
       width=self._config.width,
       dropout=self._config.dropout,
+      shrink=self.shrink,
       dtype=dtype,
       rngs=rngs,
     )
 
-  # From its head's logits [B, h, w, K], height and width to [B, height, width, K].
-  upsample = staticmethod(fpn.upsample_logits)
+  def upsample(self, logits, height, width):
+    """From its head's logits [B, h, w, K] to the image's size [B, height, width, K]."""
+    return fpn.upsample_logits(logits, height, width, self.shrink)
 
 
 # By the name that `config.model.network` has; configs without one are of the first.

@@ -65,6 +65,7 @@ class FPN(nnx.Module):
     segmentation_channels: channels of the segmentation branches (times width).
     width: factor on every channel count, for small runs.
     dropout: share of the merged channels dropped in training.
+    shrink: how many times smaller than the image, and than its logits, is what the encoder sees.
     dtype: compute type; parameters and logits are float32.
     rngs: source of the initial weights.
   """
@@ -80,9 +81,11 @@ class FPN(nnx.Module):
     segmentation_channels=128,
     width=1.0,
     dropout=0.2,
+    shrink=1,
     dtype=jnp.float32,
     rngs,
   ):
+    self.shrink = shrink
     pyramid_channels = scale_channels(pyramid_channels, width)
     segmentation_channels = scale_channels(segmentation_channels, width)
     self.dtype = dtype
@@ -123,8 +126,11 @@ class FPN(nnx.Module):
       float32 logits [B, H, W, K]; at a quarter of the padded size without `upsample`.
     """
     height, width = image.shape[1:3]
+    if self.shrink > 1:
+      image = _shrunk(image, self.shrink)
     image = jnp.pad(
-      image.astype(self.dtype), ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0))
+      image.astype(self.dtype),
+      ((0, 0), (0, -image.shape[1] % STRIDE), (0, -image.shape[2] % STRIDE), (0, 0)),
     )
     features = self.encoder(image, train=train)
     on_gpu = backend.name() == "gpu"
@@ -144,7 +150,7 @@ class FPN(nnx.Module):
       logits = self._head_of_kept(merged, drop).astype(jnp.float32)
     else:
       logits = self.segmentation_head(drop(merged)).astype(jnp.float32)
-    return upsample_logits(logits, height, width) if upsample else logits
+    return upsample_logits(logits, height, width, self.shrink) if upsample else logits
 
   def _finest(self, feature, coarser):
     """The first convolution of the finest branch, of a level that is never made.
@@ -179,6 +185,13 @@ def _by_level(initializer, levels):
   return initialize
 
 
-def upsample_logits(logits, height, width):
+def _shrunk(image, factor):
+  """Means over squares of so many pixels a side: [B, H / factor, W / factor, C]."""
+  batch, height, width, channels = image.shape
+  parts = image.reshape(batch, height // factor, factor, width // factor, factor, channels)
+  return parts.mean((2, 4))
+
+
+def upsample_logits(logits, height, width, shrink=1):
   """From the head's logits [B, h, w, K] to the image's size [B, height, width, K]."""
-  return upsample_bilinear(logits, HEAD_STRIDE)[:, :height, :width]
+  return upsample_bilinear(logits, HEAD_STRIDE * shrink)[:, :height, :width]

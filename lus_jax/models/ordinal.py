@@ -6,6 +6,7 @@ less.
 """
 
 import jax
+import numpy as np
 from jax import numpy as jnp
 
 
@@ -22,6 +23,15 @@ def nested_logits(raw, n_levels):
   raw = jnp.asarray(raw, jnp.float32).reshape(*raw.shape[:-1], n_levels, -1)
   steps = jnp.concatenate([raw[..., :1, :], -jax.nn.softplus(raw[..., 1:, :])], axis=-2)
   return keep_nested(jnp.cumsum(steps, axis=-2))
+
+
+def raw_of(nested):
+  """What a head has to put out for nested logits [E, K]: the inverse of `nested_logits`, [E * K].
+
+  Levels that are equal come out as nearly so.
+  """
+  steps = np.maximum(nested[:-1] - nested[1:], 1e-2)
+  return np.concatenate([nested[:1], np.log(np.expm1(steps))]).ravel()
 
 
 def keep_nested(logits):

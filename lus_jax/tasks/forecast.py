@@ -152,7 +152,8 @@ def _segmentation(config, task, table, splits, device):
     strategy=choose_strategy(config.sweep.strategy),
   )
   flop = segmentation.training_flop(config, classes=k * objective.head)
-  images = config.train.epochs * (sizes["train"] + sizes["validation"] / flops.TRAINING)
+  an_epoch = config.train.get("epoch_steps", 0) * config.train.batch_size or sizes["train"]
+  images = config.train.epochs * (an_epoch + sizes["validation"] / flops.TRAINING)
   images *= objective.n_models
   sets, n_models, frames = 1, objective.n_models, int(table.n_frames.sum())
   if task and task.folds.leakage == "strict":

@@ -10,8 +10,18 @@ from lus_jax.files import write_text
 
 # Says whose directory it is.
 OWNER = "run.json"
-# Fields of `data.phantom` that say nothing where they are empty or 0.
+# Fields of `data.phantom` that say nothing where they are empty or 0; and of other sections.
 PHANTOM_OPTIONS = ("variety", "stable_patients", "readmission_accuracy")
+OPTIONS = {
+  "model": ("shrink",),
+  "train": ("epoch_steps", "rare", "smoothing", "minutes"),
+  "loss": ("region", "from_prevalence"),
+  "optimizer": ("weight_decay", "warmup", "averaging"),
+  "augment": (
+    *("scale", "shift", "shear_degrees", "elastic", "crop"),
+    *("gain", "attenuation", "speckle", "shadow", "haze"),
+  ),
+}
 # Where its checkpoints are.
 DIRECTORY = "checkpoints"
 
@@ -19,20 +29,28 @@ DIRECTORY = "checkpoints"
 def settings(config):
   """A run's config as nested dicts, for its claim and results.
 
-  How many processes there are is left out: a run goes on with any number. So are options of the
-  phantom that are off: runs from before there were any go on.
+  How many processes there are is left out: a run goes on with any number. So are options that are
+  off: runs from before there were any go on.
   """
   fields = json.loads(config.to_json())
   fields.get("study", {}).pop("workers", None)
   # The parts of a study have data of their own.
   for part in (fields, *fields.values()):
-    if isinstance(part, dict) and isinstance(part.get("data"), dict):
-      part["data"].pop("num_processes", None)
-      phantom = part["data"].get("phantom", {})
-      for name in PHANTOM_OPTIONS:
-        if not phantom.get(name):
-          phantom.pop(name, None)
+    if not isinstance(part, dict):
+      continue
+    sections = {name: x for name, x in part.items() if isinstance(x, dict)}
+    data = sections.get("data", {})
+    data.pop("num_processes", None)
+    _drop_off(data.get("phantom", {}), PHANTOM_OPTIONS)
+    for name, options in OPTIONS.items():
+      _drop_off(sections.get(name, {}), options)
   return {name: value for name, value in fields.items() if name != "distributed"}
+
+
+def _drop_off(section, options):
+  for name in options:
+    if not section.get(name):
+      section.pop(name, None)
 
 
 def read_claim(workdir):

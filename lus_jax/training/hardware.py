@@ -276,6 +276,11 @@ def drop_later(config, claim):
       del config[section][field]
 
 
+def steps_of_epoch(config, frames):
+  """Steps of an epoch: as many as the `train` part of a config says, else one pass over frames."""
+  return getattr(config, "epoch_steps", 0) or frames // config.batch_size
+
+
 def resolve(config, device, *, models, frames=PAPER_BATCH, classes=6, strategy="loop"):
   """Fills in the automatic settings.
 
@@ -283,8 +288,8 @@ def resolve(config, device, *, models, frames=PAPER_BATCH, classes=6, strategy="
     config: a run's config, checked.
     device: a `Device`.
     models: T.
-    frames: of the training split; so few that their epochs are short get more epochs, until there
-      are `train.steps`.
+    frames: of the training split; where they make short epochs, there are more of these, until
+      there are `train.steps`.
     classes: K.
     strategy: of the sweep, resolved.
 
@@ -301,7 +306,7 @@ def resolve(config, device, *, models, frames=PAPER_BATCH, classes=6, strategy="
         config, device, models=models, frames=frames, classes=classes, strategy=strategy
       )
     steps = config.train.get("steps", 0)
-    epochs = math.ceil(steps / max(1, frames // config.train.batch_size))
+    epochs = math.ceil(steps / max(1, steps_of_epoch(config.train, frames)))
     if epochs > config.train.epochs:
       config.train.epochs, why["epochs"] = epochs, f"as many as train.steps={steps} takes"
   return config, why

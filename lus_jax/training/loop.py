@@ -41,6 +41,7 @@ class Task:
       which the latter selects the best epoch (higher is better, of equals the lower loss; None,
       undefined, never wins), perhaps dicts of numbers by class, and by name functions that make
       pictures for the writer, [n, H, W, 3] uint8; they are called in the epochs that show some.
+    averaging: of `state.make_train_step`.
     unit: what a batch is counted in, for the curves of the speed.
     work: what an estimate of the run's time is made of; None for no estimate.
     first_look: `(rows, pictures) -> text`, called with those of the first epoch that is done: what
@@ -53,6 +54,7 @@ class Task:
   tx: Any
   schedule: Callable
   validate: Callable
+  averaging: float = 0.0
   unit: str = "image"
   work: estimate.Work | None = None
   first_look: Callable | None = None
@@ -67,7 +69,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
     state: its initial state.
     batches: `lus_jax.data.pipeline.Batches`.
     config: the `train` part of a run's config (`epochs`, `log_every`, `checkpoint_every`,
-      `batch_size`).
+      `batch_size`, perhaps `smoothing`: of the score that selects the best epoch).
     steps_per_epoch: training batches per epoch.
     key: a jax random key; step s uses `fold_in(key, s)`, so a resumed run repeats its numbers.
     checkpoints: `lus_jax.training.checkpoints.Checkpoints`.
@@ -83,7 +85,8 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       it to the same numbers.
   """
   prepare = jax.jit(task.prepare)
-  train_step = sweep.compile(state_lib.make_train_step(task.loss_fn, task.tx), updates_state=True)
+  step_of = state_lib.make_train_step(task.loss_fn, task.tx, task.averaging)
+  train_step = sweep.compile(step_of, updates_state=True)
   keep_best = sweep.compile(state_lib.keep_best, updates_state=True)
 
   meta = {
@@ -168,6 +171,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       old_rule, meta["rule"] = False, RULE
       # The last step's update is seen here first; nothing broken is ever saved.
       _check_finite([[row["loss"] for row in rows]], task.names, step, epoch)
+      _smooth(rows, meta["history"], getattr(config, "smoothing", 0.0))
       improved = [is_better(row, best) for row, best in zip(rows, meta["best"], strict=True)]
       # While no epoch has a defined score, the latest one stands in for the best.
       take = [
@@ -178,7 +182,7 @@ def fit(task, sweep, state, batches, *, config, steps_per_epoch, key, checkpoint
       mean_losses = np.mean(losses, axis=0)
       for i, row in enumerate(rows):
         if improved[i]:
-          meta["best"][i] = {"epoch": epoch, "score": row["score"], "loss": row["loss"]}
+          meta["best"][i] = {"epoch": epoch, "score": judged(row), "loss": row["loss"]}
         meta["history"].append(
           {"epoch": epoch, "member": task.names[i], "train_loss": float(mean_losses[i]), **row}
         )
@@ -250,12 +254,32 @@ def shows(epoch, epochs):
   return epoch in (1, epochs) or epoch % -(-epochs // SHOWN) == 0
 
 
+def _smooth(rows, history, decay):
+  """Gives rows their `smoothed` score: a moving average over the epochs so far.
+
+  Few validation frames make scores noisy, and the best of many would be the luckiest. Where a score
+  is undefined, so is the smoothed one, and the average goes on after it.
+  """
+  for i, row in enumerate(rows if decay else ()):
+    before = [x["smoothed"] for x in history[i :: len(rows)] if x.get("smoothed") is not None]
+    score = row["score"]
+    if score is not None and before:
+      score = decay * before[-1] + (1 - decay) * score
+    row["smoothed"] = score
+
+
+def judged(row):
+  """The score of an epoch that selects: the smoothed one, where there is one."""
+  return row.get("smoothed", row["score"])
+
+
 def is_better(row, best):
   """Whether an epoch is the new best: of equals by the lower loss, an undefined score never."""
-  if row["score"] is None or best["score"] is None:
-    return row["score"] is not None
-  if row["score"] != best["score"]:
-    return row["score"] > best["score"]
+  score = judged(row)
+  if score is None or best["score"] is None:
+    return score is not None
+  if score != best["score"]:
+    return score > best["score"]
   return row["loss"] < best["loss"]
 
 
@@ -272,7 +296,7 @@ def chosen_by(best, rows):
   """
   if best["score"] is None:
     return "last"
-  return "loss" if [row["score"] for row in rows].count(best["score"]) > 1 else "score"
+  return "loss" if [judged(row) for row in rows].count(best["score"]) > 1 else "score"
 
 
 def _complete_best(meta, names):
@@ -368,6 +392,8 @@ def _split(stacked):
     "batch_stats": stacked.batch_stats,
     "opt_state": stacked.opt_state,
   }
+  if stacked.averages is not None:
+    resumable["averages"] = stacked.averages
   return resumable, {"params": stacked.best_params, "batch_stats": stacked.best_batch_stats}
 
 

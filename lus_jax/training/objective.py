@@ -12,6 +12,9 @@ from lus_jax.labels import fusion, smoothing
 from lus_jax.models import designs, ordinal
 from lus_jax.training import members
 
+# Labels that show less than this share of the pixels begin from it.
+RAREST = 1e-4
+
 
 class Objective:
   """The members that a config names: losses and outputs, as functions of a network's logits.
@@ -158,6 +161,7 @@ class Objective:
         weights=weights,
         subthreshold_weight=self._config.subthreshold_weight,
         reduction=self._config.reduction,
+        region=getattr(self._config, "region", 0.0),
       )
 
     if target == "ordinal":
@@ -185,6 +189,47 @@ class Objective:
       chosen = jax.vmap(jax.random.categorical)(keys, jnp.log(inputs["drawn"].astype(jnp.float32)))
       confidence = jax.vmap(lambda raters, i: raters[i])(inputs["raters"], chosen)
     return training_loss(logits, confidence, member["threshold"])
+
+  def bias(self, member, bias, counts):
+    """The head's bias by which a member's output begins as the mean of its own labels, everywhere.
+
+    As Lin et al. (arXiv 1708.02002) start from a small probability: from .5 a good part of the
+    steps goes into learning that most pixels show nothing.
+
+    Args:
+      member: a `Member`.
+      bias: [head * K], as drawn: of what no bias follows from, as a normalised output, it stays.
+      counts: pixels of the training labels by level, [K, 256].
+
+    Returns:
+      NumPy [head * K].
+    """
+    levels, k = np.arange(256, dtype=np.float32) / 255, len(counts)
+
+    def logit(target, weights):
+      counted = counts * np.asarray(weights, np.float64)
+      share = (counted * np.asarray(target)).sum(1) / np.maximum(counted.sum(1), 1)
+      share = np.clip(share, RAREST, 1 - RAREST)
+      return np.log(share) - np.log1p(-share)
+
+    def of_threshold(threshold):
+      weights = np.ones(256)
+      if member.loss == "weighted_cross_entropy" and member.weights == "paper":
+        rule = self._config.subthreshold_weight
+        weights = labels.pixel_weight(levels, threshold, subthreshold_weight=rule)
+      return logit(labels.label(levels, threshold), weights)
+
+    found = np.array(bias, np.float32)
+    if member.loss in losses.NORMALIZED:
+      return found
+    if member.target == "ordinal":
+      nested = np.stack([of_threshold(threshold) for threshold in self.levels])
+      found[:] = ordinal.raw_of(nested)
+    elif member.is_soft:
+      found[:k] = logit(levels, np.ones(256))
+    else:
+      found[:k] = of_threshold(member.threshold)
+    return found
 
   def of_all_seeds(self):
     """The members of the sweep: every member, for every seed.

@@ -9,6 +9,9 @@ import optax
 from flax import nnx
 from jax import numpy as jnp
 
+# Steps after which averages hold about as much of the newest weights as of all before.
+WARM = 10
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +25,7 @@ class State:
     opt_state: the optimizer's.
     best_params: the weights of the best epoch so far.
     best_batch_stats: its running statistics.
+    averages: moving averages of `params` and `batch_stats`, a dict; None where there are none.
   """
 
   step: jax.Array
@@ -30,6 +34,17 @@ class State:
   opt_state: Any
   best_params: Any
   best_batch_stats: Any
+  averages: Any = None
+
+  @property
+  def newest(self):
+    """What the last step left: a dict of `params` and `batch_stats`."""
+    return {"params": self.params, "batch_stats": self.batch_stats}
+
+  @property
+  def weights(self):
+    """What is validated and kept, likewise: the averages where there are any, else the newest."""
+    return self.newest if self.averages is None else self.averages
 
 
 class Network:
@@ -78,9 +93,9 @@ def outline(build):
   return Network(nnx.eval_shape(build))
 
 
-@functools.partial(jax.jit, static_argnames="tx")
-def create_state(params, batch_stats, tx):
-  """A fresh `State`, whose arrays are its own: steps reuse their memory."""
+@functools.partial(jax.jit, static_argnames=("tx", "averaged"))
+def create_state(params, batch_stats, tx, averaged=False):
+  """A fresh `State`, perhaps with averages, whose arrays are its own: steps reuse their memory."""
 
   def copied(tree):
     return jax.tree.map(jnp.copy, tree)
@@ -92,15 +107,18 @@ def create_state(params, batch_stats, tx):
     opt_state=tx.init(params),
     best_params=copied(params),
     best_batch_stats=copied(batch_stats),
+    averages=copied({"params": params, "batch_stats": batch_stats}) if averaged else None,
   )
 
 
-def make_train_step(loss_fn, tx):
+def make_train_step(loss_fn, tx, averaging=0.0):
   """Makes the pure training step of one sweep member.
 
   Args:
     loss_fn: `(params, batch_stats, member, inputs, key) -> (loss, new batch_stats)`.
     tx: an optax transformation.
+    averaging: the decay of the averages in a step, 0 where the state has none. Over the first steps
+      it rises to that, or they would hold the initial weights for long.
 
   Returns:
     `step(state, member, inputs, key) -> (state, loss)`.
@@ -117,19 +135,23 @@ def make_train_step(loss_fn, tx):
       batch_stats=batch_stats,
       opt_state=opt_state,
     )
+    if averaging:
+      decay = jnp.minimum(averaging, state.step / (state.step + WARM))
+      averages = optax.incremental_update(state.newest, state.averages, 1 - decay)
+      state = dataclasses.replace(state, averages=averages)
     return state, loss
 
   return step
 
 
 def keep_best(state, improved):
-  """Takes the present weights as the best ones where `improved` (a bool scalar)."""
+  """Takes the present weights, or averages, as the best where `improved` (a bool scalar)."""
 
   def choose(new, old):
     return jax.tree.map(lambda a, b: jnp.where(improved, a, b), new, old)
 
   return dataclasses.replace(
     state,
-    best_params=choose(state.params, state.best_params),
-    best_batch_stats=choose(state.batch_stats, state.best_batch_stats),
+    best_params=choose(state.weights["params"], state.best_params),
+    best_batch_stats=choose(state.weights["batch_stats"], state.best_batch_stats),
   )

@@ -302,3 +302,171 @@ def test_what_raters_bring_along_changes_nothing_else(key):
   plain = augment.prepare(stored)
   np.testing.assert_allclose(plain["raters"], np.asarray(stored["raters"]) / 255, rtol=1e-6)
   np.testing.assert_allclose(plain["staple"], np.asarray(stored["staple"]) / 255, rtol=1e-6)
+
+
+OFF = {name: 0 for name in (*augment.DEFORMATIONS, *augment.CHANGES, "crop")}
+# Flips and nothing else.
+STILL = {"rotation_degrees": 0.0, "brightness": 0.0, "contrast": 0.0, "gamma": (1.0, 1.0)}
+DEFORMED = {"scale": 0.3, "shift": 0.1, "shear_degrees": 10.0, "elastic": 0.02}
+
+
+def with_options(**changes):
+  return ConfigDict(CONFIG.to_dict() | OFF | changes)
+
+
+def prepared(stored, key=None, options=None):
+  """`augment.prepare`, compiled: piece by piece it takes ten times as long here."""
+  return jax.device_get(jax.jit(lambda x, k: augment.prepare(x, k, options))(stored, key))
+
+
+def test_what_is_off_is_as_if_there_were_none_of_it(key):
+  stored = rated(key)
+  expected = prepared(stored, key, CONFIG)
+  jax.tree.map(np.testing.assert_array_equal, expected, prepared(stored, key, with_options()))
+
+
+@pytest.mark.parametrize("crop", [0, 16])
+def test_image_confidence_and_mask_are_deformed_together(key, crop):
+  stored = batch(key, n=16)
+  smooth = ndimage.gaussian_filter(np.asarray(stored["image"], float), (0, 2, 2, 0))
+  smooth = 255 * (smooth - smooth.min()) / np.ptp(smooth)
+  stored["image"] = jnp.asarray(smooth.round().astype(np.uint8))
+  stored["confidence"] = jnp.repeat(stored["image"], 2, axis=-1)
+  options = with_options(confidence="bilinear", probability=1.0, crop=crop, **STILL | DEFORMED)
+  inputs = prepared(stored, key, options)
+  assert inputs["image"].shape[1:3] == (crop or 24,) * 2
+  where = inputs["where"]
+  assert 0.5 < float(where.mean()) < 1
+  found, expected = (np.where(where, inputs[name], 0) for name in ("image", "confidence"))
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  options.confidence = "nearest"
+  near = prepared(stored, key, options)
+  np.testing.assert_array_equal(near["image"], inputs["image"])
+  # Values that were painted, and no others.
+  painted = set(np.unique(np.asarray(stored["confidence"])).tolist()) | {0}
+  shown = np.rint(255 * np.asarray(near["confidence"])).astype(int)
+  assert set(np.unique(shown).tolist()) <= painted
+  assert float(jnp.abs(near["confidence"] - inputs["confidence"])[where].max()) < 0.25
+
+
+@pytest.mark.parametrize("name", DEFORMED)
+def test_each_deformation_moves_pixels_by_itself_and_by_its_chance(key, name):
+  stored = batch(key, n=200, size=16)
+  plain = prepared(stored)
+  found = prepared(stored, key, with_options(**STILL | {name: DEFORMED[name]}))
+  same = [
+    np.all(np.abs(found["image"] - x) < 1e-5, axis=(1, 2, 3))
+    for x in (plain["image"], plain["image"][:, :, ::-1])
+  ]
+  assert 0.4 < float((same[0] | same[1]).mean()) < 0.6
+
+
+def test_scaling_scales_areas_within_its_bounds(key):
+  n, size = 64, 64
+  y, x = np.mgrid[:size, :size] - (size - 1) / 2
+  disc = np.where(y**2 + x**2 < 15**2, 255, 0).astype(np.uint8)
+  stored = batch(key, n=n, size=size, classes=1)
+  stored["confidence"] = jnp.tile(jnp.asarray(disc)[None, ..., None], (n, 1, 1, 1))
+  options = with_options(probability=1.0, **STILL | {"scale": 0.5})
+  area = np.asarray(prepared(stored, key, options)["confidence"] > 0.5).sum((1, 2, 3))
+  ratio = np.sqrt(area / (disc > 0).sum())
+  assert 1 / 1.55 < ratio.min() < 0.75 and 1.35 < ratio.max() < 1.55
+  assert abs(np.mean(np.log(ratio))) < 0.08
+
+
+def test_deformation_leaves_every_threshold_its_area(key, phantom):
+  n = len(phantom["confidence"])
+  frames = {
+    "image": np.zeros((n, 64, 64, 1), np.uint8),
+    "valid_box": np.tile(np.int32([0, 0, 64, 64]), (n, 1)),
+    "labelled": np.ones((n, 6), bool),
+    "confidence": phantom["confidence"],
+  }
+  plain = prepared(frames)
+  own = with_options(probability=1.0, **{"elastic": 0.02, "shear_degrees": 10.0})
+  moved = prepared(frames, key, own)
+  kept = [
+    float(
+      (label(moved["confidence"], t) * moved["where"]).sum() / label(plain["confidence"], t).sum()
+    )
+    for t in (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)
+  ]
+  assert min(kept) > 0.85 and max(kept) < 1.05 and max(kept) - min(kept) < 0.04
+
+
+def test_a_crop_is_a_piece_of_the_frame_as_it_is(key):
+  stored = rated(key, n=6, size=40)
+  options = with_options(probability=0.0, crop=32)
+  found = prepared(stored, key, options)
+  plain = prepared(stored)
+  assert found["raters"].shape == (6, 3, 32, 32, 2) and found["where"].shape == (6, 32, 32, 2)
+  places = set()
+  for i in range(6):
+    matches = [
+      (top, left)
+      for top in range(9)
+      for left in range(9)
+      if np.array_equal(found["image"][i], plain["image"][i, top : top + 32, left : left + 32])
+    ]
+    (place,) = matches
+    places.add(place)
+    inside = np.s_[place[0] : place[0] + 32, place[1] : place[1] + 32]
+    for name in ("confidence", "where", "staple"):
+      np.testing.assert_array_equal(found[name][i], plain[name][i][inside])
+    np.testing.assert_array_equal(found["raters"][i], plain["raters"][i][:, inside[0], inside[1]])
+  assert len(places) > 2
+  assert augment.side(options, 40) == 32 and augment.side(with_options(), 40) == 40
+  with pytest.raises(UserError, match="config.augment.crop: 32 is larger than the images"):
+    augment.side(options, 31)
+
+
+def test_each_change_of_the_picture_is_off_by_a_word_and_leaves_the_labels(key):
+  stored = batch(key, n=200, size=16)
+  stored["image"] = stored["image"] // 2 + 40
+  plain = prepared(stored, key, with_options(**STILL))
+  for name in augment.CHANGES:
+    found = prepared(stored, key, with_options(**STILL | {name: 0.5}))
+    for same in ("confidence", "where"):
+      np.testing.assert_array_equal(found[same], plain[same])
+    changed = np.any(found["image"] != plain["image"], axis=(1, 2, 3))
+    assert 0.4 < changed.mean() < 0.6, name
+    assert found["image"].min() >= 0 and found["image"].max() <= 1
+  every = with_options(probability=0.0, **DEFORMED | dict.fromkeys(augment.CHANGES, 0.5))
+  never = prepared(stored, key, every)
+  jax.tree.map(np.testing.assert_array_equal, never, prepared(stored))
+
+
+def test_changes_of_the_picture_are_what_they_are_called(key):
+  grey = jnp.full((60, 80, 1), 0.4)
+  faded = augment.attenuate(grey, 1.0)
+  np.testing.assert_allclose(faded[[0, -1], 3, 0], 0.4 * np.exp([0.5, -0.5]), rtol=1e-5)
+  ratios = faded[1:, 0, 0] / faded[:-1, 0, 0]
+  np.testing.assert_allclose(ratios, np.exp(-1 / 59), rtol=1e-4)
+  grains = np.asarray(augment.speckle(grey, 0.2, key))[..., 0] / 0.4
+  assert grains.mean() == pytest.approx(1, abs=0.02) and grains.std() == pytest.approx(
+    0.2, abs=0.02
+  )
+  beside, below = (
+    np.corrcoef(a.ravel(), b.ravel())[0, 1]
+    for a, b in ((grains[:, 1:], grains[:, :-1]), (grains[1:], grains[:-1]))
+  )
+  assert beside > 0.5 and abs(below) < 0.1
+  shadows = np.stack([augment.cast_shadow(grey, 0.8, k) for k in jax.random.split(key, 20)])[..., 0]
+  assert shadows.min() >= 0.4 * 0.2 - 1e-6 and shadows.max() <= 0.4 + 1e-6
+  darker = (shadows < 0.3).mean((0, 2))
+  assert darker[-1] > 0.05 and darker[0] < darker[-1] / 2
+  veiled = np.asarray(augment.add_haze(jnp.zeros((60, 80, 1)), 0.3, key))[..., 0]
+  assert veiled.min() > 0 and veiled.max() < 0.3 and np.ptp(veiled) > 0.05
+  assert np.abs(np.diff(veiled, axis=0)).max() < np.ptp(veiled) / 4
+  assert float(jnp.abs(augment.add_haze(jnp.ones((4, 4, 1)), 0.3, key) - 1).max()) < 1e-6
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [(name, value) for name in (*augment.DEFORMATIONS, *augment.CHANGES) for value in (-0.1, 90.0)]
+  + [("crop", 8), ("haze", float("nan"))],
+)
+def test_a_strength_out_of_range_is_refused_by_name(field, value):
+  augment.check(with_options())
+  with pytest.raises(UserError, match=f"config.augment.{field}"):
+    augment.check(with_options(**{field: value}))

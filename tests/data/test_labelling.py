@@ -358,3 +358,35 @@ def test_batches_hold_the_staple_of_standardised_raters(several_raters, cache, f
     np.testing.assert_array_equal(found, np.rint(255 * expected))
     changed.append(np.abs(fusion.staple(before["raters"], **about) - expected).max())
   assert max(changed) > 0.3
+
+
+def test_levels_count_what_counts():
+  confidence = np.zeros((2, 6, 5, K), np.uint8)
+  confidence[0, 1:3, 1:4, 0] = 153
+  confidence[0, 5, 0, 0] = 255  # outside of the frame
+  confidence[1, 2, 2, 0] = 255  # ignored
+  confidence[1, 2, 3, 1] = 51
+  ignore = np.zeros((2, 6, 5, 1), np.uint8)
+  ignore[1, 2, 2] = 1
+  examples = [
+    {"confidence": c, "ignore": i, "labelled": np.array(known), "valid_box": np.array([0, 1, 4, 5])}
+    for c, i, known in zip(confidence, ignore, [(True, True), (True, False)], strict=True)
+  ]
+  found = labelling.levels(Split(examples))
+  expected = np.zeros((K, 256), int)
+  expected[0, [0, 153]] = 16 - 6 + 15, 6
+  expected[1, 0] = 16  # of the second frame nothing is known
+  np.testing.assert_array_equal(found.counts, expected)
+  np.testing.assert_array_equal(found.shown, [[True, False], [False, False]])
+  without = [{k: v for k, v in one.items() if k != "ignore"} for one in examples]
+  assert labelling.levels(Split(without)).counts[0, 255] == 1
+
+
+def test_frames_with_rare_classes_are_repeated_by_the_root_of_their_rarity():
+  shown = np.zeros((100, 3), bool)
+  shown[:50, 0] = shown[40:45, 1] = shown[44, 2] = True
+  found = labelling.repeats(shown, 0.36)
+  assert found[0] == 1 and found[99] == 1  # a common class, and none
+  assert found[40] == 3 and found[44] == 6  # sqrt(.36 / .05), sqrt(.36 / .01)
+  assert (labelling.repeats(shown, 0.0) == 1).all()
+  assert (labelling.repeats(np.zeros((4, 2), bool), 0.5) == 1).all()

@@ -120,3 +120,16 @@ def test_load_stacks_the_fields_that_a_step_needs():
   loaded = load(source)
   assert set(loaded) == set(arrays)
   np.testing.assert_array_equal(loaded["image"], arrays["image"])
+
+
+@pytest.mark.parametrize("cache", ["device", "stream"])
+def test_a_pass_takes_frames_as_often_as_asked(cache):
+  repeats = [1, 3, 1, 2, 1]
+  batches = Frames(frames(5), cache=cache).training_batches(4, seed=5, repeats=repeats)
+  seen = [[x for _ in range(2) for x in indices(next(batches))] for _ in range(3)]
+  assert all(np.bincount(one, minlength=5).tolist() == repeats for one in seen)
+  assert len({tuple(one) for one in seen}) == 3
+  place = batches.get_state()
+  expected = [indices(next(batches)) for _ in range(3)]
+  batches.set_state(place)
+  assert [indices(next(batches)) for _ in range(3)] == expected

@@ -131,6 +131,14 @@ def test_baselines_are_fitted_on_the_training_split(found):
   assert row["iou"] == pytest.approx(2 / 5)
 
 
+def test_the_bar_of_epochs_is_the_mean_map_on_the_validation_split(found):
+  # Rows 0 to 2 against rows 6 and 7; against those it was fitted to, all of them.
+  assert found.bar == [0]
+  splits = {name: frames(**split) for name, split in SPLITS.items()}
+  splits["validation"] = frames(**SPLITS["train"] | {"rows": slice(0, 4)})
+  assert evaluation.evaluate(trained(), thin=None, **splits).bar == [0.75]
+
+
 def test_a_class_that_is_nowhere_counts_for_nobody(found):
   rows = {"network": found.members[0]} | {name: each[0] for name, each in found.baselines.items()}
   for name, row in rows.items():

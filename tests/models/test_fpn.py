@@ -4,9 +4,10 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 from ml_collections import ConfigDict
+from scipy import ndimage
 
 from lus_jax.errors import UserError
-from lus_jax.models import build_model, check
+from lus_jax.models import build_model, check, designs
 from lus_jax.models.fpn import FPN
 from lus_jax.training.state import Network
 
@@ -195,3 +196,33 @@ def test_the_decoder_follows_a_float64_reference(key):
   expected = _reference_decoder(params, features, group_size=4)
   scale = np.abs(expected).max()
   np.testing.assert_allclose(run(model, image), expected, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("size", [(64, 128), (80, 48)])
+def test_what_is_shrunk_is_the_smaller_image_with_logits_of_the_full_size(key, size):
+  image = jax.random.uniform(key, (1, *size, 1))
+  found = run(tiny(shrink=2), image)
+  assert found.shape == (1, *size, 2)
+  small = np.asarray(image).reshape(1, size[0] // 2, 2, size[1] // 2, 2, 1).mean((2, 4))
+  graph, state = nnx.split(tiny())
+  head = jax.jit(lambda s, x: nnx.merge(graph, s)(x, train=False, upsample=False))(state, small)
+  assert head.shape[1:3] == (-(-size[0] // 64) * 8, -(-size[1] // 64) * 8)
+  # Aligned corners, by scipy.
+  at = [np.linspace(0, n - 1, 8 * n)[:m] for n, m in zip(head.shape[1:3], size, strict=True)]
+  for k in range(2):
+    expected = ndimage.map_coordinates(
+      np.asarray(head[0, ..., k]), np.meshgrid(*at, indexing="ij"), order=1
+    )
+    np.testing.assert_allclose(found[0, ..., k], expected, atol=1e-5)
+
+
+def test_shrinking_takes_work_and_memory_but_no_weight():
+  config = ConfigDict({"encoder": "resnet18", "width": 0.5, "dropout": 0.2, "shrink": 2})
+  plain = ConfigDict(config.to_dict() | {"shrink": 0})
+  own, other = designs.segmentation(config), designs.segmentation(plain)
+  assert own.sizes == (other.sizes[0] / 4, other.sizes[1])
+  size = {"in_channels": 1, "classes": 3}
+  assert own.flop(size=128, **size) == other.flop(size=64, **size)
+  config.shrink = 3
+  with pytest.raises(UserError, match="config.model.shrink: 3 is not known; choose one of 0, 1, 2"):
+    designs.segmentation(config).check()

@@ -415,6 +415,15 @@ def test_bfloat16_is_the_same_run_but_for_rounding(finished, prepared, tmp_path)
     ({"data.phantom.setting": "nice"}, "nice"),
     ({"data.phantom.n_patients": 2}, "at least 3"),
     ({"train.batch_size": 4000}, "train.batch_size: 4000 is more than"),
+    ({"loss.region": -1.0}, "config.loss.region: -1.0"),
+    ({"optimizer.weight_decay": -1.0}, "config.optimizer.weight_decay: -1.0"),
+    ({"optimizer.averaging": 1.0}, "config.optimizer.averaging: 1.0"),
+    ({"train.smoothing": -0.1}, "config.train.smoothing: -0.1"),
+    ({"augment.haze": 2.0}, "config.augment.haze: 2.0"),
+    ({"augment.crop": 48}, "config.augment.crop: 48 is larger than the images"),
+    ({"model.shrink": 3}, "config.model.shrink: 3"),
+    ({"model.shrink": 4, "data.image_size": 34}, "config.model.shrink: 4 does not divide the 34"),
+    ({"train.minutes": -1.0}, "config.train.minutes: -1.0"),
   ],
 )
 def test_a_bad_value_is_refused_before_anything_is_written(prepared, tmp_path, changes, message):

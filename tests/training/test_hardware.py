@@ -337,3 +337,34 @@ def test_the_group_of_video_networks_is_what_fits_the_memory():
   assert hardware.choose_group(config, RTX3060, clips=2) == 9
   config.model.dtype = "float32"
   assert hardware.choose_group(config, RTX3060, clips=16) == 1
+
+
+def test_a_run_from_before_the_small_recipe_goes_on_and_is_refused_another(tmp_path):
+  begun = claim.settings(seg.get_config("demo"))
+  for section, options in claim.OPTIONS.items():
+    assert not set(options) & set(begun[section])
+  claim.claim(tmp_path, begun, {})
+  small = seg.get_config("small")
+  for section, options in claim.OPTIONS.items():
+    for name in options:
+      assert not seg.get_config("demo")[section][name], name
+      changed = seg.get_config("demo")
+      changed[section][name] = small[section][name]
+      if changed[section][name]:
+        with pytest.raises(UserError, match=rf"different: {section}.{name}\)"):
+          claim.check_claim(tmp_path, claim.settings(changed))
+  study = paper.get_config("demo")
+  assert "averaging" not in claim.settings(study)["segmentation"]["optimizer"]
+
+
+def test_epochs_of_steps_are_as_many_as_the_steps_take():
+  def resolved(frames, **changes):
+    config = seg.get_config("small")
+    config.update_from_flattened_dict(changes)
+    config, _ = resolve(config, CPU, frames=frames)
+    return config.train.epochs, hardware.steps_of_epoch(config.train, frames)
+
+  # However many frames there are.
+  assert resolved(9) == resolved(3000) == (40, 50)
+  assert resolved(9, **{"train.steps": 120}) == (3, 50)
+  assert resolved(80, **{"train.epoch_steps": 0}) == (200, 10)

@@ -74,13 +74,19 @@ def run(
   config=CONFIG,
   learning_rate=1e-2,
   losses=(1.0, 1.0),
+  averaging=0.0,
 ):
   """Fits a line through noise with two members that differ in their target."""
   tx = optax.adam(learning_rate)
   members = [{"target": np.float32(1)}, {"target": np.float32(2)}]
   sweep = Sweep(members, strategy)
   state = sweep.place(
-    [state_lib.create_state({"w": jnp.zeros(3)}, {"mean": jnp.zeros(3)}, tx) for _ in members]
+    [
+      state_lib.create_state(
+        {"w": jnp.zeros(3)}, {"mean": jnp.zeros(3)}, tx, averaged=averaging > 0
+      )
+      for _ in members
+    ]
   )
 
   def loss_fn(params, batch_stats, member, inputs, key):
@@ -98,7 +104,7 @@ def run(
     if stop_after is not None and len(epochs) > stop_after:
       os.kill(os.getpid(), signal.SIGINT)
     weights = sweep.to_host(state)
-    values = [float(np.sum(w.params["w"])) for w in weights]
+    values = [float(np.sum(w.weights["params"]["w"])) for w in weights]
     if scores is not None:
       values = scores.pop(0)
     own = losses.pop(0) if isinstance(losses, list) else losses
@@ -112,6 +118,7 @@ def run(
     tx=tx,
     schedule=lambda step: 1e-2,
     validate=validate,
+    averaging=averaging,
   )
   manager = checkpoints.Checkpoints(workdir)
   try:
@@ -166,6 +173,39 @@ def test_a_run_that_is_told_to_stop_saves_the_step_and_goes_on_to_the_same_numbe
   resumed, resumed_meta = run(tmp_path / "broken", strategy=strategy, config=config)
   jax.tree.map(np.testing.assert_array_equal, whole, resumed)
   assert meta == resumed_meta
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "sharded"])
+def test_averages_of_the_weights_are_kept_validated_and_go_on(tmp_path, strategy):
+  options = {"strategy": strategy, "averaging": 0.8}
+  whole, meta = run(tmp_path / "whole", **options)
+  for stop in ({"stop_at": 2}, {"stop_at": 8}):
+    with pytest.raises(signals.Stopped), signals.handled(str):
+      run(tmp_path / "broken", **options, **stop)
+  resumed, resumed_meta = run(tmp_path / "broken", **options)
+  jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+  assert meta == resumed_meta
+  # They follow the weights of a run without, step by step; whose steps they leave as they are.
+  average = np.zeros((2, 3)), np.zeros((2, 3))
+  for n in range(1, 13):
+    config = ConfigDict(dict(CONFIG) | {"epochs": 1, "checkpoint_every": 1})
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setitem(globals(), "STEPS_PER_EPOCH", n)
+      until, _ = run(tmp_path / f"until_{n}", strategy=strategy, config=config)
+    decay = min(0.8, n / (n + 10))
+    average = [
+      decay * old + (1 - decay) * new
+      for old, new in zip(average, (until.params["w"], until.batch_stats["mean"]), strict=True)
+    ]
+  np.testing.assert_allclose(whole.params["w"], until.params["w"], rtol=1e-5)
+  np.testing.assert_allclose(whole.averages["params"]["w"], average[0], rtol=1e-5)
+  np.testing.assert_allclose(whole.averages["batch_stats"]["mean"], average[1], rtol=1e-5)
+  # The weights of this line rise, so that the last epoch is the best.
+  np.testing.assert_array_equal(whole.best_params["w"], whole.averages["params"]["w"])
+  np.testing.assert_array_equal(
+    whole.best_batch_stats["mean"], whole.averages["batch_stats"]["mean"]
+  )
+  assert np.abs(whole.best_params["w"] - whole.params["w"]).min() > 1e-4
 
 
 def test_a_run_that_falls_back_goes_on_to_the_same_numbers(tmp_path, caplog):
@@ -353,6 +393,26 @@ def test_a_best_epoch_of_an_older_version_gets_its_loss(tmp_path, monkeypatch, c
   ]
   (message,) = caplog.messages
   assert message.startswith("The best epochs of one were chosen by an older version")
+
+
+def test_a_smoothed_score_selects_and_a_lucky_epoch_does_not(tmp_path):
+  scores = [[0.1, None], [0.9, 0.5], [0.5, None], [0.6, 0.1]]
+  smooth = ConfigDict(dict(CONFIG) | {"smoothing": 0.75})
+  _, meta = run(tmp_path / "whole", config=smooth, scores=[list(x) for x in scores])
+  first = [row["smoothed"] for row in meta["history"][::2]]
+  np.testing.assert_allclose(first, [0.1, 0.3, 0.35, 0.4125])
+  second = [row["smoothed"] for row in meta["history"][1::2]]
+  assert second == [None, 0.5, None, 0.75 * 0.5 + 0.25 * 0.1]
+  assert [best["epoch"] for best in meta["best"]] == [4, 2]
+  rows = meta["history"][::2]
+  assert loop.chosen_by(meta["best"][0], rows) == "score" and rows[1]["score"] == 0.9
+  # A broken run comes to the same; without, the best of all is taken.
+  with pytest.raises(Killed):
+    run(tmp_path / "broken", config=smooth, scores=[list(x) for x in scores[:3]], kill_after=2)
+  _, resumed = run(tmp_path / "broken", config=smooth, scores=[list(x) for x in scores[2:]])
+  assert resumed == meta
+  _, plain = run(tmp_path / "plain", scores=scores)
+  assert plain["best"][0]["epoch"] == 2 and "smoothed" not in plain["history"][0]
 
 
 def test_a_member_whose_loss_stays_the_same_is_named_once(tmp_path, caplog):

@@ -39,6 +39,7 @@ def make_config(extra=(), thresholds=(1.0, 0.5, 0.2), **loss):
     {
       "seed": 0,
       "model": {"init_from": ""},
+      "optimizer": {"learning_rate": 1e-2},
       "sweep": {"thresholds": thresholds, "members": extra, "seeds": 1, "strategy": "loop"},
       "loss": {
         "name": "weighted_cross_entropy",
@@ -486,3 +487,42 @@ def test_a_threshold_is_what_it_is_without_the_others(toy_networks, key):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
   first, other = (jax.tree.leaves(mixed[n].params)[0] for n in ("threshold_0.5", "soft"))
   assert np.abs(first - other).max() > 1e-3
+
+
+def test_outputs_begin_as_the_mean_of_their_own_labels():
+  extra = (*ALL[1:], "ordinal")
+  objective = objective_lib.Objective(make_config(extra)).with_raters(RATERS)
+  inputs = make_inputs()
+  stored = np.rint(255 * inputs["confidence"]).astype(int)
+  where = np.broadcast_to(inputs["where"], stored.shape)
+  counts = np.stack([np.bincount(stored[..., k][where[..., k]], minlength=256) for k in range(K)])
+  views, scalars = objective.views()
+  drawn = np.full(objective.head * K, 0.125, np.float32)
+  for view, own in zip(views, scalars, strict=True):
+    member = objective.member_of(view)
+    bias = objective.bias(member, drawn, counts)
+    if member.target == "softseg":
+      np.testing.assert_array_equal(bias, drawn)
+    if member.target == "softseg" or (member.target == "ordinal" and view.threshold is None):
+      continue  # the mean of an ordinal member is that of its levels
+    raw = np.broadcast_to(bias, (1, 4, 4, len(bias)))
+    shown = {"image": np.zeros((1, 16, 16, 1)), "where": np.ones((1, 16, 16, 1), bool)}
+    found = jax.nn.sigmoid(objective.output(jnp.asarray(raw), shown, own))[0, 3, 5]
+    for k in range(K):
+      c = (stored[..., k][where[..., k]] / 255).astype(np.float32)
+      y = c if view.threshold is None else (c >= view.threshold - 2e-3) & (c > 1e-3)
+      weights = np.ones(len(c))
+      if member.loss == "weighted_cross_entropy" and member.weights == "paper":
+        rest = 0.8 if view.threshold in (0, 1) else view.threshold
+        weights = np.where(y, c, rest)
+      np.testing.assert_allclose(found[k], (weights * y).sum() / weights.sum(), rtol=1e-4)
+
+
+def test_a_class_that_nothing_shows_begins_near_nothing():
+  objective = objective_lib.Objective(make_config(("ordinal",)))
+  counts = np.zeros((K, 256), int)
+  counts[0, 0] = 1000
+  for member in objective.members:
+    bias = objective.bias(member, np.zeros(objective.head * K), counts)
+    assert np.isfinite(bias).all()
+    np.testing.assert_allclose(bias[:K], np.log(1e-4 / (1 - 1e-4)), rtol=1e-5)

@@ -17,6 +17,9 @@ from lus_jax.words import many, plural
 # Labels that agree in this share of their pixels are called the same. So many training frames are
 # looked at.
 SAME, N_LOOKED = 0.99, 100
+# Steps below which their number is what is blamed first, and how much a validation loss rises above
+# its least where frames are learned by heart.
+FEW_STEPS, OVERFITTED = 600, 1.2
 # Validation frames below which the choice of epochs is called chance.
 FEW = 5
 # In the run's directory, a picture of what its models draw after their first epoch.
@@ -78,6 +81,72 @@ def warn_of_unscored(names, best, epochs):
     )
 
 
+def below_the_bar(content, history, steps):
+  """A line on models that stay below the mean map on the validation frames, and why; else empty.
+
+  Args:
+    content: of `results/segmentation.json`.
+    history: rows of `results/history.json`.
+    steps: of the training.
+  """
+  own = [x for x in content.get("predictors", ()) if x["predictor"] == "mean_map"]
+  bars = {x["threshold"]: x.get("validation_iou") for x in own}
+  below = [
+    (row, bar)
+    for row in content["rows"]
+    if (bar := bars.get(row["threshold"])) is not None
+    and "validation_iou" in row
+    and (row["validation_iou"] or 0) < bar
+  ]
+  if not below:
+    return ""
+  each = ", ".join(
+    f"{cells.percent(row['threshold'])} ({cells.number(row['validation_iou'] or 0)} "
+    f"against {cells.number(bar)})"
+    for row, bar in below
+  )
+  who = "a model stays" if len(below) == 1 else f"{len(below)} models stay"
+  return (
+    f"On the validation frames {who} below the mean map, which looks at no picture, by IoU: "
+    f"{each}. {_why_below(content['config'], [row for row, _ in below], history, steps)}"
+  )
+
+
+def _why_below(config, rows, history, steps):
+  """The likely reason that models learned little, and the setting to change."""
+  train = config["train"]
+  if steps < FEW_STEPS:
+    longer = f"steps={4 * steps}" if train.get("steps") else f"epochs={4 * train['epochs']}"
+    return f"Likely {plural(steps, 'step')} are too few: --config.train.{longer}."
+  # The first seed's stand for all.
+  names = {f"threshold_{row['threshold']:g}" for row in rows}
+  names |= {f"{name}_seed_0" for name in names}
+  curves = {}
+  for row in history:
+    if row["member"] in names:
+      curves.setdefault(row["member"], []).append(row)
+  grown = [
+    curve[-1]["loss"] > OVERFITTED * min(row["loss"] for row in curve)
+    and curve[-1]["train_loss"] < curve[0]["train_loss"]
+    for curve in curves.values()
+  ]
+  if not config["loss"].get("region"):
+    return (
+      "Likely the paper's recipe does not suit so few or so thin labels: --config seg:small has "
+      "one that is made for them, seg:auto the same with sizes from the data."
+    )
+  if grown and sum(grown) > len(grown) / 2:
+    return (
+      "Likely they learn the training frames by heart, as their validation loss rises again: "
+      "--config.optimizer.weight_decay=0.2 or --config.augment.elastic=0.02, or more patients."
+    )
+  size = config["data"]["image_size"]
+  return (
+    f"Likely pictures are too small for what is drawn: --config.data.image_size={2 * size}; or the "
+    "labels of training and validation frames differ, which `python -m lus_jax.check` may show."
+  )
+
+
 def no_better_than_blind(content, counted, steps):
   """What to say where no threshold's network is above the mean map of its threshold; else empty.
 
@@ -122,12 +191,16 @@ def no_better_than_blind(content, counted, steps):
   return " ".join(lines)
 
 
-def same_labels(source, thresholds):
-  """What to say where some thresholds have the same labels, as of binary masks; empty if none do.
+def groups_of(source, thresholds):
+  """Thresholds whose labels are the same together.
 
   Args:
     source: the training frames.
-    thresholds: of the sweep.
+    thresholds: in any order.
+
+  Returns:
+    Lists of thresholds, the highest first; how many pixels each threshold shows, by threshold; and
+    how many frames say so.
   """
   # A good part of the frames says it.
   n = min(len(source), N_LOOKED)
@@ -144,6 +217,17 @@ def same_labels(source, thresholds):
       groups[-1].append(threshold)
     else:
       groups.append([threshold])
+  return groups, area, n
+
+
+def same_labels(source, thresholds):
+  """What to say where some thresholds have the same labels, as of binary masks; empty if none do.
+
+  Args:
+    source: the training frames.
+    thresholds: of the sweep.
+  """
+  groups, _, n = groups_of(source, thresholds)
   same = [", ".join(map(cells.percent, group)) for group in groups if len(group) > 1]
   if not same:
     return ""

@@ -11,7 +11,7 @@ from lus_jax.data import augment, copies, pipeline, summary
 from lus_jax.evaluation import raters, segmentation, statistics
 from lus_jax.inference import trained as trained_lib
 from lus_jax.models import designs
-from lus_jax.training import loop, writers
+from lus_jax.training import hardware, loop, writers
 from lus_jax.words import plural
 
 # Test frames whose predictions are kept for the report, by rank of their mean IoU.
@@ -83,7 +83,7 @@ def finish(trained, *, workdir, meta, frames, dataset, counted, painters, settin
   write_results(write, trained, evaluation, rows, meta["history"], dataset, counted, painters)
   writers.write_final(
     writer,
-    config.train.epochs * (frames["train"].size // config.train.batch_size),
+    config.train.epochs * hardware.steps_of_epoch(config.train, frames["train"].size),
     {view.name: scores for view, scores in zip(views, evaluation.members, strict=True)},
     {
       row["member"]: row["threshold"]
@@ -171,7 +171,7 @@ def _predicted(trained, dataset, chosen, fields):
 
 def _result_rows(trained, evaluation, meta):
   """A dict of JSON values for every view: what it is, its best epoch and its scores."""
-  rows, objective = [], trained.objective
+  rows, objective, n = [], trained.objective, len(meta["best"])
   for view, scores in zip(trained.views, evaluation.members, strict=True):
     member, seed = objective.member_of(view), view.member // len(objective.members)
     rows.append(
@@ -190,6 +190,9 @@ def _result_rows(trained, evaluation, meta):
         **scores,
       }
     )
+    if objective.is_plain(view):
+      scored = {row["epoch"]: row["score"] for row in meta["history"][view.member :: n]}
+      rows[-1]["validation_iou"] = scored.get(rows[-1]["best_epoch"])
   return rows
 
 
@@ -298,6 +301,9 @@ def write_results(write, trained, evaluation, rows, history, dataset, counted, p
     for name, each in evaluation.baselines.items()
     for threshold, scores in zip(config.sweep.thresholds, each, strict=True)
   ]
+  own = [row for row in predictors if row["predictor"] == "mean_map"]
+  for row, iou in zip(own, evaluation.bar, strict=True):
+    row["validation_iou"] = None if math.isnan(iou) else iou
   cases = [
     {
       "index": i,

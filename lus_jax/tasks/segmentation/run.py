@@ -16,7 +16,7 @@ from lus_jax.inference import calibration, trained
 from lus_jax.models import flops, torch_weights
 from lus_jax.report import text
 from lus_jax.tasks.segmentation import advice as advice_lib
-from lus_jax.tasks.segmentation import finish
+from lus_jax.tasks.segmentation import auto, finish
 from lus_jax.tasks.segmentation import train as train_lib
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import claim as claim_lib
@@ -44,9 +44,15 @@ def check(config):
     "train.log_every": 1,
     "train.checkpoint_every": 1,
     "train.steps": 0,
+    "train.epoch_steps": 0,
+    "train.minutes": 0,
     "sweep.seeds": 1,
+    "loss.region": 0,
+    "optimizer.weight_decay": 0,
   }
   fields.check_least(config, least)
+  shares = ("optimizer.warmup", "optimizer.averaging", "train.rare", "train.smoothing")
+  fields.check_shares(config, *shares)
   for name, seed in {"seed": config.seed, "data.split_seed": config.data.split_seed}.items():
     if not 0 <= seed < 2**31:
       raise UserError(f"config.{name}: {seed} must be at least 0 and below 2^31.")
@@ -65,6 +71,11 @@ def check(config):
   if config.model.init_from:
     models.check_init_from(config.model, video=False)
   augment.check(config.augment)
+  side = augment.side(config.augment, config.data.image_size)
+  if side % (shrink := config.model.get("shrink") or 1):
+    raise UserError(
+      f"config.model.shrink: {shrink} does not divide the {side} pixels a side of the images."
+    )
   pipeline.choose_cache_for(config.data.cache, 0)
   strategy = choose_strategy(config.sweep.strategy)
   calibration.check_method(config.calibration)
@@ -74,7 +85,8 @@ def check(config):
 
 
 def _options(config):
-  return {name: config[name] for name in ("weights", "subthreshold_weight", "reduction")}
+  names = ("weights", "subthreshold_weight", "reduction", "region")
+  return {name: config[name] for name in names if name in config}
 
 
 def train_and_evaluate(config, workdir, patients=None):
@@ -88,7 +100,12 @@ def train_and_evaluate(config, workdir, patients=None):
   Raises:
     UserError: the config or the data are not in order, or the directory is another run's.
   """
+  chosen = []
+  if auto.wanted(config):
+    check(auto.provisional(config))
+    config, chosen = auto.choose(config, workdir, patients)
   objective, strategy = check(config)
+  print(*chosen, sep="\n", end="\n" * bool(chosen), flush=True)
   config = hardware.as_begun(config, workdir)
   claim_lib.check_claim(workdir, claim_lib.settings(config), more_epochs=True)
   with lock.hold(workdir), timing.recorded("segmentation") as clock:
@@ -133,8 +150,15 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
     pipeline.Frames(labelling.WithStaple(learnt[name]), cache=cache, fields=needed, mesh=sweep.mesh)
     for name in ("train", "validation")
   )
-  batches = train.training_batches(config.train.batch_size, seed=config.seed)
-  steps_per_epoch = train.size // config.train.batch_size
+  rare = config.train.get("rare")
+  needs_levels = rare or config.loss.get("from_prevalence")
+  levels = labelling.levels(learnt["train"]) if needs_levels else None
+  batches = train.training_batches(
+    config.train.batch_size,
+    seed=config.seed,
+    repeats=labelling.repeats(levels.shown, rare) if rare else None,
+  )
+  steps_per_epoch = hardware.steps_of_epoch(config.train, train.size)
   clock.enter("networks")
   tx, schedule = train_lib.make_optimizer(config.optimizer, config.train.epochs * steps_per_epoch)
   file = config.model.init_from
@@ -146,6 +170,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
     classes=len(dataset.classes),
     tx=tx,
     weights=torch_weights.read(file) if file else None,
+    counts=levels.counts if config.loss.get("from_prevalence") else None,
   )
   clock.enter("other")
   # Splits of equal sizes can be of other patients, and files of one name of other weights.
@@ -260,6 +285,9 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
   parallel.sync("segmentation results")
   content = results.read(workdir, "segmentation")
   print(text.segmentation(content))
+  history = results.read(workdir, "history")["rows"]
+  if advice := advice_lib.below_the_bar(content, history, steps):
+    print(advice)
   counted = results.read(workdir, "dataset")["rows"]
   if advice := advice_lib.no_better_than_blind(content, counted, steps):
     print(advice)

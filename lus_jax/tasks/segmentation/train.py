@@ -35,12 +35,33 @@ def make_loss(network, objective):
 
 
 def make_optimizer(config, steps):
-  """Adam with a cosine decay to 0 over the whole run; returns it and its schedule."""
-  schedule = optax.cosine_decay_schedule(config.learning_rate, steps)
+  """Adam, or AdamW, with a cosine decay to 0 over the whole run; returns it and its schedule.
+
+  Args:
+    config: the `optimizer` part of a run's config. With `warmup` the learning rate first rises for
+      this share of the steps; with `weight_decay` kernels decay, biases and norms do not.
+    steps: of the run.
+  """
+  rate, rising = config.learning_rate, round(getattr(config, "warmup", 0) * steps)
+  if rising:
+    schedule = optax.warmup_cosine_decay_schedule(rate / (rising + 1), rate, rising, steps)
+  else:
+    schedule = optax.cosine_decay_schedule(rate, steps)
+  if decay := getattr(config, "weight_decay", 0):
+    return optax.adamw(schedule, weight_decay=decay, mask=_kernels), schedule
   return optax.adam(schedule), schedule
 
 
-def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights=None):
+def _kernels(params):
+  return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def averaging_of(config):
+  """The decay of the weights' moving averages, 0 for none, of a run's config."""
+  return getattr(config.optimizer, "averaging", 0.0)
+
+
+def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights=None, counts=None):
   """Builds the network and the initial state of all members.
 
   Args:
@@ -51,9 +72,12 @@ def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights
     classes: K.
     tx: the optimizer.
     weights: a PyTorch state dict that every member starts from; what it lacks is random.
+    counts: of `labelling.Levels`, [K, 256], from which every member's head begins with the share of
+      the pixels that its own labels show, unless `weights` has a head; None: it begins as drawn.
 
   Returns:
-    The `Network` and the sweep's state. Members of one seed start from the same weights.
+    The `Network` and the sweep's state. Members of one seed start from the same weights, but for
+    the bias that comes of `counts`.
   """
   networks = [
     state_lib.Network(
@@ -76,12 +100,19 @@ def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights
         source=config.model.init_from,
         head=objective.head == 1,
       )
-  states = [
-    state_lib.create_state(
-      networks[member["seed"]].params, networks[member["seed"]].batch_stats, tx
-    )
-    for member in sweep.members
-  ]
+  # A head that was brought knows better.
+  if weights is not None and objective.head == 1 and any("segmentation_head" in x for x in weights):
+    counts = None
+  states = []
+  for member, known in zip(objective.members * objective.seeds, sweep.members, strict=True):
+    network = networks[known["seed"]]
+    params = network.params
+    if counts is not None:
+      head = params["segmentation_head"]
+      head = head | {"bias": objective.bias(member, head["bias"], counts)}
+      params = params | {"segmentation_head": head}
+    averaged = averaging_of(config) > 0
+    states.append(state_lib.create_state(params, network.batch_stats, tx, averaged=averaged))
   return networks[0], sweep.place(states)
 
 
@@ -89,7 +120,7 @@ def make_evaluation(network, objective):
   """One member on validation images: `(state, member, inputs) -> sums, first predictions`."""
 
   def evaluate(state, member, inputs):
-    raw, _ = objective.logits(network, state.params, state.batch_stats, inputs["image"])
+    raw, _ = objective.logits(network, **state.weights, image=inputs["image"])
 
     def one_loss(raw, one):
       return objective.loss(raw[None], jax.tree.map(lambda x: x[None], one), member)
@@ -213,6 +244,7 @@ def make_task(
     tx=tx,
     schedule=schedule,
     validate=make_validation(network, sweep, validation, config, objective, classes),
+    averaging=averaging_of(config),
     work=work,
     first_look=first_look,
   )
@@ -221,4 +253,5 @@ def make_task(
 def training_flop(config, *, classes):
   """FLOP of one model's training step on one image, forward and backward."""
   design = designs.segmentation(config.model)
-  return flops.TRAINING * design.flop(size=config.data.image_size, in_channels=1, classes=classes)
+  size = augment.side(config.augment, config.data.image_size)
+  return flops.TRAINING * design.flop(size=size, in_channels=1, classes=classes)
