@@ -10,11 +10,11 @@ code scores the same test frames. Folds rotate, so that every patient is tested 
 than three patients have labels the frames are split by time, as blocks that follow each other,
 which is no independent test. --folds 1 is the data set's own split.
 
-Dice, IoU and surface Dice (3 pixels) are means over images, then over classes, at p >= .5; ECE and
-Brier are over all pixels, and `near` those where something is predicted or painted nearby. Each
-score is the mean over seeds, with a 95 % interval over patients (bootstrap; from 10 patients on; of
-one patient over frames). `mean map` and `prevalence` never look at the frame; their cut-off is the
-best on the training frames.
+Dice, IoU and surface Dice (3 pixels) are means over images, then over classes, at p >= .5 (of a
+softmax the likeliest class); ECE and Brier are over all pixels, and `near` those where something is
+predicted or painted nearby. Each score is the mean over seeds, with a 95 % interval over patients
+(bootstrap; from 10 patients on; of one patient over frames). `mean map` and `prevalence` never look
+at the frame; their cut-off is the best on the training frames.
 
 On a CPU the clock counts the seconds that a side's threads compute, divided by --cores, so that
 others on the machine do not matter; on a GPU it counts the seconds that pass. Every finished
@@ -48,7 +48,6 @@ from lus_jax.words import plural
 # The recipe that is meant for small sets.
 CONFIG = "seg:demo"
 BLIND = ("mean map", "prevalence")
-PEOPLE = "people"
 UNITS = "units"
 # Beyond its budget a process may start, compile, time some epochs and predict.
 OVERHEAD = 3600
@@ -88,6 +87,10 @@ class Study:
     self.args = args
     self.configs = {name: _config(name, args) for name in args.config}
     first = self.configs[args.config[0]]
+    for config in self.configs.values():
+      # Also what else configs say of the data: all have to see the same frames.
+      with config.unlocked():
+        config.data = first.data.copy_and_resolve_references()
     dataset, own = quality_data.opened(first.data)
     self.frames = quality_data.read(dataset, args.label)
     units, by = self.frames.patient, "patient"
@@ -117,7 +120,7 @@ class Study:
   def settings(self, side):
     """What makes a unit of a side what it is, for JSON."""
     found = dict(self._settings)
-    if side in BLIND or side == PEOPLE:
+    if side in BLIND:
       return found
     found |= {name: getattr(self.args, name) for name in ("budget", "clock", "cores")}
     if side in self.configs:
@@ -165,12 +168,12 @@ class Study:
   def score(self, fold, found):
     """The sums of what a side found of the test frames of a fold."""
     index, frames = self.folds[fold]["test"], self.frames
-    parts = (frames.target[index], frames.where[index])
-    sums = resampling.image_sums(found.probability, *parts, cut=found.cut)
+    target, where = frames.target[index], frames.where[index]
+    sums = resampling.image_sums(found.probability, target, where, predicted=found.predicted)
     if frames.raters is not None:
-      predicted = np.asarray(found.probability >= np.asarray(found.cut), np.float32)
+      predicted = found.predicted.astype(np.float32)
       each, drawn = (x[index] for x in frames.raters)
-      sums["dice_raters"] = raters.dice_vs_raters(predicted, each, drawn, frames.where[index])[0]
+      sums["dice_raters"] = raters.dice_vs_raters(predicted, each, drawn, where)[0]
     return sums
 
   def sums(self, side, seed):
@@ -184,7 +187,7 @@ class Study:
     return resampling.by_patient(pooled, self.resampled[index]), [about for _, about in units]
 
   def people(self):
-    """How near raters come to those of other persons, by class [K]; None without raters."""
+    """The mean Dice of raters to those of other persons; None without raters."""
     if self.frames.raters is None:
       return None
     each, drawn = self.frames.raters
@@ -459,7 +462,8 @@ def table(content):
     f"{content['split']}, {first} to {last} train; label {_label(content['data']['label'])}; peers "
     f"end in a {content['activation']}",
     f"{content['budget']:g} s of training each ({content['clock']} clock, "
-    f"{plural(content['cores'], 'core')}); ± over seeds, [95 %] over {content['intervals_over']}",
+    f"{plural(content['cores'], 'core')}); ± over seeds, [95 %] from 10 on over "
+    f"{content['intervals_over']}",
     *(f"note: {note}" for note in content["notes"]),
     "",
     processes.table(columns, content["rows"], known=1),

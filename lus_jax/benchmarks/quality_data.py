@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 
 from lus_jax import files, labels
@@ -103,7 +104,7 @@ def read(dataset, label):
   (whole,) = dataset.splits.values()
   names = pipeline.fields_of(dataset)
   arrays = pipeline.load(whole.only(*names), names)
-  inputs = augment.prepare(arrays)
+  inputs = jax.jit(augment.prepare)(arrays)
   confidence = np.asarray(inputs["confidence"])
   target = confidence if label == SOFT else np.asarray(labels.label(confidence, label))
   raters = None

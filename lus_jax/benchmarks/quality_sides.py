@@ -11,7 +11,7 @@ its own network and augmentation, with the values of its default plan and traine
 
 import contextlib
 import dataclasses
-import importlib
+import importlib.util
 import math
 import os
 import pathlib
@@ -82,14 +82,14 @@ class Found:
     seconds: that it trained, by the job's clock.
     steps: of the optimizer.
     note: what else there is to say.
-    cut: from which probability on a class is predicted, a scalar or [K].
+    predicted: where a class is said to be, bool, of the same shape.
   """
 
   probability: np.ndarray
+  predicted: np.ndarray
   seconds: float = 0.0
   steps: int = 0
   note: str = ""
-  cut: Any = resampling.MIDDLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +202,8 @@ def ours(job):
       batch_size=trained.config.train.batch_size,
     )[0]
   note = "" if len(paced.ends) > 1 else "one epoch takes longer than the budget"
-  return Found(probability, paced.seconds, epochs * paced.steps, note)
+  predicted = probability >= resampling.MIDDLE
+  return Found(probability, predicted, paced.seconds, epochs * paced.steps, note)
 
 
 def _for_epochs(config, epochs):
@@ -231,12 +232,12 @@ def blind(job):
     "mean map": (total + prevalence) / (weight + 1),
     "prevalence": np.broadcast_to(prevalence, total.shape),
   }
-  return {
-    name: Found(
-      np.broadcast_to(one.astype(np.float32), (test, *one.shape)), cut=_best_cut(one, train)
-    )
-    for name, one in maps.items()
-  }
+  found = {}
+  for name, one in maps.items():
+    predicted = one >= _best_cut(one, train)
+    both = (np.broadcast_to(x, (test, *x.shape)) for x in (one.astype(np.float32), predicted))
+    found[name] = Found(*both)
+  return found
 
 
 @jax.jit
@@ -361,6 +362,13 @@ class Torch(Timed):
     """[n, K, H, W] of logits [n, K or K + 1, H, W]."""
     return logits.softmax(1)[:, 1:] if self.job.exclusive else logits.sigmoid()
 
+  def said(self, probability):
+    """Where a class is said to be, of probabilities [n, H, W, K]: the likeliest, or p >= .5."""
+    if not self.job.exclusive:
+      return probability >= resampling.MIDDLE
+    background = 1 - probability.sum(-1, keepdims=True)
+    return (probability == probability.max(-1, keepdims=True)) & (probability > background)
+
   def predict(self, function, image):
     """Probabilities [n, H, W, K] of images [n, 1, H, W] by `function`, from images to logits."""
     with self.torch.no_grad():
@@ -429,11 +437,11 @@ def monai(job):
   def look():
     since = job.now()
     network.eval()
-    found = side.predict(network, validation["image"])
+    found = side.said(side.predict(network, validation["image"]))
     network.train()
-    shown = torch.tensor(np.moveaxis(found, -1, 1)) * validation["where"] >= resampling.MIDDLE
+    shown = torch.tensor(np.moveaxis(found, -1, 1)) * validation["where"]
     dice = metrics.DiceMetric(include_background=True, reduction="mean")
-    dice(shown.float(), (validation["target"] >= resampling.MIDDLE).float())
+    dice(shown, (validation["target"] >= resampling.MIDDLE).float())
     score = dice.aggregate().item()
     # Of equals the later one; without anything to see in the validation frames, the last.
     if not score < state["score"]:
@@ -456,7 +464,7 @@ def monai(job):
   network.load_state_dict(state["best"])
   network.eval()
   probability = side.predict(network, side.split("test")["image"])
-  return Found(probability, seconds, steps, f"MONAI {library.__version__}")
+  return Found(probability, side.said(probability), seconds, steps, f"MONAI {library.__version__}")
 
 
 def _forever(loader):
@@ -576,7 +584,7 @@ def nnunet(job):
     return sum(network(image.flip(axes)).flip(axes) for axes in flips) / len(flips)
 
   probability = side.predict(mirrored, _normalized(side.split("test")["image"]))
-  return Found(probability, seconds, steps, f"batches of {batch_size}")
+  return Found(probability, side.said(probability), seconds, steps, f"batches of {batch_size}")
 
 
 def _normalized(image):

@@ -23,9 +23,9 @@ MIDDLE = 0.5
 
 
 @jax.jit
-def _sums(probability, target, where, cut):
+def _bins(probability, target, where):
   probability = jax.numpy.clip(probability, 1e-7, 1 - 1e-7)
-  return metrics.image_sums(
+  sums = metrics.image_sums(
     logits=jax.scipy.special.logit(probability),
     confidence=target,
     where=where,
@@ -33,18 +33,18 @@ def _sums(probability, target, where, cut):
     threshold=MIDDLE,
     evaluation_thresholds=[MIDDLE],
     cuts=(MIDDLE,),
-    cut=cut,
   )
+  return {name: sums[name] for name in ("bins", "lowest", "highest")}
 
 
-def image_sums(probability, target, where, *, cut=MIDDLE):
+def image_sums(probability, target, where, *, predicted=None):
   """What `by_patient` adds up, of every image.
 
   Args:
     probability: [N, H, W, K], in [0, 1].
     target: what it should mean, [N, H, W, K], in [0, 1]; it is shown where it reaches .5.
     where: valid pixels, bool, [N, H, W, K].
-    cut: a class is predicted where its probability reaches this; a scalar or [K].
+    predicted: where a class is said to be, bool, [N, H, W, K]; None: where it has .5.
 
   Returns:
     A dict of arrays: `intersection`, `prediction_area`, `label_area`, `surface_dice` [N, K] (by
@@ -53,25 +53,23 @@ def image_sums(probability, target, where, *, cut=MIDDLE):
     class is the same number in all N images.
   """
   probability, target = (np.asarray(x, np.float32) for x in (probability, target))
-  n, n_classes = len(probability), probability.shape[-1]
-  cut = np.broadcast_to(np.asarray(cut, np.float32), (n_classes,))
-  parts = []
+  n, parts = len(probability), []
   for start in range(0, n, BATCH):
     # The last image fills the last batch up: one program for all.
     index = np.minimum(np.arange(start, start + BATCH), n - 1)
-    found = _sums(probability[index], target[index], where[index], cut)
+    found = _bins(probability[index], target[index], where[index])
     parts.append({name: np.asarray(x)[: n - start] for name, x in found.items()})
   sums = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
   # [N, R, Q, bins, K]
   bins = dict(zip(metrics.QUANTITIES, np.moveaxis(sums["bins"], 2, 0), strict=False))
-  surface, _ = metrics.surface_scores(
-    prediction=probability >= cut, labels=np.asarray(label(target, MIDDLE)) > 0, where=where
-  )
+  predicted = (probability >= MIDDLE if predicted is None else predicted) & where
+  shown = (np.asarray(label(target, MIDDLE)) > 0) & where
+  surface, _ = metrics.surface_scores(prediction=predicted, labels=shown, where=where)
   constant = metrics.is_constant(sums["lowest"], sums["highest"])
   return {
-    "intersection": sums["intersection"][:, 0],
-    "prediction_area": sums["prediction_area"],
-    "label_area": sums["label_area"][:, 0],
+    "intersection": (predicted & shown).sum((1, 2)),
+    "prediction_area": predicted.sum((1, 2)),
+    "label_area": shown.sum((1, 2)),
     "surface_dice": surface,
     "count": bins["count"],
     "probability": bins["probability"],

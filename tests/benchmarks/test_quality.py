@@ -81,7 +81,7 @@ def sides(monkeypatch, twelve):
       target = job.arrays("test")["target"]
       noise = np.random.default_rng(job.seed).random(target.shape)
       found = np.where(noise < sure, target, 1 - target) * 0.8 + 0.1
-      return quality_sides.Found(found.astype(np.float32), 4.9, 100, "a note")
+      return quality_sides.Found(found.astype(np.float32), found >= 0.5, 4.9, 100, "a note")
 
     return train
 
@@ -222,13 +222,13 @@ def test_ours_trains_on_its_side_of_the_fold_as_long_as_the_budget(
     return seen[-1]
 
   monkeypatch.setattr(quality_data, "regrouped", noted)
-  job = make_job(fold=folds[1], budget=1.0, cores=1, clock="wall", config=config)
+  job = make_job(fold=folds[1], budget=1.0, cores=1, clock="cpu", config=config)
   found = quality_sides.ours(job)
   assert found.probability.shape == (len(folds[1]["test"]), 32, 32, 6)
   assert found.probability.min() >= 0 and found.probability.max() <= 1
   tested = {one["patient"].decode() for one in seen[0].splits["test"].only("patient")}
   assert tested == set(frames.patient[folds[1]["test"]])
-  assert found.steps > 2 and 0.3 < found.seconds < 3
+  assert found.steps > 2 and 0.2 < found.seconds < 5
   # Nothing is left in its place.
   assert datasets.open_dataset.__module__ == datasets.__name__ and loop.fit.__name__ == "fit"
 
@@ -346,14 +346,17 @@ def test_baselines_are_fitted_to_the_training_frames(twelve, tmp_path):
   file = tmp_path / "frames.npz"
   np.savez(file, image=frames.image, target=frames.target, where=frames.where)
   found = quality_sides.blind(make_job(file=os.fspath(file), fold=fold))
-  mean = frames.target[:8].mean(0)
+  target = frames.target
+  mean = target[:8].mean(0)
   prevalence = mean.mean((0, 1))
   np.testing.assert_allclose(found["prevalence"].probability[2, 5, 5], prevalence, rtol=1e-5)
   np.testing.assert_allclose(
     found["mean map"].probability[0], (8 * mean + prevalence) / 9, rtol=1e-5
   )
   # The stripe is always there: the map knows it.
-  assert found["mean map"].cut[1] < 0.9 and found["mean map"].probability.shape == (3, 32, 32, 2)
+  assert found["mean map"].probability.shape == (3, SIZE, SIZE, 2)
+  np.testing.assert_array_equal(found["mean map"].predicted[1, ..., 1], target[0, ..., 1] > 0)
+  assert found["prevalence"].predicted.shape == (3, SIZE, SIZE, 2)
 
 
 def test_options_that_do_not_go_together_are_refused(capsys):
@@ -369,12 +372,13 @@ def test_options_that_do_not_go_together_are_refused(capsys):
     run(capsys, "--peer=theirs")
 
 
-def test_a_config_learns_one_label_alone(twelve):
+def test_a_config_learns_one_label_alone(twelve, tmp_path):
   for option, loss, threshold in (
     ("--label=.6", "weighted_cross_entropy", 0.6),
     ("--label=soft", "cross_entropy", 0.5),
   ):
-    args = quality.parse([*OPTIONS.split(), option, "--config=raters:tiny", "--patients=9"])
+    more = [option, "--config=raters:tiny", "--patients=9", f"--out={tmp_path}"]
+    args = quality.parse([*OPTIONS.split(), *more])
     config = quality.Study(args).configs["raters:tiny"]
     assert config.loss.name == loss and config.sweep.thresholds == (threshold,)
     assert config.sweep.members == () and config.data.name == "lus_phantom"
@@ -424,11 +428,19 @@ def test_peers_learn_something_in_their_time(peers_job, name, how):
   found = quality_sides.PEERS[name].train(job)
   assert found.probability.shape == (3, SIZE, SIZE, 2) and found.probability.dtype == np.float32
   assert found.probability.min() >= 0 and found.probability.max() <= 1
-  assert found.steps > 1 and 0.9 < found.seconds < 3
+  assert found.steps > 1 and 0.9 < found.seconds < 10
   # Where there is something, it says so more than elsewhere.
   target = job.arrays("test")["target"][..., 0]
   mean = [found.probability[..., 0][part].mean() for part in (target > 0, target == 0)]
   assert mean[0] > mean[1]
+
+
+def test_of_a_softmax_the_likeliest_is_said(peers_there):
+  side = quality_sides.Torch(make_job(cores=1), batch_dice=True, background=True)
+  probability = np.float32([[0.4, 0.35], [0.3, 0.2], [0.1, 0.8]])[None, None]
+  assert side.said(probability)[0, 0].tolist() == [[True, False], [False, False], [False, True]]
+  side = quality_sides.Torch(make_job(cores=1, exclusive=False), batch_dice=True, background=True)
+  assert side.said(probability)[0, 0].tolist() == [[False, False], [False, False], [False, True]]
 
 
 @pytest.mark.parametrize("exclusive", [True, False])

@@ -84,8 +84,9 @@ def test_the_same_number_everywhere_has_no_calibration_error():
   _, parts = resampling.by_patient(resampling.image_sums(probability, target, where), range(4))
   scores = resampling.scores(parts, np.ones((1, 4)))
   assert np.isnan(scores["ece"][0]) and scores["brier"][0] > 0 and scores["dice"][0] == 0
-  predicted = resampling.image_sums(probability, target, where, cut=np.float32([0.2, 1, 1]))
-  assert predicted["prediction_area"][0].tolist() == [120, 0, 0]
+  predicted = probability >= np.float32([0.2, 1, 1])
+  sums = resampling.image_sums(probability, target, where, predicted=predicted)
+  assert sums["prediction_area"][0].tolist() == [120, 0, 0]
 
 
 def test_intervals_are_of_the_mean_over_seeds_and_from_ten_patients_on():
