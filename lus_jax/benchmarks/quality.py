@@ -51,6 +51,8 @@ BLIND = ("mean map", "prevalence")
 UNITS = "units"
 # Beyond its budget a process may start, compile, time some epochs and predict.
 OVERHEAD = 3600
+# Compiled programs of ours, as `lus_jax.main` keeps them.
+CACHE = "~/.cache/lus_jax"
 # Fields of a config that change no number.
 NEVER = ("data.prepared_dir", "data.num_processes", "distributed.")
 # What a table shows of `resampling.SCORES`.
@@ -292,7 +294,7 @@ def measure(study, *, keep=lambda: None):
     start = processes.Here if args.in_process else processes.Apart
     environment = quality_sides.environment(args.cores)
     environment["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
-      "JAX_COMPILATION_CACHE_DIR", os.path.join(directory, "compiled")
+      "JAX_COMPILATION_CACHE_DIR", os.path.expanduser(CACHE)
     )
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     for number, (seed, fold, side) in enumerate(units, 1):
