@@ -270,6 +270,11 @@ def measure(study, *, keep=lambda: None):
     for side in sides
   ]  # fmt: skip
   units = [unit for unit in units if study.read(unit[2], unit[1], unit[0]) is None]
+  print(
+    f"{len(study.frames.patient)} frames, {study.how}; {plural(len(units), 'training')} of "
+    f"{args.budget:g} s to do",
+    flush=True,
+  )
   with tempfile.TemporaryDirectory() as directory:
     file = os.path.join(directory, "frames.npz")
     frames = study.frames

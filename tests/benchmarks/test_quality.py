@@ -435,6 +435,7 @@ def test_peers_learn_something_in_their_time(peers_job, name, how):
   assert mean[0] > mean[1]
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_of_a_softmax_the_likeliest_is_said(peers_there):
   side = quality_sides.Torch(make_job(cores=1), batch_dice=True, background=True)
   probability = np.float32([[0.4, 0.35], [0.3, 0.2], [0.1, 0.8]])[None, None]
@@ -443,6 +444,7 @@ def test_of_a_softmax_the_likeliest_is_said(peers_there):
   assert side.said(probability)[0, 0].tolist() == [[False, False], [False, False], [False, True]]
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_a_pixel_that_does_not_count_teaches_nothing(peers_there, exclusive):
   torch = peers_there
