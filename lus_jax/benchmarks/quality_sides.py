@@ -384,7 +384,8 @@ MONAI_BATCH, MONAI_RATE = 8, 1e-3
 def monai(job):
   """MONAI's U-Net with its transforms and losses, AdamW and a cosine, the best by validation."""
   import monai as library
-  from monai import data, metrics, transforms
+  from monai import data, transforms
+  from monai import metrics as monai_metrics
   from monai.networks import nets
 
   side = Torch(job, batch_dice=False, background=True)
@@ -440,7 +441,7 @@ def monai(job):
     found = side.said(side.predict(network, validation["image"]))
     network.train()
     shown = torch.tensor(np.moveaxis(found, -1, 1)) * validation["where"]
-    dice = metrics.DiceMetric(include_background=True, reduction="mean")
+    dice = monai_metrics.DiceMetric(include_background=True, reduction="mean")
     dice(shown, (validation["target"] >= resampling.MIDDLE).float())
     score = dice.aggregate().item()
     # Of equals the later one; without anything to see in the validation frames, the last.
