@@ -42,11 +42,12 @@ from lus_jax.benchmarks.throughput import cores
 from lus_jax.errors import UserError, say_warnings_plainly
 from lus_jax.evaluation import raters, resampling, statistics
 from lus_jax.results import versions
+from lus_jax.tasks.segmentation import auto
 from lus_jax.tasks.segmentation import run as segmentation
 from lus_jax.words import plural
 
 # The recipe that is meant for small sets.
-CONFIG = "seg:demo"
+CONFIG = "seg:auto"
 BLIND = ("mean map", "prevalence")
 UNITS = "units"
 # Beyond its budget a process may start, compile, time some epochs and predict.
@@ -225,7 +226,7 @@ def _config(name, args):
       config.sweep.thresholds = (args.label,)
     config.sweep.members, config.sweep.seeds = (), 1
     config.train.steps = 0
-  segmentation.check(config)
+  segmentation.check(auto.provisional(config))
   return config
 
 
@@ -572,7 +573,7 @@ def parse(argv):
   if args.folds == 2:
     raise UserError("--folds=2: training, validation and test need 3 at least (1: the own split).")
   if not args.config:
-    raise UserError("--config: name one of ours, as seg:demo.")
+    raise UserError("--config: name one of ours, as seg:auto.")
   # The sides' processes need the device's memory; the backend is not started yet.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   on_cpu = jax.default_backend() == "cpu"

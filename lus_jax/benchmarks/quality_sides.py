@@ -28,7 +28,7 @@ from lus_jax.data import datasets, pipeline
 from lus_jax.errors import UserError
 from lus_jax.evaluation import baselines, metrics, resampling, segmentation
 from lus_jax.inference import trained as trained_lib
-from lus_jax.tasks.segmentation import run
+from lus_jax.tasks.segmentation import auto, run
 from lus_jax.training import loop
 
 # What a clock counts: seconds that pass, or that the process's threads compute.
@@ -180,30 +180,46 @@ def _in_place(module, name, value):
 def ours(job):
   """Trains by a config of ours, as `lus_jax.main` would, for as many epochs as the budget holds.
 
-  A few epochs are timed first, and thrown away.
+  A few epochs are timed first, and thrown away. What the config leaves to the data is chosen for
+  the budget's time.
   """
   dataset = quality_data.regrouped(quality_data.opened(job.config.data)[0], job.fold)
   with contextlib.ExitStack() as stack:
     workdir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
     stack.enter_context(_in_place(datasets, "open_dataset", lambda *_: dataset))
+    config = _chosen(job, workdir / "chosen")
     paced = Paced(loop.fit, job, enough=SHARE * job.budget)
     with _in_place(loop, "fit", paced), contextlib.suppress(Enough):
-      run.train_and_evaluate(_for_epochs(job.config, 10**6), workdir / "timed")
+      run.train_and_evaluate(_for_epochs(config, 10**6), workdir / "timed")
     epochs = max(1, math.floor(job.budget / paced.epoch))
     paced = Paced(loop.fit, job)
     with _in_place(loop, "fit", paced):
-      run.train_and_evaluate(_for_epochs(job.config, epochs), workdir / "run")
+      run.train_and_evaluate(_for_epochs(config, epochs), workdir / "run")
     trained = trained_lib.load(workdir / "run")
+    size = trained.config.train.batch_size
     test = dataset.splits["test"]
     names = pipeline.fields_of(dataset)
     probability = segmentation.predict(
       trained.only([0]),
       pipeline.load(test.only(*names), names),
-      batch_size=trained.config.train.batch_size,
+      batch_size=size,
     )[0]
-  note = "" if len(paced.ends) > 1 else "one epoch takes longer than the budget"
+  note = f"batches of {size}"
+  if len(paced.ends) == 1:
+    note += "; one epoch takes longer than the budget"
   predicted = probability >= resampling.MIDDLE
   return Found(probability, predicted, paced.seconds, epochs * paced.steps, note)
+
+
+def _chosen(job, workdir):
+  config = job.config.copy_and_resolve_references()
+  if auto.wanted(config):
+    config.unlock()
+    config.train.minutes = job.budget / 60
+    config, _ = auto.choose(config, workdir)
+    # Its steps are as many as the clock allows.
+    config.train.minutes = 0.0
+  return config
 
 
 def _for_epochs(config, epochs):
