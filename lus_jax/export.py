@@ -148,7 +148,8 @@ def _describe(trained, formats):
     "image_size": config.data.image_size,
     "levels": list(objective.levels),
     "calibration": config.get("calibration", "none"),
-    "model": {"title": design.title, "encoder": model.encoder, "width": model.width},
+    "model": {"title": design.title, "encoder": model.encoder, "width": model.width}
+    | ({"shrink": design.shrink} if design.shrink > 1 else {}),
     "trained_in": model.dtype,
     "initial": pathlib.PurePath(model.get("init_from", "")).name,
     "dataset": dataset,

@@ -62,7 +62,7 @@ config_flags.register_flag_parser_for_type(tuple, Tuples())
 CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
-  "A config by its name or file, as seg or configs/seg.py, or a size of it, as seg:tiny or :demo. "
+  "A config by its name or file, as seg or configs/seg.py, or a size of it, as seg:auto or :tiny. "
   "Any field of it can be set, as --config.train.epochs=10; --config seg --help lists them.",
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's results and checkpoints go.")
@@ -202,6 +202,8 @@ def _help(config):
 {flags.FLAGS.main_module_help()}
 
 Configs: {", ".join(fields.names())}; each as it is, or reduced by :demo or :tiny behind its name.
+seg and raters have a recipe for tens to hundreds of frames too, :small, and :auto, which takes its
+sizes from the data, the device and a time.
 """
   if config is None:
     return f"{text}\nAll fields of one: python -m lus_jax.main --config seg:demo --help"

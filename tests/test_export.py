@@ -189,6 +189,33 @@ def test_onnx_puts_out_what_the_models_do(tmp_path, call, model, expected, metho
   assert record["members"][2]["takes_where"] and not record["members"][3]["takes_where"]
 
 
+@pytest.fixture(scope="module")
+def shrunk(model):
+  """Models that see images half as large, which 32 does not divide either."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(resnet.DEPTHS, "toy", ((1, 1, 1, 1), False))
+    return make_model(make_config(shrink=2))
+
+
+def test_models_that_see_smaller_images_are_written_as_they_are(tmp_path, call, shrunk, expected):
+  trained, out = shrunk.calibrated(fit("temperature", len(shrunk.views))), tmp_path / "out"
+  assert call(trained, out=out, format="onnx,safetensors", members=",".join(NAMES)) == 0
+  image, where = make_inputs(5)
+  theirs = expected(trained, image, where)
+  for name in NAMES:
+    found = run_onnx(out / f"{name}.onnx", image, where)
+    assert found.shape == (5, SIZE, SIZE, len(CLASSES)) and theirs[name].std() > 0.01
+    np.testing.assert_allclose(found, theirs[name], atol=1e-3 if name == "softseg" else 1e-4)
+  # Blocks of 2 x 2 pixels are one to the network.
+  blocks = image.reshape(5, SIZE // 2, 2, SIZE // 2, 2, 1).mean((2, 4), keepdims=True)
+  image = np.broadcast_to(blocks, (5, SIZE // 2, 2, SIZE // 2, 2, 1)).reshape(image.shape)
+  same = run_onnx(out / "threshold_0.6.onnx", image, where)
+  np.testing.assert_allclose(same, theirs["threshold_0.6"], atol=1e-4)
+  assert json.loads((out / "export.json").read_text())["model"]["shrink"] == 2
+  card = (out / "MODEL_CARD.md").read_text()
+  assert "means over squares of 2 x 2 pixels" in card and "enlarge by 8 (bilinear" in card
+
+
 READ_JAX = """
 import sys
 import jax, numpy as np

@@ -328,3 +328,4 @@ def test_help_lists_the_fields_of_a_config_from_anywhere(tmp_path):
   lines = result.stdout.splitlines()
   assert "  --config.data.image_size=96  # pixels; frames are letterboxed to a square" in lines
   assert any(line.startswith("  --config.sweep.members=()  # What is trained") for line in lines)
+  assert all(f":{size}" in result.stdout for size in ("small", "auto", "demo", "tiny"))

@@ -23,6 +23,7 @@ from lus_jax.inference import trained as trained_lib
 from lus_jax.media import letterbox as letterbox_lib
 from lus_jax.media import readers
 from lus_jax.media.letterbox import letterbox
+from lus_jax.models import resnet
 from lus_jax.tasks.segmentation import train
 from lus_jax.training import objective as objective_lib
 from lus_jax.training.sweep import Sweep
@@ -127,6 +128,24 @@ def test_masks_are_what_the_evaluation_sees(strategy, tmp_path, monkeypatch, mod
     for i in range(len(frames)):
       np.testing.assert_allclose(read(out, threshold, i), 255 * maps[t, i], atol=0.51)
   assert not (out / "threshold_0.6").exists()
+
+
+def test_networks_that_see_smaller_images_draw_at_the_size_of_the_frame(tmp_path, monkeypatch):
+  config = make_config()
+  config.model.update(shrink=2, encoder="toy")
+  config.sweep.update(thresholds=(0.6,))
+  monkeypatch.setitem(resnet.DEPTHS, "toy", ((1, 1, 1, 1), False))
+  trained = make_model(config)
+  monkeypatch.setattr(trained_lib, "load", lambda workdir, every=False, option="": trained)
+  frames = clip(SIZE, 2 * SIZE, n=2)
+  np.save(tmp_path / "clip.npy", frames)
+  out = tmp_path / "out"
+  assert call(workdir="run", input=tmp_path / "clip.npy", out=out, members="threshold_0.6") == 0
+  maps, box = reference(trained, frames)
+  assert maps.shape[2:] == (SIZE, SIZE, len(CLASSES)) and maps[0].std(axis=(1, 2)).min() > 0.01
+  for i in range(len(frames)):
+    theirs = letterbox_lib.restore(maps[0, i], box, SIZE, 2 * SIZE)
+    np.testing.assert_allclose(read(out, 0.6, i).astype(int), theirs, atol=1)
 
 
 def test_masks_and_overlays_have_the_geometry_of_the_frame(tmp_path, load, model):

@@ -38,11 +38,17 @@ class Levels:
 
 
 def levels(source):
-  """The `Levels` of a split: one pass over its confidences."""
+  """The `Levels` of a split, or of a dict of arrays with a leading example axis, in one pass."""
   counts, shown = 0, []
-  ignores = "ignore" in source[0]
+  arrays = isinstance(source, dict)
+  ignores = "ignore" in (source if arrays else source[0])
   names = ("confidence", "labelled", "valid_box", *(["ignore"] if ignores else []))
-  for example in source.only(*names):
+  if arrays:
+    each = zip(*(source[name] for name in names), strict=True)
+    examples = (dict(zip(names, one, strict=True)) for one in each)
+  else:
+    examples = source.only(*names)
+  for example in examples:
     top, left, bottom, right = example["valid_box"]
     inside = np.s_[top:bottom, left:right]
     counting = example["ignore"][inside][..., 0] == 0 if ignores else slice(None)

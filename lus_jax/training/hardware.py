@@ -7,7 +7,7 @@ import os
 import jax
 from absl import logging
 
-from lus_jax import parallel
+from lus_jax import fields, parallel
 from lus_jax.data.pipeline import CACHE_SHARE
 from lus_jax.models import designs
 from lus_jax.training import claim as claim_lib
@@ -35,7 +35,8 @@ SAID = {
 WORKSPACE = 2
 # float32 arrays of the size of the confidences: inputs, logits, the loss and its gradient.
 CLASS_ARRAYS = 8
-# Weights, gradients, Adam's two moments, the best weights, a copy for the checkpoint.
+# Weights, gradients, Adam's two moments, the best weights, a copy for the checkpoint; and where
+# moving averages are kept, these.
 STATES = 6
 # Of the video network, at width 1: activations per pixel of a frame, by the memory of its compiled
 # programs (python -m lus_jax.benchmarks.compile --what tsm).
@@ -99,8 +100,8 @@ def step_memory(config, *, models, batch, classes, strategy, devices=1):
 
   Activations are the network's per pixel x width x bytes of the compute type x `WORKSPACE`, and
   `CLASS_ARRAYS` float32 values per pixel and class, for the images of a batch and the models that
-  the device trains at the same time. The state is `STATES` x parameters x width^2 x 4 bytes for
-  every model that lies on it.
+  the device trains at the same time. The state is `STATES` (one more where weights are averaged)
+  x parameters x width^2 x 4 bytes for every model that lies on it.
 
   Args:
     config: a run's config, its dtype resolved.
@@ -119,7 +120,8 @@ def step_memory(config, *, models, batch, classes, strategy, devices=1):
   a_pixel = elements * width * WORKSPACE * (2 if config.model.dtype == "bfloat16" else 4)
   a_pixel += CLASS_ARRAYS * classes * 4
   activations = at_once * batch * config.data.image_size**2 * a_pixel
-  return int(activations + models * STATES * parameters * width**2 * 4)
+  states = STATES + bool(fields.value(config, "optimizer.averaging"))
+  return int(activations + models * states * parameters * width**2 * 4)
 
 
 def choose_batch(config, device, *, models, frames, classes, strategy):
@@ -281,6 +283,12 @@ def steps_of_epoch(config, frames):
   return getattr(config, "epoch_steps", 0) or frames // config.batch_size
 
 
+def epochs_of(config, frames):
+  """Epochs of a run: those that `train` says, or more, until they have `train.steps`."""
+  steps = getattr(config, "steps", 0)
+  return max(config.epochs, math.ceil(steps / max(1, steps_of_epoch(config, frames))))
+
+
 def resolve(config, device, *, models, frames=PAPER_BATCH, classes=6, strategy="loop"):
   """Fills in the automatic settings.
 
@@ -305,10 +313,10 @@ def resolve(config, device, *, models, frames=PAPER_BATCH, classes=6, strategy="
       config.train.batch_size, why["batch_size"] = choose_batch(
         config, device, models=models, frames=frames, classes=classes, strategy=strategy
       )
-    steps = config.train.get("steps", 0)
-    epochs = math.ceil(steps / max(1, steps_of_epoch(config.train, frames)))
+    epochs = epochs_of(config.train, frames)
     if epochs > config.train.epochs:
-      config.train.epochs, why["epochs"] = epochs, f"as many as train.steps={steps} takes"
+      config.train.epochs = epochs
+      why["epochs"] = f"as many as train.steps={config.train.steps} takes"
   return config, why
 
 

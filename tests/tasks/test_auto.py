@@ -8,7 +8,7 @@ from configs import raters, seg
 from lus_jax import fields
 from lus_jax.errors import UserError
 from lus_jax.models import flops
-from lus_jax.tasks.segmentation import auto
+from lus_jax.tasks.segmentation import auto, run
 from lus_jax.training import claim, hardware
 from lus_jax.training.objective import Objective
 
@@ -96,6 +96,27 @@ def test_painted_levels_get_a_threshold_each(chosen):
   assert chosen(faint, H100)[0].sweep.thresholds == (0.5, 0.4)
   of_raters, _ = chosen(dataset(width=40, levels=(255, 153, 102)), H100, raters)
   assert of_raters.sweep.thresholds == config.sweep.thresholds
+
+
+def test_members_that_the_chosen_thresholds_do_not_allow_are_left_out(chosen, tmp_path):
+  asked = raters.get_config("auto")
+  # Before anything is known of the data, none is refused.
+  objective, _ = run.check(auto.provisional(asked))
+  assert objective.members[-1].target == "ordinal"
+  config, why = chosen(dataset(width=60), module=raters)
+  assert config.sweep.thresholds == (0.5,)
+  assert config.sweep.members == asked.sweep.members[:-1]
+  assert run.check(config)[0].head == 1
+  assert any("; without the ordinal network, which needs one above 50%" in text for text in why)
+  claim.claim(tmp_path / "run", claim.settings(config), {})
+  again, _ = chosen(None, module=raters, workdir=tmp_path / "run")
+  assert claim.settings(again) == claim.settings(config)
+  several, why = chosen(dataset(width=60, levels=(255, 153)), module=raters)
+  assert several.sweep.members == asked.sweep.members and "ordinal" not in "".join(why)
+  # Thresholds that were named are the user's own.
+  asked.sweep.thresholds = (0.5, 0.2)
+  with pytest.raises(UserError, match="'ordinal' needs a threshold above .5"):
+    run.check(auto.provisional(asked))
 
 
 def test_what_is_said_stays_and_the_rest_follows_from_it(chosen):

@@ -8,17 +8,23 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
 from configs import which_target as configs
 from lus_jax import files, models, results
+from lus_jax.data import augment, pipeline
 from lus_jax.errors import UserError
 from lus_jax.evaluation import truth as truth_lib
+from lus_jax.tasks.segmentation import train
 from lus_jax.tasks.which_target import cohort as cohort_lib
 from lus_jax.tasks.which_target import compare, run
-from lus_jax.training import members, objective
+from lus_jax.training import members
+from lus_jax.training import objective as objective_lib
+from lus_jax.training import state as state_lib
+from lus_jax.training.sweep import Sweep
 from tests import toys
 
 SEEDS = 16
@@ -215,7 +221,7 @@ def families(*extra, thresholds=(1.0, 0.5, 0.0), weights="paper"):
   found = config(
     **{"sweep.thresholds": thresholds, "sweep.members": extra, "loss.weights": weights}
   )
-  found = objective.Objective(found)
+  found = objective_lib.Objective(found)
   return compare.families(found, found.views()[0])
 
 
@@ -318,6 +324,7 @@ def test_too_few_patients_are_refused():
     ({"study.settings": ("null", "null")}, r"study\.settings: .* each once"),
     ({"labels.standardise": "quantile"}, r"config\.labels\.standardise: .*study\.standardise"),
     ({"study.prior": 0.0}, r"study\.prior: 0\.0 must be a probability between 0 and 1"),
+    ({"train.minutes": 5.0}, r"config\.train\.minutes: a study has its own sizes"),
     ({"study.workers": -1}, r"study\.workers: -1 must be 0 \(one a core\) or a number"),
     ({"study.standardise": ("quantile",)}, r"study\.standardise: .* must begin with 'none'"),
     ({"study.standardise": ("none", "none")}, r"study\.standardise: .* each method once"),
@@ -530,6 +537,63 @@ def test_networks_start_from_the_prior(toy):
   lowest, above = np.split(np.asarray(params["segmentation_head"]["bias"]), [6])
   np.testing.assert_allclose(1 / (1 + np.exp(-lowest)), 0.2, rtol=1e-6)
   assert len(above) == 12 and (above == 0).all()
+
+
+def test_a_recipe_for_small_sets_is_trained_as_a_run_trains_it(toy):
+  recipe = {
+    "sweep.thresholds": (0.6,),
+    "sweep.members": ("ordinal",),
+    "train.epoch_steps": 3,
+    "train.steps": 5,
+    "train.rare": 0.9,
+    "loss.from_prevalence": True,
+    "loss.region": 1.0,
+    "optimizer.weight_decay": 0.1,
+    "optimizer.warmup": 0.4,
+    "optimizer.averaging": 0.9,
+    "augment.haze": 0.3,
+  }
+  small, seed = config(**SMALLEST | recipe), 3
+  r = np.random.default_rng(0)
+  frames = {
+    "image": r.integers(0, 256, (8, 32, 32, 1), np.uint8),
+    "confidence": np.where(r.random((8, 32, 32, 2)) < 0.1, 153, 0).astype(np.uint8),
+    "labelled": np.ones((8, 2), bool),
+    "valid_box": np.tile(np.int32([4, 0, 28, 32]), (8, 1)),
+  }
+  frames["confidence"][1:, ..., 1] = 0  # the second class is rare
+  trainer = cohort_lib.Trainer(small)
+  found = trainer.run(dict.fromkeys(("train", "validation", "test"), frames), seed=seed)
+
+  # By what trains and validates a segmentation run.
+  own = config(**SMALLEST | recipe | {"seed": seed})
+  objective = objective_lib.Objective(own)
+  sweep = Sweep(objective.of_all_seeds()[1], "loop")
+  tx, _ = train.make_optimizer(own.optimizer, 6)
+  counts, repeats = train.of_labels(own, frames)
+  assert repeats.tolist() == [3] + 7 * [1]
+  network, state = train.initial_state(
+    own, objective, sweep, in_channels=1, classes=2, tx=tx, counts=counts
+  )
+  source = pipeline.Frames(frames, cache="device")
+  task = train.make_task(network, sweep, (), source, own, objective, tx=tx, schedule=None)
+  step = state_lib.make_train_step(task.loss_fn, tx, task.averaging)
+  step, prepare = sweep.compile(step, updates_state=True), jax.jit(task.prepare)
+  batches, key = source.training_batches(4, seed=seed, repeats=repeats), jax.random.key(seed)
+  for i in range(6):
+    augment_key, model_key = jax.random.split(jax.random.fold_in(key, i))
+    state, _ = step(state, sweep.members, prepare(next(batches), augment_key), model_key)
+  inputs = augment.prepare(frames)
+  newest = []
+  for view, scalars, mine in zip(*objective.views(), found["train"], strict=True):
+    for kind in ("weights", "newest"):
+      raw, _ = objective.logits(network, **getattr(state[view.member], kind), image=inputs["image"])
+      theirs = jax.nn.sigmoid(objective.output(raw, inputs, scalars))
+      if kind == "weights":
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+      else:
+        newest.append(abs(mine - theirs).max())
+  assert min(newest) > 1e-4, "what is scored are the averages"
 
 
 @pytest.mark.parametrize(("same", "expected"), [(None, [3, 4]), (2, [6, 7, 8, 9])])

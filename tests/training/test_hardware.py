@@ -357,6 +357,15 @@ def test_a_run_from_before_the_small_recipe_goes_on_and_is_refused_another(tmp_p
   assert "averaging" not in claim.settings(study)["segmentation"]["optimizer"]
 
 
+def test_averages_are_one_more_copy_of_the_weights():
+  config = seg.get_config("tiny")
+  options = {"models": 7, "batch": 4, "classes": 6, "strategy": "loop"}
+  without = hardware.step_memory(config, **options)
+  config.optimizer.averaging = 0.9
+  n = designs.Fpn.SIZES[config.model.encoder][1] * config.model.width**2
+  assert hardware.step_memory(config, **options) - without == pytest.approx(7 * 4 * n, abs=1)
+
+
 def test_epochs_of_steps_are_as_many_as_the_steps_take():
   def resolved(frames, **changes):
     config = seg.get_config("small")

@@ -17,7 +17,7 @@ from lus_jax.models import designs, flops
 from lus_jax.report import cells
 from lus_jax.tasks.segmentation import advice
 from lus_jax.training import claim as claim_lib
-from lus_jax.training import estimate, hardware, peak
+from lus_jax.training import estimate, hardware, members, peak
 from lus_jax.training.objective import Objective
 from lus_jax.words import plural
 
@@ -26,7 +26,7 @@ from lus_jax.words import plural
 CHOSEN = {
   "data.image_size": (0, hardware.PAPER_SIZE),
   "model.width": (0.0, 1.0),
-  "sweep.thresholds": ((), (0.5,)),
+  "sweep.thresholds": ((), (1.0,)),
   "train.batch_size": (0, 2),
   "train.steps": (0, 1),
 }
@@ -87,6 +87,8 @@ def choose(config, workdir, patients=None):
         theirs = claim["config"].get(section, {}).get(field)
         if theirs is not None:
           _set(config, name, tuple(theirs) if isinstance(theirs, list) else theirs)
+      if "sweep.thresholds" in open_places:
+        _leave_out(config)
     return config, []
   if not open_places:
     return config, []
@@ -96,7 +98,20 @@ def choose(config, workdir, patients=None):
   with config.unlocked():
     for name, value in found.items():
       _set(config, name, value)
+    if "sweep.thresholds" in found:
+      _leave_out(config)
   return config, [f"auto: {text}" for text in why]
+
+
+def _leave_out(config):
+  """Takes members out of a config that its thresholds do not allow; whether there were any."""
+  asked = config.sweep.get("members", ())
+  if not asked or max(config.sweep.thresholds, default=1) > members.MIDDLE:
+    return False
+  config.sweep.members = tuple(
+    text for text in asked if members.parse(text, config.loss).target != "ordinal"
+  )
+  return len(config.sweep.members) < len(asked)
 
 
 def _set(config, name, value):
@@ -119,6 +134,8 @@ def _chosen(config, open_places, patients):
   with config.unlocked():
     kept, text = _thresholds(look)
     decide("sweep.thresholds", kept, text)
+    if "sweep.thresholds" in open_places and _leave_out(config):
+      why[-1] += "; without the ordinal network, which needs one above 50%"
     width = 0.5 if on_cpu else 1.0
     decide("model.width", width, f"width {width:g}, for a {device.platform}")
     if config.model.dtype == "auto":

@@ -150,14 +150,8 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
     pipeline.Frames(labelling.WithStaple(learnt[name]), cache=cache, fields=needed, mesh=sweep.mesh)
     for name in ("train", "validation")
   )
-  rare = config.train.get("rare")
-  needs_levels = rare or config.loss.get("from_prevalence")
-  levels = labelling.levels(learnt["train"]) if needs_levels else None
-  batches = train.training_batches(
-    config.train.batch_size,
-    seed=config.seed,
-    repeats=labelling.repeats(levels.shown, rare) if rare else None,
-  )
+  counts, repeats = train_lib.of_labels(config, learnt["train"])
+  batches = train.training_batches(config.train.batch_size, seed=config.seed, repeats=repeats)
   steps_per_epoch = hardware.steps_of_epoch(config.train, train.size)
   clock.enter("networks")
   tx, schedule = train_lib.make_optimizer(config.optimizer, config.train.epochs * steps_per_epoch)
@@ -170,7 +164,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
     classes=len(dataset.classes),
     tx=tx,
     weights=torch_weights.read(file) if file else None,
-    counts=levels.counts if config.loss.get("from_prevalence") else None,
+    counts=counts,
   )
   clock.enter("other")
   # Splits of equal sizes can be of other patients, and files of one name of other weights.

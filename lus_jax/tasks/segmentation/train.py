@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import optax
 
-from lus_jax import models, palette
-from lus_jax.data import augment
+from lus_jax import fields, models, palette
+from lus_jax.data import augment, labelling
 from lus_jax.evaluation import metrics, segmentation
 from lus_jax.labels import label
 from lus_jax.models import designs, flops, torch_weights
@@ -58,7 +58,7 @@ def _kernels(params):
 
 def averaging_of(config):
   """The decay of the weights' moving averages, 0 for none, of a run's config."""
-  return getattr(config.optimizer, "averaging", 0.0)
+  return fields.value(config, "optimizer.averaging") or 0.0
 
 
 def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights=None, counts=None):
@@ -105,15 +105,51 @@ def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights
     counts = None
   states = []
   for member, known in zip(objective.members * objective.seeds, sweep.members, strict=True):
-    network = networks[known["seed"]]
-    params = network.params
-    if counts is not None:
-      head = params["segmentation_head"]
-      head = head | {"bias": objective.bias(member, head["bias"], counts)}
-      params = params | {"segmentation_head": head}
-    averaged = averaging_of(config) > 0
-    states.append(state_lib.create_state(params, network.batch_stats, tx, averaged=averaged))
+    start = networks[known["seed"]]
+    states.append(
+      first_state(config, objective, member, start.params, start.batch_stats, tx, counts)
+    )
   return networks[0], sweep.place(states)
+
+
+def first_state(config, objective, member, params, batch_stats, tx, counts=None):
+  """The `State` of one member before its first step, from initial weights that others may share.
+
+  Args:
+    config: a run's config.
+    objective: its `Objective`.
+    member: a `Member`.
+    params: the network's.
+    batch_stats: likewise.
+    tx: the optimizer.
+    counts: as of `initial_state`.
+  """
+  if counts is not None:
+    head = params["segmentation_head"]
+    head = head | {"bias": objective.bias(member, head["bias"], counts)}
+    params = params | {"segmentation_head": head}
+  return state_lib.create_state(params, batch_stats, tx, averaged=averaging_of(config) > 0)
+
+
+def of_labels(config, source):
+  """What a config has taken from the training labels before a run; nothing is read in vain.
+
+  Args:
+    config: a run's config.
+    source: of `labelling.levels`.
+
+  Returns:
+    `counts` for `initial_state` and `repeats` for `pipeline.Frames.training_batches`, each None
+    where the config does without.
+  """
+  rare, from_prevalence = (
+    fields.value(config, name) for name in ("train.rare", "loss.from_prevalence")
+  )
+  if not (rare or from_prevalence):
+    return None, None
+  found = labelling.levels(source)
+  repeats = labelling.repeats(found.shown, rare) if rare else None
+  return found.counts if from_prevalence else None, repeats
 
 
 def make_evaluation(network, objective):

@@ -13,6 +13,7 @@ from lus_jax.data import augment, datasets, labelling, pipeline
 from lus_jax.errors import UserError
 from lus_jax.splits import SPLITS
 from lus_jax.tasks.segmentation import train
+from lus_jax.training import hardware
 from lus_jax.training import members as members_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.objective import Objective
@@ -21,6 +22,9 @@ from lus_jax.training.sweep import Sweep, choose_strategy
 
 class Trainer:
   """Trains and scores one unit after another, with programs that are compiled once.
+
+  It trains to the last step and scores what that leaves, so that nothing which chooses an epoch
+  (`train.smoothing`) has a say.
 
   Args:
     config: a study's config.
@@ -37,14 +41,15 @@ class Trainer:
       self.views = [
         members_lib.View(f"copy_{i}", i, members_lib.WHOLE, plain.threshold) for i in range(same)
       ]
-      members = scalars
+      members, self._targets = scalars, [plain] * same
     else:
-      members = self.objective.of_all_seeds()[1]
+      members, self._targets = self.objective.of_all_seeds()[1], self.objective.members
     strategy = choose_strategy(config.sweep.strategy)
     self._sweep, self._scalars = Sweep(members, strategy), scalars
-    steps = config.train.epochs * (config.study.train_frames // config.train.batch_size)
-    self._steps = steps
-    self._tx, _ = train.make_optimizer(config.optimizer, steps)
+    frames = config.study.train_frames
+    self._steps = hardware.epochs_of(config.train, frames)
+    self._steps *= hardware.steps_of_epoch(config.train, frames)
+    self._tx, _ = train.make_optimizer(config.optimizer, self._steps)
     self._network = None
 
   def initial(self, seed, classes):
@@ -69,12 +74,12 @@ class Trainer:
     network, objective = self._network, self.objective
     self._prepare = jax.jit(lambda batch, key: augment.prepare(batch, key, self._config.augment))
     loss = train.make_loss(network, objective)
-    step = state_lib.make_train_step(loss, self._tx)
+    step = state_lib.make_train_step(loss, self._tx, train.averaging_of(self._config))
     self._step = self._sweep.compile(step, updates_state=True)
     self._plain = jax.jit(augment.prepare)
 
     def raw(state, own, inputs):
-      return objective.logits(network, state.params, state.batch_stats, inputs["image"])[0]
+      return objective.logits(network, **state.weights, image=inputs["image"])[0]
 
     # The network once, however many levels are looked at.
     self._raw = self._sweep.compile(raw)
@@ -97,9 +102,16 @@ class Trainer:
     first = seed * (self._same or 1)
     starts = [self.initial(first + i, classes) for i in range(self._same or 1)]
     starts *= 1 if self._same else len(self._sweep.members)
-    state = self._sweep.place([state_lib.create_state(*one, self._tx) for one in starts])
+    counts, repeats = train.of_labels(self._config, frames["train"])
+    state = self._sweep.place(
+      [
+        train.first_state(self._config, self.objective, target, *start, self._tx, counts)
+        for target, start in zip(self._targets, starts, strict=True)
+      ]
+    )
     source = pipeline.Frames(frames["train"], cache="device")
-    batches = source.training_batches(self._config.train.batch_size, seed=seed)
+    size = self._config.train.batch_size
+    batches = source.training_batches(size, seed=seed, repeats=repeats)
     key = jax.random.key(seed)
     for step in range(self._steps):
       augment_key, model_key = jax.random.split(jax.random.fold_in(key, step))

@@ -43,6 +43,8 @@ def check(config):
     raise UserError(
       f"config.study.prior: {config.study.prior} must be a probability between 0 and 1."
     )
+  if config.train.get("minutes", 0):
+    raise UserError("config.train.minutes: a study has its own sizes, and takes its time; use 0.")
   workers.check(config.study.workers)
   if config.labels.standardise != "none":
     raise UserError(
@@ -219,9 +221,10 @@ def _null_config(config):
     null.sweep.strategy = "vmap"
     null.loss.weights = "ones"
     null.data.image_size = min(NULL_SIZE, config.data.image_size)
+    null.augment.crop = min(null.data.image_size, config.augment.get("crop", 0))
     null.data.phantom.n_patients = NULL_PATIENTS
     null.model.width = NULL_WIDTH
-    null.train.epochs = NULL_EPOCHS
+    null.train.epochs, null.train.steps, null.train.epoch_steps = NULL_EPOCHS, 0, 0
     null.study.train_frames = min(NULL_FRAMES, config.study.train_frames)
     null.data.phantom.raters = False
     null.study.validation_patients = 1
