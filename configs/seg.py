@@ -66,6 +66,9 @@ def get_config(size="paper"):
   # 2: the network sees images half as large as labels and output are: lines that break where labels
   # are resized are whole at twice the size, at little more than the smaller image's cost.
   config.model.shrink = 0
+  # How often the decoder's features, at a quarter of the size, are doubled before the head, each
+  # with a convolution of the image beside it: 2 for lines of few pixels; 0 in the paper's network.
+  config.model.refinements = 0
   # Of the computation; parameters are float32. auto: bfloat16 on the GPUs that are fast in it.
   config.model.dtype = "auto"
   config.model.init_from = ""  # PyTorch's weights, a .pth or .safetensors file; empty: random ones
@@ -154,6 +157,7 @@ def get_config(size="paper"):
     config.data.phantom.n_frames = 6
     config.model.encoder = "resnet18"
     config.model.width = 0.5
+    config.model.refinements = 2
     config.loss.weights = "ones"
     config.loss.region = 1.0
     config.loss.from_prevalence = True

@@ -149,7 +149,8 @@ def _describe(trained, formats):
     "levels": list(objective.levels),
     "calibration": config.get("calibration", "none"),
     "model": {"title": design.title, "encoder": model.encoder, "width": model.width}
-    | ({"shrink": design.shrink} if design.shrink > 1 else {}),
+    | ({"shrink": design.shrink} if design.shrink > 1 else {})
+    | ({"refinements": design.refinements} if design.refinements else {}),
     "trained_in": model.dtype,
     "initial": pathlib.PurePath(model.get("init_from", "")).name,
     "dataset": dataset,

@@ -216,8 +216,20 @@ def _branch(graph, layer, x, *, side):
   return x
 
 
+def _detail(graph, layer, x, *, side):
+  channels = layer.conv.kernel.shape[-1]
+  shape = (channels, side, side)
+  return _write(graph, layer.norm, _write(graph, layer.conv, x), shape=shape, ceiling=math.inf)
+
+
+def _refinement(graph, layer, x, finer, *, side):
+  x = graph.add("Add", _resized(graph, _write(graph, layer.reduction, x), 2), finer)
+  # A convolution and a norm, as a detail has them.
+  return _detail(graph, layer, x, side=side)
+
+
 def _fpn(graph, layer, image, size):
-  """What the head puts out, at a quarter of the padded size."""
+  """What the head puts out, at a quarter of the padded size or finer."""
   if layer.shrink > 1:
     square = (layer.shrink,) * 2
     image = graph.add("AveragePool", image, kernel_shape=square, strides=square)
@@ -233,6 +245,13 @@ def _fpn(graph, layer, image, size):
     level = lateral if level is None else graph.add("Add", lateral, _enlarged(graph, level))
     branch = _write(graph, layer.branches[i], level, side=(size + padding) // 2 ** (i + 2))
     merged = branch if merged is None else graph.add("Add", branch, merged)
+  count, details = len(layer.refinements), []
+  for i, detail in enumerate(layer.details):
+    image = _write(graph, detail, image, side=(size + padding) * 2**count // 4 // 2**i)
+    details.append(image)
+  for i, refinement in enumerate(layer.refinements):
+    side = (size + padding) // 2 ** (1 - i)
+    merged = _write(graph, refinement, merged, details.pop(), side=side)
   return _write(graph, layer.segmentation_head, merged)
 
 
@@ -245,6 +264,8 @@ _LAYERS = {
   resnet.Downsample: _downsample,
   resnet.ResNet: _resnet,
   fpn.SegmentationBranch: _branch,
+  fpn.Detail: _detail,
+  fpn.Refinement: _refinement,
   fpn.FPN: _fpn,
 }
 
@@ -276,9 +297,10 @@ def _output(graph, trained, view, calibrated_by, head, where):
     head = _channels(graph, head, 0, k)
   elif levels:
     head = _nested(graph, head, k, len(levels))
-  shrink = designs.segmentation(trained.config.model).shrink
-  logits = _resized(graph, head, fpn.HEAD_STRIDE * shrink)
-  if size // shrink % fpn.STRIDE:
+  design = designs.segmentation(trained.config.model)
+  factor = design.head_stride
+  logits = _resized(graph, head, factor) if factor > 1 else head
+  if size // design.shrink % fpn.STRIDE:
     ends = np.array((size, size))
     logits = graph.add("Slice", logits, np.array((0, 0)), ends, np.array((2, 3)))
   probability = None

@@ -17,7 +17,8 @@ class Fpn:
   """The feature pyramid over a ResNet.
 
   Args:
-    config: the `model` part of a run's config (encoder, width, dropout, dtype, perhaps shrink).
+    config: the `model` part of a run's config (encoder, width, dropout, dtype, perhaps shrink and
+      refinements).
   """
 
   # By encoder, as `sizes`.
@@ -25,11 +26,17 @@ class Fpn:
 
   def __init__(self, config):
     self._config = config
-    # The config of a run that was begun with an older version lacks it.
+    # The config of a run that was begun with an older version lacks them.
     self.shrink = getattr(config, "shrink", 0) or 1
+    self.refinements = getattr(config, "refinements", 0)
+
+  @property
+  def head_stride(self):
+    """How many times smaller than the image its head's logits are."""
+    return fpn.head_stride(self.shrink, self.refinements)
 
   def check(self):
-    """Refuses an unknown encoder, or a dropout or `shrink` out of range (`UserError`)."""
+    """Refuses an unknown encoder, or another field out of range (`UserError`)."""
     encoder, dropout = self._config.encoder, self._config.dropout
     if encoder not in DEPTHS:
       raise UserError(
@@ -38,6 +45,11 @@ class Fpn:
     if self.shrink not in SHRINKS:
       known = ", ".join(map(str, SHRINKS))
       raise UserError(f"config.model.shrink: {self.shrink} is not known; choose one of {known}.")
+    if self.refinements not in range(fpn.MOST_REFINEMENTS + 1):
+      raise UserError(
+        f"config.model.refinements: {self.refinements} is not known; choose a number from 0 to "
+        f"{fpn.MOST_REFINEMENTS}."
+      )
     if not 0 <= dropout < 1:
       raise UserError(f"config.model.dropout: {dropout} must be at least 0 and below 1.")
 
@@ -60,6 +72,7 @@ class Fpn:
       in_channels=in_channels,
       classes=classes,
       width=self._config.width,
+      refinements=self.refinements,
     )
 
   def build(self, *, in_channels, classes, levels=1, dtype=jnp.float32, rngs):
@@ -72,13 +85,14 @@ class Fpn:
       width=self._config.width,
       dropout=self._config.dropout,
       shrink=self.shrink,
+      refinements=self.refinements,
       dtype=dtype,
       rngs=rngs,
     )
 
   def upsample(self, logits, height, width):
     """From its head's logits [B, h, w, K] to the image's size [B, height, width, K]."""
-    return fpn.upsample_logits(logits, height, width, self.shrink)
+    return fpn.upsample_logits(logits, height, width, self.shrink, self.refinements)
 
 
 # By the name that `config.model.network` has; configs without one are of the first.

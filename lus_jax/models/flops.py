@@ -9,7 +9,7 @@ forward pass each.
 The figures follow the architecture, not how a layer happens to be computed here.
 """
 
-from lus_jax.models.fpn import STRIDE
+from lus_jax.models.fpn import FINE_CHANNELS, STRIDE
 from lus_jax.models.layers import scale_channels
 from lus_jax.models.mobilenet_v2 import STAGES, round_channels
 from lus_jax.models.resnet import DEPTHS
@@ -17,7 +17,7 @@ from lus_jax.models.resnet import DEPTHS
 TRAINING = 3  # of a training step to a forward pass
 
 
-def fpn(encoder, *, size, in_channels, classes, width=1.0) -> int:
+def fpn(encoder, *, size, in_channels, classes, width=1.0, refinements=0) -> int:
   """Floating point operations of the segmentation network's forward pass over one image.
 
   Args:
@@ -26,6 +26,7 @@ def fpn(encoder, *, size, in_channels, classes, width=1.0) -> int:
     in_channels: channels of the image.
     classes: K.
     width: factor on every channel count.
+    refinements: of the decoder, as `lus_jax.models.fpn.FPN` has them.
   """
   blocks, bottleneck = DEPTHS[encoder]
   pyramid, segmentation = scale_channels(256, width), scale_channels(128, width)
@@ -51,7 +52,13 @@ def fpn(encoder, *, size, in_channels, classes, width=1.0) -> int:
     # The decoder's part of this level: a branch of `level` convolutions, each at twice the size.
     total += _conv(1, c, pyramid, side) + _conv(3, pyramid, segmentation, side)
     total += sum(_conv(3, segmentation, segmentation, side * 2**i) for i in range(1, level))
-  return total + _conv(1, segmentation, classes, side * 8)
+  side, merged = side * 8, segmentation
+  fine = [scale_channels(channels, width) for channels in FINE_CHANNELS[:refinements]]
+  for c, finer in zip(fine, [*fine, in_channels][1:], strict=True):
+    # A reduction before the size is doubled, a convolution behind, and one of what is finer.
+    total += _conv(1, merged, c, side) + _conv(3, c, c, 2 * side) + _conv(3, finer, c, 2 * side)
+    side, merged = 2 * side, c
+  return total + _conv(1, merged, classes, side)
 
 
 def video(*, size, n_segment, in_channels, outputs, hidden=(), width=1.0) -> int:

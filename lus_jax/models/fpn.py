@@ -25,6 +25,9 @@ from lus_jax.models.resnet import ResNet
 # Every stride of the encoder divides it, so features of neighbouring levels fit each other.
 STRIDE = 32
 HEAD_STRIDE = 4
+# Of features at half the size and at the whole one, where the decoder is refined.
+FINE_CHANNELS = (64, 32)
+MOST_REFINEMENTS = len(FINE_CHANNELS)
 CHANNELS_PER_GROUP = 4  # GroupNorm(32) at 128 channels
 
 
@@ -39,7 +42,7 @@ class SegmentationBranch(nnx.Module):
     convs, norms = [], []
     for _ in range(max(1, upsamplings)):
       convs.append(Conv(c_in, channels, 3, dtype=dtype, rngs=rngs, kernel_init=initial.he_uniform))
-      norms.append(GroupNorm(channels, num_groups=channels // CHANNELS_PER_GROUP, dtype=dtype))
+      norms.append(_norm(channels, dtype))
       c_in = channels
     self.convs, self.norms = nnx.List(convs), nnx.List(norms)
 
@@ -50,6 +53,39 @@ class SegmentationBranch(nnx.Module):
       if self.upsamplings:
         x = upsample_bilinear(x, 2)
     return x
+
+
+class Refinement(nnx.Module):
+  """Doubles the size of features, with finer ones beside them that were made of the image."""
+
+  def __init__(self, c_in, channels, *, dtype, rngs):
+    options = {"dtype": dtype, "rngs": rngs, "kernel_init": initial.he_uniform}
+    self.reduction = Conv(c_in, channels, 1, **options)
+    self.conv = Conv(channels, channels, 3, **options)
+    self.norm = _norm(channels, dtype)
+
+  def __call__(self, x, finer):
+    """Maps [B, h, w, C] and `finer` [B, 2h, 2w, c] to [B, 2h, 2w, c]."""
+    # Fewer channels first: that and resizing are both linear.
+    x = upsample_bilinear(self.reduction(x), 2) + finer
+    return self.norm(self.conv(x), ceiling=math.inf)
+
+
+class Detail(nnx.Module):
+  """What one convolution sees in the image, or in the features of twice the size."""
+
+  def __init__(self, c_in, channels, *, stride, dtype, rngs):
+    options = {"stride": stride, "dtype": dtype, "rngs": rngs}
+    self.conv = Conv(c_in, channels, 3, kernel_init=initial.he_uniform, **options)
+    self.norm = _norm(channels, dtype)
+
+  def __call__(self, x):
+    """Maps [B, H, W, C] to [B, H / stride, W / stride, c]."""
+    return self.norm(self.conv(x), ceiling=math.inf)
+
+
+def _norm(channels, dtype):
+  return GroupNorm(channels, num_groups=channels // CHANNELS_PER_GROUP, dtype=dtype)
 
 
 class FPN(nnx.Module):
@@ -66,6 +102,9 @@ class FPN(nnx.Module):
     width: factor on every channel count, for small runs.
     dropout: share of the merged channels dropped in training.
     shrink: how many times smaller than the image, and than its logits, is what the encoder sees.
+    refinements: how often the decoder's features, at a quarter of the size, are doubled before the
+      head, 0 to `MOST_REFINEMENTS`; each has a convolution of the image beside it, so that lines
+      stay where they are. 0 is the paper's network.
     dtype: compute type; parameters and logits are float32.
     rngs: source of the initial weights.
   """
@@ -82,6 +121,7 @@ class FPN(nnx.Module):
     width=1.0,
     dropout=0.2,
     shrink=1,
+    refinements=0,
     dtype=jnp.float32,
     rngs,
   ):
@@ -102,8 +142,20 @@ class FPN(nnx.Module):
     )
     # Whole channels are dropped, as torch's Dropout2d.
     self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
+    # From the finest on: details at the head's size, and at half of it.
+    details, refined = [], []
+    c_in, c_merged = in_channels, segmentation_channels
+    fine = [scale_channels(c, width) for c in FINE_CHANNELS[:refinements]]
+    for i, c in enumerate(reversed(fine)):
+      stride = 2 ** (MOST_REFINEMENTS - refinements) if i == 0 else 2
+      details.append(Detail(c_in, c, stride=stride, dtype=dtype, rngs=rngs))
+      c_in = c
+    for c in fine:
+      refined.append(Refinement(c_merged, c, dtype=dtype, rngs=rngs))
+      c_merged = c
+    self.details, self.refinements = nnx.List(details), nnx.List(refined)
     self.segmentation_head = Conv(
-      segmentation_channels,
+      c_merged,
       levels * classes,
       1,
       bias=True,
@@ -123,7 +175,8 @@ class FPN(nnx.Module):
       upsample: False for the head's own logits, which `upsample_logits` finishes.
 
     Returns:
-      float32 logits [B, H, W, K]; at a quarter of the padded size without `upsample`.
+      float32 logits [B, H, W, K]; without `upsample` at a quarter of the padded size, doubled by
+      every refinement.
     """
     height, width = image.shape[1:3]
     if self.shrink > 1:
@@ -146,11 +199,23 @@ class FPN(nnx.Module):
       merged = self.branches[i](level, first) + (0 if merged is None else merged)
     rngs = None if key is None else nnx.Rngs(dropout=key)
     drop = functools.partial(self.dropout, deterministic=not train, rngs=rngs)
-    if on_gpu and train:
+    if on_gpu and train and not self.refinements:
       logits = self._head_of_kept(merged, drop).astype(jnp.float32)
     else:
-      logits = self.segmentation_head(drop(merged)).astype(jnp.float32)
-    return upsample_logits(logits, height, width, self.shrink) if upsample else logits
+      logits = self.segmentation_head(self._refined(drop(merged), image)).astype(jnp.float32)
+    if not upsample:
+      return logits
+    return upsample_logits(logits, height, width, self.shrink, len(self.refinements))
+
+  def _refined(self, x, image):
+    """[B, h, w, C] at a quarter of the image's size, doubled by every refinement."""
+    details = []
+    for detail in self.details:
+      image = detail(image)
+      details.append(image)
+    for refinement in self.refinements:
+      x = refinement(x, details.pop())
+    return x
 
   def _finest(self, feature, coarser):
     """The first convolution of the finest branch, of a level that is never made.
@@ -192,6 +257,12 @@ def _shrunk(image, factor):
   return parts.mean((2, 4))
 
 
-def upsample_logits(logits, height, width, shrink=1):
+def upsample_logits(logits, height, width, shrink=1, refinements=0):
   """From the head's logits [B, h, w, K] to the image's size [B, height, width, K]."""
-  return upsample_bilinear(logits, HEAD_STRIDE * shrink)[:, :height, :width]
+  factor = head_stride(shrink, refinements)
+  return (upsample_bilinear(logits, factor) if factor > 1 else logits)[:, :height, :width]
+
+
+def head_stride(shrink=1, refinements=0):
+  """How many times smaller than the image's padded size the head's logits are."""
+  return HEAD_STRIDE * shrink // 2**refinements

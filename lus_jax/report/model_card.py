@@ -37,14 +37,15 @@ def make(workdir, record):
   names = [one["name"] for one in record["members"]]
   levels, classes, size = record["levels"], record["classes"], record["image_size"]
   model, tested = record["model"], _tested(files)
-  is_smp, shrink = model["width"] == 1, model.get("shrink", 1)
+  shrink, refinements = model.get("shrink", 1), model.get("refinements", 0)
+  is_smp = model["width"] == 1 and not refinements
   notes = [note.rstrip(".") + "." for note in files["segmentation"]["notes"]]
   options = {
     **record,
     "size": size,
     "shrink": shrink,
     "padding": -(size // shrink) % fpn.STRIDE,
-    "enlarging": fpn.HEAD_STRIDE * shrink,
+    "enlarging": fpn.head_stride(shrink, refinements),
     "takes_where": [one["name"] for one in record["members"] if one["takes_where"]],
     "has_scan_areas": record["dataset"].get("has_scan_areas", False),
     "with_rater": any(one["target"] == "rater" for one in record["members"]),

@@ -13,7 +13,7 @@ OWNER = "run.json"
 # Fields of `data.phantom` that say nothing where they are empty or 0; and of other sections.
 PHANTOM_OPTIONS = ("variety", "stable_patients", "readmission_accuracy")
 OPTIONS = {
-  "model": ("shrink",),
+  "model": ("shrink", "refinements"),
   "train": ("epoch_steps", "rare", "smoothing", "minutes"),
   "loss": ("region", "from_prevalence"),
   "optimizer": ("weight_decay", "warmup", "averaging"),
