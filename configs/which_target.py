@@ -61,7 +61,8 @@ def get_config(size="paper"):
     "train_frames": 16,  # of as many patients as it takes
     "validation_patients": 2,
     # The probability all networks start from (Lin et al. 2017): from .5, as elsewhere, a good part
-    # of so few steps would go into learning that most pixels show nothing.
+    # of so few steps would go into learning that most pixels show nothing. With
+    # loss.from_prevalence each starts from the share that its own labels show.
     "prior": 0.02,
     # Studies, with cohorts of their own, in which all members have one target: how often is a
     # question answered?

@@ -216,6 +216,24 @@ def test_models_that_see_smaller_images_are_written_as_they_are(tmp_path, call, 
   assert "means over squares of 2 x 2 pixels" in card and "enlarge by 8 (bilinear" in card
 
 
+@pytest.mark.parametrize("options", [{"refinements": 1}, {"refinements": 2, "shrink": 2}])
+def test_refined_decoders_are_written_as_they_are(
+  tmp_path, monkeypatch, call, expected, options, capsys
+):
+  monkeypatch.setitem(resnet.DEPTHS, "toy", ((1, 1, 1, 1), False))
+  trained, out = make_model(make_config(**options)), tmp_path / "out"
+  assert call(trained, out=out, format="onnx", members="threshold_0.6,ordinal_0.6") == 0
+  image, where = make_inputs(3)
+  theirs = expected(trained, image, where)
+  for name in ("threshold_0.6", "ordinal_0.6"):
+    assert theirs[name].std() > 0.01
+    found = run_onnx(out / f"{name}.onnx", image, where)
+    np.testing.assert_allclose(found, theirs[name], atol=1e-4)
+  # PyTorch's packages have no such decoder.
+  assert call(trained, out=tmp_path / "other", format="safetensors", members="threshold_0.6") == 2
+  assert "segmentation_models_pytorch's FPN lacks the layers: details" in capsys.readouterr().err
+
+
 READ_JAX = """
 import sys
 import jax, numpy as np

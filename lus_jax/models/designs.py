@@ -9,6 +9,8 @@ from lus_jax.errors import UserError
 from lus_jax.models import flops, fpn
 from lus_jax.models.resnet import DEPTHS
 
+# Maps that a refinement of the decoder keeps for the gradients, by its channels.
+FINE_MAPS = 6
 # How many times smaller than labels and output what a network sees may be; 0 is 1.
 SHRINKS = (0, 1, 2, 4)
 
@@ -62,6 +64,10 @@ class Fpn:
   def sizes(self):
     """At width 1: activations per pixel of an image, and parameters."""
     activations, parameters = self.SIZES[self._config.encoder]
+    # Of a refinement: what is reduced, doubled and added, convolved, normalised, and the detail.
+    sides = (0.5**i for i in range(fpn.MOST_REFINEMENTS - 1, -1, -1))
+    refined = zip(fpn.FINE_CHANNELS[: self.refinements], sides, strict=False)
+    activations += sum(FINE_MAPS * channels * side**2 for channels, side in refined)
     return activations / self.shrink**2, parameters
 
   def flop(self, *, size, in_channels, classes):

@@ -20,8 +20,8 @@ from lus_jax.training.sweep import choose_strategy
 
 # Pairs of the paper, and ours (`config.pairs`): what the two ways differ in, in time.
 WAYS = {"sampled": "the paper's way", "in_batch": "our way"}
-# Of checkpoints: the weights, Adam's two moments and the best weights; two of them are kept.
-_COPIES = 4 * 2
+# Of checkpoints: the weights, Adam's two moments and the best weights; how many of them are kept.
+_COPIES, _KEPT = 4, 2
 _GIB = 2**30
 
 
@@ -152,20 +152,26 @@ def _segmentation(config, task, table, splits, device):
     strategy=choose_strategy(config.sweep.strategy),
   )
   flop = segmentation.training_flop(config, classes=k * objective.head)
-  an_epoch = config.train.get("epoch_steps", 0) * config.train.batch_size or sizes["train"]
-  images = config.train.epochs * (an_epoch + sizes["validation"] / flops.TRAINING)
+  # Where it says, epochs are as long whoever the patients are.
+  an_epoch = config.train.get("epoch_steps", 0) * config.train.batch_size
+  images = config.train.epochs * (
+    (an_epoch or sizes["train"]) + sizes["validation"] / flops.TRAINING
+  )
   images *= objective.n_models
   sets, n_models, frames = 1, objective.n_models, int(table.n_frames.sum())
   if task and task.folds.leakage == "strict":
     # A sweep a fold, and inner ones that each leave a part of its patients out.
     sets, each, inner = len(splits), len(config.sweep.thresholds), task.folds.get("inner", 0)
-    of_folds = sum(sum(p in fold.train for p in table.patient.tolist()) for fold in splits)
+    of_folds = sets * an_epoch or sum(
+      sum(p in fold.train for p in table.patient.tolist()) for fold in splits
+    )
     n_models += sets * (1 + inner) * each
     images += config.train.epochs * each * of_folds * max(1, inner)
   common = {"network": "segmentation", "dtype": config.model.dtype}
   _, parameters = designs.segmentation(config.model).sizes
   parts = [Part("segmentation", n_models, dict.fromkeys(WAYS, images), flop, **common)]
-  disk = {"checkpoints": _COPIES * 4 * n_models * parameters * config.model.width**2}
+  copies = _COPIES + (segmentation.averaging_of(config) > 0)
+  disk = {"checkpoints": _KEPT * copies * 4 * n_models * parameters * config.model.width**2}
   if task is None:
     return parts, disk
   thresholds = len(task.channels.thresholds) or len(config.sweep.thresholds)
@@ -204,7 +210,7 @@ def _clinical(name, config, segmentation_config, table, splits, device):
     "video",
     config.model.dtype,
   )
-  return part, _COPIES * 4 * members * parameters
+  return part, _KEPT * _COPIES * 4 * members * parameters
 
 
 def _text(parts, disk, configs, device, rate, times):

@@ -226,3 +226,43 @@ def test_shrinking_takes_work_and_memory_but_no_weight():
   config.shrink = 3
   with pytest.raises(UserError, match="config.model.shrink: 3 is not known; choose one of 0, 1, 2"):
     designs.segmentation(config).check()
+
+
+@pytest.mark.parametrize(("refinements", "stride"), [(1, 2), (2, 1)])
+def test_refined_logits_are_finer_and_follow_the_image(key, refinements, stride):
+  image = jax.random.uniform(key, (1, 40, 64, 1))
+  model = tiny(refinements=refinements)
+  graph, state = nnx.split(model)
+  head = jax.jit(lambda s, x: nnx.merge(graph, s)(x, train=False, upsample=False))
+  # Padded to 64 x 64; the size of the image comes back.
+  assert head(state, image).shape == (1, 64 // stride, 64 // stride, 2)
+  found = run(model, image)
+  assert found.shape == (1, 40, 64, 2) and designs.fpn.head_stride(1, refinements) == stride
+  # Without what the decoder adds only the details of the image are left: a pixel reaches no
+  # farther than its convolutions.
+  for refinement in model.refinements[:1]:
+    refinement.reduction.kernel[...] = jnp.zeros_like(refinement.reduction.kernel[...])
+  for norm in (*(x.norm for x in model.details), *(x.norm for x in model.refinements)):
+    norm.scale[...] = jnp.ones_like(norm.scale[...])
+  state = nnx.state(model)
+  gradient = jax.jit(jax.grad(lambda x: head(state, x)[0, 8, 8, 0]))(image)
+  near = np.abs(gradient[0, :, :, 0])
+  centre = 8 * stride
+  assert near[centre - 2 : centre + 3, centre - 2 : centre + 3].max() > 10 * near[30:, 40:].max()
+
+
+def test_refinements_take_work_and_weights_that_are_counted():
+  config = ConfigDict({"encoder": "resnet18", "width": 0.5, "dropout": 0.2, "refinements": 2})
+  plain = ConfigDict(config.to_dict() | {"refinements": 0})
+  own, other = designs.segmentation(config), designs.segmentation(plain)
+  size = {"in_channels": 1, "classes": 3}
+  # By hand, at 64 x 64: from 64 channels at 16 x 16 to 32 at 32 x 32 to 16 at 64 x 64.
+  details = 9 * 16 * 64**2 + 9 * 16 * 32 * 32**2
+  refined = 64 * 32 * 16**2 + 9 * 32 * 32 * 32**2 + 32 * 16 * 32**2 + 9 * 16 * 16 * 64**2
+  heads = 16 * 3 * 64**2 - 64 * 3 * 16**2
+  more = own.flop(size=64, **size) - other.flop(size=64, **size)
+  assert more == 2 * (details + refined + heads)
+  assert own.sizes[0] > other.sizes[0] and (own.head_stride, other.head_stride) == (1, 4)
+  config.refinements = 3
+  with pytest.raises(UserError, match="config.model.refinements: 3 is not known; choose a number"):
+    designs.segmentation(config).check()

@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -147,6 +148,32 @@ def test_without_pairs_there_is_one_way(tasks):
   assert len(rows["segmentation"]) == 5 and len(rows["in"]) == 4
   assert ("channels" in text.splitlines()[-1]) == bool(tasks)
   assert "On disk: " in text and "checkpoints" in text.splitlines()[-1]
+
+
+def test_averages_and_epochs_of_steps_are_told():
+  h100 = hardware.Device("gpu", "an H100", 60 * 2**30, 9.0)
+
+  def told(tasks=(), **changes):
+    config = get_config("paper", "paper")
+    config.tasks = tasks
+    config.update_from_flattened_dict(changes)
+    text = forecast.of_study(study.parts(config), h100, rate=lambda dtype: 6e12)
+    (row,) = [line.split() for line in text.splitlines() if line.strip().startswith("segm")]
+    return float(row[2]), float(re.search(r"checkpoints ([\d.]+) GiB", text)[1])
+
+  images, room = told()
+  averaged = told(**{"segmentation.optimizer.averaging": 0.99})
+  assert averaged == (images, pytest.approx(1.25 * room, rel=0.05))
+  # 100 epochs of 50 batches of 16, of 7 models; and 4 validation patients' frames, a third each.
+  steps, _ = told(**{"segmentation.train.epoch_steps": 50})
+  table = forecast.phantom_table(get_config("paper", "paper").data.phantom)
+  validated = int((table.split == "validation").sum()) / 3
+  assert steps == pytest.approx(100 * 7 * (800 + validated), rel=0.05)
+  # As many again for the models of each fold.
+  strict = {"segmentation.train.epoch_steps": 50, "folds.leakage": "strict", "folds.inner": 0}
+  of_folds, _ = told(("sf_ratio",), **strict)
+  k = get_config("paper", "paper").folds.n
+  assert of_folds == pytest.approx(100 * 7 * (800 * (1 + k) + validated), rel=0.05)
 
 
 def test_what_is_set_once_reaches_every_part():
