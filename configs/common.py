@@ -63,8 +63,8 @@ def video_task(task, size, *, target):
   config.model.width = 1.0  # factor on every channel count
   # Of the computation; parameters are float32. auto: bfloat16 on the GPUs that are fast in it.
   config.model.dtype = "auto"
-  # Another task of the same workdir, or PyTorch's weights, a .pth or .safetensors file; empty:
-  # random weights.
+  # Another task of the same workdir, the directory of a run of configs/pretrain.py, or PyTorch's
+  # weights, a .pth or .safetensors file; empty: random weights.
   config.model.init_from = ""
 
   config.optimizer = ConfigDict()

@@ -107,7 +107,9 @@ def check_claim(workdir, config, dataset=None, *, more_epochs=False):
         f"is version {now}: whether they are the same cannot be told; give another --workdir, or "
         "remove the directory to start anew."
       )
-    changed = list(_differences(theirs["dataset"], ours["dataset"]))
+    changed = dict.fromkeys(
+      name.split(".")[0] for name in _differences(theirs["dataset"], ours["dataset"])
+    )
     what = {
       ("initial",): "what its weights start from has",
       ("segmentation",): "its segmentation models have",

@@ -9,6 +9,7 @@ from lus_jax import results
 from lus_jax.data import copies
 from lus_jax.evaluation import ratio, statistics
 from lus_jax.models import torch_weights
+from lus_jax.tasks import initial
 from lus_jax.training import loop
 from lus_jax.words import plural
 
@@ -41,6 +42,8 @@ def notes_on(setup):
       f"the networks start from the weights in {os.path.basename(config.model.init_from)}, trained "
       "elsewhere: no test patient may have been among its data."
     )
+  elif isinstance(setup.initial, dict):
+    notes.append(initial.sentence(setup.initial))
   elif config.folds.leakage == "strict" and config.model.init_from:
     notes.append(
       f"the networks start from those of {config.model.init_from}, whose best epochs were chosen "
@@ -107,6 +110,8 @@ def write_results(setup, meta, tested, notes):
       "same_data_set": setup.same,
     },
   }
+  if setup.initial is not None:
+    content["initial"] = initial.told(setup.initial, config.model.init_from)
   if confusion:
     content["confusion"] = [
       {"threshold": source, "classes": list(task.classes), "matrix": matrix.tolist()}

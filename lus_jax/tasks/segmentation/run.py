@@ -13,8 +13,9 @@ from lus_jax import fields, lock, losses, models, parallel, results, timing
 from lus_jax.data import augment, copies, datasets, labelling, pipeline, selection, summary
 from lus_jax.errors import UserError
 from lus_jax.inference import calibration, trained
-from lus_jax.models import flops, torch_weights
+from lus_jax.models import flops
 from lus_jax.report import text
+from lus_jax.tasks import initial
 from lus_jax.tasks.segmentation import advice as advice_lib
 from lus_jax.tasks.segmentation import finish
 from lus_jax.tasks.segmentation import train as train_lib
@@ -27,8 +28,12 @@ from lus_jax.training.sweep import Sweep, choose_strategy
 from lus_jax.words import plural
 
 
-def check(config):
+def check(config, workdir=None):
   """Refuses values of a config that no run could use; nothing is written before.
+
+  Args:
+    config: a run's config.
+    workdir: the run's directory, if it is known: one that goes on needs no initial weights.
 
   Returns:
     The `Objective` of its members, and the strategy of its sweep.
@@ -63,7 +68,7 @@ def check(config):
   )
   models.check(config.model)
   if config.model.init_from:
-    models.check_init_from(config.model, video=False)
+    initial.check(config.model, workdir, video=False)
   augment.check(config.augment)
   pipeline.choose_cache_for(config.data.cache, 0)
   strategy = choose_strategy(config.sweep.strategy)
@@ -88,7 +93,7 @@ def train_and_evaluate(config, workdir, patients=None):
   Raises:
     UserError: the config or the data are not in order, or the directory is another run's.
   """
-  objective, strategy = check(config)
+  objective, strategy = check(config, workdir)
   config = hardware.as_begun(config, workdir)
   claim_lib.check_claim(workdir, claim_lib.settings(config), more_epochs=True)
   with lock.hold(workdir), timing.recorded("segmentation") as clock:
@@ -136,8 +141,17 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
   batches = train.training_batches(config.train.batch_size, seed=config.seed)
   steps_per_epoch = train.size // config.train.batch_size
   clock.enter("networks")
+  start = initial.start(config.model, workdir, video=False)
+  own = {} if patients is None else {"patients": patients}
+  if start is not None:
+    # Files of one name can be of other weights.
+    own["initial"] = start.about
+    if start.source is not None:
+      if dataset.split_unit == "patient":
+        initial.audit(start.source, dataset.patients(), dataset.population)
+      own["initial"] = initial.about_heads(start.source, dataset.classes)
+    dataset = initial.noted(dataset, own["initial"])
   tx, schedule = train_lib.make_optimizer(config.optimizer, config.train.epochs * steps_per_epoch)
-  file = config.model.init_from
   network, state = train_lib.initial_state(
     config,
     objective,
@@ -145,13 +159,12 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
     in_channels=1,
     classes=len(dataset.classes),
     tx=tx,
-    weights=torch_weights.read(file) if file else None,
+    begin=start
+    and functools.partial(
+      initial.into_segmentation, start, classes=dataset.classes, place=config.model.init_from
+    ),
   )
   clock.enter("other")
-  # Splits of equal sizes can be of other patients, and files of one name of other weights.
-  own = {} if patients is None else {"patients": patients}
-  if file:
-    own["initial"] = torch_weights.digest(file)
   if before is not None:
     # What is refused keeps its results.
     claim_lib.check_claim(workdir, settings, dataset.summary() | own, more_epochs=True)
@@ -256,6 +269,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
         painters=summary.painters(selected),
         settings=settings,
         writer=writer,
+        initial=start and initial.told(own["initial"], config.model.init_from),
       )
   parallel.sync("segmentation results")
   content = results.read(workdir, "segmentation")

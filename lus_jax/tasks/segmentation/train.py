@@ -10,7 +10,7 @@ from lus_jax import models, palette
 from lus_jax.data import augment
 from lus_jax.evaluation import metrics, segmentation
 from lus_jax.labels import label
-from lus_jax.models import designs, flops, torch_weights
+from lus_jax.models import designs, flops
 from lus_jax.training import loop
 from lus_jax.training import state as state_lib
 
@@ -40,7 +40,7 @@ def make_optimizer(config, steps):
   return optax.adam(schedule), schedule
 
 
-def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights=None):
+def initial_state(config, objective, sweep, *, in_channels, classes, tx, begin=None):
   """Builds the network and the initial state of all members.
 
   Args:
@@ -50,7 +50,8 @@ def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights
     in_channels: channels of the image.
     classes: K.
     tx: the optimizer.
-    weights: a PyTorch state dict that every member starts from; what it lacks is random.
+    begin: `(params, batch_stats, head) -> params, batch_stats`: of a network with random weights
+      those that every member starts from, `head` whether its head is of one level.
 
   Returns:
     The `Network` and the sweep's state. Members of one seed start from the same weights.
@@ -67,14 +68,10 @@ def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights
     )
     for seed in range(objective.seeds)
   ]
-  if weights is not None:
+  if begin is not None:
     for network in networks:
-      network.params, network.batch_stats = torch_weights.load_into(
-        network.params,
-        network.batch_stats,
-        weights,
-        source=config.model.init_from,
-        head=objective.head == 1,
+      network.params, network.batch_stats = begin(
+        network.params, network.batch_stats, head=objective.head == 1
       )
   states = [
     state_lib.create_state(
