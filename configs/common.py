@@ -22,6 +22,18 @@ def distributed():
   return config
 
 
+def clip_augmentation(probability):
+  """Augmentation of clips, one draw for all frames and maps of one; 0 for none."""
+  config = ConfigDict()
+  config.probability = probability  # of each: flip, scale and shift, intensity
+  config.scale = 0.2  # things become up to so much larger or smaller
+  config.shift = 0.1  # of the height and width, at most
+  config.brightness = 0.2
+  config.contrast = 0.2
+  config.gamma = (0.8, 1.25)
+  return config
+
+
 def video_task(task, size, *, target):
   """The fields of every clinical task, with the paper's values."""
   check_size(task, size)

@@ -76,12 +76,14 @@ def run(config, workdir):
     from lus_jax.tasks.segmentation import run as task
   elif config.task == "study":
     from lus_jax.tasks import study as task
+  elif config.task == "pretrain":
+    from lus_jax.tasks.pretrain import run as task
   elif config.task == "which_target":
     from lus_jax.tasks.which_target import run as task
   elif config.task in CLINICAL:
     from lus_jax.tasks.clinical import run as task
   else:
-    known = ", ".join(("segmentation", *CLINICAL, "study", "which_target"))
+    known = ", ".join(("segmentation", "pretrain", *CLINICAL, "study", "which_target"))
     raise UserError(f"config.task: '{config.task}' is not known; choose one of {known}.")
   task.train_and_evaluate(config, workdir)
   if parallel.is_main():

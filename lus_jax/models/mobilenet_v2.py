@@ -136,7 +136,7 @@ class MobileNetV2(nnx.Module):
     )
     self.bias = nnx.Param(jnp.zeros(outputs))
 
-  def __call__(self, clip, *, train, key=None, where=None):
+  def __call__(self, clip, *, train, key=None, where=None, pooled=True):
     """Maps clips to outputs, without `bias`.
 
     Args:
@@ -144,9 +144,10 @@ class MobileNetV2(nnx.Module):
       train: whether to use batch statistics.
       key: unused; every network of a sweep is called alike.
       where: [B] bool, the clips that batch statistics are of; by default all.
+      pooled: False for the outputs at every place of every frame, as pretraining has them.
 
     Returns:
-      float32 [B, outputs].
+      float32 [B, outputs]; [B, N, H / 32, W / 32, outputs] if not pooled, rounded up.
     """
     del key
     batch, n_segment = clip.shape[:2]
@@ -159,6 +160,8 @@ class MobileNetV2(nnx.Module):
     for block in blocks:
       x = block(x, n_segment=n_segment, **options)
     x = last(x, **options)
+    if not pooled:
+      return self.head(x.astype(jnp.float32)).reshape(batch, n_segment, *x.shape[1:3], -1)
     # All frames are of one size: the mean over space, then frames, is the mean over both.
     x = jnp.mean(x.reshape(batch, -1, x.shape[-1]), axis=1, dtype=jnp.float32)
     for layer in self.hidden:

@@ -29,6 +29,7 @@ from lus_jax.report import (
   figures,
   painters,
   paper,
+  pretrain,
   raters,
   schema,
   segmentation,
@@ -42,6 +43,8 @@ FILES = ("segmentation", "segmentation_matrix", "history", "cases", "dataset")
 # What a run of segmentation leaves only if it was asked for.
 MORE_FILES = ("raters", "members", "calibration")
 EXAMPLES = "examples.npz"
+# Of runs of another kind.
+_OTHERS = (which_target.NAME, pretrain.NAME)
 _HISTORY = "_history"
 # The page of whole clips beside it, `lus_jax.report.gallery`.
 GALLERY = "gallery.html"
@@ -59,6 +62,8 @@ def write(workdir):
     _painters(page)
   if which_target.NAME in files:
     _targets(page)
+  if pretrain.NAME in files:
+    _pretraining(page)
   for name, make in ((f"{timing.NAME}.table", timing.table), ("continued", timing.continued)):
     page.section(name, make, timing.NAME)
   page.section(f"{timing.NAME}.files", lambda files: timing.bars(files[timing.NAME]), timing.NAME)
@@ -69,7 +74,7 @@ def write(workdir):
   ]
   page.section("seed", lambda files: cells.value(files, page.any, "config", "seed", show=str))
   page.section("versions", lambda files: cells.settings(files, page.any, "versions"))
-  runs = [page.any, *(name for name in (which_target.NAME, *tasks) if name in files)]
+  runs = dict.fromkeys([page.any, *(name for name in (*_OTHERS, *tasks) if name in files)])
   page.section("settings", lambda files: _settings(files, runs))
   page.section("commands", lambda files: command.commands(workdir, tasks))
 
@@ -97,6 +102,7 @@ def write(workdir):
     more={name for name in MORE_FILES if name in files},
     tasks=sections,
     targets=which_target.NAME in files,
+    pretraining=pretrain.NAME in files,
     painters=painters.is_shown(files),
     dataset=files[page.any]["dataset"],
     config=files[page.any]["config"],
@@ -221,6 +227,17 @@ def _targets(page):
   page.section(f"{name}_cohorts.table", which_target.every_cohort, name)
 
 
+def _pretraining(page):
+  """Makes the parts of the page that show a run of pretraining."""
+  name = pretrain.NAME
+  page.section(f"{name}.facts", pretrain.facts)
+  page.section(f"{name}_history.table", pretrain.history)
+  page.section(f"{name}.files", pretrain.figure)
+  page.section(
+    f"{name}_pictures", lambda files: pretrain.pictures(files[pretrain.PICTURES]), pretrain.PICTURES
+  )
+
+
 def table_numbers(contents):
   """A number for the table of each task: the paper's of its own, then 5 and on."""
   numbers, after = [], itertools.count(1 + max(task.number for task in paper.TASKS.values()))
@@ -328,7 +345,7 @@ def _read(workdir):
       raise UserError(f"{directory / name}.json is damaged (of no known task); {results.MEND}")
     return read(name, of=task)
 
-  for name in sorted(present - {*FILES, *MORE_FILES, which_target.NAME, timing.NAME}):
+  for name in sorted(present - {*FILES, *MORE_FILES, *_OTHERS, timing.NAME}):
     if name.removesuffix(_HISTORY) in present - {name}:
       continue  # read beside the task it belongs to
     try:
@@ -343,7 +360,7 @@ def _read(workdir):
   with_segmentation = not present.isdisjoint((*FILES, *MORE_FILES))
   with_segmentation |= (directory / EXAMPLES).exists()
   wanted = FILES if with_segmentation else ()
-  for name in (*wanted, *(x for x in (*MORE_FILES, which_target.NAME) if x in present)):
+  for name in (*wanted, *(x for x in (*MORE_FILES, *_OTHERS) if x in present)):
     if (content := read(name)) is not None:
       files[name] = content
 
@@ -371,10 +388,15 @@ def _read(workdir):
       problems.append(f"{directory / EXAMPLES} does not exist: the page shows no pictures.")
     if "raters" in files and "rater_index" not in files.get("examples", ("rater_index",)):
       problems.append(f"{directory / EXAMPLES} holds no images of several raters.")
+  if pretrain.NAME in files:
+    if os.path.lexists(directory / pretrain.PICTURES):
+      files[pretrain.PICTURES] = _read_pictures(directory / pretrain.PICTURES)
+    else:
+      problems.append(f"{directory / pretrain.PICTURES} does not exist: no pictures are shown.")
   return files, list(tasks), problems
 
 
-def _read_examples(file, files):
+def _read_arrays(file):
   mend = results.MEND.rstrip(".")
   check_file(file, mend)
   # RuntimeError: an archive of another compression, or with a password.
@@ -385,7 +407,20 @@ def _read_examples(file, files):
     open(file, "rb") as stream,
     np.load(stream, allow_pickle=False) as arrays,
   ):
-    examples = {name: arrays[name] for name in arrays.files}
+    return {name: arrays[name] for name in arrays.files}
+
+
+def _read_pictures(file):
+  arrays = _read_arrays(file)
+  try:
+    pretrain.check_pictures(arrays)
+  except ValueError as error:
+    raise UserError(f"{file} is damaged ({error}); {results.MEND}") from error
+  return arrays
+
+
+def _read_examples(file, files):
+  examples = _read_arrays(file)
   meta = next((files[name] for name in (*FILES, *MORE_FILES) if name in files), None)
   if meta is not None:
     try:

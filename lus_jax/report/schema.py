@@ -435,6 +435,21 @@ def _target_check():
   )
 
 
+_pretraining = _object(
+  {
+    **_named(("clips", "frames", "held_out_clips"), _count),
+    **_named(("patients", "held_out", "notes"), _list(_text)),
+    **_named(("loss", "loss_of_mean"), _number),
+    "network": _is("a network that is pretrained", ("segmentation", "video").__contains__),
+    "best_epoch": _maybe(_count),
+    "left_out": _mapping(_count),
+    "rows": _list(
+      _object({"epoch": _count} | _named(("train_loss", "loss"), _number)), filled=True
+    ),
+  }
+)
+
+
 _seconds = {"run": _text, "seconds": _number}
 _timing = _object(
   {
@@ -448,8 +463,8 @@ def check(name, content, *, of=None):
   """Checks the content of a results file.
 
   Args:
-    name: of the file: one of a segmentation run, 'which_target' or 'timing'; of a task it may be
-      any.
+    name: of the file: one of a segmentation run, 'which_target', 'pretrain' or 'timing'; of a task
+      it may be any.
     content: of the file.
     of: a task, or 'history' for the history of one.
 
@@ -463,6 +478,8 @@ def check(name, content, *, of=None):
     _task_check(of)(content, "#")
   elif name == "timing":
     _timing(content, "#")
+  elif name == "pretrain":
+    _pretraining(content, "#")
   elif name == "which_target":
     _target_check()(content, "#")
   else:
