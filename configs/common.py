@@ -78,11 +78,16 @@ def video_task(task, size, *, target):
   # Another task of the same workdir, the directory of a run of configs/pretrain.py, or PyTorch's
   # weights, a .pth or .safetensors file; empty: random weights.
   config.model.init_from = ""
+  config.model.dropout = 0.0  # of a clip's features, in training
+
+  # Off, as the paper has it: --config.augment.probability=0.5 is on.
+  config.augment = clip_augmentation(0.0)
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-4  # Adam, cosine with warm restarts
   config.optimizer.restart_epochs = 10
   config.optimizer.restart_factor = 2  # each period is so many times as long as the one before
+  config.optimizer.weight_decay = 0.0  # of AdamW; 0 is Adam, as the paper has it
 
   config.sweep = ConfigDict()
   config.sweep.strategy = "auto"  # or loop, vmap, grouped, sharded
@@ -92,6 +97,9 @@ def video_task(task, size, *, target):
   config.train.batch_size = 16  # clips
   config.train.log_every = 20  # steps
   config.train.checkpoint_every = 5  # epochs; what a killed run may have to repeat
+
+  # Of probabilities, on each fold's validation patients: none, or temperature (of classes).
+  config.calibration = "none"
 
   config.distributed = distributed()
 

@@ -135,5 +135,6 @@ def with_maps(inputs, key, config):
 
   keys = jax.random.split(key, (folds, clips))
   of_clips = jax.vmap(one, in_axes=(0, 1, 0), out_axes=(0, 1))
-  image, channels = jax.vmap(of_clips)(image, channels, keys)
+  # Fold by fold: the maps are bytes, and four times as large while they are computed with.
+  image, channels = jax.lax.map(lambda fold: of_clips(*fold), (image, channels, keys))
   return inputs | {"image": image, "channels": channels}

@@ -24,14 +24,12 @@ class Fpn:
     self._config = config
 
   def check(self):
-    """Refuses an unknown encoder, or a dropout out of range (`UserError`)."""
-    encoder, dropout = self._config.encoder, self._config.dropout
+    """Refuses an unknown encoder (`UserError`)."""
+    encoder = self._config.encoder
     if encoder not in DEPTHS:
       raise UserError(
         f"config.model.encoder: '{encoder}' is not known; choose one of {', '.join(DEPTHS)}."
       )
-    if not 0 <= dropout < 1:
-      raise UserError(f"config.model.dropout: {dropout} must be at least 0 and below 1.")
 
   @property
   def title(self):

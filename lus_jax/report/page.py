@@ -27,6 +27,7 @@ from lus_jax.report import (
   command,
   dose,
   figures,
+  learning_curve,
   painters,
   paper,
   pretrain,
@@ -44,7 +45,7 @@ FILES = ("segmentation", "segmentation_matrix", "history", "cases", "dataset")
 MORE_FILES = ("raters", "members", "calibration")
 EXAMPLES = "examples.npz"
 # Of runs of another kind.
-_OTHERS = (which_target.NAME, pretrain.NAME)
+_OTHERS = (which_target.NAME, pretrain.NAME, learning_curve.NAME)
 _HISTORY = "_history"
 # The page of whole clips beside it, `lus_jax.report.gallery`.
 GALLERY = "gallery.html"
@@ -64,6 +65,12 @@ def write(workdir):
     _targets(page)
   if pretrain.NAME in files:
     _pretraining(page)
+  if learning_curve.NAME in files:
+    page.section(f"{learning_curve.NAME}.table", learning_curve.table)
+    page.section(
+      f"{learning_curve.NAME}.words",
+      lambda files: list(learning_curve.sentences(files[learning_curve.NAME])),
+    )
   for name, make in ((f"{timing.NAME}.table", timing.table), ("continued", timing.continued)):
     page.section(name, make, timing.NAME)
   page.section(f"{timing.NAME}.files", lambda files: timing.bars(files[timing.NAME]), timing.NAME)
@@ -103,6 +110,7 @@ def write(workdir):
     tasks=sections,
     targets=which_target.NAME in files,
     pretraining=pretrain.NAME in files,
+    curve=learning_curve.NAME in files,
     painters=painters.is_shown(files),
     dataset=files[page.any]["dataset"],
     config=files[page.any]["config"],

@@ -450,6 +450,24 @@ _pretraining = _object(
 )
 
 
+_curve = _object(
+  {
+    "task": _is("a clinical task", paper.TASKS.__contains__),
+    "metric": _text,
+    "notes": _list(_text),
+    "rows": _list(
+      _object(
+        _named(("patients", "tested", "trained"), _count)
+        | _named(("estimate", "blind", "difference"), _score)
+        | _named(("interval", "difference_interval"), _ends)
+        | {"threshold": _source, "beats": _flag}
+      ),
+      filled=True,
+    ),
+  }
+)
+
+
 _seconds = {"run": _text, "seconds": _number}
 _timing = _object(
   {
@@ -463,7 +481,8 @@ def check(name, content, *, of=None):
   """Checks the content of a results file.
 
   Args:
-    name: of the file: one of a segmentation run, 'which_target', 'pretrain' or 'timing'; of a task
+    name: of the file: one of a segmentation run, 'which_target', 'pretrain',
+      'learning_curve' or 'timing'; of a task
       it may be any.
     content: of the file.
     of: a task, or 'history' for the history of one.
@@ -478,6 +497,8 @@ def check(name, content, *, of=None):
     _task_check(of)(content, "#")
   elif name == "timing":
     _timing(content, "#")
+  elif name == "learning_curve":
+    _curve(content, "#")
   elif name == "pretrain":
     _pretraining(content, "#")
   elif name == "which_target":

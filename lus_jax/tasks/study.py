@@ -68,6 +68,9 @@ def train_and_evaluate(config, workdir):
   config = config.copy_and_resolve_references()
   with config.unlocked():
     hardware.drop_later(config, claim)
+    for name in config.tasks if claim else ():
+      if name in config and name in claim["config"]:
+        hardware.drop_later(config[name], {"config": claim["config"][name]})
   configs = parts(config)
   for name, part in configs.items():
     (segmentation if name == "segmentation" else clinical).check(part, workdir)

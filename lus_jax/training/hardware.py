@@ -8,6 +8,7 @@ import jax
 from absl import logging
 
 from lus_jax import parallel
+from lus_jax.data import clip_augment
 from lus_jax.data.pipeline import CACHE_SHARE
 from lus_jax.models import designs
 from lus_jax.training import claim as claim_lib
@@ -23,6 +24,14 @@ LATER = {
   ("folds", "inner"): None,
   ("data", "prelabels"): "touched",
   ("data", "consensus"): "replaces",
+  # Of the video networks.
+  ("model", "dropout"): 0.0,
+  ("optimizer", "weight_decay"): 0.0,
+}
+# Likewise of whole sections, and of fields beside them, where they are off.
+LATER_PARTS = {
+  "augment": lambda augment: not clip_augment.is_on(augment),
+  "calibration": lambda method: method == "none",
 }
 # Likewise, where that is said: what such a run goes on with, and in words.
 SAID = {
@@ -275,6 +284,10 @@ def drop_later(config, claim):
     ours = config.get(section, {})
     if field not in theirs and field in ours and default in (None, ours[field]):
       del config[section][field]
+  # Those of a segmentation have other fields, and always had them.
+  for name, is_off in LATER_PARTS.items() if claim and "folds" in config else ():
+    if name not in claim["config"] and name in config and is_off(config[name]):
+      del config[name]
 
 
 def resolve(config, device, *, models, frames=PAPER_BATCH, classes=6, strategy="loop"):

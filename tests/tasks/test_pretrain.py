@@ -21,7 +21,6 @@ from lus_jax.tasks.clinical import initial as clinical_initial
 from lus_jax.tasks.clinical import run as clinical_run
 from lus_jax.tasks.pretrain import run, train
 from lus_jax.training import claim, loop
-from lus_jax.training import state as state_lib
 from tests import toys
 
 MASK = ConfigDict({"cells": 4, "share": 0.5})

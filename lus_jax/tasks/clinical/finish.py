@@ -54,7 +54,7 @@ def notes_on(setup):
   return notes
 
 
-def write_results(setup, meta, tested, notes):
+def write_results(setup, meta, tested, notes, calibrations=None):
   """Writes `results/<name>.json` and `results/<name>_history.json`.
 
   Args:
@@ -62,6 +62,7 @@ def write_results(setup, meta, tested, notes):
     meta: of `train.fit`, as is `tested`.
     tested: of every member.
     notes: of `notes_on`.
+    calibrations: the temperature of every member, where there is one.
   """
   config, task, places = setup.config, setup.task, setup.places
   rows, members, confusion, predictions = [], {}, {}, []
@@ -73,6 +74,7 @@ def write_results(setup, meta, tested, notes):
         "fold": f,
         "best_epoch": best["epoch"],
         "chosen_by": loop.chosen_by(best, meta["history"][i :: len(places)]),
+        **({} if calibrations is None else {"temperature": calibrations[i]}),
         "n_patients": len(ratios[task.primary].patients),
         **ratio.fold_row(ratios),
       }

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from lus_jax import fields, lock, models, parallel, results, timing
-from lus_jax.data import clips, copies, datasets, folds, pipeline
+from lus_jax.data import clip_augment, clips, copies, datasets, folds, pipeline
 from lus_jax.errors import UserError
 from lus_jax.inference import channels
 from lus_jax.inference import trained as trained_lib
@@ -31,6 +31,7 @@ ABLATIONS = ("none", "true")
 KINDS = ("probability", "binary")
 PAIRS = ("in_batch", "sampled")
 DAYS = ("difference", "single")
+CALIBRATIONS = ("none", "temperature")
 # Names of other results files and folders of a run.
 RESERVED = ("checkpoints", "tensorboard", "channels", "results", "report", "study", "timing")
 RESERVED += trained_lib.RESULTS
@@ -50,6 +51,7 @@ def check(config, workdir=None):
     "channels.kind": KINDS,
     "folds.cv": folds.SCHEMES,
     "folds.leakage": folds.LEAKAGES,
+    **({"calibration": CALIBRATIONS} if "calibration" in config else {}),
     **({"pairs": PAIRS} if config.task == "sf_change" else {}),
     **({"days": DAYS} if config.task == "readmission" else {}),
   }
@@ -83,6 +85,7 @@ def check(config, workdir=None):
     "optimizer.restart_factor": 1,
     "seed": 0,
     "folds.seed": 0,
+    "optimizer.weight_decay": 0,
     **({"folds.inner": 2} if "inner" in config.folds else {}),
     **({"pairs_cap": 1} if config.task == "sf_change" else {}),
   }
@@ -96,6 +99,13 @@ def check(config, workdir=None):
   ):
     raise UserError(f"config.name: '{config.name}' cannot name a results file of this task.")
   models.check_video(config.model)
+  if "augment" in config:
+    clip_augment.check(config.augment)
+  if config.task == "sf_ratio" and config.get("calibration", "none") != "none":
+    raise UserError(
+      f"config.calibration: '{config.calibration}' is of probabilities, and sf_ratio gives a "
+      "number; use none."
+    )
   if config.model.init_from and not initial.is_task(config.model.init_from, workdir):
     directory = None if workdir is None else pathlib.Path(workdir) / config.name
     initial_lib.check(config.model, directory, video=True)
@@ -355,9 +365,9 @@ def _train_and_evaluate(config, workdir, device, why, clock):
     notes = finish.notes_on(setup)
     print(finish.describe(setup, notes))
     print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=store.cache))
-    meta, tested = train.fit(setup, started, store)
+    meta, tested, calibrations = train.fit(setup, started, store)
     clock.enter("evaluation")
-    finish.write_results(setup, meta, tested, notes)
+    finish.write_results(setup, meta, tested, notes, calibrations)
   parallel.sync("task results")
   print(text.clinical(results.read(workdir, config.name)))
 
