@@ -60,4 +60,5 @@ def get_config(size="paper"):
     config.train.epochs, config.train.steps_per_epoch, config.train.batch_size = 10, 60, 4
   elif size == "tiny":
     config.train.epochs, config.train.steps_per_epoch, config.train.batch_size = 2, 4, 4
+    config.train.checkpoint_every = 1
   return config

@@ -72,7 +72,9 @@ def _draw(key, config, height, width):
   }
 
   def brighten(image):
-    return jnp.where(intensity, augment.adjust_intensity(image, **changed), image)
+    # Black is what is beyond the scan, too, and stays black.
+    changes = intensity & (image > 0)
+    return jnp.where(changes, augment.adjust_intensity(image, **changed), image)
 
   return rows, columns, brighten
 

@@ -285,7 +285,8 @@ def drop_later(config, claim):
     if field not in theirs and field in ours and default in (None, ours[field]):
       del config[section][field]
   # Those of a segmentation have other fields, and always had them.
-  for name, is_off in LATER_PARTS.items() if claim and "folds" in config else ():
+  clinical = claim and config.get("task") != "segmentation"
+  for name, is_off in LATER_PARTS.items() if clinical else ():
     if name not in claim["config"] and name in config and is_off(config[name]):
       del config[name]
 

@@ -48,7 +48,9 @@ def test_frames_and_maps_of_a_clip_move_together(key):
   assert found["image"].dtype == found["channels"].dtype == np.uint8
   assert found["image"].shape == inputs["image"].shape
   moved = found["image"]
-  np.testing.assert_array_equal(found["channels"][..., :1], np.repeat(moved[:, None], 3, axis=1))
+  # But for rounding: the image is computed with as a share of 255.
+  off = found["channels"][..., :1].astype(int) - np.repeat(moved[:, None], 3, axis=1)
+  assert np.abs(off).max() <= 1
   np.testing.assert_array_equal(found["channels"][..., 1:], found["channels"][..., :1])
   np.testing.assert_array_equal(moved[:, :, 1], moved[:, :, 0])
   assert (moved != inputs["image"]).any((2, 3, 4, 5)).all()

@@ -214,7 +214,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
     monkeypatch.setattr(checkpoints, "save", saved)
     return fit(task, *args, checkpoints=checkpoints, **options)
 
-  config = make_config(prepared_phantom, **{"train.checkpoint_every": 1})
+  config = make_config(prepared_phantom)
   with monkeypatch.context() as patch, pytest.raises(Stopped):
     patch.setattr(loop, "fit", stopped)
     run.train_and_evaluate(config, tmp_path / "run")
