@@ -22,18 +22,6 @@ def distributed():
   return config
 
 
-def clip_augmentation(probability):
-  """Augmentation of clips, one draw for all frames and maps of one; 0 for none."""
-  config = ConfigDict()
-  config.probability = probability  # of each: flip, scale and shift, intensity
-  config.scale = 0.2  # things become up to so much larger or smaller
-  config.shift = 0.1  # of the height and width, at most
-  config.brightness = 0.2
-  config.contrast = 0.2
-  config.gamma = (0.8, 1.25)
-  return config
-
-
 def video_task(task, size, *, target):
   """The fields of every clinical task, with the paper's values."""
   check_size(task, size)
@@ -80,8 +68,15 @@ def video_task(task, size, *, target):
   config.model.init_from = ""
   config.model.dropout = 0.0  # of a clip's features, in training
 
-  # Off, as the paper has it: --config.augment.probability=0.5 is on.
-  config.augment = clip_augmentation(0.0)
+  # One draw a clip, for all its frames and maps.
+  config.augment = ConfigDict()
+  # Of each: flip, scale and shift, intensity. 0, as the paper has it, is none; 0.5 is usual.
+  config.augment.probability = 0.0
+  config.augment.scale = 0.2  # things become up to so much larger or smaller
+  config.augment.shift = 0.1  # of the height and width, at most
+  config.augment.brightness = 0.2
+  config.augment.contrast = 0.2
+  config.augment.gamma = (0.8, 1.25)
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-4  # Adam, cosine with warm restarts

@@ -38,7 +38,8 @@ def get_config(size="paper"):
   config.mask.cells = 8  # that the longer side of a frame is divided into
   config.mask.share = 0.5  # of the cells that are hidden
 
-  config.augment = common.clip_augmentation(0.5)
+  config.augment = common.video_task("sf_ratio", size, target="sf_ratio").augment
+  config.augment.probability = 0.5
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-3  # AdamW, rising for a twentieth of the steps, then a cosine

@@ -11,8 +11,8 @@ from lus_jax.errors import UserError
 
 
 def config(**changes):
-  found = common.clip_augmentation(1.0)
-  found.update(changes)
+  found = common.video_task("sf_ratio", "paper", target="sf_ratio").augment
+  found.update({"probability": 1.0} | changes)
   return found
 
 
@@ -73,7 +73,7 @@ def test_intensity_is_the_images_alone(key):
 
 def test_off_is_off(key):
   inputs = batch()
-  assert clip_augment.with_maps(inputs, key, common.clip_augmentation(0.0)) is inputs
+  assert clip_augment.with_maps(inputs, key, config(probability=0.0)) is inputs
   # The config of a run from before there was any.
   assert clip_augment.with_maps(inputs, key, None) is inputs
 
