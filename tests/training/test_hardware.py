@@ -237,11 +237,13 @@ def test_a_run_from_before_labels_were_chosen_uses_all_of_them(tmp_path):
 
 @pytest.mark.parametrize("module", [sf_ratio, readmission])
 def test_a_clinical_run_from_before_augmentation_goes_on_without(tmp_path, module):
-  begun = claim.settings(resolve(module.get_config("demo"), CPU)[0])
+  begun = claim.settings(hardware.resolve(module.get_config("demo"), CPU, models=1)[0])
   del begun["augment"], begun["calibration"]
   del begun["model"]["dropout"], begun["optimizer"]["weight_decay"]
   claim.claim(tmp_path, begun, {})
-  config, _ = resolve(hardware.as_begun(module.get_config("demo").lock(), tmp_path), CPU)
+  config, _ = hardware.resolve(
+    hardware.as_begun(module.get_config("demo").lock(), tmp_path), CPU, models=1
+  )
   claim.check_claim(tmp_path, claim.settings(config))
   assert not {"augment", "calibration"} & set(config)
   # What is asked for is not dropped without a word.
@@ -253,7 +255,7 @@ def test_a_clinical_run_from_before_augmentation_goes_on_without(tmp_path, modul
   ):
     asked = module.get_config("demo")
     asked.update_from_flattened_dict({field: value})
-    config, _ = resolve(hardware.as_begun(asked, tmp_path), CPU)
+    config, _ = hardware.resolve(hardware.as_begun(asked, tmp_path), CPU, models=1)
     with pytest.raises(UserError, match=rf"different: {field.split('.')[0]}"):
       claim.check_claim(tmp_path, claim.settings(config))
   # A segmentation has fields of these names, and never was without.
