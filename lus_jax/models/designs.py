@@ -29,8 +29,8 @@ class Fpn:
     self.shrink = getattr(config, "shrink", 0) or 1
 
   def check(self):
-    """Refuses an unknown encoder, or a dropout or `shrink` out of range (`UserError`)."""
-    encoder, dropout = self._config.encoder, self._config.dropout
+    """Refuses an unknown encoder, or a `shrink` out of range (`UserError`)."""
+    encoder = self._config.encoder
     if encoder not in DEPTHS:
       raise UserError(
         f"config.model.encoder: '{encoder}' is not known; choose one of {', '.join(DEPTHS)}."
@@ -38,8 +38,6 @@ class Fpn:
     if self.shrink not in SHRINKS:
       known = ", ".join(map(str, SHRINKS))
       raise UserError(f"config.model.shrink: {self.shrink} is not known; choose one of {known}.")
-    if not 0 <= dropout < 1:
-      raise UserError(f"config.model.dropout: {dropout} must be at least 0 and below 1.")
 
   @property
   def title(self):

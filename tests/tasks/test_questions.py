@@ -3,6 +3,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from scipy import special
 
 from lus_jax.data.clips import VideoTable
 from lus_jax.data.folds import Fold
@@ -381,6 +382,9 @@ def test_views_vote_and_missing_ones_do_not(readmission):
   # Days 2 and 5 of 2, 5 and 9; three to three, and the sum of the logits is for yes.
   said |= {("late", v): (2, 5, (0, 2) if i % 2 else (1.5, 0)) for i, v in enumerate(VIEWS)}
   ratios, extra = task.evaluate(answers(task, table, said), np.float32([0, 0]), 0)
+  # By the mean margin of the views: of (4 - 2) / 6, (2 - 1.5) / 2 and (2 - 1) / 3.
+  probabilities = [row.pop("probability") for row in extra["predictions"]]
+  assert probabilities == pytest.approx(special.expit([1 / 3, 1 / 4, 1 / 3]), rel=1e-5)
   assert extra["predictions"] == [
     {"patient": "full", "label": 1, "predicted": 1, "votes": [2, 4]},
     {"patient": "late", "label": 1, "predicted": 1, "votes": [3, 3]},
@@ -398,6 +402,35 @@ def test_views_vote_and_missing_ones_do_not(readmission):
   # The bias is not part of a difference, so it is added to each view's logits.
   _, extra = task.evaluate(answers(task, table, said), np.float32([5, 0]), 0)
   assert [row["votes"] for row in extra["predictions"]] == [[6, 0], [6, 0], [3, 0]]
+
+
+def test_a_temperature_changes_probabilities_and_no_vote(readmission):
+  task, table = readmission()
+  said = {("full", view): (1, 2, (0, 1)) for view in VIEWS}
+  outputs, bias = answers(task, table, said), np.float32([0, 0])
+  plain, cooled = (task.evaluate(outputs, bias, 0, t) for t in (1.0, 4.0))
+  for a, b in zip(plain[1]["predictions"], cooled[1]["predictions"], strict=True):
+    logits = [special.logit(row.pop("probability")) for row in (a, b)]
+    assert logits[1] == pytest.approx(logits[0] / 4, rel=1e-4) and a == b
+  assert plain[0]["auroc"].value() == cooled[0]["auroc"].value()
+  assert plain[0]["brier"].value() != cooled[0]["brier"].value()
+
+
+def test_the_temperature_is_that_of_the_least_cross_entropy_on_the_validation(readmission):
+  table = make_table(
+    [row for i in range(12) for row in patient(f"v{i:02d}", i % 2, views=["L2"])]
+    + [*patient("t0", 0), *patient("t1", 1), *patient("full", 1)]
+  )
+  fold = Fold(("t0", "t1"), tuple(f"v{i:02d}" for i in range(12)), ("full",))
+  task, table = readmission(table=table, folds=[fold, fold])
+  # Nine of twelve are right, each by 6: a margin of log 3 would be honest.
+  right = [i not in (0, 1, 2) for i in range(12)]
+  said = {
+    (f"v{i:02d}", "L2"): (1, 2, (0, 6) if (i % 2 == 1) == ok else (6, 0))
+    for i, ok in enumerate(right)
+  }
+  found = task.calibrate(answers(task, table, said, split="validation"), np.float32([0, 0]), 0)
+  assert found == pytest.approx(6 / np.log(3), rel=1e-3)
 
 
 def test_nobody_predicted_leaves_precision_undefined(readmission):

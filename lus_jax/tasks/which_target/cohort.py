@@ -14,6 +14,7 @@ from lus_jax.errors import UserError
 from lus_jax.splits import SPLITS
 from lus_jax.tasks.segmentation import train
 from lus_jax.training import members as members_lib
+from lus_jax.training import optimizers
 from lus_jax.training import state as state_lib
 from lus_jax.training.objective import Objective
 from lus_jax.training.sweep import Sweep, choose_strategy
@@ -44,7 +45,7 @@ class Trainer:
     self._sweep, self._scalars = Sweep(members, strategy), scalars
     steps = config.train.epochs * (config.study.train_frames // config.train.batch_size)
     self._steps = steps
-    self._tx, _ = train.make_optimizer(config.optimizer, steps)
+    self._tx, _ = optimizers.with_cosine(config.optimizer, steps)
     self._network = None
 
   def initial(self, seed, classes):
