@@ -87,6 +87,8 @@ class Unlabelled:
   def held_batches(self, batch_size, n_segment, *, most):
     """What is held out, in batches on the host; of clips of one frame, a few of each.
 
+    The first are of clips that lie apart: they are shown.
+
     Args:
       batch_size: B.
       n_segment: N.
@@ -101,6 +103,7 @@ class Unlabelled:
     frames = np.sort(frames).reshape(-1, n_segment) + np.repeat(self.offset[held], each)[:, None]
     of = np.repeat(held, each)
     chosen = np.unique(np.linspace(0, len(of) - 1, min(most, len(of))).astype(int))
+    chosen = np.random.default_rng(_ORDER).permutation(chosen)
     for start in range(0, len(chosen), batch_size):
       places = np.arange(start, start + batch_size)
       mask = places < len(chosen)

@@ -167,6 +167,10 @@ def test_no_frame_of_other_splits_is_read(prepared_phantom):
   # Every frame of every clip is there, and batches take no other.
   videos = list(dataset.splits["train"])
   np.testing.assert_array_equal(clips.image, np.concatenate([x["frames"] for x in videos]))
+  # What is shown of those that are held out is of several.
+  of_frame = np.repeat(np.arange(len(videos)), clips.n_frames)
+  shown = next(clips.held_batches(4, 1, most=64))["image"][:, 0]
+  assert len({int(of_frame[(clips.image == one).all((1, 2, 3))][0]) for one in shown}) >= 3
   batches = clips.training_batches(4, 2, seed=0, cache="device")
   learnt = np.concatenate(
     [x["frames"] for x, held in zip(videos, clips.held_out, strict=True) if not held]
@@ -299,7 +303,7 @@ def test_video_networks_start_from_it(
     ({"clip.n_segment": 4}, "config.clip.n_segment: 4 frames are for --config.network=video"),
     ({"mask.share": 1.0}, "config.mask.share: 1.0"),
     ({"mask.cells": 1}, "config.mask.cells: 1"),
-    ({"augment.shift": 0.7}, "config.augment.shift: 0.7"),
+    ({"augment.shift": 1.5}, "config.augment.shift: 1.5"),
     ({"augment.gamma": (2.0, 1.0)}, "config.augment.gamma"),
     ({"model.init_from": "nowhere"}, "neither the directory of a run nor a file"),
   ],
@@ -312,7 +316,7 @@ def test_a_bad_value_is_refused_before_anything_is_written(heads, tmp_path, chan
 
 
 def test_its_config_has_the_sizes_of_the_segmentation():
-  for size in ("paper", "demo", "tiny"):
+  for size in pretrain.SIZES:
     config, theirs = pretrain.get_config(size), seg.get_config(size)
     assert config.data.image_size == theirs.data.image_size
     assert {k: config.model[k] for k in config.model} == {k: theirs.model[k] for k in theirs.model}
