@@ -171,10 +171,12 @@ def test_a_batch_without_a_pair_has_no_loss_and_no_gradient(sf_change):
   assert loss == 0 and (gradient == 0).all()
 
 
-def pair_reference(table, patients, outputs, bias, *, majority3, majority2):
-  """Accuracies pair by pair, from outputs by video."""
+def pair_reference(table, patients, outputs, bias, *, majority3, majority2, shares):
+  """Scores pair by pair, from outputs by video."""
   names = ("accuracy3", "accuracy2_merged", "accuracy2")
-  right = {k: [] for k in (*names, "majority3", "majority2", *(f"{k}_no_same_day" for k in names))}
+  others = ("majority3", "majority2", "brier", "brier_constant")
+  right = {k: [] for k in (*names, *others, *(f"{k}_no_same_day" for k in names))}
+  expected_changes, labels = [], []
   losses, confusion = [], np.zeros((3, 3), int)
   sf = table.values["sf_ratio"]
   for i, j in sorted(all_pairs(table, usable(table, patients))):
@@ -188,12 +190,28 @@ def pair_reference(table, patients, outputs, bias, *, majority3, majority2):
     right["accuracy2"].append((p[2] > p[0] + p[1]) == (label == 2))
     right["majority3"].append(label == majority3)
     right["majority2"].append((label == 2) == majority2)
+    right["brier"].append(np.square(p - np.eye(3)[label]).sum())
+    right["brier_constant"].append(np.square(shares - np.eye(3)[label]).sum())
+    expected_changes.append(p[2] - p[0])
+    labels.append(label)
     if table.day[i] != table.day[j]:
       for name in names:
         right[f"{name}_no_same_day"].append(right[name][-1])
     losses.append(softmax_loss(logits, label))
     confusion[label, p.argmax()] += 1
-  return {k: np.mean(v) for k, v in right.items()}, np.mean(losses), confusion
+  values = {k: np.mean(v) for k, v in right.items()}
+  # Of two pairs that changed otherwise, how often the higher has the higher expected change.
+  margins = [
+    (a > b) + (a == b) / 2
+    for a, x in zip(expected_changes, labels, strict=True)
+    for b, y in zip(expected_changes, labels, strict=True)
+    if x > y
+  ]
+  return (
+    values | {"auroc_ordinal": np.mean(margins) if margins else np.nan},
+    np.mean(losses),
+    confusion,
+  )
 
 
 @pytest.mark.parametrize("fold", [0, 1])
@@ -206,6 +224,7 @@ def test_pairs_are_judged_within_patients(sf_change, fold):
   train = [change(sf[i], sf[j]) for i, j in all_pairs(table, usable(table, FOLDS[fold].train))]
   counts = np.bincount(train, minlength=3)
   majority = {"majority3": counts.argmax(), "majority2": counts[2] > counts[0] + counts[1]}
+  majority["shares"] = counts / counts.sum()
 
   def expected(side):
     return pair_reference(table, getattr(FOLDS[fold], side), outputs, bias, **majority)
@@ -216,7 +235,7 @@ def test_pairs_are_judged_within_patients(sf_change, fold):
   values, _, confusion = expected("test")
   assert ratios.keys() == values.keys()
   for name, value in values.items():
-    assert ratios[name].value() == pytest.approx(value), name
+    assert ratios[name].value() == pytest.approx(value, nan_ok=True), name
   np.testing.assert_array_equal(extra["confusion"], confusion)
   values, loss, _ = expected("validation")
   found = task.validate(outputs[task.videos(fold, "validation")], bias, fold)
