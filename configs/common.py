@@ -22,6 +22,18 @@ def distributed():
   return config
 
 
+def augment_clips(config):
+  """Gives a config the augmentation of clips: one draw each, for all its frames and maps."""
+  config.augment = ConfigDict()
+  # Of each: flip, scale and shift, intensity. 0, as the paper has it, is none; 0.5 is usual.
+  config.augment.probability = 0.0
+  config.augment.scale = 0.2  # up to so much larger, or as much smaller
+  config.augment.shift = 0.1  # share of the height and width
+  config.augment.brightness = 0.2
+  config.augment.contrast = 0.2
+  config.augment.gamma = (0.8, 1.25)
+
+
 def video_task(task, size, *, target):
   """The fields of every clinical task, with the paper's values."""
   check_size(task, size)
@@ -63,14 +75,18 @@ def video_task(task, size, *, target):
   config.model.width = 1.0  # factor on every channel count
   # Of the computation; parameters are float32. auto: bfloat16 on the GPUs that are fast in it.
   config.model.dtype = "auto"
-  # Another task of the same workdir, or PyTorch's weights, a .pth or .safetensors file; empty:
-  # random weights.
+  # Another task of the same workdir, the directory of a run of configs/pretrain.py, or PyTorch's
+  # weights, a .pth or .safetensors file; empty: random weights.
   config.model.init_from = ""
+  config.model.dropout = 0.0  # of a clip's features, in training
+
+  augment_clips(config)
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-4  # Adam, cosine with warm restarts
   config.optimizer.restart_epochs = 10
   config.optimizer.restart_factor = 2  # each period is so many times as long as the one before
+  config.optimizer.weight_decay = 0.0  # of AdamW; 0 is Adam, as the paper has it
 
   config.sweep = ConfigDict()
   config.sweep.strategy = "auto"  # or loop, vmap, grouped, sharded
@@ -80,6 +96,9 @@ def video_task(task, size, *, target):
   config.train.batch_size = 16  # clips
   config.train.log_every = 20  # steps
   config.train.checkpoint_every = 5  # epochs; what a killed run may have to repeat
+
+  # Of probabilities, on each fold's validation patients: none, or temperature (of classes).
+  config.calibration = "none"
 
   config.distributed = distributed()
 

@@ -71,7 +71,9 @@ def get_config(size="paper"):
   config.model.refinements = 0
   # Of the computation; parameters are float32. auto: bfloat16 on the GPUs that are fast in it.
   config.model.dtype = "auto"
-  config.model.init_from = ""  # PyTorch's weights, a .pth or .safetensors file; empty: random ones
+  # The directory of a finished run (this config, or configs/pretrain.py), or PyTorch's weights, a
+  # .pth or .safetensors file; empty: random ones.
+  config.model.init_from = ""
 
   config.sweep = ConfigDict()
   config.sweep.thresholds = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0)

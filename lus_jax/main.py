@@ -27,6 +27,7 @@ from lus_jax import command_line, fields, files, parallel, report, timing
 from lus_jax.errors import UserError, say_warnings_plainly
 
 CLINICAL = ("sf_change", "sf_ratio", "readmission")
+_STUDIES = ("study", "which_target", "clinic", "learning_curve")
 
 
 class Tuples(flags.ArgumentParser):
@@ -77,6 +78,10 @@ def run(config, workdir):
     from lus_jax.tasks.segmentation import run as task
   elif config.task == "study":
     from lus_jax.tasks import study as task
+  elif config.task == "pretrain":
+    from lus_jax.tasks.pretrain import run as task
+  elif config.task == "learning_curve":
+    from lus_jax.tasks.clinical import learning_curve as task
   elif config.task == "which_target":
     from lus_jax.tasks.which_target import run as task
   elif config.task == "clinic":
@@ -84,7 +89,7 @@ def run(config, workdir):
   elif config.task in CLINICAL:
     from lus_jax.tasks.clinical import run as task
   else:
-    known = ", ".join(("segmentation", *CLINICAL, "study", "which_target", "clinic"))
+    known = ", ".join(("segmentation", "pretrain", *CLINICAL, *_STUDIES))
     raise UserError(f"config.task: '{config.task}' is not known; choose one of {known}.")
   task.train_and_evaluate(config, workdir)
   if parallel.is_main():

@@ -67,6 +67,11 @@ def write_examples(workdir, **arrays):
   write_bytes(pathlib.Path(workdir) / DIRECTORY / "examples.npz", buffer.getvalue())
 
 
+def path(workdir, name):
+  """Where a file of this name lies among the results of a run."""
+  return pathlib.Path(workdir) / DIRECTORY / name
+
+
 def read(workdir, name):
   """Reads a results file.
 

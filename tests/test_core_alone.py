@@ -78,7 +78,7 @@ class Batches:
 
 
 frames = Frames(arrays, cache="device")
-tx, schedule = train.make_optimizer(config.optimizer, 10)
+tx, schedule = optimizers.with_cosine(config.optimizer, 10)
 objective = Objective(config)
 names, members = objective.of_all_seeds()
 sweep = Sweep(members, "loop")

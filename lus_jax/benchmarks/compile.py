@@ -37,9 +37,12 @@ from lus_jax.files import write_text
 from lus_jax.inference import channels
 from lus_jax.inference.trained import Trained
 from lus_jax.models import flops, resnet
+from lus_jax.tasks import initial
 from lus_jax.tasks.clinical import questions
 from lus_jax.tasks.clinical import train as clinical
+from lus_jax.tasks.pretrain import train as pretraining
 from lus_jax.tasks.segmentation import train as segmentation
+from lus_jax.training import optimizers
 from lus_jax.training import state as state_lib
 from lus_jax.training.objective import Objective
 from lus_jax.training.sweep import GROUP, Sweep
@@ -50,6 +53,7 @@ PROGRAMS = {
   "raters": ("augment", "train", "validate"),
   "predict": ("probability",),
   "channels": ("resize", "maps"),
+  "pretrain": ("augment", "train"),
   "tsm": ("train_sf_change", "train_sf_ratio", "train_readmission", "keep_best", "outputs"),
 }
 # How a sweep may run: with the devices it is laid over, and the members it maps at once. Of
@@ -60,9 +64,14 @@ DEFAULT_STRATEGIES = {"tsm": ("loop", "grouped")}
 # Programs that are no sweep's.
 SINGLE = ("augment", "resize")
 # Members, sizes and heads of the paper's run; one of every kind of target and loss for `raters`.
-SIZES = {"fpn": 512, "raters": 512, "predict": 512, "channels": 512, "tsm": 224}
-BATCHES = {"fpn": 16, "raters": 16, "predict": 4, "channels": 32, "tsm": 16}
+SIZES = {"fpn": 512, "raters": 512, "predict": 512, "channels": 512, "pretrain": 512, "tsm": 224}
+BATCHES = {"fpn": 16, "raters": 16, "predict": 4, "channels": 32, "pretrain": 16, "tsm": 16}
 VIDEO_SIZE, FRAMES = 224, 8
+# Of pretraining, as in configs/pretrain.py.
+HIDDEN = SimpleNamespace(
+  mask=SimpleNamespace(cells=8, share=0.5),
+  augment=SimpleNamespace(**vars(throughput.AUGMENT), scale=0.2, shift=0.1),
+)
 LIMIT = 1800  # seconds that one program may take to compile
 # The paper's study on the phantom, in calls of programs: 355 training frames, 76 of validation and
 # test, 100 epochs; 378 videos of 16 frames; 50 epochs of the clinical tasks over three fifths of
@@ -178,7 +187,27 @@ class Absent:
     what, name = self.args.what, self.args.program
     if what == "tsm":
       return self._video(name)
+    if what == "pretrain":
+      return self._pretraining(name)
     return self._segmentation(what, name)
+
+  def _pretraining(self, name):
+    # The video network's steps are nearly those of `tsm`.
+    args, (kind, _) = self.args, initial.NETWORKS
+    batch = {
+      "image": jax.ShapeDtypeStruct((args.batch, 1, args.size, args.size, 1), jnp.uint8),
+      "box": jax.ShapeDtypeStruct((args.batch, 4), jnp.int32),
+    }
+    prepare = pretraining.make_prepare(HIDDEN)
+    if name == "augment":
+      return self.compile_single(prepare, batch, self._key)
+    inputs = jax.eval_shape(prepare, batch, self._key)
+    network = state_lib.outline(lambda: initial.pretraining_network(self._model, kind, 0))
+    tx = optimizers.adam(optax.cosine_decay_schedule(1e-3, 1000), 0.01)
+    step = state_lib.make_train_step(pretraining.make_loss(network, kind), tx)
+    sweep, shared = self.sweep([{}]), (inputs, self._key)
+    state = abstract_state(network, tx)
+    return self.compile(sweep, step, state, sweep.members, shared, updates_state=True)
 
   def _segmentation(self, what, name):
     args = self.args
@@ -351,7 +380,8 @@ def flop_of(args, *, members_at_once):
       hidden=task.hidden,
     )
   else:
-    forward = flops.fpn(args.encoder, size=args.size, in_channels=1, classes=args.classes)
+    classes = 1 if args.what == "pretrain" else args.classes
+    forward = flops.fpn(args.encoder, size=args.size, in_channels=1, classes=classes)
   passes = flops.TRAINING if args.program.startswith("train") else 1
   return passes * forward * args.batch * members_at_once
 
@@ -407,6 +437,8 @@ def rows_of(args):
   rows = []
   for target in args.target:
     for what in args.what:
+      members = args.members or (GROUP if what == "tsm" else len(throughput.THRESHOLDS))
+      members = 1 if what == "pretrain" else members
       for program in PROGRAMS[what]:
         if args.program and program not in args.program:
           continue
@@ -423,7 +455,7 @@ def rows_of(args):
               "dtype": args.dtype,
               "encoder": args.encoder,
               "classes": args.classes,
-              "members": args.members or (GROUP if what == "tsm" else len(throughput.THRESHOLDS)),
+              "members": members,
               "hlo": args.hlo,
             }
           )

@@ -43,7 +43,7 @@ from lus_jax.models import flops, resnet
 from lus_jax.results import versions
 from lus_jax.tasks.segmentation import train
 from lus_jax.training import checkpoints as checkpoints_lib
-from lus_jax.training import loop, writers
+from lus_jax.training import loop, optimizers, writers
 from lus_jax.training.objective import Objective
 from lus_jax.training.peak import matmul_rate
 from lus_jax.training.sweep import STRATEGIES, Sweep, choose_strategy
@@ -178,7 +178,7 @@ def run(args):
       order = Order(frames["train"].size, args.batch)
       batches = frames["train"].training_batches(args.batch, seed=0, order=order)
       steps_per_epoch = frames["train"].size // args.batch
-      tx, schedule = train.make_optimizer(config.optimizer, args.epochs * steps_per_epoch)
+      tx, schedule = optimizers.with_cosine(config.optimizer, args.epochs * steps_per_epoch)
       network, state = train.initial_state(
         config, objective, sweep, in_channels=1, classes=args.classes, tx=tx
       )

@@ -187,8 +187,7 @@ def _smooth(key, shape, channels):
 
 def check(config):
   """Refuses an augmentation config that is out of range (`UserError`)."""
-  if not 0 <= config.probability <= 1:
-    raise UserError(f"config.augment.probability: {config.probability} must be in [0, 1].")
+  check_strengths(config)
   if not 0 <= config.rotation_degrees <= 180:
     raise UserError(
       f"config.augment.rotation_degrees: {config.rotation_degrees} must be in [0, 180]."
@@ -197,16 +196,21 @@ def check(config):
     raise UserError(
       f"config.augment.confidence: '{kind}' is not known; choose {' or '.join(CONFIDENCES)}."
     )
+  if (crop := _strength(config, "crop")) and crop < 32:
+    raise UserError(f"config.augment.crop: {crop} is too small; use at least 32 pixels, or 0.")
+
+
+def check_strengths(config):
+  """Refuses what frames and clips may both have and is out of range (`UserError`)."""
+  for name in ("probability", "brightness", "contrast"):
+    if not 0 <= getattr(config, name) <= 1:
+      raise UserError(f"config.augment.{name}: {getattr(config, name)} must be in [0, 1].")
+  # Each of them as far as a config has it.
   for name, most in (DEFORMATIONS | CHANGES).items():
     if not 0 <= _strength(config, name) <= most:
       raise UserError(
         f"config.augment.{name}: {_strength(config, name)} must be in [0, {most}]; 0 is off."
       )
-  if (crop := _strength(config, "crop")) and crop < 32:
-    raise UserError(f"config.augment.crop: {crop} is too small; use at least 32 pixels, or 0.")
-  for name in ("brightness", "contrast"):
-    if not 0 <= getattr(config, name) <= 1:
-      raise UserError(f"config.augment.{name}: {getattr(config, name)} must be in [0, 1].")
   gamma = config.gamma
   if len(gamma) != 2 or not 0 < gamma[0] <= gamma[1] < math.inf:
     raise UserError(f"config.augment.gamma: {gamma} must be two rising positive numbers.")

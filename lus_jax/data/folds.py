@@ -112,14 +112,14 @@ def _deal(labels, n, seed):
   return folds
 
 
-def _names(patients):
+def names(patients):
   """'a, b, c, d, e and 2 more'."""
   patients = sorted(patients)
   more = f" and {len(patients) - 5} more" if len(patients) > 5 else ""
   return ", ".join(patients[:5]) + more
 
 
-def audit(folds, *, leakage, segmentation=None, initial=None):
+def audit(folds, *, leakage, segmentation=None, initial=None, pretraining=None):
   """Makes sure that no patient stands on two sides.
 
   Args:
@@ -129,6 +129,8 @@ def audit(folds, *, leakage, segmentation=None, initial=None):
     segmentation: for each fold the patients that its segmentation models were trained or selected
       on; None where no segmentation model is used.
     initial: for each fold the patients that the models it starts from were trained on.
+    pretraining: for each fold the patients that these were pretrained on, without labels: as with
+      segmentation models, 'paper' lets them validate, 'strict' does not.
 
   Raises:
     UserError: the first leak found: the patients, the fold and both sides; or `leakage` is unknown.
@@ -153,13 +155,18 @@ def audit(folds, *, leakage, segmentation=None, initial=None):
       checks.append(("test", outside, segmentation[i], retrain))
       if leakage == "strict":
         checks.append(("validation", outside, segmentation[i], retrain))
+    if pretraining is not None:
+      name = "the pretraining it starts from"
+      mend = "pretrain on data without them, or start otherwise (--config.model.init_from=)"
+      sides = ("test", "validation") if leakage == "strict" else ("test",)
+      checks += [(side, name, pretraining[i], mend) for side in sides]
     if initial is not None:
       name = "the training of the model it starts from"
       checks += [(side, name, initial[i], start) for side in ("test", "validation")]
     for side, other, patients, mend in checks:
       leaked = set(getattr(fold, side)) & set(patients)
       if leaked:
-        raise UserError(f"fold {i}: patient(s) {_names(leaked)} in {side} and in {other}; {mend}.")
+        raise UserError(f"fold {i}: patient(s) {names(leaked)} in {side} and in {other}; {mend}.")
 
 
 def check_classes(folds, labels, *, what):

@@ -60,7 +60,8 @@ def choose_cache_for(cache, n_bytes):
 
 
 @jax.jit
-def _take(frames, indices):
+def take(frames, indices):
+  """Some of the frames on the device, a pytree of arrays, by their numbers of any shape [...]."""
   return jax.tree.map(lambda x: x[indices], frames)
 
 
@@ -116,7 +117,7 @@ class Frames:
 
     def finish(batch):
       batch = parallel.split(self._mesh, batch, batch_size)
-      return batch if self._on_device is None else _take(self._on_device, batch)
+      return batch if self._on_device is None else take(self._on_device, batch)
 
     if order is not None:
       return Batches(order, finish)
@@ -156,7 +157,7 @@ class Frames:
     parts = map(read, range(0, self.size, batch_size))
     for batch, mask in parts if self._on_device is not None else ahead.in_thread(parts):
       if self._on_device is not None:
-        batch = _take(self._on_device, batch)
+        batch = take(self._on_device, batch)
       else:
         batch = parallel.replicate(self._mesh, batch)
       yield batch | {"mask": mask}

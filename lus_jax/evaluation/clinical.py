@@ -1,13 +1,14 @@
 """Metrics of the clinical tasks, kept as sums per patient so that patients can be resampled."""
 
 import numpy as np
+from scipy import special
 
 from lus_jax.evaluation import ratio
 
 INCREASE = 2
 
 
-def sf_change(*, logits, labels, same_day, patients, majority3, majority2):
+def sf_change(*, logits, labels, same_day, patients, majority3, majority2, shares):
   """Accuracies over ordered pairs of videos.
 
   The 3-class prediction is the largest logit, the first of equal ones. The paper does not say how
@@ -22,13 +23,17 @@ def sf_change(*, logits, labels, same_day, patients, majority3, majority2):
     patients: [m] names.
     majority3: the most frequent of the three classes in training.
     majority2: the most frequent of the two: 1 Increase, 0 the rest.
+    shares: [3] of the classes in training.
 
   Returns:
     A dict of `Ratio`s: `accuracy3`, `accuracy2_merged`, `accuracy2`, all also `_no_same_day`, and
-    `majority3`, `majority2`: the accuracies of always saying the majority class.
+    `majority3`, `majority2`: the accuracies of always saying the majority class. `brier` and
+    `brier_constant`: squared distance of the probabilities, and of `shares`, from the class.
+    `auroc_ordinal`: of the expected change, Decrease < Same < Increase (`ratio.concordance`).
   """
   logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
   other_day = ~np.asarray(same_day, bool)
+  probability, truth = special.softmax(logits, axis=-1), np.eye(3)[labels]
   increase, predicted = labels == INCREASE, logits.argmax(-1)
   right = {
     "accuracy3": predicted == labels,
@@ -43,6 +48,11 @@ def sf_change(*, logits, labels, same_day, patients, majority3, majority2):
     },
     "majority3": ratio.ratio(patients, labels == majority3, 1),
     "majority2": ratio.ratio(patients, increase == majority2, 1),
+    "brier": ratio.ratio(patients, np.square(probability - truth).sum(-1), 1),
+    "brier_constant": ratio.ratio(patients, np.square(shares - truth).sum(-1), 1),
+    "auroc_ordinal": ratio.concordance(
+      scores=probability @ np.arange(3), labels=labels, patients=patients
+    ),
   }
 
 
@@ -151,7 +161,13 @@ def vote(logits, present):
   return predicted.astype(int), votes
 
 
-def readmission(*, logits, present, labels, patients, majority):
+def mean_margin(logits, present):
+  """By how much yes is ahead of no, the mean over a patient's present views: [P, V, 2] to [P]."""
+  logits, present = np.asarray(logits, np.float64), np.asarray(present, bool)
+  return np.where(present, logits[..., 1] - logits[..., 0], 0).sum(1) / present.sum(1)
+
+
+def readmission(*, logits, present, labels, patients, majority, prevalence):
   """Metrics of a binary label per patient, predicted by `vote`.
 
   Args:
@@ -160,17 +176,18 @@ def readmission(*, logits, present, labels, patients, majority):
     labels: [P], 0 or 1.
     patients: P different names.
     majority: the more frequent class in training.
+    prevalence: the share of class 1 in training.
 
   Returns:
     A dict of `Ratio`s: `accuracy`, `recall`, `precision` (of class 1), `sensitivity`, which is
     recall but undefined without a true case, `specificity`, and `majority`: the accuracy of always
     saying the majority class; and `auroc`, an `Auroc` of the mean over present views of the logit
-    of yes less that of no.
+    of yes less that of no. `brier` and `brier_constant`: squared distance from the class of the
+    probability by that mean, and of `prevalence`.
   """
   predicted, _ = vote(logits, present)
   labels, present = np.asarray(labels), np.asarray(present, bool)
-  margin = np.asarray(logits, np.float64)[..., 1] - np.asarray(logits, np.float64)[..., 0]
-  score = np.where(present, margin, 0).sum(1) / present.sum(1)
+  score = mean_margin(logits, present)
   hit = (predicted == 1) & (labels == 1)
   refused = (predicted == 0) & (labels == 0)
   return {
@@ -181,6 +198,8 @@ def readmission(*, logits, present, labels, patients, majority):
     "sensitivity": ratio.ratio(patients, hit, labels == 1),
     "specificity": ratio.ratio(patients, refused, labels == 0),
     "majority": ratio.ratio(patients, labels == majority, 1),
+    "brier": ratio.ratio(patients, np.square(special.expit(score) - labels), 1),
+    "brier_constant": ratio.ratio(patients, np.square(prevalence - labels), 1),
   }
 
 

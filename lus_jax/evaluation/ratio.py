@@ -79,6 +79,29 @@ def auroc(*, scores, labels, patients):
   return Auroc(tuple(np.asarray(patients)[order].tolist()), wins, pairs)
 
 
+def concordance(*, scores, labels, patients):
+  """The `Auroc` of one network for ordered classes, of items of which a patient has several.
+
+  Of two items of different classes the higher should score higher; those of one patient count too.
+
+  Args:
+    scores: [n], higher for a higher class.
+    labels: [n] integers.
+    patients: [n] names.
+  """
+  scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+  names, index = np.unique(np.asarray(patients), return_inverse=True)
+  wins, pairs = np.zeros((2, len(names), len(names)))
+  for lower in np.unique(labels)[:-1].tolist():
+    higher = labels > lower
+    for q in np.unique(index[labels == lower]).tolist():
+      theirs = np.sort(scores[(index == q) & (labels == lower)])
+      below, upto = (np.searchsorted(theirs, scores[higher], side) for side in ("left", "right"))
+      wins[:, q] += np.bincount(index[higher], (below + upto) / 2, len(names))
+      pairs[:, q] += len(theirs) * np.bincount(index[higher], minlength=len(names))
+  return Auroc(tuple(names.tolist()), wins, pairs)
+
+
 def json_number(value):
   """A Python float; None for NaN."""
   return None if np.isnan(value) else float(value)

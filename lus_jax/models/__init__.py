@@ -27,10 +27,10 @@ def check_video(config):
   """Refuses a model config of the clinical tasks that is out of range.
 
   Args:
-    config: the `model` part of a run's config (width, dtype).
+    config: the `model` part of a run's config (width, dropout, dtype).
 
   Raises:
-    UserError: an unknown dtype, or a width out of range.
+    UserError: an unknown dtype, or a width or dropout out of range.
   """
   # auto becomes one of the others before a network is built.
   if config.dtype not in ("auto", *DTYPES):
@@ -39,6 +39,8 @@ def check_video(config):
     )
   if not 0 < config.width <= 4:
     raise UserError(f"config.model.width: {config.width} must be above 0 and at most 4.")
+  if not 0 <= (dropout := getattr(config, "dropout", 0.0)) < 1:
+    raise UserError(f"config.model.dropout: {dropout} must be at least 0 and below 1.")
 
 
 def check_init_from(config, *, video):
@@ -110,6 +112,8 @@ def build_video_model(config, *, in_channels, outputs, hidden, seed):
     outputs=outputs,
     hidden=hidden,
     width=config.width,
+    # Configs of older versions lack it.
+    dropout=getattr(config, "dropout", 0.0),
     dtype=DTYPES[config.dtype],
     rngs=nnx.Rngs(seed),
   )

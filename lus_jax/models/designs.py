@@ -39,7 +39,7 @@ class Fpn:
 
   def check(self):
     """Refuses an unknown encoder, or another field out of range (`UserError`)."""
-    encoder, dropout = self._config.encoder, self._config.dropout
+    encoder = self._config.encoder
     if encoder not in DEPTHS:
       raise UserError(
         f"config.model.encoder: '{encoder}' is not known; choose one of {', '.join(DEPTHS)}."
@@ -52,8 +52,6 @@ class Fpn:
         f"config.model.refinements: {self.refinements} is not known; choose a number from 0 to "
         f"{fpn.MOST_REFINEMENTS}."
       )
-    if not 0 <= dropout < 1:
-      raise UserError(f"config.model.dropout: {dropout} must be at least 0 and below 1.")
 
   @property
   def title(self):

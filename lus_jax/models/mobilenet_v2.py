@@ -100,6 +100,7 @@ class MobileNetV2(nnx.Module):
     outputs: numbers per clip.
     hidden: sizes of the ReLU layers between the features and the last linear layer.
     width: factor on every channel count; the last features are never fewer than 1280.
+    dropout: share of a clip's features that are dropped in training.
     dtype: compute type; parameters, features and outputs are float32.
     rngs: source of the initial weights.
 
@@ -109,7 +110,9 @@ class MobileNetV2(nnx.Module):
       would cancel, so whoever uses the outputs adds it.
   """
 
-  def __init__(self, *, in_channels, outputs, hidden=(), width=1.0, dtype=jnp.float32, rngs):
+  def __init__(
+    self, *, in_channels, outputs, hidden=(), width=1.0, dropout=0.0, dtype=jnp.float32, rngs
+  ):
     self.dtype = dtype
     options = {"dtype": dtype, "rngs": rngs}
     c = round_channels(32 * width)
@@ -135,20 +138,21 @@ class MobileNetV2(nnx.Module):
       sizes[-1], outputs, use_bias=False, kernel_init=nnx.initializers.normal(0.01), rngs=rngs
     )
     self.bias = nnx.Param(jnp.zeros(outputs))
+    self.dropout = nnx.Dropout(dropout)
 
-  def __call__(self, clip, *, train, key=None, where=None):
+  def __call__(self, clip, *, train, key=None, where=None, pooled=True):
     """Maps clips to outputs, without `bias`.
 
     Args:
       clip: [B, N, H, W, in_channels] in [0, 1]; H and W at least 32.
       train: whether to use batch statistics.
-      key: unused; every network of a sweep is called alike.
+      key: the dropout key; needed in training unless dropout is 0.
       where: [B] bool, the clips that batch statistics are of; by default all.
+      pooled: False for the outputs at every place of every frame, as pretraining has them.
 
     Returns:
-      float32 [B, outputs].
+      float32 [B, outputs]; [B, N, H / 32, W / 32, outputs] if not pooled, rounded up.
     """
-    del key
     batch, n_segment = clip.shape[:2]
     x = clip.reshape(batch * n_segment, *clip.shape[2:]).astype(self.dtype)
     options = {"train": train}
@@ -159,8 +163,12 @@ class MobileNetV2(nnx.Module):
     for block in blocks:
       x = block(x, n_segment=n_segment, **options)
     x = last(x, **options)
+    if not pooled:
+      return self.head(x.astype(jnp.float32)).reshape(batch, n_segment, *x.shape[1:3], -1)
     # All frames are of one size: the mean over space, then frames, is the mean over both.
     x = jnp.mean(x.reshape(batch, -1, x.shape[-1]), axis=1, dtype=jnp.float32)
+    if self.dropout.rate:
+      x = self.dropout(x, deterministic=not train, rngs=nnx.Rngs(dropout=key) if train else None)
     for layer in self.hidden:
       x = jax.nn.relu(layer(x))
     return self.head(x)

@@ -28,8 +28,10 @@ from lus_jax.report import (
   command,
   dose,
   figures,
+  learning_curve,
   painters,
   paper,
+  pretrain,
   raters,
   schema,
   segmentation,
@@ -42,8 +44,8 @@ DIRECTORY = "report"
 FILES = ("segmentation", "segmentation_matrix", "history", "cases", "dataset")
 # What a run of segmentation leaves only if it was asked for.
 MORE_FILES = ("raters", "members", "calibration")
-# What studies of many cohorts leave.
-STUDIES = (which_target.NAME, clinic.NAME)
+# What studies of many cohorts leave, and runs of another kind.
+OTHERS = (which_target.NAME, clinic.NAME, pretrain.NAME, learning_curve.NAME)
 EXAMPLES = "examples.npz"
 _HISTORY = "_history"
 # The page of whole clips beside it, `lus_jax.report.gallery`.
@@ -64,6 +66,14 @@ def write(workdir):
     _targets(page)
   if clinic.NAME in files:
     _clinic(page)
+  if pretrain.NAME in files:
+    _pretraining(page)
+  if learning_curve.NAME in files:
+    page.section(f"{learning_curve.NAME}.table", learning_curve.table)
+    page.section(
+      f"{learning_curve.NAME}.words",
+      lambda files: list(learning_curve.sentences(files[learning_curve.NAME])),
+    )
   for name, make in ((f"{timing.NAME}.table", timing.table), ("continued", timing.continued)):
     page.section(name, make, timing.NAME)
   page.section(f"{timing.NAME}.files", lambda files: timing.bars(files[timing.NAME]), timing.NAME)
@@ -74,7 +84,7 @@ def write(workdir):
   ]
   page.section("seed", lambda files: cells.value(files, page.any, "config", "seed", show=str))
   page.section("versions", lambda files: cells.settings(files, page.any, "versions"))
-  runs = [page.any, *(name for name in (*STUDIES, *tasks) if name in files)]
+  runs = dict.fromkeys([page.any, *(name for name in (*OTHERS, *tasks) if name in files)])
   page.section("settings", lambda files: _settings(files, runs))
   page.section("commands", lambda files: command.commands(workdir, tasks))
 
@@ -103,6 +113,8 @@ def write(workdir):
     tasks=sections,
     targets=which_target.NAME in files,
     clinic=clinic.NAME in files,
+    pretraining=pretrain.NAME in files,
+    curve=learning_curve.NAME in files,
     painters=painters.is_shown(files),
     dataset=files[page.any]["dataset"],
     config=files[page.any]["config"],
@@ -239,6 +251,17 @@ def _clinic(page):
     page.section(f"{name}_{part}.table", getattr(clinic, part), name)
 
 
+def _pretraining(page):
+  """Makes the parts of the page that show a run of pretraining."""
+  name = pretrain.NAME
+  page.section(f"{name}.facts", pretrain.facts)
+  page.section(f"{name}_history.table", pretrain.history)
+  page.section(f"{name}.files", pretrain.figure)
+  page.section(
+    f"{name}_pictures", lambda files: pretrain.pictures(files[pretrain.PICTURES]), pretrain.PICTURES
+  )
+
+
 def table_numbers(contents):
   """A number for the table of each task: the paper's of its own, then 5 and on."""
   numbers, after = [], itertools.count(1 + max(task.number for task in paper.TASKS.values()))
@@ -346,7 +369,7 @@ def _read(workdir):
       raise UserError(f"{directory / name}.json is damaged (of no known task); {results.MEND}")
     return read(name, of=task)
 
-  for name in sorted(present - {*FILES, *MORE_FILES, *STUDIES, timing.NAME}):
+  for name in sorted(present - {*FILES, *MORE_FILES, *OTHERS, timing.NAME}):
     if name.removesuffix(_HISTORY) in present - {name}:
       continue  # read beside the task it belongs to
     try:
@@ -361,7 +384,7 @@ def _read(workdir):
   with_segmentation = not present.isdisjoint((*FILES, *MORE_FILES))
   with_segmentation |= (directory / EXAMPLES).exists()
   wanted = FILES if with_segmentation else ()
-  for name in (*wanted, *(x for x in (*MORE_FILES, *STUDIES) if x in present)):
+  for name in (*wanted, *(x for x in (*MORE_FILES, *OTHERS) if x in present)):
     if (content := read(name)) is not None:
       files[name] = content
 
@@ -389,10 +412,15 @@ def _read(workdir):
       problems.append(f"{directory / EXAMPLES} does not exist: the page shows no pictures.")
     if "raters" in files and "rater_index" not in files.get("examples", ("rater_index",)):
       problems.append(f"{directory / EXAMPLES} holds no images of several raters.")
+  if pretrain.NAME in files:
+    if os.path.lexists(directory / pretrain.PICTURES):
+      files[pretrain.PICTURES] = _read_pictures(directory / pretrain.PICTURES)
+    else:
+      problems.append(f"{directory / pretrain.PICTURES} does not exist: no pictures are shown.")
   return files, list(tasks), problems
 
 
-def _read_examples(file, files):
+def _read_arrays(file):
   mend = results.MEND.rstrip(".")
   check_file(file, mend)
   # RuntimeError: an archive of another compression, or with a password.
@@ -403,7 +431,20 @@ def _read_examples(file, files):
     open(file, "rb") as stream,
     np.load(stream, allow_pickle=False) as arrays,
   ):
-    examples = {name: arrays[name] for name in arrays.files}
+    return {name: arrays[name] for name in arrays.files}
+
+
+def _read_pictures(file):
+  arrays = _read_arrays(file)
+  try:
+    pretrain.check_pictures(arrays)
+  except ValueError as error:
+    raise UserError(f"{file} is damaged ({error}); {results.MEND}") from error
+  return arrays
+
+
+def _read_examples(file, files):
+  examples = _read_arrays(file)
   meta = next((files[name] for name in (*FILES, *MORE_FILES) if name in files), None)
   if meta is not None:
     try:

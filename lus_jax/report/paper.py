@@ -92,7 +92,7 @@ TASKS = {
     {"accuracy3": "3-class accuracy", "accuracy2_merged": "2-class accuracy"},
     "majority class",
     {"accuracy3": "majority3", "accuracy2_merged": "majority2", "accuracy2": "majority2"},
-    {"accuracy2": "2-class by summed P"},
+    {"accuracy2": "2-class by summed P", "auroc_ordinal": "ordinal AUROC"},
   ),
   "sf_ratio": Task(
     3,

@@ -474,6 +474,39 @@ def _clinic_check():
   )
 
 
+_pretraining = _object(
+  {
+    **_named(("clips", "frames", "held_out_clips"), _count),
+    **_named(("patients", "held_out", "notes"), _list(_text)),
+    **_named(("loss", "loss_of_mean"), _number),
+    "network": _is("a network that is pretrained", ("segmentation", "video").__contains__),
+    "best_epoch": _maybe(_count),
+    "left_out": _mapping(_count),
+    "rows": _list(
+      _object({"epoch": _count} | _named(("train_loss", "loss"), _number)), filled=True
+    ),
+  }
+)
+
+
+_curve = _object(
+  {
+    "task": _is("a clinical task", paper.TASKS.__contains__),
+    "metric": _text,
+    "notes": _list(_text),
+    "rows": _list(
+      _object(
+        _named(("patients", "tested", "trained"), _count)
+        | _named(("estimate", "blind", "difference"), _score)
+        | _named(("interval", "difference_interval"), _ends)
+        | {"threshold": _source, "beats": _flag}
+      ),
+      filled=True,
+    ),
+  }
+)
+
+
 _seconds = {"run": _text, "seconds": _number}
 _timing = _object(
   {
@@ -487,8 +520,8 @@ def check(name, content, *, of=None):
   """Checks the content of a results file.
 
   Args:
-    name: of the file: one of a segmentation run, 'which_target', 'clinic' or 'timing'; of a task it
-      may be any.
+    name: of the file: one of a segmentation run, 'which_target', 'clinic', 'pretrain',
+      'learning_curve' or 'timing'; of a task it may be any.
     content: of the file.
     of: a task, or 'history' for the history of one.
 
@@ -502,6 +535,10 @@ def check(name, content, *, of=None):
     _task_check(of)(content, "#")
   elif name == "timing":
     _timing(content, "#")
+  elif name == "learning_curve":
+    _curve(content, "#")
+  elif name == "pretrain":
+    _pretraining(content, "#")
   elif name == "which_target":
     _target_check()(content, "#")
   elif name == "clinic":

@@ -70,7 +70,7 @@ def train_and_evaluate(config, workdir):
     hardware.drop_later(config, claim)
   configs = parts(config)
   for name, part in configs.items():
-    (segmentation if name == "segmentation" else clinical).check(part)
+    (segmentation if name == "segmentation" else clinical).check(part, workdir)
   settings = claim_lib.settings(config)
   if claim and "segmentation" in settings:
     begun = claim["config"].get("segmentation", {})

@@ -308,6 +308,12 @@ def kept(workdir):
   return "There is no checkpoint yet: the same command begins anew."
 
 
+def kept_any(workdir):
+  """Whether a run has a checkpoint, whole or not."""
+  folder = pathlib.Path(workdir) / DIRECTORY
+  return any(path.name.isdigit() for path in folder.glob("*"))
+
+
 def _abstract(tree):
   # A NumPy array stays what it is: as a mere shape it would be restored to the devices that it was
   # saved from, which may be no more.

@@ -44,7 +44,18 @@ def settings(config):
     _drop_off(data.get("phantom", {}), PHANTOM_OPTIONS)
     for name, options in OPTIONS.items():
       _drop_off(sections.get(name, {}), options)
+    if "encoder" not in sections.get("model", {"encoder": ""}):
+      _drop_video(part, sections)
   return {name: value for name, value in fields.items() if name != "distributed"}
+
+
+def _drop_video(part, sections):
+  # Those of segmentation networks have other fields, and always had them.
+  _drop_off(sections["model"], ("dropout",))
+  if not sections.get("augment", {}).get("probability"):
+    part.pop("augment", None)
+  if part.get("calibration") == "none":
+    del part["calibration"]
 
 
 def _drop_off(section, options):
@@ -125,7 +136,9 @@ def check_claim(workdir, config, dataset=None, *, more_epochs=False):
         f"is version {now}: whether they are the same cannot be told; give another --workdir, or "
         "remove the directory to start anew."
       )
-    changed = list(_differences(theirs["dataset"], ours["dataset"]))
+    changed = dict.fromkeys(
+      name.split(".")[0] for name in _differences(theirs["dataset"], ours["dataset"])
+    )
     what = {
       ("initial",): "what its weights start from has",
       ("segmentation",): "its segmentation models have",

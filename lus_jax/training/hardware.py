@@ -70,7 +70,7 @@ def find_device():
   """The `Device` that JAX computes on by default; of several processes, the main one's for all."""
   first = jax.local_devices()[0]
   # XLA takes three quarters of a GPU's memory; a CPU's is shared with others too.
-  memory = (first.memory_stats() or {}).get("bytes_limit") or 3 * _host_memory() // 4
+  memory = (first.memory_stats() or {}).get("bytes_limit") or 3 * host_memory() // 4
   try:
     capability = float(getattr(first, "compute_capability", 0))
   except ValueError:  # AMD's have names
@@ -81,7 +81,8 @@ def find_device():
   return Device(first.platform, first.device_kind, memory, capability, jax.device_count())
 
 
-def _host_memory():
+def host_memory():
+  """Bytes of the machine's memory."""
   try:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   except (AttributeError, ValueError):  # not on Windows

@@ -190,3 +190,12 @@ def test_every_fold_needs_both_classes():
     folds.check_classes([Fold(("b", "e"), ("a", "b"), ())], labels, what="x")
   with pytest.raises(UserError, match=r"train of fold 0 has 0 patient\(s\) of class 0 and 0 of"):
     folds.check_classes([Fold(("e", "f"), ("a", "b"), ())], labels, what="x")
+
+
+def test_who_was_pretrained_on_never_tests_and_validates_on_the_papers_terms_alone():
+  fold = Fold(("a",), ("b",), ("c",))
+  folds.audit([fold], leakage="paper", pretraining=[["a", "b"]])
+  folds.audit([fold], leakage="strict", pretraining=[["a"]])
+  for leakage, seen, side in (("paper", "c", "test"), ("strict", "b", "validation")):
+    with pytest.raises(UserError, match=rf"{seen} in {side} and in the pretraining it starts"):
+      folds.audit([fold], leakage=leakage, pretraining=[["a", seen]])

@@ -44,6 +44,9 @@ PAIRS = [
 ]
 
 
+SHARES = np.array([0.25, 0.5, 0.25])
+
+
 def _sf_change(**options):
   columns = list(zip(*PAIRS, strict=True))
   return clinical.sf_change(
@@ -51,12 +54,16 @@ def _sf_change(**options):
     labels=columns[3],
     same_day=columns[4],
     patients=columns[5],
-    **{"majority3": 1, "majority2": 0} | options,
+    **{"majority3": 1, "majority2": 0, "shares": SHARES} | options,
   )
 
 
 def test_sf_change_by_hand():
   ratios = _sf_change()
+  # Expected changes are 1.3, 1.5, 1.1 (Decrease), 1.1, 1 (Same), .6 (Same), 1.4 (Same). An Increase
+  # is above the Decrease in 2 pairs of 3, and equal but for rounding in one; a Same in one of 3;
+  # and an Increase above a Same in 7 of 9.
+  assert ratios.pop("auroc_ordinal").value() == pytest.approx(10.5 / 15, abs=0.5 / 15 + 1e-9)
   assert _values(ratios) == {
     "accuracy3": 4 / 7,
     "accuracy2_merged": 5 / 7,
@@ -66,6 +73,9 @@ def test_sf_change_by_hand():
     "accuracy2_no_same_day": 2 / 4,
     "majority3": 3 / 7,
     "majority2": 4 / 7,
+    "brier": pytest.approx((0.38 + 0.26 + 0.74 + 0.54 + 0.06 + 0.62 + 1.04) / 7),
+    # Of Same (.0625 + .25 + .0625), of the others (.5625 + .25 + .0625).
+    "brier_constant": pytest.approx((3 * 0.375 + 4 * 0.875) / 7),
   }
   assert _sums(ratios["accuracy3"]) == {"a": (2, 3), "b": (2, 3), "c": (0, 1)}
   assert _sums(ratios["accuracy2_merged"]) == {"a": (2, 3), "b": (3, 3), "c": (0, 1)}
@@ -82,6 +92,7 @@ def test_sf_change_says_the_majority_class_it_is_given():
 
 def test_equal_probabilities_are_the_first_class():
   options = {"same_day": [True], "patients": ["a"], "majority3": 1, "majority2": 0}
+  options["shares"] = SHARES
   found = clinical.sf_change(logits=[[0.0, 0.0, 0.0]], labels=[0], **options)
   assert found["accuracy3"].value() == 1
   assert found["accuracy2"].value() == 1
@@ -98,6 +109,7 @@ def test_same_day_pairs_alone_leave_the_other_accuracies_undefined():
     patients=["a"],
     majority3=1,
     majority2=0,
+    shares=SHARES,
   )
   assert found["accuracy3"].value() == 1
   assert found["accuracy3_no_same_day"].value() is None
@@ -196,6 +208,10 @@ def test_patients_vote_apart_from_each_other():
     clinical.vote(*_views([[(0, 1)], [None]]))
 
 
+# The squared distance of a logit of 1 from a yes.
+YES_OFF = (1 - 1 / (1 + np.exp(-1))) ** 2
+
+
 def _readmission(labels, predicted, majority=0):
   logits = np.array([[[0.0, 2.0 * p - 1]] for p in predicted])
   return clinical.readmission(
@@ -204,6 +220,7 @@ def _readmission(labels, predicted, majority=0):
     labels=labels,
     patients=list("dcba")[: len(labels)],
     majority=majority,
+    prevalence=0.25,
   )
 
 
@@ -218,6 +235,9 @@ def test_readmission_by_hand():
     "sensitivity": 2 / 3,
     "specificity": 0,
     "majority": 1 / 4,
+    # Margins are 1 and -1.
+    "brier": pytest.approx((2 * YES_OFF + 2 * (1 - YES_OFF**0.5) ** 2) / 4),
+    "brier_constant": pytest.approx((3 * 0.75**2 + 0.25**2) / 4),
   }
   # Patients are sorted: 'd' came first.
   assert _sums(ratios["recall"]) == {"a": (0, 0), "b": (1, 1), "c": (0, 1), "d": (1, 1)}
@@ -236,6 +256,8 @@ def test_undefined_precision_and_recall_are_0_and_counted():
     "sensitivity": 0.0,
     "specificity": 1.0,
     "majority": 0.5,
+    "brier": pytest.approx(((1 - YES_OFF**0.5) ** 2 + YES_OFF) / 2),
+    "brier_constant": pytest.approx((0.75**2 + 0.25**2) / 2),
   }
   assert _readmission([1, 0], [0, 0])["precision"].value() is None
   wrong = ratio_lib.fold_row(_readmission([0, 0], [1, 0]))
@@ -255,7 +277,7 @@ def test_auroc_sensitivity_and_specificity_are_those_of_sklearn():
   logits = np.round(random.normal(size=(n, views, 2)) + 0.3 * labels[:, None, None] * [0, 1], 0)
   names = [f"p{i}" for i in random.permutation(n)]
   found = clinical.readmission(
-    logits=logits, present=present, labels=labels, patients=names, majority=0
+    logits=logits, present=present, labels=labels, patients=names, majority=0, prevalence=0.5
   )
   score = [(row[here, 1] - row[here, 0]).mean() for row, here in zip(logits, present, strict=True)]
   predicted, _ = clinical.vote(logits, present)
@@ -269,6 +291,31 @@ def test_auroc_sensitivity_and_specificity_are_those_of_sklearn():
   weights = counts[:, np.searchsorted(sorted(names), names)]
   expected = [sklearn.metrics.roc_auc_score(labels, score, sample_weight=w) for w in weights]
   np.testing.assert_allclose(found["auroc"].resampled(counts), expected)
+
+
+def test_a_concordance_counts_every_pair_of_items_of_different_classes():
+  random = np.random.default_rng(1)
+  n, names = 60, np.array(list("edcba"))
+  patients, labels = names[random.integers(0, 5, n)], random.integers(0, 3, n)
+  scores = np.round(random.normal(size=n) + 0.5 * labels, 1)
+  found = ratio_lib.concordance(scores=scores, labels=labels, patients=patients)
+  assert found.patients == tuple("abcde")
+  wins, pairs = np.zeros((2, 5, 5))
+  for i in range(n):
+    for j in range(n):
+      if labels[i] > labels[j]:
+        at = "abcde".index(patients[i]), "abcde".index(patients[j])
+        wins[at] += (scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j])
+        pairs[at] += 1
+  np.testing.assert_array_equal(found.wins, wins)
+  np.testing.assert_array_equal(found.pairs, pairs)
+  # With one item a patient and two classes it is the AUROC.
+  options = {"scores": scores[:9], "labels": labels[:9] > 1, "patients": list("ihgfedcba")}
+  one, other = ratio_lib.concordance(**options), ratio_lib.auroc(**options)
+  assert one.value() == other.value()
+  np.testing.assert_array_equal(one.wins, other.wins)
+  alone = ratio_lib.concordance(scores=[1.0, 2.0], labels=[1, 1], patients=["x", "y"])
+  assert alone.value() is None
 
 
 def test_other_undefined_metrics_are_none_in_a_row():

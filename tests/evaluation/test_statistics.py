@@ -470,7 +470,12 @@ def test_an_auroc_has_an_interval_and_no_patients_row():
   logits = np.zeros((20, 1, 2))
   logits[:, 0, 1] = labels + random.normal(size=20)
   fold = clinical.readmission(
-    logits=logits, present=np.ones((20, 1), bool), labels=labels, patients=names, majority=0
+    logits=logits,
+    present=np.ones((20, 1), bool),
+    labels=labels,
+    patients=names,
+    majority=0,
+    prevalence=0.5,
   )
   (row,) = statistics.summarize({0.5: [fold, fold]}, primary="accuracy", baseline="majority")
   found = row["metrics"]["auroc"]

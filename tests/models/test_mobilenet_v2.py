@@ -249,3 +249,26 @@ def test_stacked_models_give_what_each_gives_alone(network, gradient, key):
 def test_a_config_out_of_range_is_refused(change, message):
   with pytest.raises(UserError, match=message):
     models.check_video(SimpleNamespace(**(vars(CONFIG) | change)))
+
+
+class Same(nnx.Module):
+  """Stands in for a layer."""
+
+  def __call__(self, x, **options):
+    return x
+
+
+def test_features_of_clips_are_dropped_in_training_alone(key):
+  network = MobileNetV2(in_channels=1, outputs=1, width=0.125, dropout=0.5, rngs=nnx.Rngs(0))
+  # Between features that are given and a sum of them there is dropout alone.
+  network.features = nnx.List([Same(), Same()])
+  network.head.kernel[...] = jnp.ones_like(network.head.kernel[...])
+  features = jnp.ones((3, 2, 1, 1, 1280))
+  np.testing.assert_array_equal(network(features, train=False), np.full((3, 1), 1280))
+  dropped = np.asarray(network(features, train=True, key=key))
+  # What is left counts twice; each clip drops its own.
+  assert (dropped % 2 == 0).all() and (abs(dropped - 1280) < 200).all()
+  assert len(set(dropped.ravel().tolist())) == 3
+  np.testing.assert_array_equal(network(features, train=True, key=key), dropped)
+  with pytest.raises(UserError, match="config.model.dropout: 1.0"):
+    models.check_video(SimpleNamespace(width=0.25, dtype="float32", dropout=1.0))

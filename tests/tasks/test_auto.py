@@ -40,6 +40,12 @@ def dataset(*, width, frames=40, levels=(255,), classes=2):
   return found
 
 
+def asked(**changes):
+  config = seg.get_config("auto")
+  config.update_from_flattened_dict(changes)
+  return config
+
+
 @pytest.fixture
 def chosen(monkeypatch, tmp_path):
   """`choose(data, device, **changes)`: the config and the lines that say why."""
@@ -73,6 +79,17 @@ def test_binary_masks_of_areas_get_one_threshold_and_a_usual_size(chosen):
   assert "auto: the threshold 50%: the others' labels are the same, or empty" in text
   assert "images of 192 x 192, where line, the thinnest class, is about 15 pixels wide" in text
   assert f"{config.train.steps} steps, for about 20 minutes of 1 model on this cpu" in text
+
+
+def test_networks_are_as_wide_as_what_they_start_from(chosen, tmp_path):
+  claim.claim(tmp_path / "other", claim.settings(seg.get_config("tiny")), {})
+  begin = {"model.init_from": str(tmp_path / "other")}
+  config, why = chosen(dataset(width=60), **begin)
+  assert config.model.width == auto.provisional(asked(**begin)).model.width == 0.25
+  assert "auto: width 0.25, of what the networks start from" in why
+  assert chosen(dataset(width=60), **{"model.init_from": "resnet18.pth"})[0].model.width == 1
+  # What is asked for is kept, and refused elsewhere where it does not fit.
+  assert chosen(dataset(width=60), **begin, **{"model.width": 0.5})[0].model.width == 0.5
 
 
 def test_thin_lines_get_larger_images_where_there_is_time(chosen):

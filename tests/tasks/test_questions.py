@@ -3,6 +3,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from scipy import special
 
 from lus_jax.data.clips import VideoTable
 from lus_jax.data.folds import Fold
@@ -170,10 +171,12 @@ def test_a_batch_without_a_pair_has_no_loss_and_no_gradient(sf_change):
   assert loss == 0 and (gradient == 0).all()
 
 
-def pair_reference(table, patients, outputs, bias, *, majority3, majority2):
-  """Accuracies pair by pair, from outputs by video."""
+def pair_reference(table, patients, outputs, bias, *, majority3, majority2, shares):
+  """Scores pair by pair, from outputs by video."""
   names = ("accuracy3", "accuracy2_merged", "accuracy2")
-  right = {k: [] for k in (*names, "majority3", "majority2", *(f"{k}_no_same_day" for k in names))}
+  others = ("majority3", "majority2", "brier", "brier_constant")
+  right = {k: [] for k in (*names, *others, *(f"{k}_no_same_day" for k in names))}
+  expected_changes, labels = [], []
   losses, confusion = [], np.zeros((3, 3), int)
   sf = table.values["sf_ratio"]
   for i, j in sorted(all_pairs(table, usable(table, patients))):
@@ -187,12 +190,28 @@ def pair_reference(table, patients, outputs, bias, *, majority3, majority2):
     right["accuracy2"].append((p[2] > p[0] + p[1]) == (label == 2))
     right["majority3"].append(label == majority3)
     right["majority2"].append((label == 2) == majority2)
+    right["brier"].append(np.square(p - np.eye(3)[label]).sum())
+    right["brier_constant"].append(np.square(shares - np.eye(3)[label]).sum())
+    expected_changes.append(p[2] - p[0])
+    labels.append(label)
     if table.day[i] != table.day[j]:
       for name in names:
         right[f"{name}_no_same_day"].append(right[name][-1])
     losses.append(softmax_loss(logits, label))
     confusion[label, p.argmax()] += 1
-  return {k: np.mean(v) for k, v in right.items()}, np.mean(losses), confusion
+  values = {k: np.mean(v) for k, v in right.items()}
+  # Of two pairs that changed otherwise, how often the higher has the higher expected change.
+  margins = [
+    (a > b) + (a == b) / 2
+    for a, x in zip(expected_changes, labels, strict=True)
+    for b, y in zip(expected_changes, labels, strict=True)
+    if x > y
+  ]
+  return (
+    values | {"auroc_ordinal": np.mean(margins) if margins else np.nan},
+    np.mean(losses),
+    confusion,
+  )
 
 
 @pytest.mark.parametrize("fold", [0, 1])
@@ -205,6 +224,7 @@ def test_pairs_are_judged_within_patients(sf_change, fold):
   train = [change(sf[i], sf[j]) for i, j in all_pairs(table, usable(table, FOLDS[fold].train))]
   counts = np.bincount(train, minlength=3)
   majority = {"majority3": counts.argmax(), "majority2": counts[2] > counts[0] + counts[1]}
+  majority["shares"] = counts / counts.sum()
 
   def expected(side):
     return pair_reference(table, getattr(FOLDS[fold], side), outputs, bias, **majority)
@@ -215,7 +235,7 @@ def test_pairs_are_judged_within_patients(sf_change, fold):
   values, _, confusion = expected("test")
   assert ratios.keys() == values.keys()
   for name, value in values.items():
-    assert ratios[name].value() == pytest.approx(value), name
+    assert ratios[name].value() == pytest.approx(value, nan_ok=True), name
   np.testing.assert_array_equal(extra["confusion"], confusion)
   values, loss, _ = expected("validation")
   found = task.validate(outputs[task.videos(fold, "validation")], bias, fold)
@@ -381,6 +401,9 @@ def test_views_vote_and_missing_ones_do_not(readmission):
   # Days 2 and 5 of 2, 5 and 9; three to three, and the sum of the logits is for yes.
   said |= {("late", v): (2, 5, (0, 2) if i % 2 else (1.5, 0)) for i, v in enumerate(VIEWS)}
   ratios, extra = task.evaluate(answers(task, table, said), np.float32([0, 0]), 0)
+  # By the mean margin of the views: of (4 - 2) / 6, (2 - 1.5) / 2 and (2 - 1) / 3.
+  probabilities = [row.pop("probability") for row in extra["predictions"]]
+  assert probabilities == pytest.approx(special.expit([1 / 3, 1 / 4, 1 / 3]), rel=1e-5)
   assert extra["predictions"] == [
     {"patient": "full", "label": 1, "predicted": 1, "votes": [2, 4]},
     {"patient": "late", "label": 1, "predicted": 1, "votes": [3, 3]},
@@ -398,6 +421,35 @@ def test_views_vote_and_missing_ones_do_not(readmission):
   # The bias is not part of a difference, so it is added to each view's logits.
   _, extra = task.evaluate(answers(task, table, said), np.float32([5, 0]), 0)
   assert [row["votes"] for row in extra["predictions"]] == [[6, 0], [6, 0], [3, 0]]
+
+
+def test_a_temperature_changes_probabilities_and_no_vote(readmission):
+  task, table = readmission()
+  said = {("full", view): (1, 2, (0, 1)) for view in VIEWS}
+  outputs, bias = answers(task, table, said), np.float32([0, 0])
+  plain, cooled = (task.evaluate(outputs, bias, 0, t) for t in (1.0, 4.0))
+  for a, b in zip(plain[1]["predictions"], cooled[1]["predictions"], strict=True):
+    logits = [special.logit(row.pop("probability")) for row in (a, b)]
+    assert logits[1] == pytest.approx(logits[0] / 4, rel=1e-4) and a == b
+  assert plain[0]["auroc"].value() == cooled[0]["auroc"].value()
+  assert plain[0]["brier"].value() != cooled[0]["brier"].value()
+
+
+def test_the_temperature_is_that_of_the_least_cross_entropy_on_the_validation(readmission):
+  table = make_table(
+    [row for i in range(12) for row in patient(f"v{i:02d}", i % 2, views=["L2"])]
+    + [*patient("t0", 0), *patient("t1", 1), *patient("full", 1)]
+  )
+  fold = Fold(("t0", "t1"), tuple(f"v{i:02d}" for i in range(12)), ("full",))
+  task, table = readmission(table=table, folds=[fold, fold])
+  # Nine of twelve are right, each by 6: a margin of log 3 would be honest.
+  right = [i not in (0, 1, 2) for i in range(12)]
+  said = {
+    (f"v{i:02d}", "L2"): (1, 2, (0, 6) if (i % 2 == 1) == ok else (6, 0))
+    for i, ok in enumerate(right)
+  }
+  found = task.calibrate(answers(task, table, said, split="validation"), np.float32([0, 0]), 0)
+  assert found == pytest.approx(6 / np.log(3), rel=1e-3)
 
 
 def test_nobody_predicted_leaves_precision_undefined(readmission):

@@ -168,11 +168,14 @@ METRICS = {
     "accuracy2_no_same_day",
     "majority3",
     "majority2",
+    "brier",
+    "brier_constant",
+    "auroc_ordinal",
   },
   "sf_ratio": {"rmse_mean", "rmse_median", "rmse_max", "rmse_video", "rmse_constant"}
   | {"rmse_constant_median", "rmse_constant_max"},
   "readmission": {"accuracy", "recall", "precision", "majority"}
-  | {"auroc", "sensitivity", "specificity"},
+  | {"auroc", "sensitivity", "specificity", "brier", "brier_constant"},
 }
 
 

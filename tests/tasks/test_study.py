@@ -13,7 +13,7 @@ from lus_jax.errors import UserError
 from lus_jax.tasks import forecast, study
 from lus_jax.tasks.clinical import run as run_lib
 from lus_jax.tasks.segmentation import run
-from lus_jax.training import hardware
+from lus_jax.training import claim, hardware
 
 ROOT = pathlib.Path(__file__).parents[2]
 TASKS = ("sf_change", "sf_ratio", "readmission")
@@ -247,6 +247,24 @@ def test_two_studies_in_one_directory_are_refused(tmp_path, in_use):
   with in_use(tmp_path / "study"), pytest.raises(UserError, match="study is in use by process 123"):
     study.train_and_evaluate(small(tmp_path / "data"), tmp_path)
   assert [p.name for p in tmp_path.iterdir()] == ["study"]
+
+
+def test_a_study_from_before_augmentation_goes_on_without(tmp_path, monkeypatch):
+  config = small(tmp_path / "data")
+  begun = claim.settings(config)
+  for name in TASKS:
+    assert not {"augment", "calibration"} & set(begun[name])
+    assert "dropout" not in begun[name]["model"] and "weight_decay" not in begun[name]["optimizer"]
+  assert {"augment", "calibration"} <= set(begun["segmentation"])
+  claim.claim(tmp_path / "study", begun, {})
+  seen = []
+  for task in (run, run_lib):
+    monkeypatch.setattr(task, "train_and_evaluate", lambda part, workdir: seen.append(part))
+  study.train_and_evaluate(config, tmp_path)
+  assert len(seen) == 4
+  asked = small(tmp_path / "data")
+  asked.sf_ratio.augment.probability = 0.5
+  refused(asked, tmp_path, "different: sf_ratio.augment")
 
 
 def test_a_data_folder_is_no_workdir(tmp_path):

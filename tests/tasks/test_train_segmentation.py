@@ -5,12 +5,14 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax import numpy as jnp
 from PIL import Image
 
 from configs import seg
 from lus_jax import labels, models, palette
 from lus_jax.data import augment, pipeline
 from lus_jax.tasks.segmentation import advice, train
+from lus_jax.training import optimizers
 from lus_jax.training import state as state_lib
 from lus_jax.training.objective import Objective
 from lus_jax.training.sweep import Sweep
@@ -33,7 +35,7 @@ def test_pictures_are_the_painted_frames_thinned():
   _, members = objective.of_all_seeds()
   network = state_lib.Network(toys.ToySegmentation(1, 2, rngs=nnx.Rngs(0)))
   sweep = Sweep(members, "loop")
-  tx, _ = train.make_optimizer(config.optimizer, 1)
+  tx, _ = optimizers.with_cosine(config.optimizer, 1)
   state = [state_lib.create_state(network.params, network.batch_stats, tx) for _ in members]
   validation = pipeline.Frames(frames, cache="device")
   _, images = train.make_validation(network, sweep, validation, config, objective)(state)
@@ -76,7 +78,7 @@ def test_the_first_epoch_is_shown_with_a_table_and_a_picture(tmp_path):
 def test_the_optimizer_warms_up_and_lets_kernels_alone_decay():
   config = seg.get_config("small").optimizer
   config.update(learning_rate=0.1, warmup=0.25, weight_decay=0.5)
-  tx, schedule = train.make_optimizer(config, 40)
+  tx, schedule = optimizers.with_cosine(config, 40)
   rates = [float(schedule(step)) for step in range(41)]
   assert rates[0] == pytest.approx(0.1 / 11) and rates[10] == pytest.approx(0.1)
   np.testing.assert_allclose(np.diff(rates[:11]), (0.1 - 0.1 / 11) / 10, rtol=1e-4)
@@ -91,7 +93,7 @@ def test_the_optimizer_warms_up_and_lets_kernels_alone_decay():
 
 def test_the_papers_optimizer_is_adam_with_a_cosine():
   config = seg.get_config().optimizer
-  tx, schedule = train.make_optimizer(config, 40)
+  tx, schedule = optimizers.with_cosine(config, 40)
   expected = optax.adam(optax.cosine_decay_schedule(1e-4, 40))
   params = {"kernel": np.ones((3, 2), np.float32)}
   state, other = tx.init(params), expected.init(params)
@@ -102,8 +104,8 @@ def test_the_papers_optimizer_is_adam_with_a_cosine():
     np.testing.assert_array_equal(updates["kernel"], theirs["kernel"])
 
 
-@pytest.mark.parametrize("brought", [False, True])
-def test_every_member_starts_from_its_own_prevalence_unless_a_head_was_brought(
+@pytest.mark.parametrize("brought", [(False, False), (True, True), (True, False)])
+def test_every_member_starts_from_its_own_prevalence_but_for_heads_that_were_brought(
   monkeypatch, brought
 ):
   config = seg.get_config("tiny")
@@ -111,30 +113,34 @@ def test_every_member_starts_from_its_own_prevalence_unless_a_head_was_brought(
   config.optimizer.averaging = 0.9
   config.loss.weights = "ones"
   monkeypatch.setattr(models, "build_model", toys.build_head)
-  monkeypatch.setattr(
-    train.torch_weights, "load_into", lambda params, stats, *_, **__: (params, stats)
-  )
   objective = Objective(config)
   sweep = Sweep(objective.of_all_seeds()[1], "loop")
   counts = np.zeros((2, 256), int)
   counts[:, [0, 102, 204]] = [[80, 15, 5], [100, 0, 0]]
+
+  def begin(params, batch_stats, head):
+    # Not what they were drawn as.
+    start = {"kernel": jnp.full((1, 1, 2, 2), 3.0), "bias": jnp.array([2.0, -2.0])}
+    stats = jax.tree.map(lambda x: x + 1, batch_stats)
+    return params | {"segmentation_head": start}, stats, np.array(brought)
+
   _, state = train.initial_state(
     config,
     objective,
     sweep,
     in_channels=1,
     classes=2,
-    tx=train.make_optimizer(config.optimizer, 1)[0],
-    weights={"segmentation_head.0.bias": None} if brought else None,
+    tx=optimizers.with_cosine(config.optimizer, 1)[0],
+    begin=begin,
     counts=counts,
   )
-  found = [jax.nn.sigmoid(one.params["segmentation_head"]["bias"]) for one in state]
-  expected = [[0.5, 0.5]] * 2 if brought else [[0.05, 1e-4], [0.2, 1e-4]]
-  np.testing.assert_allclose(found, expected, rtol=1e-4)
-  np.testing.assert_array_equal(
-    state[1].averages["params"]["segmentation_head"]["bias"],
-    state[1].params["segmentation_head"]["bias"],
-  )
+  found = [one.params["segmentation_head"]["bias"] for one in state]
+  own = jax.scipy.special.logit(jnp.array([[0.05, 1e-4], [0.2, 1e-4]]))
+  np.testing.assert_allclose(found, np.where(brought, [2.0, -2.0], own), rtol=1e-4)
+  for one in state:
+    assert (one.params["segmentation_head"]["kernel"] == 3).all()
+    # Averages begin there too, not with what was drawn.
+    jax.tree.map(np.testing.assert_array_equal, one.averages, one.newest)
 
 
 def judged(ious, bars, *, steps=None, epochs=9, region=1.0, size=64):

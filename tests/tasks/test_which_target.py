@@ -21,7 +21,7 @@ from lus_jax.evaluation import truth as truth_lib
 from lus_jax.tasks.segmentation import train
 from lus_jax.tasks.which_target import cohort as cohort_lib
 from lus_jax.tasks.which_target import compare, run
-from lus_jax.training import members
+from lus_jax.training import members, optimizers
 from lus_jax.training import objective as objective_lib
 from lus_jax.training import state as state_lib
 from lus_jax.training.sweep import Sweep
@@ -569,7 +569,7 @@ def test_a_recipe_for_small_sets_is_trained_as_a_run_trains_it(toy):
   own = config(**SMALLEST | recipe | {"seed": seed})
   objective = objective_lib.Objective(own)
   sweep = Sweep(objective.of_all_seeds()[1], "loop")
-  tx, _ = train.make_optimizer(own.optimizer, 6)
+  tx, _ = optimizers.with_cosine(own.optimizer, 6)
   counts, repeats = train.of_labels(own, frames)
   assert repeats.tolist() == [3] + 7 * [1]
   network, state = train.initial_state(

@@ -235,6 +235,35 @@ def test_a_run_from_before_labels_were_chosen_uses_all_of_them(tmp_path):
     claim.check_claim(tmp_path, claim.settings(config))
 
 
+@pytest.mark.parametrize("module", [sf_ratio, readmission])
+def test_a_clinical_run_from_before_augmentation_goes_on_without(tmp_path, module):
+  begun = claim.settings(hardware.resolve(module.get_config("demo"), CPU, models=1)[0])
+  assert not {"augment", "calibration"} & set(begun) and "dropout" not in begun["model"]
+  claim.claim(tmp_path, begun, {})
+  config, _ = hardware.resolve(
+    hardware.as_begun(module.get_config("demo").lock(), tmp_path), CPU, models=1
+  )
+  claim.check_claim(tmp_path, claim.settings(config))
+  # What is asked for is not dropped without a word.
+  for field, value in (
+    ("augment.probability", 0.5),
+    ("model.dropout", 0.2),
+    ("optimizer.weight_decay", 0.1),
+    ("calibration", "temperature"),
+  ):
+    asked = module.get_config("demo")
+    asked.update_from_flattened_dict({field: value})
+    config, _ = hardware.resolve(hardware.as_begun(asked, tmp_path), CPU, models=1)
+    with pytest.raises(UserError, match=rf"different: {field.split('.')[0]}"):
+      claim.check_claim(tmp_path, claim.settings(config))
+  # A segmentation has fields of these names, and never was without.
+  config = seg.get_config("tiny")
+  config.augment.probability = config.model.dropout = 0.0
+  begun = claim.settings(config)
+  assert begun["augment"]["probability"] == begun["model"]["dropout"] == 0
+  assert begun["calibration"] == "none"
+
+
 def test_a_run_goes_on_with_the_epochs_that_came_of_its_data(tmp_path):
   begun, _ = resolve(seg.get_config("demo"), CPU, frames=32)
   claim.claim(tmp_path, json.loads(begun.to_json()), {})

@@ -9,6 +9,7 @@ from lus_jax import results
 from lus_jax.data import copies
 from lus_jax.evaluation import ratio, statistics
 from lus_jax.models import torch_weights
+from lus_jax.tasks import initial
 from lus_jax.training import loop
 from lus_jax.words import plural
 
@@ -41,6 +42,8 @@ def notes_on(setup):
       f"the networks start from the weights in {os.path.basename(config.model.init_from)}, trained "
       "elsewhere: no test patient may have been among its data."
     )
+  elif isinstance(setup.initial, dict):
+    notes.append(initial.sentence(setup.initial))
   elif config.folds.leakage == "strict" and config.model.init_from:
     notes.append(
       f"the networks start from those of {config.model.init_from}, whose best epochs were chosen "
@@ -51,7 +54,7 @@ def notes_on(setup):
   return notes
 
 
-def write_results(setup, meta, tested, notes):
+def write_results(setup, meta, tested, notes, calibrations=None):
   """Writes `results/<name>.json` and `results/<name>_history.json`.
 
   Args:
@@ -59,6 +62,7 @@ def write_results(setup, meta, tested, notes):
     meta: of `train.fit`, as is `tested`.
     tested: of every member.
     notes: of `notes_on`.
+    calibrations: the temperature of every member, where there is one.
   """
   config, task, places = setup.config, setup.task, setup.places
   rows, members, confusion, predictions = [], {}, {}, []
@@ -70,6 +74,7 @@ def write_results(setup, meta, tested, notes):
         "fold": f,
         "best_epoch": best["epoch"],
         "chosen_by": loop.chosen_by(best, meta["history"][i :: len(places)]),
+        **({} if calibrations is None else {"temperature": calibrations[i]}),
         "n_patients": len(ratios[task.primary].patients),
         **ratio.fold_row(ratios),
       }
@@ -107,6 +112,8 @@ def write_results(setup, meta, tested, notes):
       "same_data_set": setup.same,
     },
   }
+  if setup.initial is not None:
+    content["initial"] = initial.told(setup.initial, config.model.init_from)
   if confusion:
     content["confusion"] = [
       {"threshold": source, "classes": list(task.classes), "matrix": matrix.tolist()}

@@ -1,16 +1,17 @@
 """The weights that the video networks start from."""
 
 import contextlib
-import hashlib
 import json
+import os
 import pathlib
+import re
 
 import jax
-import numpy as np
 
 from lus_jax import models, results
+from lus_jax.data import folds
 from lus_jax.errors import UserError
-from lus_jax.models import torch_weights
+from lus_jax.tasks import initial
 from lus_jax.tasks.clinical import questions, train
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import claim as claim_lib
@@ -21,29 +22,38 @@ def initial_weights(setup, summary):
   """The weights that every member starts from.
 
   Args:
-    setup: a `Setup`; its config's `model.init_from` names a task of the same directory, a file of
-      PyTorch's weights, or nothing.
-    summary: what this run's claim says of its data and segmentation models.
+    setup: a `Setup`; its config's `model.init_from` names a task of the same directory, a run of
+      pretraining, a file of PyTorch's weights, or nothing.
+    summary: what this run's claim says of its data and segmentation models; it gets `initial`,
+      what these weights are.
 
   Returns:
     A list of dicts `params` and `batch_stats`, and for each fold the patients that these were
-    trained on (None where they were not).
+    trained on (None where they were not); of a run that goes on, whose checkpoint has its weights,
+    random ones and None.
 
   Raises:
-    UserError: that task did not run here, or with other networks or folds, or the file does not
-      fit.
+    UserError: that task did not run here, or with other networks or folds, or the run or the file
+      does not fit, or a test patient was pretrained on.
   """
   config, places, workdir = setup.config, setup.places, setup.workdir
   network, splits = setup.network, setup.splits
   own = {"params": network.params, "batch_stats": network.batch_stats}
   name = config.model.init_from
+  own_directory = pathlib.Path(workdir) / config.name
   if not name:
     return [own] * len(places), None
-  if torch_weights.is_file(name):
+  if initial.goes_on(own_directory):
+    summary["initial"] = claim_lib.read_claim(own_directory)["dataset"].get("initial")
+    return [own] * len(places), None
+  if not is_task(name, workdir):
+    begun = initial.start(config.model, own_directory, video=True)
+    summary["initial"] = begun.about
+    if begun.source is not None and begun.source.population == setup.dataset.population:
+      seen = [name for names in begun.source.patients.values() for name in names]
+      folds.audit(splits, leakage=config.folds.leakage, pretraining=[seen] * len(splits))
     # The head is the task's own.
-    params, batch_stats = torch_weights.load_into(
-      own["params"], own["batch_stats"], torch_weights.read(name), source=name, head=False
-    )
+    params, batch_stats = initial.into_video(begun, own["params"], own["batch_stats"], place=name)
     return [{"params": params, "batch_stats": batch_stats}] * len(places), None
   directory = pathlib.Path(workdir) / name
   claim = claim_lib.read_claim(directory)
@@ -59,8 +69,8 @@ def initial_weights(setup, summary):
     {field: (tuple(c[field]) if isinstance(c[field], list) else c[field]) for field in c}
     for c in (claim["config"]["model"], config.model.to_dict())
   )
-  # Weights are float32 whatever they were computed in.
-  same = {"init_from": "", "dtype": ""}
+  # Weights are float32 whatever they were computed in, and dropout has none.
+  same = {"init_from": "", "dtype": "", "dropout": ""}
   missing = [place for place in places if place not in there]
   if (
     {**theirs, **same} != {**ours, **same}
@@ -101,6 +111,7 @@ def initial_weights(setup, summary):
     # The head is the task's own.
     features = {k: v for k, v in taken["params"].items() if k == "features"}
     started.append({"params": own["params"] | features, "batch_stats": taken["batch_stats"]})
+  summary["initial"] = initial.digest_of(started)
   other = {fold["fold"]: fold for fold in content["folds"]}
   for f, fold in enumerate(splits):
     selected = set(fold.test) & set(other[f]["validation"])
@@ -112,9 +123,9 @@ def initial_weights(setup, summary):
   return started, [other[f]["train"] for f in range(len(splits))]
 
 
-def digest_of(trees):
-  """A short text that changes with any array of them."""
-  digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(trees):
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.hexdigest()[:12]
+def is_task(name, workdir):
+  """Whether an `init_from` names a task of the same directory, not a file or another run."""
+  if not re.fullmatch(r"\w+", name):
+    return False
+  here = os.path.exists(os.path.join(workdir or "", name, claim_lib.OWNER))
+  return here or not os.path.exists(os.path.join(name, claim_lib.OWNER))

@@ -11,7 +11,10 @@ Each is a class of the same shape, used by `lus_jax.tasks.clinical.run`:
 - `loss(outputs, bias, own)`: of one member's outputs [M, outputs] on that batch.
 - `videos(fold, split)`: the videos [n] that the evaluation of a split needs.
 - `validate(outputs, bias, fold)`: `score` (higher is better) and `loss` on the validation split.
-- `evaluate(outputs, bias, fold)`: metrics on the test split, and predictions for the report.
+- `evaluate(outputs, bias, fold, temperature=1)`: metrics on the test split, and predictions for the
+  report.
+- `calibrate(outputs, bias, fold)`: the temperature of probabilities on the validation split; of
+  tasks that have some.
 
 Source: Shivaram et al., arXiv 2508.15635.
 """
@@ -19,7 +22,7 @@ Source: Shivaram et al., arXiv 2508.15635.
 import numpy as np
 import optax
 from jax import numpy as jnp
-from scipy import special
+from scipy import optimize, special
 
 from lus_jax.data import clips, folds, pairs
 from lus_jax.errors import UserError
@@ -122,6 +125,7 @@ class SfChange:
     counts = [pairs.class_counts(zone[fold["train"]], sf[fold["train"]]) for fold in self._sides]
     # Increase is never more frequent than Decrease, since both orders count.
     self._majority = [(int(c.argmax()), 0) for c in counts]
+    self._shares = [np.asarray(c, float) / np.sum(c) for c in counts]
 
   def _steps_in_batch(self):
     return max(len(fold["train"]) for fold in self._sides) // self._config.train.batch_size
@@ -168,11 +172,11 @@ class SfChange:
     """The videos of a split."""
     return self._sides[fold][split]
 
-  def _judge(self, outputs, bias, fold, split):
+  def _judge(self, outputs, bias, fold, split, temperature=1.0):
     chosen = self._pairs[fold][split]
     place = {v: i for i, v in enumerate(self._sides[fold][split].tolist())}
     first, second = (outputs[[place[v] for v in column]] for column in chosen.T.tolist())
-    logits = second - first + bias
+    logits = (second - first + bias) / temperature
     labels = pairs.change(*self._sf[chosen.T])
     day, patient = self._table.day[chosen], self._table.patient[chosen[:, 0]]
     majority3, majority2 = self._majority[fold]
@@ -183,6 +187,7 @@ class SfChange:
       patients=patient,
       majority3=majority3,
       majority2=majority2,
+      shares=self._shares[fold],
     )
     return logits, labels, ratios
 
@@ -191,9 +196,14 @@ class SfChange:
     logits, labels, ratios = self._judge(outputs, bias, fold, "validation")
     return {"score": ratios[self.primary].value(), "loss": _cross_entropy(logits, labels)}
 
-  def evaluate(self, outputs, bias, fold):
+  def calibrate(self, outputs, bias, fold):
+    """The temperature that gives the least cross entropy over the validation's pairs."""
+    logits, labels, _ = self._judge(outputs, bias, fold, "validation")
+    return _temperature(logits, labels)
+
+  def evaluate(self, outputs, bias, fold, temperature=1.0):
     """Metrics, and the confusion matrix."""
-    logits, labels, ratios = self._judge(outputs, bias, fold, "test")
+    logits, labels, ratios = self._judge(outputs, bias, fold, "test", temperature)
     confusion = metrics.confusion(labels, logits.argmax(-1), len(self.classes))
     return ratios, {"confusion": np.array(confusion)}
 
@@ -368,12 +378,12 @@ class Readmission:
     slots = np.concatenate([self._slots[name].ravel() for name in self._sides[fold][split]])
     return np.unique(slots[slots >= 0])
 
-  def _judge(self, outputs, bias, fold, split):
+  def _judge(self, outputs, bias, fold, split, temperature=1.0):
     names = self._sides[fold][split]
     slots = np.stack([self._slots[name] for name in names])
     present = (slots >= 0).all(-1)
     place = np.searchsorted(self.videos(fold, split), np.maximum(slots, 0))
-    logits = _over_days(outputs[np.minimum(place, len(outputs) - 1)]) + bias
+    logits = (_over_days(outputs[np.minimum(place, len(outputs) - 1)]) + bias) / temperature
     labels = np.array([self._labels[name] for name in names])
     train = [self._labels[name] for name in self._sides[fold]["train"]]
     ratios = metrics.readmission(
@@ -382,6 +392,7 @@ class Readmission:
       labels=labels,
       patients=names,
       majority=int(np.mean(train) > 0.5),
+      prevalence=float(np.mean(train)),
     )
     return logits, present, labels, ratios
 
@@ -394,10 +405,17 @@ class Readmission:
       "loss": _cross_entropy(logits[present], labels[present]),
     }
 
-  def evaluate(self, outputs, bias, fold):
-    """Metrics, the confusion matrix, and every patient's votes."""
-    logits, present, labels, ratios = self._judge(outputs, bias, fold, "test")
+  def calibrate(self, outputs, bias, fold):
+    """The temperature that gives the least cross entropy over the validation's patients."""
+    logits, present, labels, _ = self._judge(outputs, bias, fold, "validation")
+    margin = metrics.mean_margin(logits, present)
+    return _temperature(np.stack([np.zeros_like(margin), margin], axis=-1), labels)
+
+  def evaluate(self, outputs, bias, fold, temperature=1.0):
+    """Metrics, the confusion matrix, and every patient's votes and probability."""
+    logits, present, labels, ratios = self._judge(outputs, bias, fold, "test", temperature)
     predicted, votes = metrics.vote(logits, present)
+    probability = special.expit(metrics.mean_margin(logits, present))
     names = self._sides[fold]["test"]
     rows = [
       {
@@ -405,6 +423,7 @@ class Readmission:
         "label": int(labels[i]),
         "predicted": int(predicted[i]),
         "votes": votes[i].tolist(),
+        "probability": float(probability[i]),
       }
       for i, name in enumerate(names)
     ]
@@ -420,6 +439,19 @@ def _over_days(outputs):
 def _cross_entropy(logits, labels):
   logp = special.log_softmax(np.asarray(logits, np.float64), axis=-1)
   return float(-np.mean(np.take_along_axis(logp, np.asarray(labels)[:, None], axis=-1)))
+
+
+def _temperature(logits, labels):
+  """What logits [n, k] are divided by for the least cross entropy with labels [n]; .05 to 20.
+
+  Source: Guo et al., "On Calibration of Modern Neural Networks".
+  """
+  found = optimize.minimize_scalar(
+    lambda log: _cross_entropy(logits / np.exp(log), labels),
+    bounds=(np.log(0.05), np.log(20)),
+    method="bounded",
+  )
+  return float(np.exp(found.x))
 
 
 TASKS = {"sf_change": SfChange, "sf_ratio": SfRatio, "readmission": Readmission}

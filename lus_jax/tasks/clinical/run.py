@@ -14,12 +14,12 @@ import jax
 import numpy as np
 
 from lus_jax import fields, lock, models, parallel, results, timing
-from lus_jax.data import clips, copies, datasets, folds, pipeline
+from lus_jax.data import augment, clips, copies, datasets, folds, pipeline
 from lus_jax.errors import UserError
 from lus_jax.inference import channels
 from lus_jax.inference import trained as trained_lib
-from lus_jax.models import torch_weights
 from lus_jax.report import text
+from lus_jax.tasks import initial as initial_lib
 from lus_jax.tasks.clinical import finish, initial, questions, train
 from lus_jax.tasks.clinical.setup import Setup
 from lus_jax.tasks.segmentation import run as segmentation
@@ -31,17 +31,27 @@ ABLATIONS = ("none", "true")
 KINDS = ("probability", "binary")
 PAIRS = ("in_batch", "sampled")
 DAYS = ("difference", "single")
+CALIBRATIONS = ("none", "temperature")
 # Names of other results files and folders of a run.
 RESERVED = ("checkpoints", "tensorboard", "channels", "results", "report", "study", "timing")
 RESERVED += trained_lib.RESULTS
 
 
-def check(config):
-  """Refuses values of a config that no run could use (`UserError`); nothing is written before."""
+def check(config, workdir=None):
+  """Refuses values of a config that no run could use; nothing is written before.
+
+  Args:
+    config: a run's config.
+    workdir: the run's directory, if it is known: one that goes on needs no initial weights.
+
+  Raises:
+    UserError: one of them, and how to mend it.
+  """
   known = {
     "channels.kind": KINDS,
     "folds.cv": folds.SCHEMES,
     "folds.leakage": folds.LEAKAGES,
+    **({"calibration": CALIBRATIONS} if "calibration" in config else {}),
     **({"pairs": PAIRS} if config.task == "sf_change" else {}),
     **({"days": DAYS} if config.task == "readmission" else {}),
   }
@@ -75,6 +85,7 @@ def check(config):
     "optimizer.restart_factor": 1,
     "seed": 0,
     "folds.seed": 0,
+    "optimizer.weight_decay": 0,
     **({"folds.inner": 2} if "inner" in config.folds else {}),
     **({"pairs_cap": 1} if config.task == "sf_change" else {}),
   }
@@ -88,8 +99,16 @@ def check(config):
   ):
     raise UserError(f"config.name: '{config.name}' cannot name a results file of this task.")
   models.check_video(config.model)
-  if torch_weights.is_file(config.model.init_from):
-    models.check_init_from(config.model, video=True)
+  if "augment" in config:
+    augment.check_strengths(config.augment)
+  if config.task == "sf_ratio" and config.get("calibration", "none") != "none":
+    raise UserError(
+      f"config.calibration: '{config.calibration}' is of probabilities, and sf_ratio gives a "
+      "number; use none."
+    )
+  if config.model.init_from and not initial.is_task(config.model.init_from, workdir):
+    directory = None if workdir is None else pathlib.Path(workdir) / config.name
+    initial_lib.check(config.model, directory, video=True)
   choose_strategy(config.sweep.strategy)
 
 
@@ -249,7 +268,7 @@ def train_and_evaluate(config, workdir):
   Raises:
     UserError: the config, the data or the segmentation run are not in order.
   """
-  check(config)
+  check(config, workdir)
   directory = pathlib.Path(workdir) / config.name
   device = hardware.find_device()
   config, why = hardware.resolve(hardware.as_begun(config, directory), device, models=1)
@@ -324,11 +343,7 @@ def _train_and_evaluate(config, workdir, device, why, clock):
   )
   started, trained_on = initial.initial_weights(setup, summary)
   folds.audit(splits, leakage=config.folds.leakage, initial=trained_on)
-  if config.model.init_from:
-    file = config.model.init_from
-    summary["initial"] = (
-      torch_weights.digest(file) if torch_weights.is_file(file) else initial.digest_of(started)
-    )
+  setup = dataclasses.replace(setup, initial=summary.get("initial"))
   clock.enter("other")
   files = (config.name, f"{config.name}_history")
   # What is refused keeps its results.
@@ -350,9 +365,9 @@ def _train_and_evaluate(config, workdir, device, why, clock):
     notes = finish.notes_on(setup)
     print(finish.describe(setup, notes))
     print(hardware.describe(config, device, why, strategy=sweep.strategy, cache=store.cache))
-    meta, tested = train.fit(setup, started, store)
+    meta, tested, calibrations = train.fit(setup, started, store)
     clock.enter("evaluation")
-    finish.write_results(setup, meta, tested, notes)
+    finish.write_results(setup, meta, tested, notes, calibrations)
   parallel.sync("task results")
   print(text.clinical(results.read(workdir, config.name)))
 

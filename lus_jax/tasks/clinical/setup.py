@@ -31,6 +31,7 @@ class Setup:
     places: source and fold of each.
     network: the video network.
     sweep: of the members.
+    initial: what the claim says of the weights they start from; None for random ones.
   """
 
   config: Any
@@ -47,6 +48,7 @@ class Setup:
   places: list[tuple[float | str, int]]
   network: Network
   sweep: Sweep
+  initial: Any = None
 
   @property
   def directory(self):

@@ -8,10 +8,11 @@ import optax
 from jax import numpy as jnp
 
 from lus_jax import ahead, timing
+from lus_jax.data import clip_augment
 from lus_jax.evaluation import ratio
 from lus_jax.models import flops
 from lus_jax.training import checkpoints as checkpoints_lib
-from lus_jax.training import estimate, loop, writers
+from lus_jax.training import estimate, loop, optimizers, writers
 from lus_jax.training import state as state_lib
 from lus_jax.words import plural
 
@@ -66,7 +67,7 @@ def member_clips(inputs, member, kind):
 
 
 def make_optimizer(config, steps_per_epoch, epochs):
-  """Adam with a cosine schedule and warm restarts; returns it and its schedule."""
+  """Adam, or AdamW, with a cosine schedule and warm restarts; returns it and its schedule."""
   lengths, total = [], 0
   while total < epochs:
     lengths.append(config.restart_epochs * config.restart_factor ** len(lengths))
@@ -76,7 +77,8 @@ def make_optimizer(config, steps_per_epoch, epochs):
   ]
   ends = (np.cumsum(lengths[:-1]) * steps_per_epoch).tolist()
   schedule = optax.join_schedules(periods, ends)
-  return optax.adam(schedule), schedule
+  # Configs of older versions lack the decay.
+  return optimizers.adam(schedule, getattr(config, "weight_decay", 0.0)), schedule
 
 
 def make_plan(setup, store):
@@ -112,7 +114,9 @@ def make_loss(network, task, kind):
     }
     clip = member_clips(inputs, member, kind)
     # Clips that keep the place of missing ones enter no batch statistics.
-    found, batch_stats = network(params, batch_stats, clip, train=True, where=own.get("recorded"))
+    found, batch_stats = network(
+      params, batch_stats, clip, train=True, key=key, where=own.get("recorded")
+    )
     return task.loss(found, params["bias"], own), batch_stats
 
   return loss_fn
@@ -186,7 +190,8 @@ def fit(setup, started, store):
     store: the `ClipStore`.
 
   Returns:
-    `meta` of `loop.fit`, and what `task.evaluate` says of every member on the test patients.
+    `meta` of `loop.fit`, what `task.evaluate` says of every member on the test patients, and the
+    temperature of each where `config.calibration` asks for it, else None.
   """
   config, sweep, network, task = setup.config, setup.sweep, setup.network, setup.task
   tx, schedule = make_optimizer(config.optimizer, task.steps_per_epoch, config.train.epochs)
@@ -195,14 +200,12 @@ def fit(setup, started, store):
     state = sweep.place(states)
   outputs = make_outputs(setup, store)
 
-  def judge(state, split, function, *, best):
+  def judge(state, split, function, *options, best):
     weights = _weights(sweep, state, best=best)
-    return [
-      function(found, bias, int(member["fold"]))
-      for found, bias, member in zip(
-        outputs(weights, split), _biases(sweep, weights), sweep.members, strict=True
-      )
-    ]
+    each = zip(
+      outputs(weights, split), _biases(sweep, weights), sweep.members, *options, strict=True
+    )
+    return [function(found, bias, int(member["fold"]), *own) for found, bias, member, *own in each]
 
   with contextlib.ExitStack() as stack:
     checkpoints = checkpoints_lib.Checkpoints(setup.directory)
@@ -212,7 +215,7 @@ def fit(setup, started, store):
     state, meta = loop.fit(
       loop.Task(
         names=setup.names,
-        prepare=lambda batch, key: batch,
+        prepare=lambda batch, key: clip_augment.with_maps(batch, key, config.get("augment")),
         loss_fn=make_loss(network, task, config.channels.kind),
         tx=tx,
         schedule=schedule,
@@ -236,8 +239,12 @@ def fit(setup, started, store):
     )
     print(f"testing the best epochs of {plural(len(setup.names), 'model')}", flush=True)
     with timing.part("evaluation"):
-      tested = judge(state, "test", task.evaluate, best=True)
+      calibrations = None
+      if config.get("calibration", "none") != "none":
+        calibrations = judge(state, "validation", task.calibrate, best=True)
+      options = () if calibrations is None else (calibrations,)
+      tested = judge(state, "test", task.evaluate, *options, best=True)
     step = config.train.epochs * task.steps_per_epoch
     found = {name: ratio.fold_row(row) for name, (row, _) in zip(setup.names, tested, strict=True)}
     writers.write_table(writer, step, found, list(next(iter(found.values()))))
-  return meta, tested
+  return meta, tested, calibrations

@@ -15,6 +15,7 @@ from lus_jax import fields, parallel
 from lus_jax.data import datasets, selection
 from lus_jax.models import designs, flops
 from lus_jax.report import cells
+from lus_jax.tasks import initial
 from lus_jax.tasks.segmentation import advice
 from lus_jax.training import claim as claim_lib
 from lus_jax.training import estimate, hardware, members, peak
@@ -54,10 +55,12 @@ def wanted(config):
 def provisional(config):
   """The config with something in every place that is left to the data, for checks."""
   config = config.copy_and_resolve_references()
+  width = initial.width_of(config.model.init_from)
+  found = {"model.width": width} if width else {}
   with config.unlocked():
     for name, (automatic, value) in CHOSEN.items():
       if fields.value(config, name) == automatic:
-        _set(config, name, value)
+        _set(config, name, found.get(name, value))
   return config
 
 
@@ -136,8 +139,11 @@ def _chosen(config, open_places, patients):
     decide("sweep.thresholds", kept, text)
     if "sweep.thresholds" in open_places and _leave_out(config):
       why[-1] += "; without the ordinal network, which needs one above 50%"
-    width = 0.5 if on_cpu else 1.0
-    decide("model.width", width, f"width {width:g}, for a {device.platform}")
+    if width := initial.width_of(config.model.init_from):
+      decide("model.width", width, f"width {width:g}, of what the networks start from")
+    else:
+      width = 0.5 if on_cpu else 1.0
+      decide("model.width", width, f"width {width:g}, for a {device.platform}")
     if config.model.dtype == "auto":
       config.model.dtype, _ = hardware.choose_dtype(device)
     objective = Objective(config)

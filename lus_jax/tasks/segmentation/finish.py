@@ -20,7 +20,9 @@ N_BEST, N_MIDDLE, N_WORST = 2, 1, 2
 N_AGREED = 2
 
 
-def finish(trained, *, workdir, meta, frames, dataset, counted, painters, settings, writer):
+def finish(
+  trained, *, workdir, meta, frames, dataset, counted, painters, settings, writer, initial=None
+):
   """Calibrates and evaluates the best epoch of every member and writes all results.
 
   Args:
@@ -33,6 +35,7 @@ def finish(trained, *, workdir, meta, frames, dataset, counted, painters, settin
     painters: of `summary.painters`.
     settings: of `claim.settings`.
     writer: of `lus_jax.training.writers`.
+    initial: of `tasks.initial.told`; None for random weights.
   """
   config, views = trained.config, trained.views
   calibrated = f"calibrating ({config.calibration}) and " if config.calibration != "none" else ""
@@ -80,7 +83,9 @@ def finish(trained, *, workdir, meta, frames, dataset, counted, painters, settin
   if against_raters is not None:
     found = _rater_results(trained, against_raters, rows, dataset, curve_of)
     write("raters", calibration=config.calibration, **found)
-  write_results(write, trained, evaluation, rows, meta["history"], dataset, counted, painters)
+  write_results(
+    write, trained, evaluation, rows, meta["history"], dataset, counted, painters, initial
+  )
   writers.write_final(
     writer,
     config.train.epochs * hardware.steps_of_epoch(config.train, frames["train"].size),
@@ -266,7 +271,9 @@ def _cost(trained):
   }
 
 
-def write_results(write, trained, evaluation, rows, history, dataset, counted, painters):
+def write_results(
+  write, trained, evaluation, rows, history, dataset, counted, painters, initial=None
+):
   """Writes the results files of the task (definitions: `lus_jax.evaluation.metrics`).
 
   Args:
@@ -278,6 +285,7 @@ def write_results(write, trained, evaluation, rows, history, dataset, counted, p
     dataset: a `Dataset` of frames.
     counted: of `summary.summarize`.
     painters: of `summary.painters`.
+    initial: what the networks started from; None for random weights.
   """
   config, views, objective = trained.config, trained.views, trained.objective
   plain, extra, matrix = [], [], []
@@ -330,6 +338,7 @@ def write_results(write, trained, evaluation, rows, history, dataset, counted, p
       "rows": plain,
       "predictors": predictors,
       "notes": list(dataset.notes),
+      **({} if initial is None else {"initial": initial}),
     },
   }
   for name in (*(["members"] if extra else []), *trained_lib.RESULTS):

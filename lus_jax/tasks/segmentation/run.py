@@ -13,22 +13,27 @@ from lus_jax import fields, lock, losses, models, parallel, results, timing
 from lus_jax.data import augment, copies, datasets, labelling, pipeline, selection, summary
 from lus_jax.errors import UserError
 from lus_jax.inference import calibration, trained
-from lus_jax.models import flops, torch_weights
+from lus_jax.models import flops
 from lus_jax.report import text
+from lus_jax.tasks import initial
 from lus_jax.tasks.segmentation import advice as advice_lib
 from lus_jax.tasks.segmentation import auto, finish
 from lus_jax.tasks.segmentation import train as train_lib
 from lus_jax.training import checkpoints as checkpoints_lib
 from lus_jax.training import claim as claim_lib
-from lus_jax.training import estimate, hardware, loop, writers
+from lus_jax.training import estimate, hardware, loop, optimizers, writers
 from lus_jax.training import members as members_lib
 from lus_jax.training.objective import Objective
 from lus_jax.training.sweep import Sweep, choose_strategy
 from lus_jax.words import plural
 
 
-def check(config):
+def check(config, workdir=None):
   """Refuses values of a config that no run could use; nothing is written before.
+
+  Args:
+    config: a run's config.
+    workdir: the run's directory, if it is known: one that goes on needs no initial weights.
 
   Returns:
     The `Objective` of its members, and the strategy of its sweep.
@@ -69,7 +74,7 @@ def check(config):
   )
   models.check(config.model)
   if config.model.init_from:
-    models.check_init_from(config.model, video=False)
+    initial.check(config.model, workdir, video=False)
   augment.check(config.augment)
   side = augment.side(config.augment, config.data.image_size)
   if side % (shrink := config.model.get("shrink") or 1):
@@ -102,9 +107,9 @@ def train_and_evaluate(config, workdir, patients=None):
   """
   chosen = []
   if auto.wanted(config):
-    check(auto.provisional(config))
+    check(auto.provisional(config), workdir)
     config, chosen = auto.choose(config, workdir, patients)
-  objective, strategy = check(config)
+  objective, strategy = check(config, workdir)
   print(*chosen, sep="\n", end="\n" * bool(chosen), flush=True)
   config = hardware.as_begun(config, workdir)
   claim_lib.check_claim(workdir, claim_lib.settings(config), more_epochs=True)
@@ -154,8 +159,17 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
   batches = train.training_batches(config.train.batch_size, seed=config.seed, repeats=repeats)
   steps_per_epoch = hardware.steps_of_epoch(config.train, train.size)
   clock.enter("networks")
-  tx, schedule = train_lib.make_optimizer(config.optimizer, config.train.epochs * steps_per_epoch)
-  file = config.model.init_from
+  start = initial.start(config.model, workdir, video=False)
+  own = {} if patients is None else {"patients": patients}
+  if start is not None:
+    # Files of one name can be of other weights.
+    own["initial"] = start.about
+    if start.source is not None:
+      if dataset.split_unit == "patient":
+        initial.audit(start.source, dataset.patients(), dataset.population)
+      own["initial"] = initial.about_heads(start.source, dataset.classes)
+    dataset = initial.noted(dataset, own["initial"])
+  tx, schedule = optimizers.with_cosine(config.optimizer, config.train.epochs * steps_per_epoch)
   network, state = train_lib.initial_state(
     config,
     objective,
@@ -163,14 +177,13 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
     in_channels=1,
     classes=len(dataset.classes),
     tx=tx,
-    weights=torch_weights.read(file) if file else None,
+    begin=start
+    and functools.partial(
+      initial.into_segmentation, start, classes=dataset.classes, place=config.model.init_from
+    ),
     counts=counts,
   )
   clock.enter("other")
-  # Splits of equal sizes can be of other patients, and files of one name of other weights.
-  own = {} if patients is None else {"patients": patients}
-  if file:
-    own["initial"] = torch_weights.digest(file)
   if before is not None:
     # What is refused keeps its results.
     claim_lib.check_claim(workdir, settings, dataset.summary() | own, more_epochs=True)
@@ -275,6 +288,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
         painters=summary.painters(selected),
         settings=settings,
         writer=writer,
+        initial=start and initial.told(own["initial"], config.model.init_from),
       )
   parallel.sync("segmentation results")
   content = results.read(workdir, "segmentation")

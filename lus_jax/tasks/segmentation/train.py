@@ -4,13 +4,12 @@ import math
 
 import jax
 import numpy as np
-import optax
 
 from lus_jax import fields, models, palette
 from lus_jax.data import augment, labelling
 from lus_jax.evaluation import metrics, segmentation
 from lus_jax.labels import label
-from lus_jax.models import designs, flops, torch_weights
+from lus_jax.models import designs, flops
 from lus_jax.training import loop
 from lus_jax.training import state as state_lib
 
@@ -34,34 +33,12 @@ def make_loss(network, objective):
   return loss_fn
 
 
-def make_optimizer(config, steps):
-  """Adam, or AdamW, with a cosine decay to 0 over the whole run; returns it and its schedule.
-
-  Args:
-    config: the `optimizer` part of a run's config. With `warmup` the learning rate first rises for
-      this share of the steps; with `weight_decay` kernels decay, biases and norms do not.
-    steps: of the run.
-  """
-  rate, rising = config.learning_rate, round(getattr(config, "warmup", 0) * steps)
-  if rising:
-    schedule = optax.warmup_cosine_decay_schedule(rate / (rising + 1), rate, rising, steps)
-  else:
-    schedule = optax.cosine_decay_schedule(rate, steps)
-  if decay := getattr(config, "weight_decay", 0):
-    return optax.adamw(schedule, weight_decay=decay, mask=_kernels), schedule
-  return optax.adam(schedule), schedule
-
-
-def _kernels(params):
-  return jax.tree.map(lambda x: x.ndim > 1, params)
-
-
 def averaging_of(config):
   """The decay of the weights' moving averages, 0 for none, of a run's config."""
   return fields.value(config, "optimizer.averaging") or 0.0
 
 
-def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights=None, counts=None):
+def initial_state(config, objective, sweep, *, in_channels, classes, tx, begin=None, counts=None):
   """Builds the network and the initial state of all members.
 
   Args:
@@ -71,9 +48,11 @@ def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights
     in_channels: channels of the image.
     classes: K.
     tx: the optimizer.
-    weights: a PyTorch state dict that every member starts from; what it lacks is random.
-    counts: of `labelling.Levels`, [K, 256], from which every member's head begins with the share of
-      the pixels that its own labels show, unless `weights` has a head; None: it begins as drawn.
+    begin: `(params, batch_stats, head) -> params, batch_stats, brought`: of a network with random
+      weights those that every member starts from, `head` whether its head is of one level, and
+      `brought` which of its outputs [head * K] are not random any more.
+    counts: of `labelling.Levels`, [K, 256], from which every member's outputs begin with the share
+      of the pixels that its own labels show, but those that were brought; None: as drawn.
 
   Returns:
     The `Network` and the sweep's state. Members of one seed start from the same weights, but for
@@ -91,28 +70,32 @@ def initial_state(config, objective, sweep, *, in_channels, classes, tx, weights
     )
     for seed in range(objective.seeds)
   ]
-  if weights is not None:
-    for network in networks:
-      network.params, network.batch_stats = torch_weights.load_into(
-        network.params,
-        network.batch_stats,
-        weights,
-        source=config.model.init_from,
-        head=objective.head == 1,
+  brought = [np.False_] * len(networks)
+  if begin is not None:
+    for i, network in enumerate(networks):
+      network.params, network.batch_stats, brought[i] = begin(
+        network.params, network.batch_stats, head=objective.head == 1
       )
-  # A head that was brought knows better.
-  if weights is not None and objective.head == 1 and any("segmentation_head" in x for x in weights):
-    counts = None
   states = []
   for member, known in zip(objective.members * objective.seeds, sweep.members, strict=True):
-    start = networks[known["seed"]]
+    number = known["seed"]
+    start = networks[number]
     states.append(
-      first_state(config, objective, member, start.params, start.batch_stats, tx, counts)
+      first_state(
+        config,
+        objective,
+        member,
+        start.params,
+        start.batch_stats,
+        tx,
+        counts,
+        brought=brought[number],
+      )
     )
   return networks[0], sweep.place(states)
 
 
-def first_state(config, objective, member, params, batch_stats, tx, counts=None):
+def first_state(config, objective, member, params, batch_stats, tx, counts=None, brought=np.False_):
   """The `State` of one member before its first step, from initial weights that others may share.
 
   Args:
@@ -123,10 +106,14 @@ def first_state(config, objective, member, params, batch_stats, tx, counts=None)
     batch_stats: likewise.
     tx: the optimizer.
     counts: as of `initial_state`.
+    brought: which of the head's outputs, bool [head * K], or whether all, are no random ones: their
+      bias stays.
   """
   if counts is not None:
     head = params["segmentation_head"]
-    head = head | {"bias": objective.bias(member, head["bias"], counts)}
+    # What was brought knows better.
+    bias = np.where(brought, head["bias"], objective.bias(member, head["bias"], counts))
+    head = head | {"bias": bias}
     params = params | {"segmentation_head": head}
   return state_lib.create_state(params, batch_stats, tx, averaged=averaging_of(config) > 0)
 

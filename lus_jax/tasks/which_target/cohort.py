@@ -15,6 +15,7 @@ from lus_jax.splits import SPLITS
 from lus_jax.tasks.segmentation import train
 from lus_jax.training import hardware
 from lus_jax.training import members as members_lib
+from lus_jax.training import optimizers
 from lus_jax.training import state as state_lib
 from lus_jax.training.objective import Objective
 from lus_jax.training.sweep import Sweep, choose_strategy
@@ -49,7 +50,7 @@ class Trainer:
     frames = config.study.train_frames
     self._steps = hardware.epochs_of(config.train, frames)
     self._steps *= hardware.steps_of_epoch(config.train, frames)
-    self._tx, _ = train.make_optimizer(config.optimizer, self._steps)
+    self._tx, _ = optimizers.with_cosine(config.optimizer, self._steps)
     self._network = None
 
   def initial(self, seed, classes):
