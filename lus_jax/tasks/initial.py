@@ -298,6 +298,8 @@ def into_segmentation(begun, params, batch_stats, *, classes, place, head):
   """
   brought = np.zeros(params[HEAD]["bias"].shape, bool)
   if begun.tensors is not None:
+    # A refined decoder's head has other inputs than a file's.
+    head = head and not params.get("refinements")
     brought[:] = head and any(HEAD in name for name in begun.tensors)
     taken = torch_weights.load_into(params, batch_stats, begun.tensors, source=place, head=head)
     return *taken, brought

@@ -7,14 +7,16 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax import numpy as jnp
 
 from lus_jax import models, results
 from lus_jax.errors import UserError
 from lus_jax.inference import trained
+from lus_jax.models import fpn, resnet, torch_weights
 from lus_jax.tasks import initial
 from lus_jax.tasks.segmentation import run
-from lus_jax.training import claim, loop
+from lus_jax.training import claim, loop, state
 from tests import toys
 
 PHANTOM = ("sharp_pleura", "fuzzy_pleura", "fascia_band", "a_line", "sub_a_line", "vertical_line")
@@ -70,6 +72,26 @@ def test_all_but_the_heads_of_other_classes_is_taken():
     initial.into_segmentation(
       initial.Start("", source=theirs), ours, stats, classes=("a", "c", "b"), place="", head=False
     )
+
+
+def test_a_refined_decoder_takes_all_of_a_file_but_its_head(monkeypatch):
+  monkeypatch.setitem(resnet.DEPTHS, "toy", ((1, 1, 1, 1), False))
+
+  def network(seed, **options):
+    model = fpn.FPN("toy", classes=2, width=0.125, rngs=nnx.Rngs(seed), **options)
+    return state.Network(model)
+
+  theirs, ours = network(0), network(1, refinements=2)
+  tensors = torch_weights.state_dict(theirs.params, theirs.batch_stats)
+  begun = initial.Start("", tensors=tensors)
+  params, _, brought = initial.into_segmentation(
+    begun, ours.params, ours.batch_stats, classes=("a", "b"), place="", head=True
+  )
+  for part in ("encoder", "laterals", "branches"):
+    jax.tree.map(np.testing.assert_array_equal, params[part], theirs.params[part])
+  for part in ("details", "refinements", "segmentation_head"):
+    jax.tree.map(np.testing.assert_array_equal, params[part], ours.params[part])
+  assert not brought.any()
 
 
 def test_who_was_learned_from_is_not_judged():

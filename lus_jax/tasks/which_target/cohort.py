@@ -13,9 +13,8 @@ from lus_jax.data import augment, datasets, labelling, pipeline
 from lus_jax.errors import UserError
 from lus_jax.splits import SPLITS
 from lus_jax.tasks.segmentation import train
-from lus_jax.training import hardware
+from lus_jax.training import hardware, optimizers
 from lus_jax.training import members as members_lib
-from lus_jax.training import optimizers
 from lus_jax.training import state as state_lib
 from lus_jax.training.objective import Objective
 from lus_jax.training.sweep import Sweep, choose_strategy
