@@ -70,7 +70,8 @@ def test_binary_masks_of_areas_get_one_threshold_and_a_usual_size(chosen):
   assert config.sweep.thresholds == (0.5,)
   assert (config.data.image_size, config.model.width, config.train.batch_size) == (192, 0.5, 8)
   # 1,200 s at half of 100 GFLOP/s; nothing is left open.
-  flop = flops.fpn("resnet18", size=192, in_channels=1, classes=2, width=0.5)
+  options = {"width": 0.5, "refinements": 1}
+  flop = flops.fpn("resnet18", size=192, in_channels=1, classes=2, **options)
   expected = 1200 * 5e10 / (3 * flop * (8 + 8 / 3 / 50))
   assert abs(config.train.steps - expected) <= 25 and config.train.steps % 50 == 0
   assert all(fields.value(config, name) != x for name, (x, _) in auto.CHOSEN.items())
@@ -96,7 +97,7 @@ def test_thin_lines_get_larger_images_where_there_is_time(chosen):
   # 4 pixels at 512: 3 pixels at 384, which is more than a CPU is given.
   assert 384 <= chosen(dataset(width=4), H100)[0].data.image_size <= 416
   assert chosen(dataset(width=2), H100)[0].data.image_size == 512
-  assert chosen(dataset(width=4))[0].data.image_size == auto.MOST_CPU
+  assert chosen(dataset(width=4), **{"train.minutes": 40.0})[0].data.image_size == auto.MOST_CPU
   hurried, why = chosen(dataset(width=4), **{"train.minutes": 3.0})
   assert auto.LEAST <= hurried.data.image_size < auto.MOST_CPU
   assert any("320 would take more time than there is for 600 steps" in text for text in why)
