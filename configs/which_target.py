@@ -20,6 +20,10 @@ Of the labels alone, without networks, dose and response are told in half a minu
 `:faint` has four settings in which the truest label is one of 40 % or less, differing in what faint
 strokes are worth, and the paper's weights beside all-ones weights; it asks nothing and describes.
 
+`:small` learns from the first three cohorts of each setting by the recipe of configs/seg.py:small
+(its network, losses, optimizer, augmentation and sampling) and describes whether another threshold
+is best then.
+
 `:scales` asks instead what it brings to carry all experts' confidences to one scale: every cohort
 is learned from as painted and standardised in either way. There all experts paint every frame and
 members learn their mean; with `--config.data.phantom.raters=False
@@ -34,10 +38,10 @@ from configs import clinic, seg
 def get_config(size="paper"):
   if size in clinic.SIZES:
     return clinic.get_config(size)
-  if size not in ("paper", "faint", "scales", "tiny"):
+  if size not in ("paper", "faint", "scales", "small", "tiny"):
     raise ValueError(
       f"configs/which_target.py:{size} does not exist; use which_target.py, :faint, :scales, "
-      ":tiny or :clinical"
+      ":small, :tiny or :clinical"
     )
   config = seg.get_config("tiny")
   config.task = "which_target"
@@ -102,6 +106,13 @@ def get_config(size="paper"):
     # A map moves neither 0 nor what is above 0, so "above 0" would be the same label.
     config.sweep.thresholds = (0.6, 0.5, 0.4)
     config.sweep.members = ("soft",)
+  elif size == "small":
+    config.study.questions, config.study.null_studies = (), 0
+    config.study.seeds = 3
+    small = seg.get_config("small")
+    config.loss, config.optimizer, config.augment = small.loss, small.optimizer, small.augment
+    config.model.refinements = small.model.refinements
+    config.train.rare = small.train.rare
   elif size == "tiny":
     config.study.settings = ("true_from_0", "true_from_0.6")
     config.study.questions = (("true_from_0", 0.0, 0.5), ("all", "ordinal", "truest"))
