@@ -335,6 +335,9 @@ def into_video(begun, params, batch_stats, *, place):
   """
   if begun.tensors is not None:
     return torch_weights.load_into(params, batch_stats, begun.tensors, source=place, head=False)
+  if begun.source is None:
+    # A checkpoint has them.
+    return params, batch_stats
   source = begun.source
   (first, *features), (grey, *others) = (
     params["features"].values(),

@@ -177,6 +177,14 @@ def test_every_member_starts_from_the_model_nearest_to_a_half(
     run.train_and_evaluate(config, tmp_path / "run")
 
 
+def test_weights_of_a_run_that_goes_on_are_in_its_checkpoint():
+  own = {"features": {0: {}}, "segmentation_head": {"bias": np.zeros(2)}}, {"mean": np.zeros(1)}
+  begun = initial.Start({"task": "pretrain"})
+  assert initial.into_video(begun, *own, place="") == own
+  *found, brought = initial.into_segmentation(begun, *own, classes=(), place="", head=True)
+  assert tuple(found) == own and not brought.any()
+
+
 def test_of_a_run_with_other_members_a_threshold_is_taken(monkeypatch):
   config = raters.get_config("tiny")
   config.sweep.thresholds = (0.2, 0.8, 0.6)
