@@ -417,6 +417,11 @@ def _notes(study):
       "split by time: frames beside those that were trained on are tested, so this is not an "
       "independent test."
     )
+  if study.args.clock == "wall" and study.args.peer:
+    notes.append(
+      "by the wall clock peers wait for their augmentation, which the process that trains does "
+      "itself, frame by frame; with workers beside it they would take more steps in the time."
+    )
   return notes
 
 

@@ -328,6 +328,10 @@ def test_the_table_says_what_it_is_of(sides, capsys):
   rows = [line for line in lines if line.startswith(f"| {quality.CONFIG}")]
   assert "| 5, 100 |" in rows[0] and len(rows) == 2  # scores, and Dice by class
   assert "| Dice by class | a | b |" in lines
+  waits = "note: by the wall clock peers wait for their augmentation"
+  assert waits not in printed
+  assert waits in run(capsys, "--peer=monai", "--seeds=0", "--clock=wall")[1]
+  assert waits not in run(capsys, "--peer=none", "--seeds=0", "--clock=wall")[1]
 
 
 def test_one_patient_is_split_by_time_and_said_so(sides, monkeypatch, capsys, tmp_path):
