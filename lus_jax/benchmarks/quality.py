@@ -555,9 +555,12 @@ def parse(argv):
   parser.add_argument(
     "--config", type=_names(()), default=[CONFIG], help="of ours, by name; several: a,b"
   )
-  known = tuple(quality_sides.PEERS)
+  peers = quality_sides.PEERS
   parser.add_argument(
-    "--peer", type=_names(known), default=list(known), help=", ".join((*known, "none"))
+    "--peer",
+    type=_names(tuple(peers)),
+    default=list(peers),
+    help="; ".join([*(f"{name}: {peer.about}" for name, peer in peers.items()), "or none"]),
   )
   parser.add_argument("--budget", type=_above_0, default=600.0, metavar="S", help="seconds")
   parser.add_argument("--clock", choices=tuple(quality_sides.CLOCKS), help="what seconds are")
