@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import numpy as jnp
+from ml_collections import ConfigDict
 
 from configs import raters
 from lus_jax import models, results
@@ -185,7 +186,7 @@ def test_weights_of_a_run_that_goes_on_are_in_its_checkpoint():
   assert tuple(found) == own and not brought.any()
 
 
-def test_of_a_run_with_other_members_a_threshold_is_taken(monkeypatch):
+def test_of_a_run_with_other_members_a_threshold_is_taken(monkeypatch, tmp_path):
   config = raters.get_config("tiny")
   config.sweep.thresholds = (0.2, 0.8, 0.6)
   objective = Objective(config)
@@ -202,8 +203,9 @@ def test_of_a_run_with_other_members_a_threshold_is_taken(monkeypatch):
   assert None in found.thresholds
   monkeypatch.setattr(trained, "load", lambda *_, **__: found)
   monkeypatch.setattr(results, "read", lambda *_: {"rows": [{"threshold": 0.6, "best_epoch": 3}]})
-  monkeypatch.setattr(initial, "_check_run", lambda *_, **__: {"task": "segmentation"})
-  source = initial.read(types.SimpleNamespace(init_from="there"), video=False)
+  monkeypatch.setattr(results, "exists", lambda *_: True)
+  claim.claim(tmp_path, {"task": "segmentation", "model": {}}, {})
+  source = initial.read(ConfigDict({"init_from": os.fspath(tmp_path)}), video=False)
   assert source.params == 2 and (source.about["threshold"], source.about["epoch"]) == (0.6, 3)
 
 
