@@ -417,6 +417,11 @@ def _notes(study):
       "split by time: frames beside those that were trained on are tested, so this is not an "
       "independent test."
     )
+  if study.args.clock == "wall" and study.args.peer:
+    notes.append(
+      "by the wall clock peers wait for their augmentation, which the process that trains does "
+      "itself, frame by frame; with workers beside it they would take more steps in the time."
+    )
   return notes
 
 
@@ -550,9 +555,12 @@ def parse(argv):
   parser.add_argument(
     "--config", type=_names(()), default=[CONFIG], help="of ours, by name; several: a,b"
   )
-  known = tuple(quality_sides.PEERS)
+  peers = quality_sides.PEERS
   parser.add_argument(
-    "--peer", type=_names(known), default=list(known), help=", ".join((*known, "none"))
+    "--peer",
+    type=_names(tuple(peers)),
+    default=list(peers),
+    help="; ".join([*(f"{name}: {peer.about}" for name, peer in peers.items()), "or none"]),
   )
   parser.add_argument("--budget", type=_above_0, default=600.0, metavar="S", help="seconds")
   parser.add_argument("--clock", choices=tuple(quality_sides.CLOCKS), help="what seconds are")

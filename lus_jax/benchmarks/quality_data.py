@@ -39,10 +39,13 @@ class Frames:
 
   @functools.cached_property
   def exclusive(self):
-    """Whether every pixel is of one class or of none, so that a softmax fits."""
-    return bool(((self.target == 0) | (self.target == 1)).all()) and bool(
-      (self.target.sum(-1) <= 1).all()
-    )
+    """Whether a softmax fits: every pixel is of one class or of none, or counts in no class.
+
+    Where it counts in some of them, as in frames that not all classes are labelled in, a softmax
+    could learn nothing from it.
+    """
+    whole = ((self.target == 0) | (self.target == 1)).all() and (self.target.sum(-1) <= 1).all()
+    return bool(whole and (self.where == self.where[..., :1]).all())
 
 
 def name_of(directory):

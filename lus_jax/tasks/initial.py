@@ -208,7 +208,9 @@ def read(config, *, video):
 def _segmentation(place):
   """The model of the threshold nearest to .5, of the first seed."""
   trained = trained_lib.load(place, option=OPTION)
-  i = min(range(len(trained.views)), key=lambda i: abs(trained.thresholds[i] - members_lib.MIDDLE))
+  # Soft members have none, and of an ordinal one a level is not what its head puts out.
+  plain = [i for i, view in enumerate(trained.views) if trained.objective.is_plain(view)]
+  i = min(plain, key=lambda i: abs(trained.thresholds[i] - members_lib.MIDDLE))
   rows = results.read(place, "segmentation")["rows"]
   epochs = {row["threshold"]: row["best_epoch"] for row in reversed(rows)}
   weights = trained.weights_of(i)
@@ -333,6 +335,9 @@ def into_video(begun, params, batch_stats, *, place):
   """
   if begun.tensors is not None:
     return torch_weights.load_into(params, batch_stats, begun.tensors, source=place, head=False)
+  if begun.source is None:
+    # A checkpoint has them.
+    return params, batch_stats
   source = begun.source
   (first, *features), (grey, *others) = (
     params["features"].values(),

@@ -23,8 +23,9 @@ def with_cosine(config, steps):
       this share of the steps; with `weight_decay` see `adam`. Configs of older versions lack both.
     steps: of the run.
   """
-  rate, rising = config.learning_rate, round(getattr(config, "warmup", 0) * steps)
-  if rising:
+  # At least one step is left to fall in.
+  rate, rising = config.learning_rate, min(round(getattr(config, "warmup", 0) * steps), steps - 1)
+  if rising > 0:
     schedule = optax.warmup_cosine_decay_schedule(rate / (rising + 1), rate, rising, steps)
   else:
     schedule = optax.cosine_decay_schedule(rate, steps)

@@ -138,10 +138,16 @@ def test_all_sides_learn_the_same_label(twelve, label, shown):
   assert not soft.exclusive
 
 
-def test_pixels_of_two_classes_need_sigmoids(twelve):
+def test_pixels_of_two_classes_or_that_count_in_some_need_sigmoids(twelve):
   frames = quality_data.read(twelve, 0.0)
   apart = dataclasses.replace(frames, target=frames.target * [1, 0])
   assert apart.exclusive
+  # In a frame the second class is not labelled; the first is no less to be learned from.
+  where = apart.where.copy()
+  where[3, ..., 1] = False
+  assert not dataclasses.replace(apart, where=where).exclusive
+  where[3] = False
+  assert dataclasses.replace(apart, where=where).exclusive
   assert not dataclasses.replace(frames, target=np.ones_like(frames.target)).exclusive
 
 
@@ -322,6 +328,10 @@ def test_the_table_says_what_it_is_of(sides, capsys):
   rows = [line for line in lines if line.startswith(f"| {quality.CONFIG}")]
   assert "| 5, 100 |" in rows[0] and len(rows) == 2  # scores, and Dice by class
   assert "| Dice by class | a | b |" in lines
+  waits = "note: by the wall clock peers wait for their augmentation"
+  assert waits not in printed
+  assert waits in run(capsys, "--peer=monai", "--seeds=0", "--clock=wall")[1]
+  assert waits not in run(capsys, "--peer=none", "--seeds=0", "--clock=wall")[1]
 
 
 def test_one_patient_is_split_by_time_and_said_so(sides, monkeypatch, capsys, tmp_path):

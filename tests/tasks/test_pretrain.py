@@ -20,7 +20,7 @@ from lus_jax.tasks import initial
 from lus_jax.tasks.clinical import initial as clinical_initial
 from lus_jax.tasks.clinical import run as clinical_run
 from lus_jax.tasks.pretrain import run, train
-from lus_jax.training import claim, loop
+from lus_jax.training import claim, loop, state
 from tests import toys
 
 MASK = ConfigDict({"cells": 4, "share": 0.5})
@@ -87,6 +87,31 @@ def test_the_video_network_draws_blocks_where_its_features_are():
     [[1000 + 100 * (2 * i + j) + np.arange(64.0).reshape(8, 8) for j in (0, 1)] for i in (0, 1)]
   )
   np.testing.assert_allclose(found, np.broadcast_to(expected[:12, :10], (1, 2, 12, 10)))
+
+
+@pytest.mark.parametrize("changes", [{"refinements": 1}, {"shrink": 2}])
+def test_the_segmentation_network_draws_blocks_where_they_are(changes):
+  model = pretrain.get_config("small").model
+  model.update({"encoder": "resnet18", "width": 0.125, "dtype": "float32"})
+  model.update({"refinements": 0, "shrink": 0} | changes)
+  network = state.outline(lambda: initial.pretraining_network(model, "segmentation", 0))
+  seen = jnp.zeros((2, 1, 48, 40, 1))
+  wanted = {"target": np.zeros((2, 1, 12, 10)), "mean": np.full((2, 1, 1, 1), 0.5)}
+  arguments = network.params, network.batch_stats, seen, wanted
+  found, _ = jax.eval_shape(
+    lambda *x: train.drawn(network, "segmentation", *x, train=False), *arguments
+  )
+  assert found.shape == (2, 1, 12, 10)
+  # Not a corner of a finer or coarser grid.
+  ramp = np.arange(2.0 * 48 * 40).reshape(2, 48, 40, 1)
+
+  def ramps(params, batch_stats, frames, *, train):
+    assert frames.shape == ramp.shape and not train
+    return jnp.asarray(ramp, jnp.float32), batch_stats
+
+  found, _ = train.drawn(ramps, "segmentation", {}, {}, seen, wanted, train=False)
+  expected = 0.5 + ramp.reshape(2, 1, 12, 4, 10, 4).mean((3, 5))
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 # --- from the data to what starts from it --------------------------------------------------------

@@ -423,6 +423,10 @@ def test_bfloat16_is_the_same_run_but_for_rounding(finished, prepared, tmp_path)
     ({"augment.crop": 48}, "config.augment.crop: 48 is larger than the images"),
     ({"model.shrink": 3}, "config.model.shrink: 3"),
     ({"model.shrink": 4, "data.image_size": 34}, "config.model.shrink: 4 does not divide the 34"),
+    (
+      {"model.shrink": 2, "data.image_size": 35, "augment.crop": 34},
+      "config.model.shrink: 2 does not divide the 35",
+    ),
     ({"train.minutes": -1.0}, "config.train.minutes: -1.0"),
   ],
 )

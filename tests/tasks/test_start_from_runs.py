@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 from jax import numpy as jnp
+from ml_collections import ConfigDict
 
+from configs import raters
 from lus_jax import models, results
 from lus_jax.errors import UserError
 from lus_jax.inference import trained
@@ -17,6 +20,7 @@ from lus_jax.models import fpn, resnet, torch_weights
 from lus_jax.tasks import initial
 from lus_jax.tasks.segmentation import run
 from lus_jax.training import claim, loop, state
+from lus_jax.training.objective import Objective
 from tests import toys
 
 PHANTOM = ("sharp_pleura", "fuzzy_pleura", "fascia_band", "a_line", "sub_a_line", "vertical_line")
@@ -172,6 +176,37 @@ def test_every_member_starts_from_the_model_nearest_to_a_half(
   )
   with pytest.raises(UserError, match=r"of the (test|validation) split|weights start from has"):
     run.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_weights_of_a_run_that_goes_on_are_in_its_checkpoint():
+  own = {"features": {0: {}}, "segmentation_head": {"bias": np.zeros(2)}}, {"mean": np.zeros(1)}
+  begun = initial.Start({"task": "pretrain"})
+  assert initial.into_video(begun, *own, place="") == own
+  *found, brought = initial.into_segmentation(begun, *own, classes=(), place="", head=True)
+  assert tuple(found) == own and not brought.any()
+
+
+def test_of_a_run_with_other_members_a_threshold_is_taken(monkeypatch, tmp_path):
+  config = raters.get_config("tiny")
+  config.sweep.thresholds = (0.2, 0.8, 0.6)
+  objective = Objective(config)
+  found = types.SimpleNamespace(
+    views=objective.views()[0],
+    objective=objective,
+    config=config,
+    classes=("a",),
+    patients={"train": [], "validation": []},
+    dataset={"name": "eyes", "population": "eyes"},
+    weights_of=lambda i: {"params": np.full(1, i), "batch_stats": {}},
+  )
+  found.thresholds = trained.Trained.thresholds.fget(found)
+  assert None in found.thresholds
+  monkeypatch.setattr(trained, "load", lambda *_, **__: found)
+  monkeypatch.setattr(results, "read", lambda *_: {"rows": [{"threshold": 0.6, "best_epoch": 3}]})
+  monkeypatch.setattr(results, "exists", lambda *_: True)
+  claim.claim(tmp_path, {"task": "segmentation", "model": {}}, {})
+  source = initial.read(ConfigDict({"init_from": os.fspath(tmp_path)}), video=False)
+  assert source.params == 2 and (source.about["threshold"], source.about["epoch"]) == (0.6, 3)
 
 
 def test_a_run_that_goes_on_needs_the_other_no_more(config, tmp_path, contents):

@@ -84,6 +84,11 @@ def test_the_optimizer_warms_up_and_lets_kernels_alone_decay():
   np.testing.assert_allclose(np.diff(rates[:11]), (0.1 - 0.1 / 11) / 10, rtol=1e-4)
   cosine = 0.05 * (1 + np.cos(np.pi * np.arange(31) / 30))
   np.testing.assert_allclose(rates[10:], cosine, atol=1e-7)
+  # Of few steps, too, the last one falls.
+  config.warmup = 0.9
+  for n in (1, 2, 3):
+    own = optimizers.with_cosine(config, n)[1]
+    assert 0 < own(0) <= 0.1 and own(n) == 0
   params = {"kernel": np.full((1, 1, 2, 3), 2.0), "bias": np.full(3, 2.0)}
   nothing = jax.tree.map(np.zeros_like, params)
   updates, _ = tx.update(nothing, tx.init(params), params)

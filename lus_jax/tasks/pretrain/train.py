@@ -22,7 +22,7 @@ from jax import numpy as jnp
 from lus_jax.data import clip_augment
 from lus_jax.training import loop
 
-# Pixels of a block's side: the finest that the FPN's head knows, and of what is drawn.
+# Pixels of a block's side: the finest that is judged of what is drawn.
 BLOCK = 4
 # Held-out clips that are judged after an epoch, and those that are shown.
 JUDGED, SHOWN = 256, 4
@@ -111,8 +111,9 @@ def drawn(network, kind, params, batch_stats, seen, wanted, **options):
   batch, n, height, width, _ = seen.shape
   if kind == "segmentation":
     frames = seen.reshape(batch * n, height, width, 1)
-    found, stats = network(params, batch_stats, frames, upsample=False, **options)
-    found = found.reshape(batch, n, *found.shape[1:3])
+    # At the size of what it sees, whatever its head's own is.
+    found, stats = network(params, batch_stats, frames, **options)
+    found = by_block(found.reshape(batch, n, height, width))
   else:
     found, stats = network(params, batch_stats, seen, pooled=False, **options)
     found = found + jnp.broadcast_to(params["bias"], (1, 1, 1, 1, found.shape[-1]))

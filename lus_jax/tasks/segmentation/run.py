@@ -76,11 +76,13 @@ def check(config, workdir=None):
   if config.model.init_from:
     initial.check(config.model, workdir, video=False)
   augment.check(config.augment)
-  side = augment.side(config.augment, config.data.image_size)
-  if side % (shrink := config.model.get("shrink") or 1):
-    raise UserError(
-      f"config.model.shrink: {shrink} does not divide the {side} pixels a side of the images."
-    )
+  # What is trained on may be cropped; what is judged is whole.
+  size, shrink = config.data.image_size, config.model.get("shrink") or 1
+  for side in (augment.side(config.augment, size), size):
+    if side % shrink:
+      raise UserError(
+        f"config.model.shrink: {shrink} does not divide the {side} pixels a side of the images."
+      )
   pipeline.choose_cache_for(config.data.cache, 0)
   strategy = choose_strategy(config.sweep.strategy)
   calibration.check_method(config.calibration)
