@@ -28,7 +28,7 @@ from lus_jax.evaluation.segmentation import evaluate
 from lus_jax.inference.trained import freeze
 from lus_jax.models import layers
 from lus_jax.tasks.segmentation import train
-from lus_jax.training import checkpoints, loop, writers
+from lus_jax.training import checkpoints, loop, optimizers, writers
 from lus_jax.training.objective import Objective
 from lus_jax.training.sweep import Sweep
 

@@ -120,8 +120,10 @@ class Absent:
     n = math.prod(self._layout) if self._layout else int(found[1]) if found else 1
     self._devices = cards.describe(args.target, devices=n)
     self.strategy = "sharded" if n > 1 else args.strategy
+    # As in the paper's recipe: of the segmentation network only.
+    dropout = 0.0 if args.what == "tsm" else 0.2
     config = SimpleNamespace(
-      encoder=args.encoder, width=1.0, dropout=0.2, dtype=args.dtype, init_from=""
+      encoder=args.encoder, width=1.0, dropout=dropout, dtype=args.dtype, init_from=""
     )
     self._model = config
     # A device has a share of one member's batch where several devices share it.

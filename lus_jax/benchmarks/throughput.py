@@ -165,6 +165,7 @@ def problem(args, thresholds, *, levels=1):
     encoder=args.encoder, width=args.width, dropout=0.2, dtype=args.dtype, init_from=""
   )
   if args.what == "tsm":
+    config.dropout = 0.0  # as in the paper's recipe
     network = state_lib.Network(
       models.build_video_model(
         config, in_channels=1 + args.classes, outputs=1, hidden=HIDDEN, seed=0

@@ -169,6 +169,7 @@ def _segmentation(encoder, kind, sizes, dtype):
 
 def _video(sizes, dtype):
   config = _config(sizes, dtype, "")
+  config.model.dropout = 0.0
   network = state_lib.Network(
     models.build_video_model(
       config.model, in_channels=1 + sizes.classes, outputs=1, hidden=throughput.HIDDEN, seed=0

@@ -25,6 +25,7 @@ CHANGES = {
   "train.steps": 9,
   "train.checkpoint_every": 1,
   "calibration": "none",
+  "model.refinements": 0,  # of the toys
 }
 
 

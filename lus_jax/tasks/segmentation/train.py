@@ -35,7 +35,8 @@ def make_loss(network, objective):
 
 def averaging_of(config):
   """The decay of the weights' moving averages, 0 for none, of a run's config."""
-  return fields.value(config, "optimizer.averaging") or 0.0
+  # Benchmarks have configs without an optimizer.
+  return getattr(getattr(config, "optimizer", None), "averaging", 0.0)
 
 
 def initial_state(config, objective, sweep, *, in_channels, classes, tx, begin=None, counts=None):
