@@ -67,7 +67,7 @@ def get_config(size="paper"):
   # are resized are whole at twice the size, at little more than the smaller image's cost.
   config.model.shrink = 0
   # How often the decoder's features, at a quarter of the size, are doubled before the head, each
-  # with a convolution of the image beside it: 2 for lines of few pixels; 0 in the paper's network.
+  # with a convolution of the image beside it, so that thin lines stay: up to 2; 0 is the paper's.
   config.model.refinements = 0
   # Of the computation; parameters are float32. auto: bfloat16 on the GPUs that are fast in it.
   config.model.dtype = "auto"
