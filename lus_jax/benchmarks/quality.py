@@ -23,7 +23,9 @@ same time with other --seeds. Peers need the extra: pip install 'lus_jax[peers]'
 """
 
 import argparse
+import contextlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -88,7 +90,7 @@ class Study:
 
   def __init__(self, args):
     self.args = args
-    self.configs = {name: _config(name, args) for name in args.config}
+    self.configs = {name: config_of(name, args) for name in args.config}
     first = self.configs[args.config[0]]
     for config in self.configs.values():
       # Also what else configs say of the data: all have to see the same frames.
@@ -189,6 +191,25 @@ class Study:
     pooled = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return resampling.by_patient(pooled, self.resampled[index]), [about for _, about in units]
 
+  def about(self):
+    """What was trained on what for how long, for JSON."""
+    args, frames = self.args, self.frames
+    train = [len(fold["train"]) for fold in self.folds]
+    return {
+      "data": self.settings(BLIND[0]),
+      "classes": list(frames.dataset.classes),
+      "frames": len(frames.patient),
+      "patients": len(set(frames.patient.tolist())),
+      "split": self.how,
+      "training_frames": [min(train), max(train)],
+      "notes": _notes(self),
+      "budget": args.budget,
+      "clock": args.clock,
+      "cores": args.cores,
+      "size": args.size,
+      "versions": versions(),
+    }
+
   def people(self):
     """The mean Dice of raters to those of other persons; None without raters."""
     if self.frames.raters is None:
@@ -198,7 +219,7 @@ class Study:
     return None if np.isnan(scores).all() else float(np.nanmean(scores))
 
 
-def _config(name, args):
+def config_of(name, args):
   """A config of ours that learns the label of the data that all sides learn, and nothing else."""
   file, _, size = fields.find(name).rpartition(":")
   if not file:
@@ -216,6 +237,7 @@ def _config(name, args):
     config.data.image_size = args.size
     config.data.split_unit = quality_data.split_unit(kind, config.data.dir)
     config.data.phantom.n_patients = args.patients
+    config.data.phantom.seed = args.phantom_seed
     config.data.phantom.raters = False
     if args.label is None:
       args.label = quality_data.SOFT if kind == "multirater_folder" else resampling.MIDDLE
@@ -246,12 +268,13 @@ class Work:
     return self._train(self._job)
 
 
-def measure(study, *, keep=lambda: None):
+def measure(study, *, keep=lambda: None, units=None):
   """Trains and scores every unit that is not finished, sides in turn.
 
   Args:
     study: a `Study`.
     keep: is called after each.
+    units: (seed, fold, side) of what is to be trained; None: every side in every fold and seed.
 
   Returns:
     Why units are missing, by side, and whether anything is broken.
@@ -264,12 +287,8 @@ def measure(study, *, keep=lambda: None):
       failed[name] = f"it needs {missing}, which is not installed; pip install 'lus_jax[peers]'."
     else:
       sides[name] = peer.train
-  units = [
-    (seed, fold, side)
-    for seed in args.seeds
-    for fold in range(len(study.folds))
-    for side in sides
-  ]  # fmt: skip
+  if units is None:
+    units = itertools.product(args.seeds, range(len(study.folds)), sides)
   units = [unit for unit in units if study.read(unit[2], unit[1], unit[0]) is None]
   print(
     f"{len(study.frames.patient)} frames, {study.how}; {plural(len(units), 'training')} of "
@@ -389,23 +408,11 @@ def summarize(study, failed):
   for row in rows:
     if row["side"] in held and row["side"] != first and first in held:
       row["ours_less_it"] = resampling.differences(held[first], held[row["side"]])
-  train = [len(fold["train"]) for fold in study.folds]
   return {
-    "data": study.settings(BLIND[0]),
-    "classes": list(frames.dataset.classes),
-    "frames": len(frames.patient),
-    "patients": len(set(frames.patient.tolist())),
-    "split": study.how,
-    "training_frames": [min(train), max(train)],
+    **study.about(),
     "intervals_over": study.over,
-    "notes": _notes(study),
-    "budget": args.budget,
-    "clock": args.clock,
-    "cores": args.cores,
-    "size": args.size,
     "activation": "softmax" if frames.exclusive else "sigmoid",
     "people_dice_raters": study.people(),
-    "versions": versions(),
     "rows": rows,
   }
 
@@ -457,6 +464,19 @@ def _with_interval(found):
   return text
 
 
+def heading(content):
+  """Lines on what was trained on what for how long, of a dict with all of `Study.about`."""
+  first, last = content["training_frames"]
+  return [
+    f"{content['data']['data']}: {plural(content['frames'], 'frame')} of "
+    f"{plural(content['patients'], 'patient')} at {content['size']} pixels, "
+    f"{content['split']}, {first} to {last} train; label {_label(content['data']['label'])}",
+    f"{content['budget']:g} s of training each ({content['clock']} clock, "
+    f"{plural(content['cores'], 'core')})",
+    *(f"note: {note}" for note in content["notes"]),
+  ]
+
+
 def table(content):
   """What `summarize` found, as text with Markdown tables."""
   several = any("dice_raters" in row.get("scores", ()) for row in content["rows"])
@@ -468,16 +488,10 @@ def table(content):
   columns["s, steps"] = lambda r: (
     f"{np.median(r['seconds']):.0f}, {np.median(r['steps']):.0f}" if any(r["steps"]) else ""
   )
-  first, last = content["training_frames"]
   texts = [
-    f"{content['data']['data']}: {plural(content['frames'], 'frame')} of "
-    f"{plural(content['patients'], 'patient')} at {content['size']} pixels, "
-    f"{content['split']}, {first} to {last} train; label {_label(content['data']['label'])}; peers "
-    f"end in a {content['activation']}",
-    f"{content['budget']:g} s of training each ({content['clock']} clock, "
-    f"{plural(content['cores'], 'core')}); ± over seeds, [95 %] from 10 on over "
+    *heading(content),
+    f"peers end in a {content['activation']}; ± over seeds, [95 %] from 10 on over "
     f"{content['intervals_over']}",
-    *(f"note: {note}" for note in content["notes"]),
     "",
     processes.table(columns, content["rows"], known=1),
   ]
@@ -530,6 +544,13 @@ def _confidence(text):
   return value
 
 
+def _natural(text):
+  value = int(text)
+  if value < 0:
+    raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+  return value
+
+
 def _above_0(text):
   value = float(text)
   if not 0 < value < float("inf"):
@@ -537,30 +558,18 @@ def _above_0(text):
   return value
 
 
-def parse(argv):
-  """Reads a command line into a namespace.
-
-  Raises:
-    UserError: values do not go together.
-    SystemExit: an option or value is unknown, as argparse has it.
-  """
+def options(prog, description):
+  """A parser of what is trained on what for how long, and where it is kept."""
   parser = argparse.ArgumentParser(
-    prog="python -m lus_jax.benchmarks.quality",
-    description=__doc__,
+    prog=f"python -m lus_jax.benchmarks.{prog}",
+    description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   positive = processes.positive
   parser.add_argument("--data", required=True, metavar="DIR", help="a folder, or lus_phantom")
   parser.add_argument("--patients", type=positive, default=20, help="of lus_phantom")
   parser.add_argument(
-    "--config", type=_names(()), default=[CONFIG], help="of ours, by name; several: a,b"
-  )
-  peers = quality_sides.PEERS
-  parser.add_argument(
-    "--peer",
-    type=_names(tuple(peers)),
-    default=list(peers),
-    help="; ".join([*(f"{name}: {peer.about}" for name, peer in peers.items()), "or none"]),
+    "--phantom-seed", type=_natural, default=0, metavar="N", help="which patients of lus_phantom"
   )
   parser.add_argument("--budget", type=_above_0, default=600.0, metavar="S", help="seconds")
   parser.add_argument("--clock", choices=tuple(quality_sides.CLOCKS), help="what seconds are")
@@ -575,19 +584,49 @@ def parse(argv):
   )
   parser.add_argument("--out", help="a folder that keeps what is finished")
   parser.add_argument("--in-process", action="store_true", help="no processes, for a debugger")
-  args = parser.parse_args(argv)
+  return parser
+
+
+def checked(args):
+  """The namespace of a parser of `options`, with what it leaves open.
+
+  Raises:
+    UserError: values do not go together.
+  """
   if args.size % 32:
     raise UserError(f"--size={args.size}: the networks need a multiple of 32.")
   if args.folds == 2:
     raise UserError("--folds=2: training, validation and test need 3 at least (1: the own split).")
-  if not args.config:
-    raise UserError("--config: name one of ours, as seg:auto.")
   # The sides' processes need the device's memory; the backend is not started yet.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   on_cpu = jax.default_backend() == "cpu"
   args.clock = args.clock or ("cpu" if on_cpu else "wall")
   args.cores = args.cores or (1 if on_cpu else cores())
   return args
+
+
+def parse(argv):
+  """Reads a command line into a namespace.
+
+  Raises:
+    UserError: values do not go together.
+    SystemExit: an option or value is unknown, as argparse has it.
+  """
+  parser = options("quality", __doc__)
+  parser.add_argument(
+    "--config", type=_names(()), default=[CONFIG], help="of ours, by name; several: a,b"
+  )
+  peers = quality_sides.PEERS
+  parser.add_argument(
+    "--peer",
+    type=_names(tuple(peers)),
+    default=list(peers),
+    help="; ".join([*(f"{name}: {peer.about}" for name, peer in peers.items()), "or none"]),
+  )
+  args = parser.parse_args(argv)
+  if not args.config:
+    raise UserError("--config: name one of ours, as seg:auto.")
+  return checked(args)
 
 
 def main(argv=None):
@@ -603,23 +642,33 @@ def _main(argv):
   say_warnings_plainly()
   args = parse(argv)
   command = " ".join(["python -m lus_jax.benchmarks.quality", *argv])
-  with tempfile.TemporaryDirectory() as forgotten:
-    keeps = args.out is not None
-    args.out = os.fspath(files.expanded(args.out, "--out")) if keeps else forgotten
+  with kept(args):
     study = Study(args)
     failed = {}
 
     def keep():
       content = {"command": command, **summarize(study, failed)}
-      if keeps:
-        file = pathlib.Path(args.out) / "quality.json"
-        files.write_text(file, json.dumps(content, indent=1, allow_nan=False) + "\n")
+      write(args, "quality.json", content)
       return content
 
     found, broken = measure(study, keep=keep)
     failed |= found
     print(table(keep()))
   return 1 if broken else 0
+
+
+@contextlib.contextmanager
+def kept(args):
+  """Gives `args.out` a folder that is forgotten, if it names none."""
+  with tempfile.TemporaryDirectory() as forgotten:
+    args.out = forgotten if args.out is None else os.fspath(files.expanded(args.out, "--out"))
+    yield
+
+
+def write(args, name, content):
+  """Writes a JSON file of results into `args.out`."""
+  file = pathlib.Path(args.out) / name
+  files.write_text(file, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":
