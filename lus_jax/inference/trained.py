@@ -100,6 +100,16 @@ class Trained:
       for view in self.views
     )
 
+  @property
+  def lineage(self):
+    """Who the weights have seen: of this run and all that it began from, in turn.
+
+    A list of dicts: the patients that were learned from (`train`) and that chose the epoch
+    (`validation`), and whose patients these are (`population`).
+    """
+    own = {split: self.patients[split] for split in ("train", "validation")}
+    return [{"population": self.dataset["population"], **own}, *earlier(self.dataset)]
+
   def weights_of(self, number):
     """The weights of one view, by its number, as NumPy arrays."""
     one = self.only([number])
@@ -191,6 +201,27 @@ class Trained:
         digest.update(str(view.level).encode())
       found.append(digest.hexdigest()[:12])
     return found
+
+
+def earlier(dataset):
+  """What the weights that a run began from had seen, as `Trained.lineage`.
+
+  Args:
+    dataset: of its claim.
+  """
+  began = dataset.get("initial")
+  return began.get("seen", []) if isinstance(began, dict) else []
+
+
+def who_saw(lineage, population, *splits):
+  """The names of the patients of a population in these splits of a `lineage`, a set."""
+  return {
+    name
+    for one in lineage
+    if one["population"] == population
+    for split in splits
+    for name in one[split]
+  }
 
 
 def freeze(network, sweep, state, objective, *, config, dataset, patients):

@@ -54,16 +54,14 @@ class Source:
     params: a pure dict.
     batch_stats: likewise.
     classes: of its head; () without one that is of use.
-    patients: that they learned from, and that chose the epoch: a dict of `train`, `validation`.
-    population: whose patients these are.
-    about: JSON values that say what they are.
+    lineage: who they have seen, as `inference.trained.Trained.lineage`.
+    about: JSON values that say what they are; `seen` is the lineage.
   """
 
   params: Any
   batch_stats: Any
   classes: tuple[str, ...]
-  patients: dict[str, list[str]]
-  population: str
+  lineage: list[dict[str, Any]]
   about: dict[str, Any]
 
 
@@ -218,9 +216,9 @@ def _segmentation(place):
     params=weights["params"],
     batch_stats=weights["batch_stats"],
     classes=trained.classes,
-    patients={split: trained.patients[split] for split in ("train", "validation")},
-    population=trained.dataset["population"],
+    lineage=trained.lineage,
     about={
+      "seen": trained.lineage,
       "task": "segmentation",
       "dataset": trained.dataset["name"],
       "simulated": trained.config.data.name == "lus_phantom",
@@ -263,13 +261,21 @@ def _pretrained(place, theirs):
       )
     best = checkpoints.restore_best(stacked, [content["best_epoch"]])
   weights = jax.tree.map(lambda x: x[0], best)
+  lineage = [
+    {
+      "population": content["dataset"]["population"],
+      "train": content["patients"],
+      "validation": content["held_out"],
+    },
+    *trained_lib.earlier(claim_lib.read_claim(place)["dataset"]),
+  ]
   return Source(
     params=weights["params"],
     batch_stats=weights["batch_stats"],
     classes=(),
-    patients={"train": content["patients"], "validation": content["held_out"]},
-    population=content["dataset"]["population"],
+    lineage=lineage,
     about={
+      "seen": lineage,
       "task": PRETRAINING,
       "dataset": content["dataset"]["name"],
       "simulated": theirs["data"]["name"] == "lus_phantom",
@@ -424,7 +430,7 @@ def told(about, init_from):
   """
   if isinstance(about, dict):
     # As of the claim, whose keys are sorted: a run that goes on has it from there.
-    return dict(sorted(about.items()))
+    return {name: value for name, value in sorted(about.items()) if name != "seen"}
   return {"from": pathlib.PurePath(init_from).name, "fingerprint": about}
 
 
@@ -439,6 +445,8 @@ def noted(dataset, about):
 def audit(source, patients, population):
   """Makes sure that the weights a run begins from have not seen who it is judged on.
 
+  Nor what these began from, in turn.
+
   Args:
     source: a `Source`.
     patients: of each split.
@@ -447,10 +455,10 @@ def audit(source, patients, population):
   Raises:
     UserError: they learned from a validation or test patient, or were selected on a test patient.
   """
-  if source.population != population:
-    return
-  learned, chose = source.patients["train"], source.patients["validation"]
-  for side, seen in (("test", {*learned, *chose}), ("validation", set(learned))):
+  learned, chose = (
+    trained_lib.who_saw(source.lineage, population, split) for split in ("train", "validation")
+  )
+  for side, seen in (("test", learned | chose), ("validation", learned)):
     if leaked := seen & set(patients[side]):
       raise UserError(
         f"config.model.init_from: the weights there learned from, or were selected on, patient(s) "

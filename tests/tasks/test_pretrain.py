@@ -275,9 +275,10 @@ def test_segmentation_networks_start_from_it(
   about = claim.read_claim(tmp_path / "run")["dataset"]["initial"]
   assert about["task"] == "pretrain" and about["fingerprint"] == source.about["fingerprint"]
   # Another split of the same patients is another matter.
-  patients = {"train": [], "validation": [], "test": source.patients["train"]}
+  (pretrained,) = source.lineage
+  patients = {"train": [], "validation": [], "test": pretrained["train"]}
   with pytest.raises(UserError, match="of the test split"):
-    initial.audit(source, patients, source.population)
+    initial.audit(source, patients, pretrained["population"])
   config.model.init_from = os.fspath(finished["video"])
   with pytest.raises(UserError, match=r"is a run of pretrain \(video\), and this takes one of"):
     main.run(config, tmp_path / "other")

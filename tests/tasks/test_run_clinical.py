@@ -691,6 +691,22 @@ def test_segmentation_patients_may_not_be_tested(workdir, task_config):
   assert not (workdir / "sf_ratio").exists()
 
 
+def test_what_the_segmentation_began_from_has_seen_them_too(workdir, task_config):
+  file = workdir / "run.json"
+  claim = json.loads(file.read_text())
+  seen = {"population": claim["dataset"]["population"], "train": ["p001"], "validation": []}
+  del claim["sha256"]
+  # Models of other people's frames, that began from a pretraining on these people's.
+  initial = {"task": "pretrain", "seen": [seen]}
+  claim["dataset"] |= {"population": "elsewhere", "name": "elsewhere", "initial": initial}
+  file.write_text(json.dumps(claim))
+  refused(
+    lambda: run_lib.train_and_evaluate(task_config("sf_ratio"), workdir),
+    "fold 0: patient(s) p001 in test and in segmentation training or selection",
+  )
+  assert not (workdir / "sf_ratio").exists()
+
+
 def test_a_task_that_another_process_is_at_is_refused(workdir, task_config, in_use):
   (workdir / "sf_ratio").mkdir()
   with in_use(workdir / "sf_ratio"):

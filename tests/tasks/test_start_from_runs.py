@@ -42,7 +42,7 @@ def test_heads_are_matched_by_name_in_any_spelling():
 
 def source(**changes):
   fields = {"params": {}, "batch_stats": {}, "classes": ("b", "a"), "about": ABOUT}
-  fields |= {"patients": {"train": ["p1"], "validation": ["p2"]}, "population": "lungs"}
+  fields["lineage"] = [{"population": "lungs", "train": ["p1"], "validation": ["p2"]}]
   return initial.Source(**(fields | changes))
 
 
@@ -106,6 +106,12 @@ def test_who_was_learned_from_is_not_judged():
   for side, name in (("validation", "p1"), ("test", "p1"), ("test", "p2")):
     with pytest.raises(UserError, match=rf"of the {side} split \({name}\)"):
       initial.audit(source(), split | {side: [name]}, "lungs")
+  # What these weights began from counts too, and of whom it was.
+  earlier = {"population": "eyes", "train": ["p3"], "validation": []}
+  chain = source(lineage=[*source().lineage, earlier])
+  initial.audit(chain, split, "lungs")
+  with pytest.raises(UserError, match=r"of the test split \(p3\)"):
+    initial.audit(chain, split, "eyes")
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +168,7 @@ def test_every_member_starts_from_the_model_nearest_to_a_half(
   about = claim.read_claim(tmp_path / "run")["dataset"]["initial"]
   assert about["fingerprint"] == initial.digest_of(expected)
   assert about["heads"] == [[name, name] for name in PHANTOM] and about["fresh"] == []
+  assert about["seen"] == trained.load(begun).lineage and about["seen"][0]["train"]
   said = "the networks start from the 60% model of another run (on lus_phantom, simulated)"
   assert said in capsys.readouterr().out
   # Before the first checkpoint it is read again, and has to be what it was.
@@ -195,7 +202,7 @@ def test_of_a_run_with_other_members_a_threshold_is_taken(monkeypatch, tmp_path)
     objective=objective,
     config=config,
     classes=("a",),
-    patients={"train": [], "validation": []},
+    lineage=[{"population": "eyes", "train": [], "validation": []}],
     dataset={"name": "eyes", "population": "eyes"},
     weights_of=lambda i: {"params": np.full(1, i), "batch_stats": {}},
   )
@@ -215,6 +222,10 @@ def test_a_run_that_goes_on_needs_the_other_no_more(config, tmp_path, contents):
   before = contents(workdir)
   found = results.read(workdir, "segmentation")
   assert found["initial"]["task"] == "segmentation" and len(found["initial"]["fingerprint"]) == 12
+  # Who the weights have seen goes on to those that start from these.
+  assert "seen" not in found["initial"]
+  own, other = trained.load(workdir).lineage
+  assert other == trained.load(tmp_path / "other").lineage[0] and own["population"]
   assert any(note.startswith("the networks start from the 60%") for note in found["notes"])
   shutil.rmtree(tmp_path / "other")
   run.train_and_evaluate(config, workdir)

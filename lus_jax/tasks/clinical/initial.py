@@ -11,6 +11,7 @@ import jax
 from lus_jax import models, results
 from lus_jax.data import folds
 from lus_jax.errors import UserError
+from lus_jax.inference import trained as trained_lib
 from lus_jax.tasks import initial
 from lus_jax.tasks.clinical import questions, train
 from lus_jax.training import checkpoints as checkpoints_lib
@@ -49,8 +50,9 @@ def initial_weights(setup, summary):
   if not is_task(name, workdir):
     begun = initial.start(config.model, own_directory, video=True)
     summary["initial"] = begun.about
-    if begun.source is not None and begun.source.population == setup.dataset.population:
-      seen = [name for names in begun.source.patients.values() for name in names]
+    if begun.source is not None:
+      lineage, population = begun.source.lineage, setup.dataset.population
+      seen = trained_lib.who_saw(lineage, population, "train", "validation")
       folds.audit(splits, leakage=config.folds.leakage, pretraining=[seen] * len(splits))
     # The head is the task's own.
     params, batch_stats = initial.into_video(begun, own["params"], own["batch_stats"], place=name)

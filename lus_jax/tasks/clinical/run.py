@@ -297,12 +297,8 @@ def _train_and_evaluate(config, workdir, device, why, clock):
   task = questions.TASKS[config.task](table, splits, config)
   plans = plan_segmentations(config, whole, splits) if strict else []
   if not strict:
-    seen = sorted({*trained.patients["train"], *trained.patients["validation"]}) if same else None
-    folds.audit(
-      splits,
-      leakage=config.folds.leakage,
-      segmentation=None if seen is None else [seen] * len(splits),
-    )
+    seen = trained_lib.who_saw(trained.lineage, dataset.population, "train", "validation")
+    folds.audit(splits, leakage=config.folds.leakage, segmentation=[seen] * len(splits))
   summary = dataset.summary() | {"segmentation": trained.fingerprints}
   if config.task == "sf_change" and (words := task.describe_pairs()):
     print(words, flush=True)
@@ -380,7 +376,7 @@ def _look(setup, whole, chosen, plans):
   if plans:
     with timing.part("fold segmentations"):
       by_fold = fold_segmentations(setup.config, whole, plans, table, setup.workdir)
-    audit_segmentations(setup.splits, by_fold, table)
+    audit_segmentations(setup.splits, by_fold, table, setup.dataset.population)
     keep = keep.union(*(one.fingerprints for one in by_fold))
     crossed = [one.only(chosen) for one in by_fold]
   with timing.part("channels"):
@@ -398,19 +394,21 @@ def _copies(setup):
     yield from copies.between(seen, looks, {name for fold in setup.splits for name in fold.test})
 
 
-def audit_segmentations(splits, by_fold, table):
+def audit_segmentations(splits, by_fold, table, population):
   """Makes sure that no patient is looked at by a model that was trained or selected on them.
 
   Args:
     splits: F `Fold`s.
     by_fold: `channels.Crossed` of each.
     table: the `VideoTable` of who is looked at.
+    population: whose patients these are.
 
   Raises:
     UserError: the first leak found.
   """
+  both = ("train", "validation")
   seen = [
-    [{*one.patients["train"], *one.patients["validation"]} for one in crossed.models]
+    [trained_lib.who_saw(one.lineage, population, *both) for one in crossed.models]
     for crossed in by_fold
   ]
   folds.audit(splits, leakage="strict", segmentation=[each[0] for each in seen])
