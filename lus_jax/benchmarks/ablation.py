@@ -5,16 +5,18 @@
 To train again without one part, and then without the next, compares two trainings at a time, and
 their luck is larger than what most parts bring. Here half of all trainings have a part and half
 have not, by a folded-over Hadamard design (resolution IV: no part is mistaken for what two others
-do together), so every training counts for every part: of 16 parts 32 trainings a seed. The folds
-take turns; an effect is `with it less without it`, by least squares with a term for each fold, the
-interval from the residuals.
+do together), so every training counts for every part: of 16 parts 32 trainings a seed. Folds take
+turns, a training and its opposite in the same one, so that no part has the easier folds. An effect
+is `with it less without it`, by least squares with a term for each fold; its interval, from the
+residuals, is over trainings: of other patients it says nothing, and where many parts bring nothing
+one in twenty will seem to.
 
-Parts are what --config (seg:small) has on and the same file's own default has off, at 0; or
---parts augment.scale,augment.crop=96, whose second is a value that the recipe does not have. Parts
-joined by + go together. --data, --budget and what else there is are those of
-`lus_jax.benchmarks.quality`: the schedule follows the budget, so that a part pays for its time.
-Several processes may share the work with other --seeds; the command with all seeds then prints the
-table of all.
+Parts are what --config (seg:small) has on in loss, optimizer, augment and train and the same
+file's own default has off, at 0; or --parts augment.scale,augment.crop=96, whose second is a value
+that the recipe does not have. Parts joined by + go together. --data, --budget and what else there
+is are those of `lus_jax.benchmarks.quality`: the schedule follows the budget, so that a part pays
+for its time. Several processes may share the work with other --seeds; the command with all seeds
+then prints the table of all.
 """
 
 import ast
@@ -28,7 +30,7 @@ import scipy.stats
 from lus_jax import command_line, fields
 from lus_jax.benchmarks import processes, quality
 from lus_jax.errors import UserError, say_warnings_plainly
-from lus_jax.evaluation import resampling
+from lus_jax.evaluation import numbers, resampling
 from lus_jax.tasks.segmentation import auto
 from lus_jax.tasks.segmentation import run as segmentation
 from lus_jax.words import plural
@@ -37,7 +39,9 @@ CONFIG = "seg:small"
 SCORES = ("dice", "surface_dice")
 # Sections of a config whose fields can be parts, and fields in them that are none.
 SECTIONS = ("loss", "optimizer", "augment", "train")
-NOT_PARTS = ("train.steps", "train.epoch_steps", "train.batch_size", "train.minutes")
+NOT_PARTS = ("train.epoch_steps", "train.batch_size")
+# What the budget decides.
+BUDGETED = tuple(f"train.{x}" for x in ("steps", "epochs", "minutes", "checkpoint_every"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +94,7 @@ def parts_of(config, reference):
     Part(name, {name: value}, {name: off[name]})
     for name, value in fields.flatten(config).items()
     if name.partition(".")[0] in SECTIONS
-    and name not in NOT_PARTS
+    and name not in (*NOT_PARTS, *BUDGETED)
     and isinstance(off.get(name), (bool, int, float))
     and not off[name]
     and value
@@ -101,10 +105,10 @@ def parse_parts(text, config, reference):
   """`Part`s as --parts names them: a,b=2,c+d.
 
   Raises:
-    UserError: one is no field of the config, or is the same with and without.
+    UserError: one is no field that is a part, is the same with and without, or stands there twice.
   """
   own, off = fields.flatten(config), fields.flatten(reference)
-  found = []
+  found, seen = [], set()
   for one in text.split(","):
     part = Part(one, {}, {})
     for setting in one.split("+"):
@@ -114,6 +118,11 @@ def parse_parts(text, config, reference):
         raise UserError(
           f"--parts: {name} is no part of a recipe{f'; did you mean {near}?' if near else '.'}"
         )
+      if name in BUDGETED:
+        raise UserError(f"--parts: {name} follows from --budget; leave it out.")
+      if name in seen:
+        raise UserError(f"--parts: {name} stands there twice; a part is one thing.")
+      seen.add(name)
       part.on[name], part.off[name] = own[name], off[name]
       if given:
         part.on[name], part.off[name] = _value(setting, value, own[name]), own[name]
@@ -148,11 +157,15 @@ def with_parts(config, parts, on):
 
 
 def trials(parts, folds, seeds):
-  """Every training: `Trial`s, seeds one after another; folds take turns, shifted by the seed."""
+  """Every training: `Trial`s, seeds one after another.
+
+  Folds take turns over the first half, whose opposites have the same: within a fold every part is
+  there in half of the trainings. Each seed begins with the next fold.
+  """
   rows = design(len(parts))
   return [
-    Trial(f"row {row:02d}", on, (row + seed) % folds, seed)
-    for seed in seeds
+    Trial(f"row {row:02d}", on, (row % (len(rows) // 2) + i) % folds, seed)
+    for i, seed in enumerate(seeds)
     for row, on in enumerate(rows)
   ]
 
@@ -166,16 +179,19 @@ def effects(on, fold, values):
     values: [R] scores.
 
   Returns:
-    A dict: `effect` [P] and half the width of its 95 % `interval` [P] (None where nothing is left
-    to tell luck by), and `luck`, the standard deviation of one training.
+    A dict: `effect` [P], half the width of its 95 % `interval` [P] and `luck`, the standard
+    deviation of one training; each None where the trainings are too few to tell.
   """
   blocks = np.asarray(fold)[:, None] == np.unique(fold)
   matrix = np.concatenate([np.asarray(on) - 0.5, blocks], axis=1)
-  solution, _, rank, _ = np.linalg.lstsq(matrix, values, rcond=None)
+  found = {"effect": None, "interval": None, "luck": None}
   n = np.asarray(on).shape[1]
-  found = {"effect": solution[:n].tolist(), "interval": None, "luck": None}
-  freedom = len(values) - rank
-  if freedom > 0 and rank == matrix.shape[1]:
+  if len(values) == 0 or np.linalg.matrix_rank(matrix) < matrix.shape[1]:
+    return found
+  solution = np.linalg.lstsq(matrix, values, rcond=None)[0]
+  found["effect"] = solution[:n].tolist()
+  freedom = len(values) - matrix.shape[1]
+  if freedom > 0:
     luck = np.sqrt(np.sum((values - matrix @ solution) ** 2) / freedom)
     spread = luck * np.sqrt(np.diag(np.linalg.inv(matrix.T @ matrix))[:n])
     found["interval"] = (scipy.stats.t.ppf(0.975, freedom) * spread).tolist()
@@ -191,13 +207,13 @@ def scores_of(study, trial):
   sums, about = unit
   _, parts = resampling.by_patient(sums, study.resampled[study.folds[trial.fold]["test"]])
   found = resampling.scores(parts, np.ones((1, len(parts["label_images"]))))
-  return {name: float(found[name][0]) for name in SCORES} | {
+  return {name: numbers.number(found[name][0]) for name in SCORES} | {
     name: about[name] for name in ("steps", "seconds")
   }
 
 
 def summarize(study, parts, planned):
-  """What is known so far, as a dict for JSON; effects once every training is finished."""
+  """What is known so far, as a dict for JSON."""
   found = [(trial, scores) for trial in planned if (scores := scores_of(study, trial))]
   content = {
     **study.about(),
@@ -207,32 +223,36 @@ def summarize(study, parts, planned):
       for t, scores in found
     ],
     "planned": len(planned),
+    "effects": {},
   }
-  if len(found) == len(planned):
-    on, fold = np.array([t.on for t, _ in found]), [t.fold for t, _ in found]
-    content["effects"] = {
-      name: effects(on, fold, np.array([scores[name] for _, scores in found])) for name in SCORES
-    }
-    steps = np.array([scores["steps"] for _, scores in found])
-    content["steps_ratio"] = [
-      float(np.median(steps[on[:, i]]) / np.median(steps[~on[:, i]])) for i in range(len(parts))
-    ]
+  for name in SCORES:
+    # A fold whose frames show no class has no score.
+    kept = [(t, scores[name]) for t, scores in found if scores[name] is not None]
+    on = np.array([t.on for t, _ in kept]).reshape(-1, len(parts))
+    content["effects"][name] = effects(on, [t.fold for t, _ in kept], [x for _, x in kept])
+  on = np.array([t.on for t, _ in found]).reshape(-1, len(parts))
+  steps = np.array([scores["steps"] for _, scores in found])
+  content["steps_ratio"] = [
+    float(np.median(steps[there]) / np.median(steps[~there])) if 0 < there.sum() < len(on) else None
+    for there in on.T
+  ]
   return content
 
 
 def table(content):
   """What `summarize` found, as text with a Markdown table."""
+  trainings, found = content["trainings"], content["effects"]
   lines = [
     *quality.heading(content),
-    f"{len(content['trainings'])} of {plural(content['planned'], 'training')}, half with each part",
+    f"{len(trainings)} of {plural(content['planned'], 'training')}; ± 95 % over trainings, on the "
+    "same frames",
     "",
   ]
-  if "effects" not in content:
-    return "\n".join([*lines, "Effects are printed once all are finished."])
-  found = content["effects"]
 
   def cell(name):
     def text(row):
+      if found[name]["effect"] is None:
+        return "too few trainings"
       value = f"{found[name]['effect'][row['i']]:+.3f}"
       if found[name]["interval"]:
         value += f" ± {found[name]['interval'][row['i']]:.3f}"
@@ -240,18 +260,22 @@ def table(content):
 
     return text
 
+  def steps(row):
+    ratio = content["steps_ratio"][row["i"]]
+    return "" if ratio is None else f"x {ratio:.2f}"
+
   columns = {"part": lambda row: row["part"]}
   columns |= {quality.NAMES[name]: cell(name) for name in SCORES}
-  columns["steps in the time"] = lambda row: f"x {content['steps_ratio'][row['i']]:.2f}"
+  columns["steps in the time"] = steps
   rows = [{"ok": True, "part": part, "i": i} for i, part in enumerate(content["parts"])]
-  lines.append(processes.table(columns, rows, known=1))
+  lines.append(processes.table(columns, rows, known=1) + "\n")
   for name in SCORES:
-    mean = np.mean([one[name] for one in content["trainings"]])
-    text = f"\n{quality.NAMES[name]}: {mean:.3f} on average"
+    values = [one[name] for one in trainings if one[name] is not None]
     if found[name]["luck"] is not None:
-      text += f"; one training's luck is {found[name]['luck']:.3f} (standard deviation)"
-    lines.append(text.replace("0.", "."))
-  lines.append("± 95 % over trainings, for these test frames.")
+      lines.append(
+        f"{quality.NAMES[name]}: {np.mean(values):.3f} on average, one training's luck "
+        f"{found[name]['luck']:.3f} (standard deviation)".replace("0.", ".")
+      )
   return "\n".join(lines)
 
 

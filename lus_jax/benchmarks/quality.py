@@ -237,7 +237,8 @@ def config_of(name, args):
     config.data.image_size = args.size
     config.data.split_unit = quality_data.split_unit(kind, config.data.dir)
     config.data.phantom.n_patients = args.patients
-    config.data.phantom.seed = args.phantom_seed
+    if args.phantom_seed is not None:
+      config.data.phantom.seed = args.phantom_seed
     config.data.phantom.raters = False
     if args.label is None:
       args.label = quality_data.SOFT if kind == "multirater_folder" else resampling.MIDDLE
@@ -274,7 +275,8 @@ def measure(study, *, keep=lambda: None, units=None):
   Args:
     study: a `Study`.
     keep: is called after each.
-    units: (seed, fold, side) of what is to be trained; None: every side in every fold and seed.
+    units: (seed, fold, side) of what is to be trained; None: every side in every fold and seed,
+      and what does not look at the frame.
 
   Returns:
     Why units are missing, by side, and whether anything is broken.
@@ -287,6 +289,7 @@ def measure(study, *, keep=lambda: None, units=None):
       failed[name] = f"it needs {missing}, which is not installed; pip install 'lus_jax[peers]'."
     else:
       sides[name] = peer.train
+  blind = units is None
   if units is None:
     units = itertools.product(args.seeds, range(len(study.folds)), sides)
   units = [unit for unit in units if study.read(unit[2], unit[1], unit[0]) is None]
@@ -312,7 +315,7 @@ def measure(study, *, keep=lambda: None, units=None):
         config=config,
       )
 
-    for fold in range(len(study.folds)):
+    for fold in range(len(study.folds) if blind else 0):
       if any(study.read(side, fold, 0) is None for side in BLIND):
         for side, found in quality_sides.blind(job(fold)).items():
           study.write(side, fold, 0, study.score(fold, found), seconds=0.0, steps=0, note="")
@@ -569,7 +572,7 @@ def options(prog, description):
   parser.add_argument("--data", required=True, metavar="DIR", help="a folder, or lus_phantom")
   parser.add_argument("--patients", type=positive, default=20, help="of lus_phantom")
   parser.add_argument(
-    "--phantom-seed", type=_natural, default=0, metavar="N", help="which patients of lus_phantom"
+    "--phantom-seed", type=_natural, metavar="N", help="which patients; by default the config's"
   )
   parser.add_argument("--budget", type=_above_0, default=600.0, metavar="S", help="seconds")
   parser.add_argument("--clock", choices=tuple(quality_sides.CLOCKS), help="what seconds are")

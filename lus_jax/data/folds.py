@@ -129,8 +129,8 @@ def audit(folds, *, leakage, segmentation=None, initial=None, pretraining=None):
     segmentation: for each fold the patients that its segmentation models were trained or selected
       on; None where no segmentation model is used.
     initial: for each fold the patients that the models it starts from were trained on.
-    pretraining: for each fold the patients that these were pretrained on, without labels: as with
-      segmentation models, 'paper' lets them validate, 'strict' does not.
+    pretraining: for each fold the patients that what these, or the segmentation models, begin from
+      has seen: as with segmentation models, 'paper' lets them validate, 'strict' does not.
 
   Raises:
     UserError: the first leak found: the patients, the fold and both sides; or `leakage` is unknown.
@@ -156,8 +156,8 @@ def audit(folds, *, leakage, segmentation=None, initial=None, pretraining=None):
       if leakage == "strict":
         checks.append(("validation", outside, segmentation[i], retrain))
     if pretraining is not None:
-      name = "the pretraining it starts from"
-      mend = "pretrain on data without them, or start otherwise (--config.model.init_from=)"
+      name = "the training that its weights, or its segmentation's, begin from"
+      mend = "train that on data without them, or begin otherwise (model.init_from)"
       sides = ("test", "validation") if leakage == "strict" else ("test",)
       checks += [(side, name, pretraining[i], mend) for side in sides]
     if initial is not None:

@@ -74,6 +74,7 @@ class Trained:
     sweep: a `Sweep` over the views: what is known of each, and its calibration.
     weights: its state: a dict of `params` and `batch_stats`.
     notes: what a reader of any of its results has to know, as that its data were simulated.
+    earlier: who the weights that it began from have seen, as of `lineage`.
   """
 
   config: Any
@@ -85,6 +86,7 @@ class Trained:
   sweep: Sweep
   weights: Any
   notes: tuple[str, ...] = ()
+  earlier: tuple[dict[str, Any], ...] = ()
 
   @property
   def classes(self):
@@ -108,7 +110,7 @@ class Trained:
     (`validation`), and whose patients these are (`population`).
     """
     own = {split: self.patients[split] for split in ("train", "validation")}
-    return [{"population": self.dataset["population"], **own}, *earlier(self.dataset)]
+    return [{"population": self.dataset["population"], **own}, *self.earlier]
 
   def weights_of(self, number):
     """The weights of one view, by its number, as NumPy arrays."""
@@ -203,14 +205,20 @@ class Trained:
     return found
 
 
-def earlier(dataset):
-  """What the weights that a run began from had seen, as `Trained.lineage`.
+def began(claim):
+  """What a run's claim says of its data, and who the weights that it began from have seen.
 
   Args:
-    dataset: of its claim.
+    claim: of `training.claim.read_claim`.
+
+  Returns:
+    The claim's `dataset`, without anybody's name, and a tuple as of `Trained.earlier`.
   """
-  began = dataset.get("initial")
-  return began.get("seen", []) if isinstance(began, dict) else []
+  dataset = claim["dataset"]
+  if not isinstance(dataset.get("initial"), dict):
+    return dataset, ()
+  initial = dict(dataset["initial"])
+  return {**dataset, "initial": initial}, tuple(initial.pop("seen", ()))
 
 
 def who_saw(lineage, population, *splits):
@@ -321,7 +329,8 @@ def load(workdir, *, every=False, option="--config.channels.workdir"):
     weights = checkpoints.restore_best(stacked, _best_epochs(workdir))
   # How models are run is up to the machine they are run on.
   sweep = Sweep([{}] * objective.n_models, choose_strategy("auto"))
-  common = {"config": config, "dataset": claim["dataset"], "patients": patients}
+  dataset, earlier = began(claim)
+  common = {"config": config, "dataset": dataset, "patients": patients, "earlier": earlier}
   common["notes"] = tuple(results.read(workdir, "segmentation").get("notes", ()))
   found = _taken(network, sweep, sweep.unstack(weights), objective, views, scalars[:n], **common)
   if config.calibration == "none":

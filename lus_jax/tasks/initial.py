@@ -267,7 +267,7 @@ def _pretrained(place, theirs):
       "train": content["patients"],
       "validation": content["held_out"],
     },
-    *trained_lib.earlier(claim_lib.read_claim(place)["dataset"]),
+    *trained_lib.began(claim_lib.read_claim(place))[1],
   ]
   return Source(
     params=weights["params"],
@@ -461,7 +461,8 @@ def audit(source, patients, population):
   for side, seen in (("test", learned | chose), ("validation", learned)):
     if leaked := seen & set(patients[side]):
       raise UserError(
-        f"config.model.init_from: the weights there learned from, or were selected on, patient(s) "
-        f"of the {side} split ({folds.names(leaked)}): both runs need the same split; use the same "
-        "--config.data.split_seed or column split, or start from other weights."
+        "config.model.init_from: the weights there, or those that they began from, learned from, "
+        f"or were selected on, patient(s) of the {side} split ({folds.names(leaked)}): both runs "
+        "need the same split; use the same --config.data.split_seed or column split, or start from "
+        "other weights."
       )

@@ -197,5 +197,5 @@ def test_who_was_pretrained_on_never_tests_and_validates_on_the_papers_terms_alo
   folds.audit([fold], leakage="paper", pretraining=[["a", "b"]])
   folds.audit([fold], leakage="strict", pretraining=[["a"]])
   for leakage, seen, side in (("paper", "c", "test"), ("strict", "b", "validation")):
-    with pytest.raises(UserError, match=rf"{seen} in {side} and in the pretraining it starts"):
+    with pytest.raises(UserError, match=rf"{seen} in {side} and in the training that its weights"):
       folds.audit([fold], leakage=leakage, pretraining=[["a", seen]])

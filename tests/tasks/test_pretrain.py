@@ -318,7 +318,7 @@ def test_video_networks_start_from_it(
     **{"folds.leakage": "strict", "folds.n": 5},
   )
   monkeypatch.setattr(clinical_run, "plan_segmentations", lambda *args: [])
-  with pytest.raises(UserError, match=r"in (test|validation) and in the pretraining it starts"):
+  with pytest.raises(UserError, match=r"in (test|validation) and in the training that its weights"):
     clinical_run.train_and_evaluate(config, workdir)
 
 

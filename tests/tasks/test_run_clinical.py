@@ -691,20 +691,28 @@ def test_segmentation_patients_may_not_be_tested(workdir, task_config):
   assert not (workdir / "sf_ratio").exists()
 
 
-def test_what_the_segmentation_began_from_has_seen_them_too(workdir, task_config):
+@pytest.mark.parametrize("population", [None, "elsewhere"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_the_segmentation_began_from_has_seen_them_too(
+  workdir, task_config, sweeps, population, strict
+):
   file = workdir / "run.json"
   claim = json.loads(file.read_text())
   seen = {"population": claim["dataset"]["population"], "train": ["p001"], "validation": []}
   del claim["sha256"]
-  # Models of other people's frames, that began from a pretraining on these people's.
-  initial = {"task": "pretrain", "seen": [seen]}
-  claim["dataset"] |= {"population": "elsewhere", "name": "elsewhere", "initial": initial}
+  claim["dataset"]["initial"] = {"task": "pretrain", "seen": [seen]}
+  # Models of other people's frames, too, may have begun from a pretraining on these people's.
+  claim["dataset"]["population"] = population or seen["population"]
   file.write_text(json.dumps(claim))
   refused(
-    lambda: run_lib.train_and_evaluate(task_config("sf_ratio"), workdir),
-    "fold 0: patient(s) p001 in test and in segmentation training or selection",
+    lambda: run_lib.train_and_evaluate(
+      task_config("sf_ratio", **STRICT if strict else {}), workdir
+    ),
+    "patient(s) p001 in ",
+    " and in the training that its weights, or its segmentation's, begin from",
   )
-  assert not (workdir / "sf_ratio").exists()
+  # Before anything is trained.
+  assert not (workdir / "sf_ratio").exists() and not sweeps
 
 
 def test_a_task_that_another_process_is_at_is_refused(workdir, task_config, in_use):

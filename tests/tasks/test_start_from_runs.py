@@ -226,6 +226,8 @@ def test_a_run_that_goes_on_needs_the_other_no_more(config, tmp_path, contents):
   assert "seen" not in found["initial"]
   own, other = trained.load(workdir).lineage
   assert other == trained.load(tmp_path / "other").lineage[0] and own["population"]
+  # Names are no part of what is said of the data, in a record of predictions as elsewhere.
+  assert "p00" not in json.dumps(trained.load(workdir).dataset)
   assert any(note.startswith("the networks start from the 60%") for note in found["notes"])
   shutil.rmtree(tmp_path / "other")
   run.train_and_evaluate(config, workdir)

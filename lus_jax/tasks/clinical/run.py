@@ -291,14 +291,20 @@ def _train_and_evaluate(config, workdir, device, why, clock):
     dataset = open_videos(config, trained)
   table = clips.read_table(dataset, tuple(dict.fromkeys((*config.folds.balance, config.target))))
   same = dataset.population == trained.dataset["population"]
-  # Models of another data set have seen none of these patients: there is nothing to train anew.
+  # Models of another data set learned from none of these patients: there is nothing to train anew.
   strict = config.folds.leakage == "strict" and same
   splits = folds.of_videos(table, config.folds)
   task = questions.TASKS[config.task](table, splits, config)
   plans = plan_segmentations(config, whole, splits) if strict else []
-  if not strict:
-    seen = trained_lib.who_saw(trained.lineage, dataset.population, "train", "validation")
-    folds.audit(splits, leakage=config.folds.leakage, segmentation=[seen] * len(splits))
+  seen = {*trained.patients["train"], *trained.patients["validation"]} if same else ()
+  earlier = trained_lib.who_saw(trained.earlier, dataset.population, "train", "validation")
+  folds.audit(
+    splits,
+    leakage=config.folds.leakage,
+    # Those of every fold are looked at when there are any.
+    segmentation=None if strict else [seen] * len(splits),
+    pretraining=[earlier] * len(splits),
+  )
   summary = dataset.summary() | {"segmentation": trained.fingerprints}
   if config.task == "sf_change" and (words := task.describe_pairs()):
     print(words, flush=True)
@@ -376,7 +382,7 @@ def _look(setup, whole, chosen, plans):
   if plans:
     with timing.part("fold segmentations"):
       by_fold = fold_segmentations(setup.config, whole, plans, table, setup.workdir)
-    audit_segmentations(setup.splits, by_fold, table, setup.dataset.population)
+    audit_segmentations(setup.splits, by_fold, table)
     keep = keep.union(*(one.fingerprints for one in by_fold))
     crossed = [one.only(chosen) for one in by_fold]
   with timing.part("channels"):
@@ -394,21 +400,19 @@ def _copies(setup):
     yield from copies.between(seen, looks, {name for fold in setup.splits for name in fold.test})
 
 
-def audit_segmentations(splits, by_fold, table, population):
+def audit_segmentations(splits, by_fold, table):
   """Makes sure that no patient is looked at by a model that was trained or selected on them.
 
   Args:
     splits: F `Fold`s.
     by_fold: `channels.Crossed` of each.
     table: the `VideoTable` of who is looked at.
-    population: whose patients these are.
 
   Raises:
     UserError: the first leak found.
   """
-  both = ("train", "validation")
   seen = [
-    [trained_lib.who_saw(one.lineage, population, *both) for one in crossed.models]
+    [{*one.patients["train"], *one.patients["validation"]} for one in crossed.models]
     for crossed in by_fold
   ]
   folds.audit(splits, leakage="strict", segmentation=[each[0] for each in seen])
