@@ -2,7 +2,7 @@
 
   python -m lus_jax.main --config configs/learning_curve.py --workdir runs/curve \
       --config.channels.workdir=runs/seg                                    on a GPU
-  ... --config configs/learning_curve.py:demo --config.channels.workdir=runs/demo   hours on a CPU
+  ... --config configs/learning_curve.py:demo --config.channels.workdir=runs/demo   an hour on a CPU
   ... --config configs/learning_curve.py:tiny                                a smoke run
 
 `channels.workdir` is a finished segmentation run. Cohorts of more and more simulated patients, each
