@@ -160,12 +160,12 @@ def trials(parts, folds, seeds):
   """Every training: `Trial`s, seeds one after another.
 
   Folds take turns over the first half, whose opposites have the same: within a fold every part is
-  there in half of the trainings. Each seed begins with the next fold.
+  there in half of the trainings. A seed's number shifts its folds, whichever others there are.
   """
   rows = design(len(parts))
   return [
-    Trial(f"row {row:02d}", on, (row % (len(rows) // 2) + i) % folds, seed)
-    for i, seed in enumerate(seeds)
+    Trial(f"row {row:02d}", on, (row % (len(rows) // 2) + seed) % folds, seed)
+    for seed in seeds
     for row, on in enumerate(rows)
   ]
 

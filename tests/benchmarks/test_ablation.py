@@ -97,7 +97,11 @@ def test_no_part_has_the_easier_folds(n, folds, seeds):
   assert len({(t.name, t.fold, t.seed) for t in planned}) == len(planned)
   for one in range(folds):
     assert not sign[fold == one].sum(0).any()
-  assert len(set(fold.tolist())) == min(folds, len(ablation.design(n)) // 2 + len(seeds) - 1)
+  half = range(len(ablation.design(n)) // 2)
+  assert set(fold.tolist()) == {(i + seed) % folds for i in half for seed in seeds}
+  # What other processes make of single seeds is what all together would.
+  alone = [t for seed in seeds for t in ablation.trials([None] * n, folds, [seed])]
+  assert [(t.name, t.fold, t.seed) for t in alone] == [(t.name, t.fold, t.seed) for t in planned]
   # So effects are those without folds, and no two parts together look like a third.
   hard = np.random.default_rng(0).normal(size=folds)[fold]
   for i in range(n):
