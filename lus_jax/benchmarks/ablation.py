@@ -113,8 +113,9 @@ def parse_parts(text, config, reference):
     part = Part(one, {}, {})
     for setting in one.split("+"):
       name, given, value = (x.strip() for x in setting.partition("="))
-      if name not in own or name.partition(".")[0] not in (*SECTIONS, "model"):
-        near = fields.nearest(name, own)
+      known = [one for one in own if one.partition(".")[0] in (*SECTIONS, "model")]
+      if name not in known:
+        near = fields.nearest(name, known)
         raise UserError(
           f"--parts: {name} is no part of a recipe{f'; did you mean {near}?' if near else '.'}"
         )
@@ -300,7 +301,7 @@ def main(argv=None):
   1: a training failed for more than want of memory; 2: a user's mistake.
   """
   argv = sys.argv[1:] if argv is None else argv
-  return command_line.run(lambda: _main(argv), interrupted="Interrupted; what is finished is kept.")
+  return command_line.run(lambda: _main(argv), interrupted=quality.INTERRUPTED)
 
 
 def _main(argv):

@@ -52,6 +52,7 @@ from lus_jax.words import plural
 CONFIG = "seg:auto"
 BLIND = ("mean map", "prevalence")
 UNITS = "units"
+INTERRUPTED = "Interrupted; what is finished is kept where there is an --out."
 # Beyond its budget a process may start, compile, time some epochs and predict.
 OVERHEAD = 3600
 # Compiled programs of ours, as `lus_jax.main` keeps them.
@@ -638,7 +639,7 @@ def main(argv=None):
   1: a side failed for more than want of memory; 2: a user's mistake.
   """
   argv = sys.argv[1:] if argv is None else argv
-  return command_line.run(lambda: _main(argv), interrupted="Interrupted; what is finished is kept.")
+  return command_line.run(lambda: _main(argv), interrupted=INTERRUPTED)
 
 
 def _main(argv):

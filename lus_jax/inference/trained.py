@@ -212,9 +212,10 @@ def began(claim):
     claim: of `training.claim.read_claim`.
 
   Returns:
-    The claim's `dataset`, without anybody's name, and a tuple as of `Trained.earlier`.
+    The claim's `dataset`, without anybody's name, and a tuple as of `Trained.earlier` (of runs from
+    before it was noted, empty).
   """
-  dataset = claim["dataset"]
+  dataset = {name: value for name, value in claim["dataset"].items() if name != "patients"}
   if not isinstance(dataset.get("initial"), dict):
     return dataset, ()
   initial = dict(dataset["initial"])

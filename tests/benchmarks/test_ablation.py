@@ -132,7 +132,8 @@ def test_a_part_may_be_a_value_or_several_fields():
   assert parts[3].on == {"model.init_from": "DIR"}
   for text, message in (
     ("augment.hase", "augment.hase is no part of a recipe; did you mean augment.haze"),
-    ("data.image_size=64", "data.image_size is no part of a recipe"),
+    ("data.image_size=64", "data.image_size is no part of a recipe.$"),
+    ("sweep.seeds=2", "sweep.seeds is no part of a recipe.$"),
     ("augment.crop", "augment.crop is the same with and without it: 0"),
     ("augment.crop=2.5", "augment.crop=2.5 must be a int, as 0"),
     ("train.rare=often", "train.rare=often must be a float, as 0.3"),
