@@ -93,3 +93,14 @@ def torch():
     return peers.import_torch()
   except UserError as error:
     pytest.skip(str(error))
+
+
+@pytest.fixture
+def twelve(monkeypatch):
+  """Twelve toy frames of six patients in place of the phantom's, where trainings are compared."""
+  from lus_jax.benchmarks import quality_data
+  from tests import compared
+
+  dataset = compared.make_dataset([f"p{i // 2}" for i in range(12)])
+  monkeypatch.setattr(quality_data, "opened", lambda config: (dataset, compared.OWN))
+  return dataset
