@@ -77,6 +77,10 @@ def test_no_two_files_of_tests_have_one_name():
   # pytest imports them by their names alone, and would leave one of them out.
   counts = collections.Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
   assert [name for name, n in counts.items() if n > 1] == []
+  # There are several conftest.py; which one an import of that name gets is chance.
+  for path in (ROOT / "tests").rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+      assert not (isinstance(node, ast.ImportFrom) and node.module == "conftest"), path
 
 
 @pytest.mark.parametrize("module", modules())

@@ -6,7 +6,6 @@ import numpy as np
 import pydicom
 import pytest
 from absl import logging
-from conftest import REAL_DATA
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
@@ -299,21 +298,19 @@ def test_real_screens_of_several_makers(name, box, how):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not (REAL_DATA / "lus_cvat").is_dir(), reason="needs lus_cvat")
-def test_real_clip_with_a_small_scan_on_a_large_screen():
-  clip = readers.probe(REAL_DATA / "lus_cvat" / "task_195" / "data" / "clip_195.mp4")
+def test_real_clip_with_a_small_scan_on_a_large_screen(real_data):
+  clip = readers.probe(real_data / "lus_cvat" / "task_195" / "data" / "clip_195.mp4")
   area = scan_area.find(clip)
   # The scan is x 562 to 715; its echoes end at a depth of 12 cm, y 637.
   check(area, (110, 562, 637, 716), "motion", slack=16)
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not (REAL_DATA / "usgra_seg").is_dir(), reason="needs usgra_seg")
 @pytest.mark.parametrize(
   ("name", "box"), [("0086", (111, 0, 366, 534)), ("0009", None), ("0192", None)]
 )
-def test_real_stills(name, box):
-  still = readers.probe(REAL_DATA / "usgra_seg" / "dataset" / "test" / "images" / f"{name}.png")
+def test_real_stills(real_data, name, box):
+  still = readers.probe(real_data / "usgra_seg" / "dataset" / "test" / "images" / f"{name}.png")
   area = scan_area.find(still)
   if box is None:
     assert area.how == "whole"
