@@ -108,12 +108,12 @@ def parse_parts(text, config, reference):
     UserError: one is no field that is a part, is the same with and without, or stands there twice.
   """
   own, off = fields.flatten(config), fields.flatten(reference)
+  known = [name for name in own if name.partition(".")[0] in (*SECTIONS, "model")]
   found, seen = [], set()
   for one in text.split(","):
     part = Part(one, {}, {})
     for setting in one.split("+"):
       name, given, value = (x.strip() for x in setting.partition("="))
-      known = [one for one in own if one.partition(".")[0] in (*SECTIONS, "model")]
       if name not in known:
         near = fields.nearest(name, known)
         raise UserError(

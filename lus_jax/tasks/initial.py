@@ -54,15 +54,18 @@ class Source:
     params: a pure dict.
     batch_stats: likewise.
     classes: of its head; () without one that is of use.
-    lineage: who they have seen, as `inference.trained.Trained.lineage`.
-    about: JSON values that say what they are; `seen` is the lineage.
+    about: JSON values that say what they are.
   """
 
   params: Any
   batch_stats: Any
   classes: tuple[str, ...]
-  lineage: list[dict[str, Any]]
   about: dict[str, Any]
+
+  @property
+  def lineage(self):
+    """Who they have seen, as `inference.trained.Trained.lineage`."""
+    return self.about["seen"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +219,6 @@ def _segmentation(place):
     params=weights["params"],
     batch_stats=weights["batch_stats"],
     classes=trained.classes,
-    lineage=trained.lineage,
     about={
       "seen": trained.lineage,
       "task": "segmentation",
@@ -273,7 +275,6 @@ def _pretrained(place, theirs):
     params=weights["params"],
     batch_stats=weights["batch_stats"],
     classes=(),
-    lineage=lineage,
     about={
       "seen": lineage,
       "task": PRETRAINING,

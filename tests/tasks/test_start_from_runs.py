@@ -41,8 +41,9 @@ def test_heads_are_matched_by_name_in_any_spelling():
 
 
 def source(**changes):
-  fields = {"params": {}, "batch_stats": {}, "classes": ("b", "a"), "about": ABOUT}
-  fields["lineage"] = [{"population": "lungs", "train": ["p1"], "validation": ["p2"]}]
+  fields = {"params": {}, "batch_stats": {}, "classes": ("b", "a")}
+  seen = [{"population": "lungs", "train": ["p1"], "validation": ["p2"]}]
+  fields["about"] = ABOUT | {"seen": seen}
   return initial.Source(**(fields | changes))
 
 
@@ -108,7 +109,7 @@ def test_who_was_learned_from_is_not_judged():
       initial.audit(source(), split | {side: [name]}, "lungs")
   # What these weights began from counts too, and of whom it was.
   earlier = {"population": "eyes", "train": ["p3"], "validation": []}
-  chain = source(lineage=[*source().lineage, earlier])
+  chain = source(about=ABOUT | {"seen": [*source().lineage, earlier]})
   initial.audit(chain, split, "lungs")
   with pytest.raises(UserError, match=r"of the test split \(p3\)"):
     initial.audit(chain, split, "eyes")
