@@ -10,12 +10,11 @@ import runpy
 import signal
 import sys
 
-from lus_jax import heap, signals
+from lus_jax import signals
 
 if __name__ == "__main__":
   # What follows takes seconds to import.
   signals.leave_at_once()
-  heap.keep()
 
 # The writers' TensorFlow greets on stderr; its errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -32,7 +32,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
-from lus_jax import command_line, heap, models, timing
+from lus_jax import command_line, models, timing
 from lus_jax.benchmarks import memory, processes, throughput
 from lus_jax.data.pipeline import Frames
 from lus_jax.errors import UserError
@@ -153,7 +153,6 @@ def run(args):
   Raises:
     UserError: the sizes do not go together.
   """
-  heap.keep()  # as a run does
   since, peak = time.perf_counter(), memory.Peak()
   config = make_config(args)
   strategy = choose_strategy(args.strategy)

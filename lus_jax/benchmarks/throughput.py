@@ -45,7 +45,7 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from lus_jax import command_line, heap, labels, models, parallel
+from lus_jax import command_line, labels, models, parallel
 from lus_jax.benchmarks import memory, peers, processes
 from lus_jax.data import augment
 from lus_jax.errors import UserError
@@ -252,7 +252,6 @@ class Ours(Measured):
   """
 
   def __init__(self, args, thresholds, strategy):
-    heap.keep()  # as a run does
     peak = memory.Peak()
     ordinal = strategy == ORDINAL
     # One network stands for all thresholds.
