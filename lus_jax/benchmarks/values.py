@@ -58,6 +58,9 @@ _NETWORK = 5e-3
 # A pixel on the edge of a rotated frame is in or out by the last digit of a coordinate.
 _EDGES = 5e-3
 RATERS = ("A", "B", "C")
+# Products in full float32 are cuBLAS's: XLA would write and try kernels of its own for them too,
+# which for a network of many 1 x 1 convolutions had not ended after three minutes on an H100.
+FLOAT32_ON_GPU = {"xla_gpu_enable_triton_gemm": False}
 KINDS = (
   *("soft", "softseg", "svls", "majority", "staple", "rater(A)", "random_rater", "ordinal"),
   *("threshold(.6, loss=dice)", "threshold(.6, loss=focal)", "threshold(.6, loss=trimap)"),
@@ -401,11 +404,8 @@ class Side:
         function, noisy, fixed = CASES[name].make(self._sizes, dtype)
         noisy, fixed = jax.device_get((noisy, fixed))
       stack.enter_context(jax.default_matmul_precision(precision))
-      # Products in full float32 are cuBLAS's: XLA writes and tries kernels of its own for them too,
-      # which for a network of many 1 x 1 convolutions had not ended after three minutes on an H100.
       on_gpu = precision is not None and jax.devices()[0].platform == "gpu"
-      options = {"xla_gpu_enable_triton_gemm": False} if on_gpu else None
-      run = jax.jit(function, compiler_options=options)
+      run = jax.jit(function, compiler_options=FLOAT32_ON_GPU if on_gpu else None)
       results = [jax.device_get(run(_disturbed(noisy, noise), fixed)) for noise in noises]
     return [
       {

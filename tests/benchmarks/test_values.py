@@ -96,3 +96,11 @@ def test_no_rounding_excuses_a_wrong_formula():
   chaos = {"loss": np.array(5.0)}
   row = values.compare(right, chaos, {"loss": np.array(1.5)}, "highest", floor=FLOOR)
   assert not row["ok"] and row["allowed"] == values.MOST
+
+
+def test_what_a_gpu_compiles_float32_with_is_known_to_xla():
+  # An option that XLA no longer has would fail every case, and on a GPU alone.
+  run = jax.jit(lambda x: x @ x, compiler_options=values.FLOAT32_ON_GPU)
+  np.testing.assert_array_equal(run(np.full((2, 2), 3.0)), np.full((2, 2), 18.0))
+  with pytest.raises(Exception, match="xla_gpu_no_such_option"):
+    jax.jit(lambda x: x @ x, compiler_options={"xla_gpu_no_such_option": False})(np.eye(2))
