@@ -16,8 +16,8 @@ first.
 
 `segmentation` has the fields of configs/seg.py, each task those of its own config; what they share
 (seed, data, channels, clip, folds) is set once. The channels of the default phantom take about 17
-GiB of disk. The demo takes 4 to 5 minutes on 2 CPU cores; what its first epoch has learned is shown
-after about one of them.
+GiB of disk. The demo takes about 4 minutes on 2 slow CPU cores; what its first epoch has learned is
+shown within the first.
 """
 
 from ml_collections import ConfigDict

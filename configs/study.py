@@ -24,9 +24,9 @@ def get_config(size="paper"):
   if size == "demo":
     # The demo's haste would decide nothing.
     config.data.phantom.n_frames, config.data.phantom.missing_views = 8, 0.25
-    config.segmentation.train.steps = 480
-    for name in ("sf_change", "sf_ratio"):
-      config[name].train.epochs = config[name].optimizer.restart_epochs = 6
+    config.segmentation.train.steps, config.segmentation.train.epoch_steps = 480, 0
+    for name, epochs in {"sf_change": 6, "sf_ratio": 6, "readmission": 4}.items():
+      config[name].train.epochs = config[name].optimizer.restart_epochs = epochs
   if size == "tiny":
     config.data.phantom.n_patients = 16
     config.folds.n = config.folds.inner = 2
