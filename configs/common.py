@@ -116,7 +116,7 @@ def video_task(task, size, *, target):
   if size == "demo":
     config.channels.thresholds = (0.6, 0.0)
     config.folds.n = 2
-    config.train.epochs = config.optimizer.restart_epochs = config.train.checkpoint_every = 2
+    config.train.epochs = config.optimizer.restart_epochs = config.train.checkpoint_every = 4
   if size == "tiny":
     config.clip.image_size = 32
     config.clip.n_segment = 2

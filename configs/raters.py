@@ -39,7 +39,6 @@ def get_config(size="paper"):
   if size == "demo":
     # Sets with several raters are small: few steps are many epochs.
     config.train.steps = 600
-    config.train.epoch_steps = 0
     config.train.checkpoint_every = 20
   elif size == "tiny":
     config.data.name = "lus_phantom"

@@ -3,7 +3,7 @@
   python -m lus_jax.main --config configs/seg.py --workdir runs/seg          the paper's recipe
   python -m lus_jax.main --config configs/seg.py:small --workdir runs/small  for small sets
   python -m lus_jax.main --config configs/seg.py:auto --workdir runs/auto    that, by the data
-  python -m lus_jax.main --config configs/seg.py:demo --workdir runs/demo    what `make demo` runs
+  python -m lus_jax.main --config configs/seg.py:demo --workdir runs/demo    for a CPU
   python -m lus_jax.main --config configs/seg.py:tiny --workdir runs/tiny    a smoke run
 
 On your own frames (format: README.md, "Your own data"):
@@ -139,8 +139,8 @@ def get_config(size="paper"):
   if size == "paper":
     pass
   elif size == "demo":
-    # 3 epochs of 86 steps of 2 frames for 7 models, 3,600 model-image steps: two passes over the
-    # phantom's 259 frames, the first epoch's look within a minute.
+    # 3 epochs of about 130 steps of 2 frames for 7 models: 5,400 model-image steps. Of fewer frames
+    # of your own, more epochs.
     config.data.image_size = 96
     config.data.phantom.n_patients = 37  # fewer leave fewer than 4 to test
     config.data.phantom.n_frames = 6
@@ -150,7 +150,7 @@ def get_config(size="paper"):
     config.model.dtype = "float32"
     config.optimizer.learning_rate = 2e-3
     config.train.epochs = 3
-    config.train.epoch_steps = 86
+    config.train.steps = 360
     config.train.checkpoint_every = 1
     config.train.batch_size = 2
   elif size in ("small", "auto"):

@@ -27,6 +27,7 @@ def get_config(size="paper"):
     config.segmentation.train.steps, config.segmentation.train.epoch_steps = 480, 0
     for name, epochs in {"sf_change": 6, "sf_ratio": 6, "readmission": 4}.items():
       config[name].train.epochs = config[name].optimizer.restart_epochs = epochs
+      config[name].train.checkpoint_every = 4
   if size == "tiny":
     config.data.phantom.n_patients = 16
     config.folds.n = config.folds.inner = 2
