@@ -102,5 +102,15 @@ def test_what_a_gpu_compiles_float32_with_is_known_to_xla():
   # An option that XLA no longer has would fail every case, and on a GPU alone.
   run = jax.jit(lambda x: x @ x, compiler_options=values.FLOAT32_ON_GPU)
   np.testing.assert_array_equal(run(np.full((2, 2), 3.0)), np.full((2, 2), 18.0))
+
+
+def test_only_a_gpus_full_float32_is_compiled_so(monkeypatch):
+  # An option that nobody knows shows where it is given.
+  monkeypatch.setattr(values, "FLOAT32_ON_GPU", {"xla_gpu_no_such_option": False})
+  side = values.Side(SIZES)
+  assert side.compute("adam", "highest")
+  devices, gpu = jax.devices, SimpleNamespace(platform="gpu")
+  monkeypatch.setattr(jax, "devices", lambda *kind: devices(*kind) if kind else [gpu])
+  assert side.compute("adam", "default")
   with pytest.raises(Exception, match="xla_gpu_no_such_option"):
-    jax.jit(lambda x: x @ x, compiler_options={"xla_gpu_no_such_option": False})(np.eye(2))
+    side.compute("adam", "highest")
