@@ -6,7 +6,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from lus_jax import lock
-from lus_jax.errors import UserError
+from lus_jax.errors import UserError, in_part
 from lus_jax.tasks import forecast
 from lus_jax.tasks.clinical import questions
 from lus_jax.tasks.clinical import run as clinical
@@ -70,7 +70,8 @@ def train_and_evaluate(config, workdir):
     hardware.drop_later(config, claim)
   configs = parts(config)
   for name, part in configs.items():
-    (segmentation if name == "segmentation" else clinical).check(part, workdir)
+    with in_part(name, config[name]):
+      (segmentation if name == "segmentation" else clinical).check(part, workdir)
   settings = claim_lib.settings(config)
   if claim and "segmentation" in settings:
     begun = claim["config"].get("segmentation", {})
@@ -79,13 +80,14 @@ def train_and_evaluate(config, workdir):
   with lock.hold(directory):
     if claim is None and (text := forecast.of_study(configs, hardware.find_device())):
       print(text, flush=True)
-    _run(configs, directory, settings, workdir)
+    _run(config, configs, directory, settings, workdir)
 
 
-def _run(configs, directory, settings, workdir):
+def _run(config, configs, directory, settings, workdir):
   for i, (name, part) in enumerate(configs.items()):
     print(f"== {i + 1} of {len(configs)}: {name}", flush=True)
     task = segmentation if name == "segmentation" else clinical
-    task.train_and_evaluate(part, workdir)
+    with in_part(name, config[name]):
+      task.train_and_evaluate(part, workdir)
     # Not before: where the first part refuses its data, nothing is left behind.
     claim_lib.claim(directory, settings, {}, more_epochs=True)

@@ -224,7 +224,8 @@ def refused(config, workdir, message):
   [
     ("paper", lambda c: c.update(tasks=("sf_change", "ratio")), "config.tasks: 'ratio' is not"),
     ("paper", lambda c: c.clip.update(n_segment=0), "config.clip.n_segment: 0"),
-    ("paper", lambda c: c.readmission.train.update(epochs=0), "config.train.epochs: 0"),
+    ("paper", lambda c: c.readmission.train.update(epochs=0), "config.readmission.train.epochs: 0"),
+    ("paper", lambda c: c.segmentation.train.update(epochs=0), "config.segmentation.train.epochs"),
     ("paper", lambda c: c.folds.update(cv="x"), "config.folds.cv: 'x'"),
     ("paper", lambda c: c.segmentation.sweep.update(thresholds=(2.0,)), "2.0 is not in [0, 1]"),
     ("paper", lambda c: c.data.update(name="mnist"), "config.data.name: 'mnist'"),
@@ -240,6 +241,21 @@ def test_a_mistake_leaves_nothing_behind(tmp_path, name, change, message):
   change(config)
   refused(config, tmp_path / "run", message)
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["segmentation", "sf_ratio"])
+def test_what_a_part_says_names_the_studys_own_fields(tmp_path, monkeypatch, name):
+  """`--config.train.epochs` is no option of a study; `--config.folds.n` is one."""
+
+  def refuses(config, workdir):
+    if getattr(config, "name", config.task) == name:
+      raise UserError("lower --config.optimizer.learning_rate or --config.folds.n.")
+
+  monkeypatch.setattr(study.segmentation, "train_and_evaluate", refuses)
+  monkeypatch.setattr(study.clinical, "train_and_evaluate", refuses)
+  message = rf"lower --config\.{name}\.optimizer\.learning_rate or --config\.folds\.n\."
+  with pytest.raises(UserError, match=message):
+    study.train_and_evaluate(small(tmp_path / "data"), tmp_path / "run")
 
 
 def test_two_studies_in_one_directory_are_refused(tmp_path, in_use):

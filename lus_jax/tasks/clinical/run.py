@@ -15,7 +15,7 @@ import numpy as np
 
 from lus_jax import fields, lock, models, parallel, results, timing
 from lus_jax.data import augment, clips, copies, datasets, folds, pipeline
-from lus_jax.errors import UserError
+from lus_jax.errors import UserError, in_part
 from lus_jax.inference import channels
 from lus_jax.inference import trained as trained_lib
 from lus_jax.report import text
@@ -233,6 +233,7 @@ def fold_segmentations(config, trained, plans, table, workdir):
     recipe.data.prepared_dir = _of_run(recipe.data.prepared_dir, config.data.prepared_dir)
     # The clinical tasks see the models of the first seed's thresholds.
     recipe.sweep.seeds, recipe.sweep.members = 1, ()
+  own = recipe.keys() - {"seed", "data", "distributed"}
   models_, frames = len(trained.sweep.members), sum(trained.dataset["splits"].values())
   epochs, n = recipe.train.epochs, sum(map(len, plans))
   each = "-".join(map(str, sorted({min(map(len, plans)), max(map(len, plans))})))
@@ -248,7 +249,11 @@ def fold_segmentations(config, trained, plans, table, workdir):
     for i, (name, patients) in enumerate(plan.items()):
       directory = pathlib.Path(workdir) / "segmentation" / name
       print(f"segmentation of {name.replace('_', ' ')}")
-      with lock.hold(directory, wait="trains the segmentation of this fold"):
+      # What it says of its fields is not of this task's own.
+      with (
+        in_part("segmentation", own),
+        lock.hold(directory, wait="trains the segmentation of this fold"),
+      ):
         segmentation.train_and_evaluate(recipe, directory, patients)
       sweeps.append(trained_lib.load(directory))
       if i:

@@ -11,7 +11,7 @@ from absl import logging
 
 from lus_jax import fields, lock, losses, models, parallel, results, timing
 from lus_jax.data import augment, copies, datasets, labelling, pipeline, selection, summary
-from lus_jax.errors import UserError
+from lus_jax.errors import UserError, as_set
 from lus_jax.inference import calibration, trained
 from lus_jax.models import flops
 from lus_jax.report import text
@@ -222,7 +222,7 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
       estimate.slow_recipe(config, len(names) * images * flop, device, models=len(names)),
     ):
       if note:
-        print(note, flush=True)
+        print(as_set(note), flush=True)
     with contextlib.ExitStack() as stack:
       checkpoints = stack.enter_context(contextlib.closing(checkpoints_lib.Checkpoints(workdir)))
       writer = stack.enter_context(contextlib.closing(writers.create_writer(workdir)))
@@ -297,10 +297,10 @@ def _train_and_evaluate(config, objective, strategy, workdir, patients, clock):
   print(text.segmentation(content))
   history = results.read(workdir, "history")["rows"]
   if advice := advice_lib.below_the_bar(content, history, steps):
-    print(advice)
+    print(as_set(advice))
   counted = results.read(workdir, "dataset")["rows"]
   if advice := advice_lib.no_better_than_blind(content, counted, steps):
-    print(advice)
+    print(as_set(advice))
   if results.exists(workdir, "raters"):
     print(text.raters(results.read(workdir, "raters")))
 
