@@ -89,7 +89,7 @@ def video_task(task, size, *, target):
   config.optimizer.weight_decay = 0.0  # of AdamW; 0 is Adam, as the paper has it
 
   config.sweep = ConfigDict()
-  config.sweep.strategy = "auto"  # or loop, vmap, grouped, sharded
+  config.sweep.strategy = "auto"  # or loop, vmap, grouped, sharded, or 4x2: members x devices
 
   config.train = ConfigDict()
   config.train.epochs = 50

@@ -52,7 +52,7 @@ def get_config(size="paper"):
   config.optimizer.warmup = 0.05  # share of the steps over which the learning rate rises
 
   config.sweep = ConfigDict()
-  config.sweep.strategy = "auto"  # or loop, sharded
+  config.sweep.strategy = "auto"  # or loop, sharded, or 1x8: devices that share a batch
 
   config.train = ConfigDict()
   config.train.epochs = 40

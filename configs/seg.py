@@ -81,7 +81,7 @@ def get_config(size="paper"):
   # in lus_jax/training/members.py.
   config.sweep.members = ()
   config.sweep.seeds = 1  # repetitions of the whole sweep from other initial weights
-  config.sweep.strategy = "auto"  # or loop, vmap, grouped, sharded
+  config.sweep.strategy = "auto"  # or loop, vmap, grouped, sharded, or 4x2: members x devices
 
   config.loss = ConfigDict()
   config.loss.name = "weighted_cross_entropy"

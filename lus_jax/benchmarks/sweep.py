@@ -225,7 +225,7 @@ def run(args):
   flop = flops.TRAINING * flops.fpn(
     args.encoder, size=args.size, in_channels=1, classes=args.classes, width=args.width
   )
-  devices = jax.device_count() if strategy == "sharded" else 1
+  devices = jax.device_count() if sweep.mesh else 1
   # A CPU's devices share its cores.
   several = devices if jax.default_backend() != "cpu" else 1
   return {

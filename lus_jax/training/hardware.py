@@ -110,11 +110,11 @@ def step_memory(config, *, models, batch, classes, strategy, devices=1):
     batch: B.
     classes: K.
     strategy: of the sweep, resolved.
-    devices: over which 'sharded' lays models and batches.
+    devices: over which models and batches are laid, if they are (`parallel.layout`).
   """
   at_once = {"vmap": models, "grouped": min(models, GROUP)}.get(strategy, 1)
-  if strategy == "sharded":
-    rows, columns = parallel.mesh_shape(models, devices)
+  if shape := parallel.layout(strategy, models, devices):
+    rows, columns = shape
     models, at_once = -(-models // rows), 1 / columns
   elements, parameters = designs.segmentation(config.model).sizes
   width = config.model.width
@@ -128,7 +128,7 @@ def step_memory(config, *, models, batch, classes, strategy, devices=1):
 def choose_batch(config, device, *, models, frames, classes, strategy):
   """The paper's batch, or the largest of its halves that fits a device and the frames.
 
-  Where 'sharded' splits batches over d devices, a multiple of d.
+  Where batches are split over d devices (`parallel.layout`), a multiple of d.
 
   Args:
     config: a run's config, its dtype resolved.
@@ -143,8 +143,8 @@ def choose_batch(config, device, *, models, frames, classes, strategy):
   """
   room = _room(device)
   unit = 1
-  if strategy == "sharded":
-    _, unit = parallel.mesh_shape(models, device.count)
+  if shape := parallel.layout(strategy, models, device.count):
+    _, unit = shape
   half = PAPER_BATCH
   while True:
     batch = max(unit, half // unit * unit)
@@ -195,7 +195,16 @@ def too_large(config, device, *, models, strategy):
     return ""
   halves = [batch >> i for i in range(1, batch.bit_length())]
   fits = [b for b in halves if step_memory(config, batch=b, **part) <= room]
-  if strategy in ("vmap", "grouped"):
+  shared = []
+  if shape := parallel.layout(strategy, models, device.count):
+    n, most = device.count, math.gcd(device.count, batch)
+    layouts = [f"{n // d}x{d}" for d in range(shape[1] + 1, most + 1) if most % d == 0]
+    shared = [
+      x for x in layouts if step_memory(config, batch=batch, **part | {"strategy": x}) <= room
+    ]
+  if shared:
+    mend = f"--config.sweep.strategy={shared[0]}, in which more devices share a batch, fits"
+  elif strategy in ("vmap", "grouped"):
     mend = "--config.sweep.strategy=loop needs the memory of one model at a time"
   elif fits:
     mend = f"--config.train.batch_size={fits[0]} fits"

@@ -7,7 +7,8 @@ these strategies:
 - `loop`: one compiled program, called member by member. The state is a list of T states.
 - `vmap`: one program for all members, with batched weights.
 - `grouped`: one such program for a few members, called group by group.
-- `sharded`: members lie over several devices (`lus_jax.parallel`), several at once, in rounds.
+- `sharded`: members lie over several devices (`lus_jax.parallel`), several at once, in rounds, as
+  is fastest; a layout, as `4x2`, says itself how many at once and how many devices share a batch.
 
 Under the last three the state is a list of R rounds (groups; under `vmap` one) with a leading axis
 m: member i is in place i // R of round i % R, so that a device's members follow one another. Where
@@ -18,6 +19,7 @@ With `loop`, seven members together equal seven alone to the bit.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -45,12 +47,19 @@ def choose_strategy(strategy, *, video=False):
   bytes each and need a ninth of the kernels.
 
   Args:
-    strategy: of `STRATEGIES`.
+    strategy: of `STRATEGIES`, or a layout, as '4x2' (`parallel.layout`).
     video: whether the members are video networks.
   """
-  if strategy not in STRATEGIES:
+  shape = parallel.layout(strategy, 1, jax.device_count())
+  if strategy not in STRATEGIES and not shape:
     raise UserError(
-      f"config.sweep.strategy: '{strategy}' is not known; choose one of {', '.join(STRATEGIES)}."
+      f"config.sweep.strategy: '{strategy}' is not known; choose one of {', '.join(STRATEGIES)}, "
+      "or say how members lie over devices: 4x2 is four members at once, two devices to a batch."
+    )
+  if shape and math.prod(shape) != jax.device_count():
+    raise UserError(
+      f"config.sweep.strategy: {strategy} takes {math.prod(shape)} devices, and there are "
+      f"{jax.device_count()}."
     )
   several = jax.process_count() > 1
   if strategy == "auto":
@@ -58,7 +67,7 @@ def choose_strategy(strategy, *, video=False):
     if several or (jax.device_count() > 1 and jax.default_backend() != "cpu"):
       return "sharded"
     return "grouped" if video and jax.default_backend() == "gpu" else "loop"
-  if several and strategy != "sharded":
+  if several and not shape:
     raise UserError(
       f"config.sweep.strategy: '{strategy}' is for one process, and there are "
       f"{jax.process_count()}; use sharded."
@@ -77,9 +86,9 @@ class Sweep:
 
   Attributes:
     members: a list of T pytrees of NumPy scalars, alike in structure.
-    strategy: 'loop', 'vmap', 'grouped' or 'sharded'.
+    strategy: 'loop', 'vmap', 'grouped', 'sharded', or a layout, as '4x2' (`parallel.layout`).
     group: the most members of a group, under `grouped`.
-    devices: that `sharded` lays them over; by default all there are.
+    devices: that they are laid over, if they are; by default all there are.
   """
 
   members: list[Any]
@@ -89,16 +98,16 @@ class Sweep:
 
   @functools.cached_property
   def mesh(self):
-    """What batches are laid over under `sharded` (`lus_jax.parallel`); None otherwise."""
-    if self.strategy != "sharded":
+    """What members and batches are laid over (`lus_jax.parallel`); None on a device alone."""
+    if not parallel.layout(self.strategy, len(self.members), 1):
       return None
-    return parallel.make_mesh(len(self.members), self.devices)
+    return parallel.make_mesh(len(self.members), self.devices, self.strategy)
 
   @property
   def at_once(self):
     """m, the members that one call computes, a leading axis of all it takes; 0 without the axis."""
     n = len(self.members)
-    if self.strategy == "sharded":
+    if self.mesh:
       return self.mesh.shape[parallel.MEMBER]
     # Groups alike in size leave fewest places empty.
     return {"loop": 0, "vmap": n}.get(self.strategy, -(-n // -(-n // self.group)))
@@ -116,7 +125,7 @@ class Sweep:
       `to_host` makes them alike. Its `lower`, of the same arguments, is that of `jax.jit` of the
       first member's or round's call.
     """
-    if self.strategy == "sharded":
+    if self.mesh:
       fn = parallel.map_members(fn, self.mesh)
     elif self.strategy != "loop":
       fn = _mapped(fn)
@@ -203,7 +212,7 @@ class Sweep:
 
   def to_host(self, results):
     """Brings results to the host, of every process, as a list of T pytrees of NumPy arrays."""
-    if self.strategy == "sharded":
+    if self.mesh:
       results = [multihost_utils.process_allgather(x, tiled=True) for x in results]
     else:
       results = jax.device_get(results)
@@ -225,17 +234,17 @@ class Sweep:
         for shard in x.addressable_shards:
           places = shard.index[0] if self.at_once else slice(1)
           row[places] &= np.isfinite(np.asarray(shard.data).reshape(len(row[places]), -1)).all(1)
-    if self.strategy == "sharded":
+    if self.mesh:
       found = multihost_utils.process_allgather(found[None], tiled=True).all(0)
     return found.T.reshape(-1)[: len(self.members)]
 
   def stack(self, state):
     """The state with a leading axis of members: what checkpoints hold.
 
-    It is T long, but under `sharded` R x m: there it lies over the devices as the members do, none
-    of whom leaves its own.
+    It is T long, but over several devices R x m: there it lies over them as the members do, none of
+    whom leaves its own.
     """
-    if self.strategy == "sharded":
+    if self.mesh:
       return self._across_rounds[0](state)
     if self.strategy == "loop":
       return _stacked(state)
@@ -244,9 +253,7 @@ class Sweep:
   def unstack(self, state):
     """The inverse of `stack`, of whatever strategy; the list's states share no memory."""
     leaves = jax.tree.leaves(state)
-    if self.strategy == "sharded" and all(
-      isinstance(x, jax.Array) and x.sharding == self.sharding for x in leaves
-    ):
+    if self.mesh and all(isinstance(x, jax.Array) and x.sharding == self.sharding for x in leaves):
       one = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[: self.at_once], tree), state)
       return _placed(self._across_rounds[1](state), self.formats(one))
     numbers = range(len(self.members))
@@ -272,7 +279,7 @@ class Sweep:
 
   def place(self, states):
     """The sweep's state from a list of T states, of jax or NumPy arrays."""
-    if self.strategy == "sharded":
+    if self.mesh:
       return [parallel.by_member(x, self.formats(x)) for x in self._rounds(states)]
     if self.strategy == "loop":
       rounds = [jax.tree.map(jnp.asarray, state) for state in states]

@@ -305,7 +305,14 @@ def short(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  "change", [{"sweep.strategy": "vmap"}, {"sweep.strategy": "sharded"}, {"sweep.seeds": 2}], ids=str
+  "change",
+  [
+    {"sweep.strategy": "vmap"},
+    {"sweep.strategy": "sharded"},
+    {"sweep.strategy": "1x2"},
+    {"sweep.seeds": 2},
+  ],
+  ids=str,
 )
 def test_other_strategies_and_seeds_end_in_the_same_files(short, change):
   train, (_, expected) = short

@@ -85,6 +85,7 @@ def test_the_batch_rises_with_memory_and_falls_with_size_models_and_frames():
   assert batch(strategy="vmap") < batch() == batch(strategy="sharded", count=2)
   # One model's batch over 3 devices; a third of it lies on each.
   assert batch(thresholds=(0.5,), strategy="sharded", count=3) == 15
+  assert batch(strategy="1x3", count=3) == 15
   assert batch(5, thresholds=(0.5,)) == 8 < batch(5, thresholds=(0.5,), strategy="sharded", count=2)
 
 
@@ -158,6 +159,24 @@ def test_what_may_not_fit_the_memory_is_said_before(changes, strategy, text):
   device = hardware.Device("cpu", "cpu", 19 * 10**9)
   found = hardware.too_large(config, device, models=n_models(config), strategy=strategy)
   assert (text in found) if text else found == ""
+
+
+def test_images_too_large_for_a_device_are_shared_by_several():
+  """Before a smaller batch, which would be another recipe, is advised."""
+
+  def said(count, batch, strategy="sharded"):
+    config = seg.get_config()
+    config.train.batch_size = batch
+    device = hardware.Device("gpu", "gpu", 19 * 10**9, 8.0, count)
+    return hardware.too_large(config, device, models=7, strategy=strategy)
+
+  # One device has 7 x 6 x 23.2e6 weights of 4 bytes, which is 3.9 GB, and .35 GB an image.
+  assert said(8, 16) == ""
+  assert "--config.sweep.strategy=4x2, in which more devices share a batch, fits" in said(8, 64)
+  assert "--config.sweep.strategy=2x4, in" in said(8, 128)
+  assert said(8, 128, "2x4") == ""
+  # A batch that they cannot share, and one that none of them holds.
+  assert "batch_size=" in said(8, 63) and "batch_size=" in said(2, 512)
 
 
 def test_few_frames_get_more_epochs():

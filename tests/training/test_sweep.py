@@ -29,12 +29,12 @@ def network(name="small"):
   return state_lib.Network(FPN("resnet18", classes=2, width=0.125, rngs=nnx.Rngs(0)))
 
 
-def inputs(key, size=64):
+def inputs(key, size=64, batch=2):
   image, confidence = jax.random.split(key)
   return {
-    "image": jax.random.uniform(image, (2, size, size, 1)),
-    "confidence": jax.random.uniform(confidence, (2, size, size, 2)),
-    "where": jnp.ones((2, size, size, 2), bool),
+    "image": jax.random.uniform(image, (batch, size, size, 1)),
+    "confidence": jax.random.uniform(confidence, (batch, size, size, 2)),
+    "where": jnp.ones((batch, size, size, 2), bool),
   }
 
 
@@ -51,7 +51,7 @@ def loss_fn(params, batch_stats, member, inputs, key, *, name):
   return loss, batch_stats
 
 
-def train(thresholds, strategy, *, steps, tx, seeds=None, name="small"):
+def train(thresholds, strategy, *, steps, tx, seeds=None, name="small", batch=2):
   seeds = seeds or [0] * len(thresholds)
   members = [
     {"threshold": np.float32(t), "seed": np.int32(s)}
@@ -71,10 +71,10 @@ def train(thresholds, strategy, *, steps, tx, seeds=None, name="small"):
   for i in range(steps):
     key = jax.random.fold_in(jax.random.key(7), i)
     # Of smaller images the deepest maps have so few pixels that rounding, normalized, flips a ReLU.
-    batch = inputs(key, size=128 if name == "fpn" else 64)
-    if strategy == "sharded":
-      batch = parallel.split(sweep.mesh, jax.device_get(batch), len(batch["image"]))
-    state, loss = step(state, sweep.members, batch, key)
+    raw = inputs(key, size=128 if name == "fpn" else 64, batch=batch)
+    if sweep.mesh:
+      raw = parallel.split(sweep.mesh, jax.device_get(raw), batch)
+    state, loss = step(state, sweep.members, raw, key)
     history.append(sweep.to_host(loss))
   return sweep, state, np.asarray(history)
 
@@ -88,12 +88,12 @@ def test_with_loop_all_together_equal_each_alone_to_the_bit():
     jax.tree.map(np.testing.assert_array_equal, alone[0], together[i])
 
 
-def same_first_step(thresholds, strategy, name):
+def same_first_step(thresholds, strategy, name, batch=2):
   # Plain gradient descent with rate 1: the change of the weights is the gradient. Adam's first step
   # would turn rounding into whole learning rates.
   tx = optax.sgd(1.0)
-  loop, looped, loop_losses = train(thresholds, "loop", steps=1, tx=tx, name=name)
-  other, found, other_losses = train(thresholds, strategy, steps=1, tx=tx, name=name)
+  loop, looped, loop_losses = train(thresholds, "loop", steps=1, tx=tx, name=name, batch=batch)
+  other, found, other_losses = train(thresholds, strategy, steps=1, tx=tx, name=name, batch=batch)
   np.testing.assert_allclose(loop_losses, other_losses, rtol=1e-4)
   n = len(thresholds)
   looped, found = loop.stack(looped), jax.tree.map(lambda x: x[:n], other.stack(found))
@@ -122,8 +122,13 @@ import jax
 from tests.training import test_sweep
 
 assert len(jax.devices()) == 8
-for thresholds, layout in ((test_sweep.THRESHOLDS, (4, 2)), ((0.6, 0.5, 0.4, 0.3, 0.0), (8, 1))):
-  sweep = test_sweep.same_first_step(thresholds, "sharded", "small")
+for thresholds, strategy, layout in (
+  (test_sweep.THRESHOLDS, "sharded", (4, 2)),
+  ((0.6, 0.5, 0.4, 0.3, 0.0), "sharded", (8, 1)),
+  ((1.0, 0.8, 0.6, 0.5, 0.4, 0.2, 0.0), "1x8", (1, 8)),  # seven that leave none idle
+  (test_sweep.THRESHOLDS, "2x4", (2, 4)),
+):
+  sweep = test_sweep.same_first_step(thresholds, strategy, "small", batch=8)
   assert tuple(sweep.mesh.shape.values()) == layout
 """
 
@@ -232,6 +237,19 @@ def test_auto_is_a_loop_on_the_cpu_and_unknown_names_are_refused():
   assert choose_strategy("auto") == "loop"
   with pytest.raises(UserError, match=r"config\.sweep\.strategy: 'pmap'"):
     choose_strategy("pmap")
+
+
+def test_a_layout_takes_all_devices_there_are():
+  assert choose_strategy("1x2") == "1x2" and choose_strategy("2x1", video=True) == "2x1"
+  members = [{"threshold": np.float32(t)} for t in THRESHOLDS]
+  for layout, at_once in (("1x2", 1), ("2x1", 2)):
+    sweep = Sweep(members, layout)
+    assert sweep.at_once == at_once and sweep.mesh.shape["data"] == 2 // at_once
+  with pytest.raises(UserError, match="strategy: 4x2 takes 8 devices, and there are 2"):
+    choose_strategy("4x2")
+  for wrong in ("0x2", "2x", "x2", "2x1x1", "-1x-2"):
+    with pytest.raises(UserError, match="is not known; choose one of"):
+      choose_strategy(wrong)
 
 
 def test_auto_is_sharded_on_several_gpus_and_in_several_processes(monkeypatch):
