@@ -240,6 +240,8 @@ def config_of(name, args):
     config.data.phantom.n_patients = args.patients
     if args.phantom_seed is not None:
       config.data.phantom.seed = args.phantom_seed
+    if args.phantom_variety is not None:
+      config.data.phantom.variety = tuple(args.phantom_variety)
     config.data.phantom.raters = False
     if args.label is None:
       args.label = quality_data.SOFT if kind == "multirater_folder" else resampling.MIDDLE
@@ -574,6 +576,9 @@ def options(prog, description):
   parser.add_argument("--patients", type=positive, default=20, help="of lus_phantom")
   parser.add_argument(
     "--phantom-seed", type=_natural, metavar="N", help="which patients; by default the config's"
+  )
+  parser.add_argument(
+    "--phantom-variety", type=_names(()), help="of lus_phantom, as presets; by default the config's"
   )
   parser.add_argument("--budget", type=_above_0, default=600.0, metavar="S", help="seconds")
   parser.add_argument("--clock", choices=tuple(quality_sides.CLOCKS), help="what seconds are")

@@ -322,6 +322,7 @@ def test_options_that_do_not_go_together_are_refused(capsys):
     ("--size=50", "--size=50: the networks need a multiple of 32"),
     ("--folds=2", "--folds=2: training, validation and test need 3"),
     ("--config=seg:nothing", "--config=seg:nothing: "),
+    ("--phantom-variety=fog", "variety of lus_phantom must name some of presets, b_lines"),
     ("--data=/no/such/folder", "--data=/no/such/folder: there is no such folder"),
   ):
     code, _, error = run(capsys, option)
@@ -341,6 +342,9 @@ def test_a_config_learns_one_label_alone(twelve, tmp_path):
     assert config.loss.name == loss and config.sweep.thresholds == (threshold,)
     assert config.sweep.members == () and config.data.name == "lus_phantom"
     assert config.data.phantom.n_patients == 9 and config.data.image_size == SIZE
+    assert config.data.phantom.variety == ()
+  args = quality.parse([*OPTIONS.split(), "--phantom-variety=presets,b_lines"])
+  assert quality.config_of("seg:auto", args).data.phantom.variety == ("presets", "b_lines")
 
 
 # The peers themselves
