@@ -21,8 +21,8 @@ Of the labels alone, without networks, dose and response are told in half a minu
 strokes are worth, and the paper's weights beside all-ones weights; it asks nothing and describes.
 
 `:small` learns from the first three cohorts of each setting by the recipe of configs/seg.py:small
-as it first was (its network, losses, optimizer, augmentation and sampling) and describes whether another threshold
-is best then.
+as it first was (its network, losses, optimizer, augmentation and sampling) and describes whether
+another threshold is best then.
 
 `:scales` asks instead what it brings to carry all experts' confidences to one scale: every cohort
 is learned from as painted and standardised in either way. There all experts paint every frame and

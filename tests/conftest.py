@@ -22,6 +22,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import pytest
 
+import lus_jax.benchmarks.before_tensorflow  # noqa: F401
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # After the environment above is set.

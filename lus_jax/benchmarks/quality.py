@@ -38,6 +38,7 @@ import jax
 import numpy as np
 from absl import logging
 
+import lus_jax.benchmarks.before_tensorflow  # noqa: F401
 from lus_jax import command_line, fields, files
 from lus_jax.benchmarks import processes, quality_data, quality_sides
 from lus_jax.benchmarks.throughput import cores

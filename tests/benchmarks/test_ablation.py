@@ -13,7 +13,7 @@ from tests.compared import SIZE
 
 OPTIONS = f"--data lus_phantom --size {SIZE} --folds 3 --seeds 0,1 --budget 5 --in-process"
 # What toy sides make of a part: the share of right pixels that it adds.
-BRINGS = {"loss.region": 0.1, "optimizer.averaging": 0.0, "augment.haze": -0.05}
+BRINGS = {"loss.region": 0.1, "optimizer.averaging": 0.0, "augment.elastic": -0.05}
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def ours(monkeypatch, twelve):
     target = job.arrays("test")["target"]
     noise = np.random.default_rng([job.seed, len(asked)]).random(target.shape)
     found = np.where(noise < right, target, 1 - target) * 0.8 + 0.1
-    steps = 100 if has["augment.haze"] else 150
+    steps = 100 if has["augment.elastic"] else 150
     return quality_sides.Found(found.astype(np.float32), found >= 0.5, 4.9, steps)
 
   monkeypatch.setattr(quality_sides, "ours", train)
@@ -113,21 +113,21 @@ def test_no_part_has_the_easier_folds(n, folds, seeds):
 def test_parts_of_the_recipe_are_what_the_papers_has_at_0():
   config, reference = seg.get_config("small"), seg.get_config()
   parts = {part.name: part for part in ablation.parts_of(config, reference)}
-  assert {name.partition(".")[0] for name in parts} == {"augment", "loss", "optimizer", "train"}
-  assert len(parts) == 16 and {"augment.haze", "loss.from_prevalence", "train.rare"} < set(parts)
-  on = np.array([name != "augment.haze" for name in parts])
+  assert {name.partition(".")[0] for name in parts} == {"augment", "loss", "optimizer"}
+  assert len(parts) == 9 and {"augment.elastic", "loss.from_prevalence"} < set(parts)
+  on = np.array([name != "augment.elastic" for name in parts])
   less = ablation.with_parts(config, list(parts.values()), on)
   changed = fields.flatten(config).items() - fields.flatten(less).items()
-  assert changed == {("augment.haze", config.augment.haze)} and less.augment.haze == 0
+  assert changed == {("augment.elastic", config.augment.elastic)} and less.augment.elastic == 0
 
 
 def test_a_part_may_be_a_value_or_several_fields():
   config, reference = seg.get_config("small"), seg.get_config()
-  text = "augment.crop=64,augment.gain+augment.haze,loss.region=0.5,model.init_from=DIR"
+  text = "augment.crop=64,augment.scale+augment.shift,loss.region=0.5,model.init_from=DIR"
   parts = ablation.parse_parts(text, config, reference)
   assert [part.name for part in parts] == text.split(",")
   assert (parts[0].on, parts[0].off) == ({"augment.crop": 64}, {"augment.crop": 0})
-  assert parts[1].off == {"augment.gain": 0, "augment.haze": 0}
+  assert parts[1].off == {"augment.scale": 0, "augment.shift": 0}
   assert (parts[2].on, parts[2].off) == ({"loss.region": 0.5}, {"loss.region": 1.0})
   assert parts[3].on == {"model.init_from": "DIR"}
   for text, message in (
@@ -136,9 +136,9 @@ def test_a_part_may_be_a_value_or_several_fields():
     ("sweep.seeds=2", "sweep.seeds is no part of a recipe.$"),
     ("augment.crop", "augment.crop is the same with and without it: 0"),
     ("augment.crop=2.5", "augment.crop=2.5 must be a int, as 0"),
-    ("train.rare=often", "train.rare=often must be a float, as 0.3"),
+    ("train.rare=often", "train.rare=often must be a float, as 0.0"),
     ("train.steps=500", "train.steps follows from --budget"),
-    ("augment.gain,augment.gain+augment.haze", "augment.gain stands there twice"),
+    ("augment.scale,augment.scale+augment.shift", "augment.scale stands there twice"),
   ):
     with pytest.raises(UserError, match=f"--parts: {message}"):
       ablation.parse_parts(text, config, reference)
@@ -156,13 +156,13 @@ def test_a_screening_finds_what_parts_bring(ours, tmp_path, capsys):
   assert [one["fold"] for one in content["trainings"]] == 2 * first + 2 * [1, 2, 0, 1]
   dice = dict(zip(BRINGS, content["effects"]["dice"]["effect"], strict=True))
   assert dice["loss.region"] > 0.05 and abs(dice["optimizer.averaging"]) < 0.02
-  assert dice["augment.haze"] < -0.02
-  rows = [line for line in printed.splitlines() if line.startswith("| augment.haze")]
+  assert dice["augment.elastic"] < -0.02
+  rows = [line for line in printed.splitlines() if line.startswith("| augment.elastic")]
   assert rows[0].endswith("| x 0.67 |") and "| -.0" in rows[0] and " ± .0" in rows[0]
   assert "one training's luck .0" in printed and "16 of 16 trainings; ± 95 % over" in printed
   # What is finished is not done again; other parts are refused.
   assert run(capsys, parts, f"--out={tmp_path}")[0] == 0 and len(ours) == 16
-  code, _, error = run(capsys, "--parts=augment.gain", f"--out={tmp_path}")
+  code, _, error = run(capsys, "--parts=augment.shift", f"--out={tmp_path}")
   assert code == 2 and "holds row 01 of other settings (config." in error
 
 

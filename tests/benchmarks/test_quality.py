@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+import pathlib
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -15,6 +18,7 @@ from lus_jax.splits import SPLITS
 from lus_jax.training import loop
 from tests.compared import SIZE, make_dataset
 
+ROOT = pathlib.Path(__file__).parents[2]
 OPTIONS = f"--data lus_phantom --size {SIZE} --folds 3 --seeds 0,1 --budget 5 --in-process"
 
 
@@ -348,6 +352,22 @@ def test_a_config_learns_one_label_alone(twelve, tmp_path):
 
 
 # The peers themselves
+
+
+def test_what_tensorflow_would_break_is_loaded_before_it(tmp_path):
+  """Triton after TensorFlow ends the process: a stand-in says whether it came first."""
+  (tmp_path / "triton.py").write_text(
+    "import sys\nprint('triton', 'tensorflow' in sys.modules)\n", encoding="utf-8"
+  )
+  for before, said in (("", "triton False\n"), ("import tensorflow; ", "")):
+    found = subprocess.run(
+      [sys.executable, "-c", f"{before}from lus_jax.benchmarks import ablation, quality"],
+      env=os.environ | {"PYTHONPATH": os.pathsep.join([os.fspath(tmp_path), os.fspath(ROOT)])},
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    assert found.stdout == said
 
 
 def test_nnunets_plan():

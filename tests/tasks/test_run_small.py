@@ -1,4 +1,4 @@
-"""The recipe for small sets as a whole: everything that is on in it, with toy networks."""
+"""The recipe for small sets as a whole, and what it has off at that, with toy networks."""
 
 import dataclasses
 import os
@@ -26,6 +26,14 @@ CHANGES = {
   "train.checkpoint_every": 1,
   "calibration": "none",
   "model.refinements": 0,  # of the toys
+  # Off in the recipe.
+  "augment.gain": 0.25,
+  "augment.attenuation": 0.7,
+  "augment.speckle": 0.15,
+  "augment.shadow": 0.5,
+  "augment.haze": 0.15,
+  "train.rare": 0.3,
+  "train.smoothing": 0.6,
 }
 
 
