@@ -59,7 +59,7 @@ def choose_strategy(strategy, *, video=False):
   if shape and math.prod(shape) != jax.device_count():
     raise UserError(
       f"config.sweep.strategy: {strategy} takes {math.prod(shape)} devices, and there are "
-      f"{jax.device_count()}."
+      f"{jax.device_count()}; sharded takes as many as there are."
     )
   several = jax.process_count() > 1
   if strategy == "auto":
