@@ -233,7 +233,7 @@ def fold_segmentations(config, trained, plans, table, workdir):
     recipe.data.prepared_dir = _of_run(recipe.data.prepared_dir, config.data.prepared_dir)
     # The clinical tasks see the models of the first seed's thresholds.
     recipe.sweep.seeds, recipe.sweep.members = 1, ()
-  own = recipe.keys() - {"seed", "data", "distributed"}
+  own = set(recipe) - {"seed", "data", "distributed"}
   models_, frames = len(trained.sweep.members), sum(trained.dataset["splits"].values())
   epochs, n = recipe.train.epochs, sum(map(len, plans))
   each = "-".join(map(str, sorted({min(map(len, plans)), max(map(len, plans))})))
