@@ -147,7 +147,8 @@ def test_what_is_said_stays_and_the_rest_follows_from_it(chosen):
 
 
 def test_few_frames_get_small_batches(chosen):
-  assert [chosen(dataset(width=60, frames=n))[0].train.batch_size for n in (2, 5, 9, 40)] == [
+  assert [chosen(dataset(width=60, frames=n))[0].train.batch_size for n in (1, 2, 5, 9, 40)] == [
+    1,
     2,
     2,
     4,

@@ -148,7 +148,7 @@ def _chosen(config, open_places, patients):
       config.model.dtype, _ = hardware.choose_dtype(device)
     objective = Objective(config)
     models, classes = objective.n_models, look.classes * objective.head
-    batch = max(2, min(BATCH, 2 ** int(math.log2(max(2, look.frames // 2)))))
+    batch = min(look.frames, BATCH, 2 ** int(math.log2(max(2, look.frames // 2))))
     sizes = [_size_for(look.thinnest, look.side, MOST_CPU if on_cpu else MOST)]
     sizes += range(sizes[0] - UNIT, LEAST - 1, -UNIT)
     (rate,) = parallel.from_main([int(peak.matmul_rate(config.model.dtype) / 1e9)])
